@@ -1,0 +1,141 @@
+"""plan -> converted model."""
+from typing import List, Union
+
+import torch
+from torch import nn
+
+from .config import QuantConfig
+from .layers import QUANT_LAYERS
+from .plan import LayerPlan, make_plan
+from .quantizers import QUANTIZERS
+from .report import QuantReport
+from .state import NAME, QuantizationState, get_state
+
+
+def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
+              ) -> QuantReport:
+    """Convert ``model`` in place to a quantization-aware one.
+
+    Every Parameter object and every state-dict key stays; quantizers add
+    their own. Float checkpoints load as before. Train as ever: after each
+    step of an optimizer that holds the weights, they are projected and the
+    activation thresholds move. Quantizing again with the same config changes
+    nothing.
+
+    Args:
+        model (nn.Module): The model.
+        config (dict or QuantConfig): See :class:`QuantConfig`.
+
+    Returns:
+        QuantReport: What was quantized and what was not, and why.
+
+    Raises:
+        ValueError: A value that is not allowed, a rule that matches no layer,
+            a weight with NaN or infinite values, or a model that is already
+            quantized with another config.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        >>> report = quantize_(model, dict(weight=dict(bits=4),
+        ...                                activation=dict(bits=4)))
+        >>> report.layers[0].name, report.layers[0].weight.bits
+        ('0', 4)
+    """
+    config = QuantConfig.from_dict(config)
+    state = get_state(model)
+    if state is not None:
+        if state.config != config:
+            raise ValueError(
+                'the model is already quantized with another config:\n'
+                f'  now:   {state.config.to_dict()}\n'
+                f'  asked: {config.to_dict()}\nBuild the model anew, or keep '
+                'one of the two configs (a QuantizedModel needs none in '
+                'GDRQHook).')
+        return QuantReport(state.plans)
+    plans = make_plan(model, config)
+    check_weights(plans)
+    quantized = [plan for plan in plans if plan.quantized]
+    if quantized:
+        state = QuantizationState(config, plans)
+        modules = dict(model.named_modules())
+        for plan in quantized:
+            _convert_layer(plan, state, modules)
+        model.add_module(NAME, state.train(model.training))
+        model._register_load_state_dict_pre_hook(state.before_load)
+    return QuantReport(plans)
+
+
+def _convert_layer(plan: LayerPlan, state: QuantizationState,
+                   modules: dict) -> None:
+    layer = plan.module
+    device = next(modules[''].parameters()).device
+
+    def activation_quantizer():
+        scheme = plan.activation
+        return QUANTIZERS[scheme.type].activation(
+            bits=scheme.bits, k=scheme.k, lr=scheme.lr).to(device)
+
+    layer.__class__ = QUANT_LAYERS[type(layer)]
+    if isinstance(layer, nn.ReLU):
+        parent = modules[plan.name.rpartition('.')[0]]
+        layer.start_quantizing(
+            state, [activation_quantizer() for _ in range(plan.sites)],
+            parent)
+    else:
+        weight_quantizer = plan.weight and QUANTIZERS[
+            plan.weight.type].weight(
+                num_filters=layer.weight.shape[0], bits=plan.weight.bits,
+                group_size=plan.weight.group_size,
+                k=plan.weight.k).to(device)
+        layer.start_quantizing(
+            state, weight_quantizer,
+            activation_quantizer() if plan.activation else None)
+    state.add(plan.name, layer)
+
+
+def check_weights(plans: List[LayerPlan]) -> None:
+    """Raise on weights that cannot be quantized.
+
+    Raises:
+        ValueError: NaN or infinite values, with the name of the layer.
+    """
+    for plan in plans:
+        if plan.weight is None:
+            continue
+        weight = plan.module.weight
+        bad = int((~torch.isfinite(weight)).sum())
+        if bad:
+            raise ValueError(
+                f'{plan.name}.weight has {bad} NaN or infinite values of '
+                f'{weight.numel()}; the checkpoint or the training before it '
+                'is broken, start from another one')
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, forwards) -> None:
+    """Set activation thresholds from data, without training.
+
+    Args:
+        model (nn.Module): A quantized model; put in eval mode for the time.
+        forwards (iterable of callables): Each runs the model on one batch,
+            e.g. ``(lambda: model(x) for x in batches)``.
+
+    Raises:
+        ValueError: The model is not quantized, or no batch came.
+    """
+    state = get_state(model)
+    if state is None:
+        raise ValueError('calibrate needs a quantized model; call '
+                         'gdrq_mm.quantize_(model, config) first')
+    training, batches = model.training, 0
+    model.eval()
+    state.calibrating = True
+    try:
+        for batches, forward in enumerate(forwards, 1):
+            forward()
+            state.update_thresholds_()
+    finally:
+        state.calibrating = False
+        model.train(training)
+    if not batches:
+        raise ValueError('calibrate got no batches')

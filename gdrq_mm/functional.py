@@ -1,0 +1,194 @@
+"""Pure tensor functions of GDRQ: thresholds, clipping, linear quantization.
+
+Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), equation
+numbers below are its own. A *filter* is one slice ``x[i]`` of a weight; a
+*group* is ``group_size`` consecutive filters, the last one shorter where the
+number of filters is no multiple of it.
+"""
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+
+def num_levels(bits: int, signed: bool = True) -> int:
+    """Number of steps ``L`` between zero and the clipping value (Eq. 2).
+
+    Signed codes are ``-L .. L`` with ``L = 2^(bits-1) - 1``, unsigned ones
+    ``0 .. L`` with ``L = 2^bits - 1``.
+    """
+    return 2**(bits - 1) - 1 if signed else 2**bits - 1
+
+
+def num_groups(num_filters: int, group_size: int) -> int:
+    """Number of groups; ``group_size=-1`` is one group for the whole layer."""
+    if group_size == -1:
+        return min(num_filters, 1)
+    return -(-num_filters // group_size)
+
+
+def expand_clip(clip: Tensor, x: Tensor, group_size: int) -> Tensor:
+    """Repeat one clip value a group to one a filter, ready to broadcast.
+
+    Args:
+        clip (Tensor): Shape ``(num_groups, )``.
+        x (Tensor): The weight, shape ``(num_filters, ...)``.
+        group_size (int): Filters a group, -1 for the whole layer.
+
+    Returns:
+        Tensor: Shape ``(num_filters, 1, ...)``.
+
+    Examples:
+        >>> clip = torch.tensor([1., 2.])
+        >>> expand_clip(clip, torch.zeros(3, 5), group_size=2).flatten()
+        tensor([1., 1., 2.])
+    """
+    filters = x.shape[0]
+    if group_size != -1:
+        clip = clip.repeat_interleave(group_size)[:filters]
+    return clip.expand(filters).view(-1, *(1, ) * (x.dim() - 1))
+
+
+def mean_abs(x: Tensor, group_size: int = -1) -> Tensor:
+    """Mean absolute value of every group of filters, in float32.
+
+    Args:
+        x (Tensor): Shape ``(num_filters, ...)``, any float dtype.
+        group_size (int): Filters a group, -1 for all. Defaults to -1.
+
+    Returns:
+        Tensor: Shape ``(num_groups, )``, float32 (float64 for float64 input);
+        0 for a group without elements.
+    """
+    groups = num_groups(x.shape[0], group_size)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if x.numel() == 0:
+        return x.new_zeros(groups, dtype=dtype)
+    if group_size == -1:
+        return x.abs().mean(dtype=dtype).view(1)
+    rows = x.reshape(x.shape[0], -1).abs().mean(dim=1, dtype=dtype)
+    short = groups * group_size - rows.numel()
+    sums = torch.nn.functional.pad(rows, (0, short)).view(groups, -1).sum(1)
+    counts = torch.full_like(sums, group_size)
+    counts[-1] -= short
+    return sums / counts
+
+
+def clip_threshold(x: Tensor, k: float, group_size: int = -1) -> Tensor:
+    """Scale-Clip threshold ``T = k * mean|x|`` of every group (Eq. 7, 8).
+
+    Uniform data have ``max|x| = 2 * mean|x|``, so ``k = 2`` reshapes towards
+    the uniform distribution. The threshold carries no gradient.
+
+    Args:
+        x (Tensor): Shape ``(num_filters, ...)``.
+        k (float): The factor, > 0.
+        group_size (int): Filters a group, -1 for all. Defaults to -1.
+
+    Returns:
+        Tensor: Shape ``(num_groups, )``, at least float32. Where the sum of
+        a group overflows, the largest finite value: nothing is clipped.
+    """
+    clip = k * mean_abs(x.detach(), group_size)
+    return clip.clamp_(max=torch.finfo(clip.dtype).max)
+
+
+def scale_clip(x: Tensor, clip: Tensor, group_size: int = -1) -> Tensor:
+    """Clip every group of ``x`` to ``[-clip, clip]`` (Eq. 9).
+
+    Args:
+        x (Tensor): Shape ``(num_filters, ...)``.
+        clip (Tensor): Shape ``(num_groups, )``.
+        group_size (int): Filters a group, -1 for all. Defaults to -1.
+    """
+    bound = expand_clip(clip, x, group_size).to(x.dtype)
+    return torch.clamp(x, -bound, bound)
+
+
+def quantize_codes(x: Tensor,
+                   clip: Tensor,
+                   bits: int,
+                   signed: bool = True) -> Tuple[Tensor, Tensor]:
+    """Integer codes and scale of linear quantization (Eq. 1, 2).
+
+    Args:
+        x (Tensor): Any shape, any float dtype.
+        clip (Tensor): Clipping values >= 0, broadcastable to ``x``.
+        bits (int): 1 to 8; 1 only with ``signed``: codes are then -1 and 1
+            (``sign(0) = +1``) and the scale is ``clip`` itself.
+        signed (bool): Codes ``-L..L`` or ``0..L``. Defaults to True.
+
+    Returns:
+        tuple[Tensor, Tensor]: Codes (float32 holding integers) and scale, with
+        ``x ~ codes * scale``. Where ``clip`` is 0 the codes are 0 (1 bit: 1)
+        and so is the scale.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, clip = x.to(dtype), clip.to(dtype)
+    if bits == 1:
+        return torch.where(x < 0, -1., 1.).to(dtype), clip
+    levels = num_levels(bits, signed)
+    scale = clip / levels
+    clamped = torch.clamp(x, -clip if signed else torch.zeros_like(clip), clip)
+    # A clip value so small that its scale underflows to 0 divides by 1: the
+    # codes come out as 0.
+    codes = torch.round(clamped / torch.where(scale > 0, scale, 1.))
+    return codes, scale
+
+
+class _LinearQuantize(torch.autograd.Function):
+    """Round to the grid; straight-through gradient inside the range."""
+
+    @staticmethod
+    def forward(ctx, x, clip, bits, signed):
+        codes, scale = quantize_codes(x, clip, bits, signed)
+        inside = None
+        if bits > 1:
+            low = -clip if signed else torch.zeros_like(clip)
+            inside = (x >= low) & (x <= clip)
+        ctx.save_for_backward(inside)
+        return codes.mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        inside, = ctx.saved_tensors
+        if inside is not None:
+            grad = torch.where(inside, grad, 0.)
+        return grad, None, None, None
+
+
+def linear_quantize(x: Tensor,
+                    clip: Tensor,
+                    bits: int,
+                    signed: bool = True) -> Tensor:
+    """Linear quantization ``Q(x; clip)`` (Eq. 1, 2) as float values.
+
+    Computed in float32 whatever the dtype of ``x``, and returned in that
+    dtype. The gradient is straight-through: 1 where ``x`` lies inside the
+    range, bounds included, 0 outside; at 1 bit it is 1 everywhere. ``clip``
+    gets no gradient.
+
+    Args:
+        x (Tensor): Any shape.
+        clip (Tensor): Clipping values >= 0, broadcastable to ``x``; see
+            :func:`expand_clip` for groups.
+        bits (int): 1 to 8, unsigned 2 to 8.
+        signed (bool): Range ``[-clip, clip]`` or ``[0, clip]``. Defaults to
+            True.
+
+    Examples:
+        >>> x = torch.tensor([-3., 0.2, 0.4, 1.])
+        >>> linear_quantize(x, torch.tensor(1.), bits=2)
+        tensor([-1.,  0.,  0.,  1.])
+    """
+    return _LinearQuantize.apply(x, clip, bits, signed)
+
+
+def quantized_loss(w: Tensor, w_q: Tensor) -> Tensor:
+    """Relative L1 error ``sum|w - w_q| / sum|w|`` (Eq. 3), a float32 scalar.
+
+    0 for an all-zero ``w`` that is quantized to zeros.
+    """
+    w, w_q = w.detach().double(), w_q.detach().double()
+    error, norm = (w - w_q).abs().sum(), w.abs().sum()
+    return torch.where(error > 0, error / norm, 0.).float()

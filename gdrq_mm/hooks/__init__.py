@@ -1,0 +1,4 @@
+"""Hooks for mmengine's runner."""
+from .gdrq_hook import GDRQHook
+
+__all__ = ['GDRQHook']

@@ -1,0 +1,147 @@
+"""Quantization-aware training with GDRQ, as a hook of mmengine's runner."""
+import logging
+from typing import Optional
+
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import nn
+
+from ..convert import check_weights, quantize_
+from ..models.checks import check_model, frozen_norms
+from ..report import QuantReport
+from ..state import get_state
+
+
+@HOOKS.register_module()
+class GDRQHook(Hook):
+    """Convert the model before the run, drive the phases, log.
+
+    The model is converted before checkpoints are loaded and before
+    ``EMAHook`` copies it; float checkpoints load as before.
+
+    Args:
+        quantization (dict, optional): What to quantize, see
+            :class:`gdrq_mm.QuantConfig`. Defaults to None: the model is a
+            ``QuantizedModel`` and says it itself.
+        begin_iter (int): Iteration at which rounding begins. Before it, the
+            float model is reshaped: weights and activations are clipped to
+            their thresholds only. Defaults to 0.
+        begin_epoch (int): The same by epoch; give one of the two. Defaults
+            to 0.
+
+    Raises:
+        ValueError: Both begins are given or one is negative, the model is not
+            quantized and no ``quantization`` is given, or the run uses
+            something that bypasses quantized layers.
+
+    Examples:
+        >>> custom_imports = dict(imports=['gdrq_mm'])
+        >>> custom_hooks = [dict(type='GDRQHook', quantization=dict(
+        ...     weight=dict(bits=4), activation=dict(bits=4)))]
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self,
+                 quantization: Optional[dict] = None,
+                 begin_iter: int = 0,
+                 begin_epoch: int = 0) -> None:
+        for name, value in (('begin_iter', begin_iter),
+                            ('begin_epoch', begin_epoch)):
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f'GDRQHook: {name} is {value!r}, allowed: '
+                                 'an integer >= 0')
+        if begin_iter and begin_epoch:
+            raise ValueError(
+                f'GDRQHook: begin_iter={begin_iter} and '
+                f'begin_epoch={begin_epoch} are both given; keep one')
+        self.quantization = quantization
+        self.begin_iter = begin_iter
+        self.begin_epoch = begin_epoch
+
+    def before_run(self, runner) -> None:
+        """Convert the model."""
+        check_model(runner.model, runner.cfg)
+        self.model = _unwrap(runner.model)
+        if self.quantization is None:
+            if get_state(self.model) is None:
+                raise ValueError(
+                    'GDRQHook got no quantization and the model is none of '
+                    'type QuantizedModel: give the hook '
+                    'quantization=dict(weight=dict(bits=4, ...), ...)')
+        else:
+            report = quantize_(self.model, _plain(self.quantization))
+            if get_state(self.model) is None:
+                print_log('GDRQHook: nothing is quantized, no bits are asked '
+                          f'for\n{report}', 'current', logging.WARNING)
+        self.state = get_state(self.model)
+
+    def before_train(self, runner) -> None:
+        """Check the loaded weights; log what is quantized."""
+        if self.state is None:
+            return
+        check_weights(self.state.plans)
+        print_log(f'GDRQHook:\n{QuantReport(self.state.plans)}', 'current')
+        frozen = frozen_norms(self.model)
+        if frozen:
+            print_log(
+                f'{len(frozen)} normalization layers ({frozen[0]}, ...) keep '
+                'the statistics of the float model (norm_eval or frozen '
+                'stages): they are off for low-bit weights. Set '
+                'norm_eval=False and frozen_stages=-1 where the batch allows '
+                'it.', 'current', logging.WARNING)
+        loggers = [hook for hook in runner.hooks
+                   if isinstance(hook, LoggerHook)]
+        self.interval = loggers[0].interval if loggers else 0
+
+    def before_train_iter(self, runner, batch_idx: int,
+                          data_batch=None) -> None:
+        """Enter the phase that is due."""
+        if self.state is None:
+            return
+        begun = (runner.iter >= self.begin_iter
+                 and runner.epoch >= self.begin_epoch)
+        phase = 'quantize' if begun else 'reshape'
+        if phase != self.state.phase or runner.iter == 0:
+            self.state.set_phase(phase)
+            print_log(f'GDRQHook: phase {phase!r} from iteration '
+                      f'{runner.iter} (epoch {runner.epoch}) on', 'current')
+        self.state.collect_clipped = self._log_is_due(runner, batch_idx)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None,
+                         outputs=None) -> None:
+        """Hand the figures of this step to the log and the visualizer."""
+        if self.state is None or not self.state.collect_clipped:
+            return
+        for name, value in self.state.metrics().items():
+            runner.message_hub.update_scalar(f'train/{name}', value)
+
+    def before_val_epoch(self, runner) -> None:
+        self._warn_of_missing_thresholds()
+
+    def before_test_epoch(self, runner) -> None:
+        self._warn_of_missing_thresholds()
+
+    def _log_is_due(self, runner, batch_idx: int) -> bool:
+        return bool(self.interval) and (
+            self.every_n_inner_iters(batch_idx, self.interval)
+            or self.end_of_epoch(runner.train_dataloader, batch_idx))
+
+    def _warn_of_missing_thresholds(self) -> None:
+        if self.state is not None and not self.state.any_threshold():
+            print_log(
+                'no activation threshold is set yet: activations stay float '
+                'in this evaluation. Load a trained quantized checkpoint, '
+                'train, or call gdrq_mm.calibrate.', 'current',
+                logging.WARNING)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _plain(config) -> dict:
+    """ConfigDict -> dict, so that no mmengine type gets into the model."""
+    return config.to_dict() if hasattr(config, 'to_dict') else config

@@ -1,0 +1,30 @@
+"""Quantized layers, and the registry that says which layer becomes which."""
+from typing import Dict, Type
+
+from torch import nn
+
+from .base import QuantLayer
+from .conv import QuantConv2d
+from .linear import QuantLinear
+from .relu import ScaleClipReLU
+
+QUANT_LAYERS: Dict[Type[nn.Module], Type[nn.Module]] = {}
+
+
+def register_quant_layer(float_class: Type[nn.Module],
+                         quant_class: Type[nn.Module]) -> None:
+    """Let ``quantize_`` turn modules of exactly ``float_class`` into
+    ``quant_class``.
+
+    Register a subclass of a layer only if it computes what the layer does:
+    its own ``forward`` is not called any more.
+    """
+    QUANT_LAYERS[float_class] = quant_class
+
+
+register_quant_layer(nn.Conv2d, QuantConv2d)
+register_quant_layer(nn.Linear, QuantLinear)
+register_quant_layer(nn.ReLU, ScaleClipReLU)
+
+__all__ = ['QUANT_LAYERS', 'QuantConv2d', 'QuantLayer', 'QuantLinear',
+           'ScaleClipReLU', 'register_quant_layer']

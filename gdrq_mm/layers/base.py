@@ -1,0 +1,57 @@
+"""What quantized convolutions and linear layers share."""
+from typing import Iterator, Optional, Tuple
+
+from torch import Tensor, nn
+
+from .relu import is_on_grid
+
+
+class QuantLayer:
+    """Mixin of quantized layers that have a weight.
+
+    A float layer turns into a quantized one by changing its class: Parameter
+    objects, state-dict keys, hooks and every reference to the layer stay.
+    """
+
+    def start_quantizing(self, state: nn.Module,
+                         weight_quantizer: Optional[nn.Module],
+                         input_quantizer: Optional[nn.Module]) -> None:
+        """Take the quantizers of a freshly converted layer."""
+        self.weight_quantizer = weight_quantizer
+        self.input_quantizer = input_quantizer
+        # In a tuple, so that it is no submodule: all layers share it.
+        self._shared = (state, )
+
+    def activation_quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
+        if self.input_quantizer is not None:
+            yield 'input_quantizer', self.input_quantizer
+
+    def quantizer_state(self) -> dict:
+        """State-dict entries that the float layer does not have."""
+        return {key: value for key, value in self.state_dict().items()
+                if '_quantizer.' in key}
+
+    def forget(self) -> None:
+        """Buffers were written from outside: look at them anew."""
+        for quantizer in (self.weight_quantizer, self.input_quantizer):
+            if quantizer is not None:
+                quantizer.forget()
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        if self.input_quantizer is None or is_on_grid(x):
+            return x
+        return self._shared[0].activation(self.input_quantizer, x)
+
+    def quantized_weight(self) -> Tensor:
+        if self.weight_quantizer is None:
+            return self.weight
+        return self._shared[0].weight(self.weight_quantizer, self.weight)
+
+    def __setattr__(self, name, value):
+        if name == 'weight' and value is not self._parameters.get('weight'):
+            raise RuntimeError(
+                'the weight Parameter of a quantized layer cannot be '
+                'replaced (fuse_conv_bn does that): the result would be '
+                'rounded anew. Fuse the float model before quantizing it, or '
+                'copy the values with weight.data.copy_(...).')
+        super().__setattr__(name, value)

@@ -1,0 +1,91 @@
+"""ReLU whose output is quantized: the activation site of the paper.
+
+Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Section 4.3
+("we also add the Distribution Reshaping in ReLU layers").
+"""
+import ast
+import inspect
+import textwrap
+from typing import Iterator, List, Tuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def is_on_grid(x: Tensor) -> bool:
+    """Whether ``x`` is the unchanged output of a :class:`ScaleClipReLU`."""
+    return getattr(x, '_on_grid_version', None) == x._version
+
+
+class ScaleClipReLU(nn.ReLU):
+    """ReLU followed by an activation quantizer, one a call site.
+
+    One module often serves several places: each ResNet block calls its only
+    ReLU two or three times. Calls are told apart by their order within one
+    forward of the parent module; a call in a loop, as in heads that go over
+    pyramid levels, is one place.
+    """
+
+    def start_quantizing(self, state: nn.Module,
+                         quantizers: List[nn.Module],
+                         parent: nn.Module) -> None:
+        """Take the quantizers of a freshly converted ReLU, one a site."""
+        self.site_quantizers = nn.ModuleList(quantizers)
+        self._shared = (state, )
+        self._next_site = 0
+        # After the forward as well: activation checkpointing repeats parts
+        # of it later, without the parent.
+        parent.register_forward_pre_hook(self._restart)
+        parent.register_forward_hook(self._restart)
+
+    def _restart(self, *_) -> None:
+        self._next_site = 0
+
+    def activation_quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
+        for index, quantizer in enumerate(self.site_quantizers):
+            yield f'site_quantizers.{index}', quantizer
+
+    def quantizer_state(self) -> dict:
+        """State-dict entries that the float layer does not have."""
+        return dict(self.state_dict())
+
+    def forget(self) -> None:
+        """Buffers were written from outside: look at them anew."""
+        for quantizer in self.site_quantizers:
+            quantizer.forget()
+
+    def forward(self, x: Tensor) -> Tensor:
+        site = min(self._next_site, len(self.site_quantizers) - 1)
+        self._next_site += 1
+        x = self._shared[0].activation(self.site_quantizers[site], F.relu(x))
+        x._on_grid_version = x._version
+        return x
+
+
+def count_call_sites(parent: nn.Module, name: str) -> int:
+    """How often the methods of ``parent`` write ``self.<name>(...)``.
+
+    Returns:
+        int: At least 1, also where there is no source to look at.
+    """
+    methods = {}
+    for cls in reversed(type(parent).__mro__):
+        if cls is object or cls is nn.Module:
+            continue
+        methods.update({key: value for key, value in vars(cls).items()
+                        if inspect.isfunction(value)})
+    sites = 0
+    for key, method in methods.items():
+        if key == '__init__':
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+        except (OSError, TypeError, SyntaxError):
+            continue
+        sites += sum(
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == name
+            and isinstance(node.func.value, ast.Name)
+            and node.func.value.id == 'self' for node in ast.walk(tree))
+    return max(sites, 1)

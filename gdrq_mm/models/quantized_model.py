@@ -1,0 +1,48 @@
+"""A model type that is quantized as soon as it is built."""
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..convert import quantize_
+from ..layers import QuantConv2d, QuantLinear, register_quant_layer
+from .checks import check_model
+
+try:
+    # mmcv's models build these; on current torch they only call the base.
+    from mmcv.cnn.bricks import wrappers
+    register_quant_layer(wrappers.Conv2d, QuantConv2d)
+    register_quant_layer(wrappers.Linear, QuantLinear)
+except ImportError:  # classifiers that were built without mmcv
+    pass
+
+
+@MODELS.register_module()
+class QuantizedModel:
+    """Build a model and convert it; returns the model itself.
+
+    Inferencers and other code that runs no hooks get a quantized model this
+    way, so published configs use it. To train it no hook is needed;
+    ``GDRQHook`` (without ``quantization``) adds phases and logs.
+
+    Args:
+        architecture (str): The ``type`` that the model had before.
+        quantization (dict): See :class:`gdrq_mm.QuantConfig`.
+        **kwargs: The model's own arguments.
+
+    Returns:
+        nn.Module: An object of the architecture's class.
+
+    Examples:
+        >>> _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+        >>> model = dict(
+        ...     type='QuantizedModel',
+        ...     architecture='FasterRCNN',
+        ...     quantization=dict(weight=dict(bits=4)))
+    """
+
+    def __new__(cls, architecture: str, quantization: dict,
+                **kwargs) -> nn.Module:
+        model = MODELS.build(dict(type=architecture, **kwargs))
+        check_model(model)
+        quantize_(model, quantization.to_dict() if hasattr(
+            quantization, 'to_dict') else quantization)
+        return model

@@ -1,0 +1,142 @@
+"""config -> plan: what becomes of every layer, decided before any change."""
+from dataclasses import dataclass
+from typing import List, Optional
+
+from torch import nn
+
+from .config import ActivationScheme, QuantConfig, WeightScheme
+from .layers import QUANT_LAYERS
+from .layers.relu import count_call_sites
+
+
+@dataclass
+class LayerPlan:
+    """What happens to one layer.
+
+    Args:
+        name (str): Name in the model.
+        module (nn.Module): The layer.
+        weight (WeightScheme, optional): None where the weight stays float.
+        activation (ActivationScheme, optional): None where no activation is
+            quantized here.
+        sites (int): Number of activation thresholds.
+        reason (str): Why, in words; for quantized layers the rule behind it.
+    """
+    name: str
+    module: nn.Module
+    weight: Optional[WeightScheme] = None
+    activation: Optional[ActivationScheme] = None
+    sites: int = 0
+    reason: str = ''
+
+    @property
+    def quantized(self) -> bool:
+        return self.weight is not None or self.activation is not None
+
+    def scheme(self) -> dict:
+        """What a checkpoint must agree with, in primitive types."""
+        described = {}
+        if self.weight:
+            described['weight'] = (f'{self.weight.type} {self.weight.bits} '
+                                   f'bits, group size '
+                                   f'{self.weight.group_size}')
+        if self.activation:
+            described['activation'] = (f'{self.activation.type} '
+                                       f'{self.activation.bits} bits, '
+                                       f'{self.sites} sites')
+        return described
+
+
+def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
+    """Decide for every layer of ``model`` whether and how to quantize it.
+
+    Changes nothing. Layers are all modules that own a weight of two or more
+    dimensions and, with ``site='relu'``, the ReLUs.
+
+    Args:
+        model (nn.Module): A float model.
+        config (QuantConfig): What to quantize.
+
+    Returns:
+        list[LayerPlan]: In the order of ``model.named_modules()``.
+
+    Raises:
+        ValueError: A rule matches no layer, or two layers share one weight
+            but get different schemes.
+    """
+    modules = dict(model.named_modules())
+    plans = []
+    for name, module in modules.items():
+        kind = _kind(module)
+        if kind == 'relu' and config.schemes(name)[1].site == 'relu':
+            plans.append(_plan_relu(name, module, modules, config))
+        elif kind == 'layer':
+            plans.append(_plan_layer(name, module, config))
+    config.check_rules(plan.name for plan in plans)
+    _check_shared_weights(plans)
+    return plans
+
+
+def _kind(module: nn.Module) -> Optional[str]:
+    if type(module) is nn.ReLU:
+        return 'relu'
+    weight = getattr(module, 'weight', None)
+    if isinstance(module, nn.Embedding) or weight is None:
+        return None
+    return 'layer' if getattr(weight, 'dim', int)() >= 2 else None
+
+
+def _plan_layer(name, module, config) -> LayerPlan:
+    plan = LayerPlan(name, module)
+    rule = config.rule_of(name)
+    because = f'rule {rule.match!r}' if rule else 'default'
+    cls = type(module)
+    if rule and rule.skip:
+        plan.reason = f'{because}: skip'
+    elif cls not in QUANT_LAYERS:
+        plain = [base.__name__ for base in QUANT_LAYERS
+                 if issubclass(cls, base)]
+        plan.reason = (
+            f'{cls.__name__} is a {plain[0]} that may compute something else; '
+            'see register_quant_layer' if plain else
+            f'no quantized form of {cls.__name__}')
+    elif 'weight' not in module._parameters:
+        plan.reason = ('its weight is computed (weight or spectral norm), '
+                       'not a Parameter')
+    else:
+        weight, activation = config.schemes(name)
+        if weight.bits is not None:
+            plan.weight = weight
+        if activation.bits is not None:
+            plan.activation, plan.sites = activation, 1
+        plan.reason = because if plan.quantized else \
+            f'{because}: no bits asked for'
+    return plan
+
+
+def _plan_relu(name, module, modules, config) -> LayerPlan:
+    plan = LayerPlan(name, module)
+    rule = config.rule_of(name)
+    plan.reason = f'rule {rule.match!r}' if rule else 'default'
+    activation = config.schemes(name)[1]
+    if activation.bits is None:
+        plan.reason += ': skip' if rule and rule.skip else ': no bits asked for'
+        return plan
+    parent, _, attribute = name.rpartition('.')
+    plan.activation = activation
+    plan.sites = count_call_sites(modules[parent], attribute)
+    return plan
+
+
+def _check_shared_weights(plans: List[LayerPlan]) -> None:
+    owners = {}
+    for plan in plans:
+        weight = plan.module._parameters.get('weight')
+        if weight is None:
+            continue
+        owner = owners.setdefault(id(weight), plan)
+        if owner.weight != plan.weight:
+            raise ValueError(
+                f'{owner.name} and {plan.name} share one weight, but are '
+                f'asked for {owner.weight} and {plan.weight}; give both the '
+                'same rule')

@@ -1,0 +1,20 @@
+"""Quantizers by name: the ``type`` of ``weight=`` and ``activation=``."""
+from typing import Dict, NamedTuple, Optional, Type
+
+from torch import nn
+
+from .scale_clip import ScaleClipActivation, ScaleClipWeight
+
+
+class QuantizerPair(NamedTuple):
+    """The weight and the activation quantizer that share a name."""
+    weight: Optional[Type[nn.Module]]
+    activation: Optional[Type[nn.Module]]
+
+
+QUANTIZERS: Dict[str, QuantizerPair] = {
+    'ScaleClip': QuantizerPair(ScaleClipWeight, ScaleClipActivation),
+}
+
+__all__ = ['QUANTIZERS', 'QuantizerPair', 'ScaleClipActivation',
+           'ScaleClipWeight']

@@ -1,0 +1,199 @@
+"""Scale-Clip quantizers of weights and activations.
+
+Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Sections
+3.3 to 3.5 and Algorithm 1.
+"""
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional as F
+
+# Clip value over mean|x| with the least squared error for a half-normal
+# distribution, by the number of levels above zero.
+BEST_CLIP_OF_HALF_NORMAL = {
+    1: 1.55, 3: 2.45, 7: 3.1, 15: 3.65, 31: 4.1, 63: 4.5, 127: 4.9, 255: 5.25}
+
+
+def default_k(bits: int, signed: bool) -> float:
+    """Default ``k_a`` of activations (the paper only says "large").
+
+    Unsigned inputs are ReLU outputs: about half of them are zeros, which
+    halves the mean, hence the factor 2.
+    """
+    best = BEST_CLIP_OF_HALF_NORMAL[F.num_levels(bits, signed)]
+    return best if signed else 2 * best
+
+
+class ScaleClipWeight(nn.Module):
+    """Quantize a weight, one clip value ``T = k * mean|G|`` a group.
+
+    The clip values are those of the last projection (:meth:`project`), so
+    every trained weight lies inside its range. Until the first training step
+    they are computed from the weight at hand.
+
+    ``clip`` is a Parameter without gradient: model averaging then averages it
+    together with the weights, and averaged weights stay inside averaged clip
+    values.
+
+    Args:
+        num_filters (int): First dimension of the weight.
+        bits (int): 1 to 8.
+        group_size (int): Filters a group, -1 for the whole layer.
+        k (float): Threshold factor; 2 reshapes towards uniform.
+    """
+
+    def __init__(self, num_filters: int, bits: int, group_size: int,
+                 k: float) -> None:
+        super().__init__()
+        self.bits = bits
+        self.group_size = group_size
+        self.k = k
+        self.clip = nn.Parameter(
+            torch.zeros(F.num_groups(num_filters, group_size)),
+            requires_grad=False)
+        self._known_set = False
+
+    def extra_repr(self) -> str:
+        return (f'bits={self.bits}, group_size={self.group_size}, '
+                f'k={self.k}')
+
+    def forget(self) -> None:
+        """Look at ``clip`` anew: something else may have written to it."""
+        self._known_set = False
+
+    def _is_set(self) -> bool:
+        # Zero means "not set yet" (or a weight of zeros, for which computing
+        # it anew gives zero again). Asked of the device only until it is set.
+        if not self._known_set:
+            self._known_set = bool(self.clip.any())
+        return self._known_set
+
+    def current_clip(self, weight: Tensor) -> Tensor:
+        """Clip values in force for ``weight``, shape ``(num_groups, )``."""
+        if self._is_set():
+            return self.clip.detach()
+        return F.clip_threshold(weight, self.k, self.group_size).float()
+
+    def level(self, weight: Tensor, clip: Tensor) -> Tensor:
+        """The value of the largest code: ``clip``, or mean|G| at 1 bit."""
+        if self.bits == 1:
+            return F.clip_threshold(weight, 1., self.group_size).float()
+        return clip
+
+    @torch.no_grad()
+    def set_clip(self, weight: Tensor) -> None:
+        """Store the clip values in force (at the start of training)."""
+        self.clip.copy_(self.current_clip(weight))
+
+    @torch.no_grad()
+    def project(self, weight: Tensor) -> None:
+        """Clip the stored weight in place to new thresholds (Eq. 7 to 9).
+
+        Called after each optimizer step: only clipping the *stored* weights
+        makes them uniform.
+        """
+        self.clip.copy_(F.clip_threshold(weight, self.k, self.group_size))
+        weight.copy_(F.scale_clip(weight, self.clip, self.group_size))
+        self._known_set = True
+
+    def codes(self, weight: Tensor):
+        """tuple[Tensor, Tensor]: codes, and scales of shape (filters, 1...)"""
+        level = self.level(weight, self.current_clip(weight))
+        level = F.expand_clip(level, weight, self.group_size)
+        return F.quantize_codes(weight.detach(), level, self.bits)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        level = self.level(weight, self.current_clip(weight))
+        level = F.expand_clip(level, weight, self.group_size)
+        return F.linear_quantize(weight, level, self.bits)
+
+
+class ScaleClipActivation(nn.Module):
+    """Quantize an activation with a running threshold ``T_a`` (Eq. 10, 11).
+
+    ``T_a`` descends towards ``k * mean|A|``; Eq. 10 as printed has the wrong
+    sign and diverges. A quantizer that has seen no data lets its input pass
+    unchanged.
+
+    Args:
+        bits (int): 2 to 8.
+        k (float, optional): Threshold factor. Defaults to None: by bits and
+            sign, see :func:`default_k`.
+        lr (float): Step of Eq. 10; the first steps average instead. Defaults
+            to 0.01.
+    """
+
+    # Updates during which a negative value makes the input a signed one.
+    SIGN_UPDATES = 10
+
+    def __init__(self, bits: int, k: Optional[float], lr: float) -> None:
+        super().__init__()
+        self.bits = bits
+        self.k = k
+        self.lr = lr
+        self.register_buffer('clip', torch.zeros(()))
+        self.register_buffer('signed', torch.zeros((), dtype=torch.bool))
+        self.register_buffer('num_updates', torch.zeros(
+            (), dtype=torch.long))
+        # What the forwards since the last update saw: sum |x|, number of
+        # elements, sum of the negative minima.
+        self.register_buffer('seen', torch.zeros(3), persistent=False)
+        self._settled = False
+        self._initialized = self._is_signed = False
+
+    def extra_repr(self) -> str:
+        return f'bits={self.bits}, k={self.k}, lr={self.lr}'
+
+    def forget(self) -> None:
+        """Look at the buffers anew: something else may have written them."""
+        self._settled = False
+
+    def _read(self) -> None:
+        # Asked of the device only until the sign is settled.
+        if not self._settled:
+            updates = int(self.num_updates)
+            self._initialized = updates > 0
+            self._is_signed = bool(self.signed)
+            self._settled = updates >= self.SIGN_UPDATES
+
+    @property
+    def initialized(self) -> bool:
+        """Whether a threshold is there."""
+        self._read()
+        return self._initialized
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the input was seen to have negative values."""
+        self._read()
+        return self._is_signed
+
+    def k_of(self, signed: bool) -> float:
+        return default_k(self.bits, signed) if self.k is None else self.k
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Add ``x`` to the statistics of the running step."""
+        if x.numel() == 0:
+            return
+        x = x.detach()
+        self.seen[0] += x.abs().sum(dtype=torch.float32)
+        self.seen[1] += x.numel()
+        if not self._settled:
+            self.seen[2] += x.amin().float().clamp(max=0)
+
+    @torch.no_grad()
+    def clipped_fraction(self, x: Tensor) -> Tensor:
+        """Share of the non-zero elements beyond the threshold."""
+        return (x.abs() > self.clip).sum() / x.count_nonzero().clamp(min=1)
+
+    def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
+        if not self.initialized:
+            return x
+        if rounding:
+            return F.linear_quantize(x, self.clip, self.bits, self.is_signed)
+        clip = self.clip.to(x.dtype)
+        return torch.clamp(
+            x, -clip if self.is_signed else torch.zeros_like(clip), clip)

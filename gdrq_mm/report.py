@@ -1,0 +1,166 @@
+"""What was quantized and what was not: rows to read, totals to quote."""
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional
+
+import torch
+from torch import nn
+
+from .functional import num_groups
+from .plan import LayerPlan
+
+
+@dataclass
+class LayerTrace:
+    """What one forward of the model showed of a layer.
+
+    Args:
+        calls (int): How often it was called.
+        macs (int): Multiply-accumulates of all calls.
+        signed (bool): Whether an input had negative values.
+        same_input (list[str]): Other layers that read the same tensor.
+    """
+    calls: int = 0
+    macs: int = 0
+    signed: bool = False
+    same_input: List[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def trace_layers(model: nn.Module, plans: List[LayerPlan],
+                 forward: Callable) -> Dict[str, LayerTrace]:
+    """Run ``forward`` once and look at the inputs of every planned layer.
+
+    Args:
+        model (nn.Module): Float or quantized; put in eval mode for the time.
+        plans (list[LayerPlan]): The layers to look at.
+        forward (callable): Runs the model on a batch.
+    """
+    traces = {plan.name: LayerTrace() for plan in plans}
+    readers = {}  # id of a tensor -> (the tensor, kept alive; its readers)
+
+    def watch(name):
+
+        def hook(module, args, output):
+            trace, x = traces[name], args[0]
+            trace.calls += 1
+            trace.signed |= bool(x.numel() and x.amin() < 0)
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                trace.macs += output.numel() * module.weight[0].numel()
+            readers.setdefault((id(x), x._version), (x, []))[1].append(name)
+
+        return hook
+
+    handles = [plan.module.register_forward_hook(watch(plan.name))
+               for plan in plans]
+    training = model.training
+    model.eval()
+    try:
+        forward()
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    for _, names in readers.values():
+        for name in names:
+            others = traces[name].same_input
+            others.extend(other for other in names
+                          if other != name and other not in others)
+    return traces
+
+
+class QuantReport:
+    """Every layer of a model: quantized or not, and why.
+
+    Args:
+        layers (list[LayerPlan]): One a layer.
+        traces (dict[str, LayerTrace], optional): From :func:`trace_layers`;
+            adds the sign of inputs, calls, shared inputs and MACs.
+    """
+
+    def __init__(self, layers: List[LayerPlan],
+                 traces: Optional[Dict[str, LayerTrace]] = None) -> None:
+        self.layers = layers
+        self.traces = traces
+
+    @staticmethod
+    def bytes_of(plan: LayerPlan) -> tuple:
+        """tuple[int, int]: bytes of the weight in float32 and packed (codes
+        at their bit width, a float32 scale a group)."""
+        weight = getattr(plan.module, 'weight', None)
+        if weight is None:
+            return 0, 0
+        before = 4 * weight.numel()
+        if plan.weight is None:
+            return before, before
+        groups = num_groups(weight.shape[0], plan.weight.group_size)
+        return before, -(-weight.numel() * plan.weight.bits // 8) + 4 * groups
+
+    def totals(self) -> dict:
+        """Shares of weights and MACs that are quantized, bytes in all."""
+        weights = [(plan, plan.module.weight.numel()) for plan in self.layers
+                   if getattr(plan.module, 'weight', None) is not None]
+        total = sum(number for _, number in weights)
+        sizes = [self.bytes_of(plan) for plan in self.layers]
+        totals = dict(
+            layers=len(weights),
+            quantized_layers=sum(bool(plan.weight) for plan, _ in weights),
+            weight_share=sum(number for plan, number in weights
+                             if plan.weight) / max(total, 1),
+            bytes_before=sum(before for before, _ in sizes),
+            bytes_after=sum(after for _, after in sizes))
+        if self.traces is not None:
+            macs = {plan.name: self.traces[plan.name].macs
+                    for plan, _ in weights}
+            totals['mac_share'] = sum(
+                macs[plan.name] for plan, _ in weights
+                if plan.weight and plan.activation) / max(
+                    sum(macs.values()), 1)
+        return totals
+
+    def rows(self) -> List[dict]:
+        """One dict a layer, with the columns of the printed table."""
+        rows = []
+        for plan in self.layers:
+            before, after = self.bytes_of(plan)
+            row = dict(layer=plan.name, type=type(plan.module).__name__)
+            row['w bits'] = plan.weight.bits if plan.weight else 'float'
+            row['a bits'] = plan.activation.bits if plan.activation else \
+                'float'
+            row['group size'] = plan.weight.group_size if plan.weight else ''
+            row['groups'] = num_groups(
+                plan.module.weight.shape[0],
+                plan.weight.group_size) if plan.weight else ''
+            row['thresholds'] = plan.sites
+            if self.traces is not None:
+                trace = self.traces[plan.name]
+                row['input'] = ('not called' if not trace.calls else
+                                'signed' if trace.signed else 'unsigned')
+                row['calls'] = trace.calls
+                row['reads the same as'] = ' '.join(trace.same_input)
+            row['bytes'] = f'{before} -> {after}' if before else ''
+            row['why'] = plan.reason
+            rows.append(row)
+        return rows
+
+    def summary(self) -> str:
+        """One line."""
+        totals = self.totals()
+        line = (f'{totals["quantized_layers"]} of {totals["layers"]} layers '
+                f'with {totals["weight_share"]:.1%} of the weights')
+        if 'mac_share' in totals:
+            line += f' and {totals["mac_share"]:.1%} of the MACs'
+        return (f'{line} are quantized: {totals["bytes_before"] / 1e6:.2f} '
+                f'-> {totals["bytes_after"] / 1e6:.2f} MB of weights')
+
+    def __str__(self) -> str:
+        rows = [{key: str(value) for key, value in row.items()}
+                for row in self.rows()]
+        if not rows:
+            return 'no layers'
+        widths = {key: max(len(key), *(len(row[key]) for row in rows))
+                  for key in rows[0]}
+        lines = ['  '.join(key.ljust(width) for key, width in widths.items()),
+                 '  '.join('-' * width for width in widths.values())]
+        lines += ['  '.join(row[key].ljust(width)
+                            for key, width in widths.items()) for row in rows]
+        return '\n'.join(line.rstrip() for line in [*lines, self.summary()])

@@ -1,0 +1,278 @@
+"""What the quantized layers of one model share, and its training step."""
+import json
+import weakref
+from typing import Dict, Iterable, List, Optional
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .config import QuantConfig
+from .functional import quantized_loss
+from .plan import LayerPlan
+
+PHASES = ('reshape', 'quantize')
+NAME = 'quantization_state'  # the child of the converted model
+
+_LIVE: 'weakref.WeakSet[QuantizationState]' = weakref.WeakSet()
+
+
+class QuantizationState(nn.Module):
+    """Phase, scheme and training step of a quantized model.
+
+    :func:`gdrq_mm.quantize_` adds one to the model it converts. After every
+    step of a ``torch.optim`` optimizer that holds quantized weights, it
+    projects them onto their thresholds and moves the activation thresholds:
+    plain training loops need no further call, skipped steps (gradient
+    accumulation, AMP overflow) change nothing.
+
+    It also writes the scheme of every layer into the checkpoint, and refuses
+    one that was trained with another.
+
+    Args:
+        config (QuantConfig): What the model was converted with.
+        plans (list[LayerPlan]): What was decided for every layer.
+    """
+
+    def __init__(self, config: QuantConfig, plans: List[LayerPlan]) -> None:
+        super().__init__()
+        self.config = config
+        self.plans = plans
+        self.layers: Dict[str, nn.Module] = {}
+        self._activation_quantizers: Dict[str, nn.Module] = {}
+        self._constants: Optional[Tensor] = None
+        self.calibrating = False
+        self.collect_clipped = False
+        self.clipped: List[Tensor] = []
+        self.register_buffer('phase_index', torch.tensor(1))
+        schemes = {plan.name: plan.scheme() for plan in plans
+                   if plan.quantized}
+        text = json.dumps(schemes, sort_keys=True).encode()
+        self.register_buffer(
+            'schemes', torch.tensor(list(text), dtype=torch.uint8))
+        self._phase = 'quantize'
+        _LIVE.add(self)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        _LIVE.add(self)  # a copied or unpickled model trains, too
+
+    def forward(self, x):
+        """Identity: the state may sit in an ``nn.Sequential``."""
+        return x
+
+    def add(self, name: str, layer: nn.Module) -> None:
+        """Take in a converted layer and its activation quantizers."""
+        self.layers[name] = layer
+        for part, quantizer in layer.activation_quantizers():
+            self._activation_quantizers[f'{name}.{part}'] = quantizer
+
+    # -- what the layers ask -------------------------------------------------
+
+    @property
+    def phase(self) -> str:
+        """'reshape': float weights are clipped; 'quantize': and rounded."""
+        return self._phase
+
+    def set_phase(self, phase: str) -> None:
+        if phase not in PHASES:
+            raise ValueError(f'phase is {phase!r}, allowed: {PHASES}')
+        self._phase = phase
+        self.phase_index.fill_(PHASES.index(phase))
+
+    @property
+    def observing(self) -> bool:
+        """Whether statistics of this forward count.
+
+        The training flag is that of the converted model as a whole: frozen
+        stages, which stay in eval mode, need thresholds as well. A forward
+        that autograd repeats (activation checkpointing) does not count.
+        """
+        return ((self.training or self.calibrating)
+                and torch._C._current_graph_task_id() == -1)
+
+    def activation(self, quantizer: nn.Module, x: Tensor) -> Tensor:
+        """Observe and quantize one activation."""
+        if self.observing:
+            quantizer.observe(x)
+            if self.collect_clipped and quantizer.initialized:
+                self.clipped.append(quantizer.clipped_fraction(x))
+        return quantizer(x, rounding=self._phase == 'quantize')
+
+    def weight(self, quantizer: nn.Module, weight: Tensor) -> Tensor:
+        """Quantize one weight."""
+        if self._phase == 'reshape':
+            return weight
+        if self.training:
+            quantizer.set_clip(weight)
+        return quantizer(weight)
+
+    # -- the training step ---------------------------------------------------
+
+    @torch.no_grad()
+    def step_(self, weights: Optional[Iterable[int]] = None) -> None:
+        """Project weights and move activation thresholds, once a step.
+
+        Args:
+            weights (set[int], optional): ``id`` of the weights that were
+                stepped. Defaults to None: all that require a gradient.
+        """
+        done = {}
+        for layer in self.layers.values():
+            weight = getattr(layer, 'weight', None)
+            quantizer = getattr(layer, 'weight_quantizer', None)
+            if quantizer is None or not weight.requires_grad:
+                continue
+            if weights is not None and id(weight) not in weights:
+                continue
+            if id(weight) in done:  # two layers share this weight
+                quantizer.clip.copy_(done[id(weight)].clip)
+            else:
+                quantizer.project(weight)
+                done[id(weight)] = quantizer
+        self.update_thresholds_()
+
+    @torch.no_grad()
+    def update_thresholds_(self) -> None:
+        """Move every ``T_a`` towards ``k * mean|A|`` (Eq. 10, descending).
+
+        All layers at once, with one all-reduce where training is distributed:
+        thresholds are equal on all ranks, those of the joint batch.
+        """
+        quantizers = list(self._activation_quantizers.values())
+        if not quantizers:
+            return
+        seen = torch.stack([q.seen for q in quantizers])
+        if dist.is_available() and dist.is_initialized() \
+                and dist.get_world_size() > 1:
+            dist.all_reduce(seen)
+        if self._constants is None or self._constants.device != seen.device:
+            self._constants = seen.new_tensor(
+                [[q.k_of(False), q.k_of(True), q.lr, q.SIGN_UPDATES]
+                 for q in quantizers]).T
+        k_unsigned, k_signed, lr, sign_updates = self._constants
+        clip = torch.stack([q.clip for q in quantizers])
+        signed = torch.stack([q.signed for q in quantizers])
+        updates = torch.stack([q.num_updates for q in quantizers])
+
+        total, count, negative = seen.T
+        mean = total / count
+        valid = (count > 0) & torch.isfinite(mean)
+        now_signed = signed | (valid & (negative < 0)
+                               & (updates < sign_updates))
+        # A sign that is seen late changes k: carry the threshold over.
+        clip = torch.where(now_signed & ~signed, clip * k_signed / k_unsigned,
+                           clip)
+        # The first updates average all that was seen (the first one sets the
+        # threshold), later ones descend with lr.
+        step = torch.maximum(lr, 1 / (updates + 1))
+        target = torch.where(now_signed, k_signed, k_unsigned) * mean
+        clip = torch.where(valid, clip - step * (clip - target), clip)
+        updates = updates + valid
+
+        for index, quantizer in enumerate(quantizers):
+            quantizer.clip.copy_(clip[index])
+            quantizer.signed.copy_(now_signed[index])
+            quantizer.num_updates.copy_(updates[index])
+            quantizer.seen.zero_()
+
+    # -- what the log shows --------------------------------------------------
+
+    def any_threshold(self) -> bool:
+        """Whether some activation threshold is set (or none is needed)."""
+        quantizers = self._activation_quantizers.values()
+        return not quantizers or any(q.initialized for q in quantizers)
+
+    @torch.no_grad()
+    def metrics(self) -> Dict[str, float]:
+        """Figures of the model as it stands; reads from the device.
+
+        Returns:
+            dict[str, float]: Means over layers: quantized loss (Eq. 3) and
+            clip value of weights, threshold and clipped fraction of
+            activations; the phase, 0 'reshape' or 1 'quantize'.
+        """
+        losses, clips = [], []
+        for layer in self.layers.values():
+            quantizer = getattr(layer, 'weight_quantizer', None)
+            if quantizer is not None:
+                losses.append(
+                    quantized_loss(layer.weight, quantizer(layer.weight)))
+                clips.append(quantizer.current_clip(layer.weight).mean())
+        thresholds = [q.clip for q in self._activation_quantizers.values()
+                      if q.initialized]
+        means = dict(gdrq_ql=losses, gdrq_weight_clip=clips,
+                     gdrq_act_clip=thresholds, gdrq_clipped=self.clipped)
+        metrics = {name: float(torch.stack(values).mean())
+                   for name, values in means.items() if values}
+        self.clipped = []
+        metrics['gdrq_phase'] = float(PHASES.index(self._phase))
+        return metrics
+
+    # -- checkpoints ---------------------------------------------------------
+
+    def before_load(self, state_dict, prefix, local_metadata, strict,
+                    missing_keys, unexpected_keys, error_msgs) -> None:
+        """Load hook of the converted model.
+
+        A float checkpoint gets the quantization entries of a fresh model; a
+        quantized one must have this model's schemes.
+
+        Raises:
+            RuntimeError: The checkpoint has another quantization.
+        """
+        own = f'{prefix}{NAME}.'
+        if own + 'schemes' in state_dict:
+            self._check_schemes(state_dict[own + 'schemes'])
+            self._phase = PHASES[int(state_dict[own + 'phase_index'])]
+        else:
+            state_dict[own + 'schemes'] = self.schemes
+            state_dict[own + 'phase_index'] = self.phase_index
+            for name, layer in self.layers.items():
+                for key, value in layer.quantizer_state().items():
+                    state_dict[f'{prefix}{name}.{key}'] = \
+                        torch.zeros_like(value)
+        for layer in self.layers.values():
+            layer.forget()
+
+    def _check_schemes(self, encoded: Tensor) -> None:
+        ours = json.loads(bytes(self.schemes.tolist()))
+        theirs = json.loads(bytes(encoded.tolist()))
+        if ours == theirs:
+            return
+        differing = sorted(
+            name for name in {*ours, *theirs}
+            if ours.get(name) != theirs.get(name))
+        shown = '\n'.join(
+            f'  {name}: checkpoint {theirs.get(name, "float")}, '
+            f'config {ours.get(name, "float")}' for name in differing[:5])
+        more = f'\n  ... and {len(differing) - 5} more' \
+            if len(differing) > 5 else ''
+        raise RuntimeError(
+            'the checkpoint was trained with another quantization than the '
+            f'config asks for, {len(differing)} layers differ:\n{shown}{more}'
+            '\nUse the config it was trained with. To start a new training '
+            'from its weights alone, remove its '
+            f'"{NAME}.schemes" entry first: it then loads as a float one.')
+
+
+def _after_optimizer_step(optimizer, args, kwargs) -> None:
+    states = [state for state in list(_LIVE) if state.training]
+    if not states:
+        return
+    weights = {id(parameter) for group in optimizer.param_groups
+               for parameter in group['params']}
+    for state in states:
+        if any(id(layer.weight) in weights
+               for layer in state.layers.values()
+               if hasattr(layer, 'weight')):
+            state.step_(weights)
+
+
+register_optimizer_step_post_hook(_after_optimizer_step)
+
+
+def get_state(model: nn.Module) -> Optional[QuantizationState]:
+    """The state of a quantized model, None for a float one."""
+    return getattr(model, NAME, None)

@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""Create the tested environment in ``.venv``; safe to repeat.
+
+Installs the versions of ``requirements/environment.txt``, builds mmcv with its
+ops (once: the wheel is cached outside the checkout) and installs this project
+in editable mode. Needs Python 3.11 and nothing but its standard library, a
+C++ compiler and a package index that pip can reach.
+
+Usage: python3 tools/setup_env.py [--venv DIR]
+"""
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PINS = ROOT / 'requirements' / 'environment.txt'
+# The virtual environment takes about 6.5 GB (torch's wheel brings CUDA
+# libraries), building mmcv about 1 GB more.
+NEEDED_GB = 9
+# Installed before the rest: they are what builds mmcv.
+BUILD_TOOLS = ('setuptools', 'wheel', 'ninja', 'psutil', 'torch',
+               'torchvision', 'numpy', 'opencv-python-headless')
+
+
+def fail(message):
+    sys.exit(f'setup: {message}')
+
+
+def read_pins():
+    """dict: requirement name -> ``name==version``."""
+    lines = (line.split('#')[0].strip() for line in
+             PINS.read_text().splitlines())
+    return {line.split('==')[0]: line for line in lines if line}
+
+
+def pip(python, *args):
+    command = [str(python), '-m', 'pip', '--disable-pip-version-check', *args]
+    if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
+        fail(f'"pip {" ".join(args)}" failed (its message is above). If it '
+             'found no matching version or could not connect, check the '
+             'network and the package index that pip is set up with; then '
+             'run this again: finished steps are kept.')
+
+
+def check_machine(venv_dir):
+    if sys.version_info[:2] != (3, 11):
+        fail('the pinned environment is tested with Python 3.11, this is '
+             f'{sys.version.split()[0]}; run "make PYTHON=python3.11 setup".')
+    if shutil.which(os.environ.get('CXX', 'c++')) is None:
+        fail('no C++ compiler found, and mmcv must be built with its ops; '
+             'install one (Debian/Ubuntu: apt-get install g++) or set CXX.')
+    if not venv_dir.exists():
+        free_gb = shutil.disk_usage(venv_dir.parent).free / 1e9
+        if free_gb < NEEDED_GB:
+            fail(f'{venv_dir.parent} has {free_gb:.1f} GB free, the '
+                 f'environment needs {NEEDED_GB} GB.')
+
+
+def cxx_standard(python):
+    """The C++ standard that the installed torch's headers ask for.
+
+    mmcv 2.1.0 fixes C++17, but torch >= 2.14 needs C++20; torch's own
+    extension builder names the right one.
+    """
+    code = ('import inspect, torch.utils.cpp_extension as e; '
+            'print(inspect.getsource(e))')
+    source = subprocess.run([str(python), '-c', code], check=True,
+                            capture_output=True, text=True).stdout
+    return max(int(found) for found in re.findall(r'-std=c\+\+(\d+)', source))
+
+
+def build_mmcv(python, pin, cache):
+    """Build the mmcv wheel from its source distribution into ``cache``.
+
+    Returns:
+        Path: the wheel; taken from the cache where it is there already.
+    """
+    found = sorted(cache.glob('mmcv-*.whl'))
+    if found:
+        print(f'setup: mmcv wheel from the cache: {found[0]}')
+        return found[0]
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='mmcv-build-') as folder:
+        folder = Path(folder)
+        pip(python, 'download', '-q', '--no-deps', '--no-binary', ':all:',
+            '--no-build-isolation', '-d', str(folder), pin)
+        with tarfile.open(next(folder.glob('mmcv-*.tar.gz'))) as archive:
+            archive.extractall(folder, filter='data')
+        source = next(path for path in folder.glob('mmcv-*') if path.is_dir())
+        setup = source / 'setup.py'
+        setup.write_text(setup.read_text().replace(
+            '-std=c++17', f'-std=c++{cxx_standard(python)}'))
+        jobs = os.environ.get('MAX_JOBS', str(os.cpu_count()))
+        env = dict(os.environ, MMCV_WITH_OPS='1', MAX_JOBS=jobs,
+                   CFLAGS=os.environ.get('CFLAGS', '') + ' -g0')
+        print(f'setup: building {pin} with its ops, {jobs} jobs; about 30 '
+              'CPU minutes')
+        run_build([str(python), 'setup.py', 'build'], source, env)
+        for library in source.glob('build/lib*/mmcv/_ext*.so'):
+            if shutil.which('strip'):
+                subprocess.run(['strip', str(library)], check=True)
+        subprocess.run([str(python), 'setup.py', '-q', 'bdist_wheel',
+                        '--skip-build', '-d', str(folder)],
+                       cwd=source, env=env, check=True,
+                       stdout=subprocess.DEVNULL)
+        wheel = next(folder.glob('*.whl'))
+        # Copied beside its place, then renamed: never half a wheel there.
+        partial = cache / (wheel.name + f'.{os.getpid()}.part')
+        shutil.copy(wheel, partial)
+        partial.rename(cache / wheel.name)
+    return cache / wheel.name
+
+
+def run_build(command, folder, env):
+    """Run a ninja build and show one short line a finished file."""
+    start, tail = time.time(), []
+    process = subprocess.Popen(command, cwd=folder, env=env, text=True,
+                               stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
+    for line in process.stdout:
+        tail = [*tail[-60:], line]
+        step = re.match(r'\[(\d+)/(\d+)\].*?([\w.]+)\.o\b', line)
+        if step:
+            done, total = int(step[1]), int(step[2])
+            spent = time.time() - start
+            left = spent / done * (total - done)
+            print(f'setup: mmcv [{done}/{total}] {step[3]}  '
+                  f'{spent / 60:.1f} min, about {left / 60:.0f} min left',
+                  flush=True)
+    if process.wait():
+        sys.stdout.writelines(tail)
+        fail('building mmcv failed; the end of its output is above.')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--venv', type=Path, default=ROOT / '.venv')
+    venv_dir = parser.parse_args().venv.resolve()
+    stamp = venv_dir / 'gdrq_mm.stamp'
+    wanted = hashlib.sha256(b''.join(path.read_bytes() for path in (
+        PINS, ROOT / 'setup.py', Path(__file__)))).hexdigest()
+    if stamp.exists() and stamp.read_text() == f'{wanted} {ROOT}':
+        return
+    check_machine(venv_dir)
+    python = venv_dir / 'bin' / 'python'
+    if not python.exists():
+        print(f'setup: creating {venv_dir}', flush=True)
+        venv.create(venv_dir, with_pip=True)
+    pins = read_pins()
+    pip(python, 'install', *(pins[name] for name in BUILD_TOOLS))
+    torch = subprocess.run(
+        [str(python), '-c', 'import torch; print(torch.__version__)'],
+        check=True, capture_output=True, text=True).stdout.strip()
+    cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
+    mmcv = build_mmcv(python, pins['mmcv'], cache / 'gdrq_mm' / (
+        f'py{sys.version_info[0]}{sys.version_info[1]}-torch{torch}-'
+        f'{pins["mmcv"].replace("==", "")}'))
+    pip(python, 'install', *(str(mmcv) if name == 'mmcv' else pin
+                             for name, pin in pins.items()))
+    pip(python, 'install', '-q', '--no-build-isolation', '--no-deps',
+        '-e', str(ROOT))
+    stamp.write_text(f'{wanted} {ROOT}')
+    print(f'setup: done, {venv_dir}')
+
+
+if __name__ == '__main__':
+    main()
