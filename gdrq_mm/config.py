@@ -23,7 +23,8 @@ def _build(cls, values: Optional[dict], where: str):
     """Build a dataclass from a dict; an unknown key is an error."""
     if isinstance(values, cls):
         return values
-    values = dict(values)
+    if not isinstance(values, dict):
+        raise ValueError(f'{where} is {values!r}, allowed: a dict')
     names = [field.name for field in dataclasses.fields(cls)]
     for key in values:
         if key not in names:
@@ -39,6 +40,10 @@ def _check(condition: bool, where: str, value: Any, allowed: str) -> None:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_int(value)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class WeightScheme:
                and (self.group_size >= 1 or self.group_size == -1),
                'weight.group_size', self.group_size,
                'a number of filters >= 1, or -1 for the whole layer')
-        _check(isinstance(self.k, (int, float)) and 0 < self.k < float('inf'),
+        _check(_is_number(self.k) and 0 < self.k < float('inf'),
                'weight.k', self.k, 'a positive number')
         _check(self.clip == 'threshold', 'weight.clip', self.clip,
                "'threshold'")
@@ -106,10 +111,10 @@ class ActivationScheme:
         _check_type('activation', self.type)
         _check(self.bits is None or _is_int(self.bits) and 2 <= self.bits <= 8,
                'activation.bits', self.bits, '2 to 8, or None for float')
-        _check(self.k is None or isinstance(self.k, (int, float))
+        _check(self.k is None or _is_number(self.k)
                and 0 < self.k < float('inf'), 'activation.k', self.k,
                'a positive number, or None for the default of the bits')
-        _check(isinstance(self.lr, (int, float)) and 0 < self.lr <= 1,
+        _check(_is_number(self.lr) and 0 < self.lr <= 1,
                'activation.lr', self.lr, 'a number in (0, 1]')
         _check(self.site in ('input', 'relu'), 'activation.site', self.site,
                "'input' or 'relu'")
@@ -132,7 +137,7 @@ class Rule:
         weight (dict): Fields of :class:`WeightScheme` to replace.
         activation (dict): Fields of :class:`ActivationScheme` to replace.
     """
-    match: str
+    match: str = ''
     skip: bool = False
     weight: Optional[dict] = None
     activation: Optional[dict] = None
@@ -142,6 +147,10 @@ class Rule:
                self.match, 'a layer name or a pattern such as "backbone.*"')
         _check(isinstance(self.skip, bool), f'rule {self.match!r}: skip',
                self.skip, 'True or False')
+        for side in ('weight', 'activation'):
+            value = getattr(self, side)
+            _check(value is None or isinstance(value, dict),
+                   f'rule {self.match!r}: {side}', value, 'a dict')
         if self.skip and (self.weight or self.activation):
             raise ValueError(f'rule {self.match!r} both skips its layers and '
                              'gives them bits; keep one of the two')
@@ -183,12 +192,17 @@ class QuantConfig:
             raise TypeError('quantization must be a dict or a QuantConfig, '
                             f'got {type(config).__name__}')
         config = _build(_Sections, config, 'quantization')
+        rules = () if config.rules is None else config.rules
+        _check(isinstance(rules, (list, tuple)), 'quantization.rules', rules,
+               'a list of dicts')
         rules = tuple(
             _build(Rule, rule, f'quantization.rules[{index}]')
-            for index, rule in enumerate(config.rules or ()))
+            for index, rule in enumerate(rules))
         self = cls(
-            _build(WeightScheme, config.weight or {}, 'weight'),
-            _build(ActivationScheme, config.activation or {}, 'activation'),
+            _build(WeightScheme, {} if config.weight is None
+                   else config.weight, 'weight'),
+            _build(ActivationScheme, {} if config.activation is None
+                   else config.activation, 'activation'),
             rules)
         for rule in rules:
             self._apply(rule)  # the values of rules are checked here
@@ -219,7 +233,7 @@ class QuantConfig:
 
     def _apply(self, rule: Rule) -> Tuple[WeightScheme, ActivationScheme]:
         if rule.skip:
-            return WeightScheme(), ActivationScheme()
+            return WeightScheme(), ActivationScheme(site=self.activation.site)
         where = f'rule {rule.match!r}: '
         weight = _build(WeightScheme, {
             **dataclasses.asdict(self.weight), **(rule.weight or {})},

@@ -90,6 +90,7 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
         layer.start_quantizing(
             state, weight_quantizer,
             activation_quantizer() if plan.activation else None)
+    layer.train(layer.training)  # its quantizers as well
     state.add(plan.name, layer)
 
 
@@ -127,7 +128,8 @@ def calibrate(model: nn.Module, forwards) -> None:
     if state is None:
         raise ValueError('calibrate needs a quantized model; call '
                          'gdrq_mm.quantize_(model, config) first')
-    training, batches = model.training, 0
+    modes = {module: module.training for module in model.modules()}
+    batches = 0
     model.eval()
     state.calibrating = True
     try:
@@ -136,6 +138,7 @@ def calibrate(model: nn.Module, forwards) -> None:
             state.update_thresholds_()
     finally:
         state.calibrating = False
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     if not batches:
         raise ValueError('calibrate got no batches')

@@ -128,11 +128,14 @@ def quantize_codes(x: Tensor,
     if bits == 1:
         return torch.where(x < 0, -1., 1.).to(dtype), clip
     levels = num_levels(bits, signed)
-    scale = clip / levels
+    # Not so large that the largest code times the scale overflows.
+    finfo = torch.finfo(dtype)
+    scale = (clip / levels).clamp(max=finfo.max / levels * (1 - finfo.eps))
     clamped = torch.clamp(x, -clip if signed else torch.zeros_like(clip), clip)
-    # A clip value so small that its scale underflows to 0 divides by 1: the
-    # codes come out as 0.
-    codes = torch.round(clamped / torch.where(scale > 0, scale, 1.))
+    # A scale of 0, or one so small that it lost its precision, divides by 1:
+    # the codes come out as 0.
+    codes = torch.round(
+        clamped / torch.where(scale >= finfo.tiny, scale, 1.))
     return codes, scale
 
 
@@ -191,4 +194,4 @@ def quantized_loss(w: Tensor, w_q: Tensor) -> Tensor:
     """
     w, w_q = w.detach().double(), w_q.detach().double()
     error, norm = (w - w_q).abs().sum(), w.abs().sum()
-    return torch.where(error > 0, error / norm, 0.).float()
+    return torch.where(error == 0, 0., error / norm).float()

@@ -46,18 +46,20 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
             trace.signed |= bool(x.numel() and x.amin() < 0)
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 trace.macs += output.numel() * module.weight[0].numel()
-            readers.setdefault((id(x), x._version), (x, []))[1].append(name)
+            version = 0 if x.is_inference() else x._version
+            readers.setdefault((id(x), version), (x, []))[1].append(name)
 
         return hook
 
     handles = [plan.module.register_forward_hook(watch(plan.name))
                for plan in plans]
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         forward()
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
         for handle in handles:
             handle.remove()
     for _, names in readers.values():

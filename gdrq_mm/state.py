@@ -10,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .config import QuantConfig
 from .functional import quantized_loss
+from .packing import unpack_weights
 from .plan import LayerPlan
 
 PHASES = ('reshape', 'quantize')
@@ -67,6 +68,7 @@ class QuantizationState(nn.Module):
         self.layers[name] = layer
         for part, quantizer in layer.activation_quantizers():
             self._activation_quantizers[f'{name}.{part}'] = quantizer
+        layer._register_load_state_dict_pre_hook(_before_layer_load, True)
 
     # -- what the layers ask -------------------------------------------------
 
@@ -226,15 +228,10 @@ class QuantizationState(nn.Module):
         if own + 'schemes' in state_dict:
             self._check_schemes(state_dict[own + 'schemes'])
             self._phase = PHASES[int(state_dict[own + 'phase_index'])]
+            unpack_weights(self.layers, state_dict, prefix)
         else:
             state_dict[own + 'schemes'] = self.schemes
             state_dict[own + 'phase_index'] = self.phase_index
-            for name, layer in self.layers.items():
-                for key, value in layer.quantizer_state().items():
-                    state_dict[f'{prefix}{name}.{key}'] = \
-                        torch.zeros_like(value)
-        for layer in self.layers.values():
-            layer.forget()
 
     def _check_schemes(self, encoded: Tensor) -> None:
         ours = json.loads(bytes(self.schemes.tolist()))
@@ -255,6 +252,19 @@ class QuantizationState(nn.Module):
             '\nUse the config it was trained with. To start a new training '
             'from its weights alone, remove its '
             f'"{NAME}.schemes" entry first: it then loads as a float one.')
+
+
+def _before_layer_load(layer, state_dict, prefix, *_) -> None:
+    """Load hook of one layer: a float one has no quantization entries.
+
+    One a layer, because parts of a model load alone as well (the ``init_cfg``
+    of a backbone).
+    """
+    own = layer.quantizer_state()
+    if not any(prefix + key in state_dict for key in own):
+        for key, value in own.items():
+            state_dict[prefix + key] = torch.zeros_like(value)
+    layer.forget()
 
 
 def _after_optimizer_step(optimizer, args, kwargs) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 def is_on_grid(x: Tensor) -> bool:
     """Whether ``x`` is the unchanged output of a :class:`ScaleClipReLU`."""
-    return getattr(x, '_on_grid_version', None) == x._version
+    version = getattr(x, '_on_grid_version', None)
+    return version is not None and version == x._version
 
 
 class ScaleClipReLU(nn.ReLU):
@@ -58,7 +59,8 @@ class ScaleClipReLU(nn.ReLU):
         site = min(self._next_site, len(self.site_quantizers) - 1)
         self._next_site += 1
         x = self._shared[0].activation(self.site_quantizers[site], F.relu(x))
-        x._on_grid_version = x._version
+        if not x.is_inference():  # those do not count their changes
+            x._on_grid_version = x._version
         return x
 
 

@@ -3,7 +3,7 @@
 Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Sections
 3.3 to 3.5 and Algorithm 1.
 """
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -76,11 +76,14 @@ class ScaleClipWeight(nn.Module):
             return self.clip.detach()
         return F.clip_threshold(weight, self.k, self.group_size).float()
 
-    def level(self, weight: Tensor, clip: Tensor) -> Tensor:
-        """The value of the largest code: ``clip``, or mean|G| at 1 bit."""
-        if self.bits == 1:
-            return F.clip_threshold(weight, 1., self.group_size).float()
-        return clip
+    def top(self, weight: Tensor, clip: Tensor) -> Tensor:
+        """Value of the largest code of every filter, ready to broadcast.
+
+        The clip value; at 1 bit the mean, ``sign(w) * mean|G|``, which is
+        ``clip / k``.
+        """
+        top = clip / self.k if self.bits == 1 else clip
+        return F.expand_clip(top, weight, self.group_size)
 
     @torch.no_grad()
     def set_clip(self, weight: Tensor) -> None:
@@ -98,16 +101,29 @@ class ScaleClipWeight(nn.Module):
         weight.copy_(F.scale_clip(weight, self.clip, self.group_size))
         self._known_set = True
 
-    def codes(self, weight: Tensor):
-        """tuple[Tensor, Tensor]: codes, and scales of shape (filters, 1...)"""
-        level = self.level(weight, self.current_clip(weight))
-        level = F.expand_clip(level, weight, self.group_size)
-        return F.quantize_codes(weight.detach(), level, self.bits)
+    def codes(self, weight: Tensor) -> Tuple[Tensor, Tensor]:
+        """Integer codes of ``weight`` and the scale of every filter.
+
+        Returns:
+            tuple[Tensor, Tensor]: Codes (float32 holding integers), shaped
+            like ``weight``, and scales of shape ``(num_filters, 1, ...)``.
+        """
+        top = self.top(weight, self.current_clip(weight))
+        return F.quantize_codes(weight.detach(), top, self.bits)
+
+    def dequantize(self, codes: Tensor, clip: Tensor) -> Tensor:
+        """The weight that ``codes`` stand for.
+
+        Args:
+            codes (Tensor): Integers, shaped like the weight.
+            clip (Tensor): Clip values, shape ``(num_groups, )``.
+        """
+        top = self.top(codes, clip)
+        return codes * (top / F.num_levels(max(self.bits, 2)))
 
     def forward(self, weight: Tensor) -> Tensor:
-        level = self.level(weight, self.current_clip(weight))
-        level = F.expand_clip(level, weight, self.group_size)
-        return F.linear_quantize(weight, level, self.bits)
+        top = self.top(weight, self.current_clip(weight))
+        return F.linear_quantize(weight, top, self.bits)
 
 
 class ScaleClipActivation(nn.Module):

@@ -1,0 +1,13 @@
+PYTHON ?= python3
+VENV := .venv/bin/python
+
+.PHONY: setup test demo
+
+setup:
+	$(PYTHON) tools/setup_env.py
+
+test: setup
+	$(VENV) -m pytest tests
+
+demo: setup
+	$(VENV) tools/demo.py

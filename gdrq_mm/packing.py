@@ -1,0 +1,115 @@
+"""Weights as codes of their true bit width, in a dense stream of bytes."""
+from typing import Dict, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from .functional import num_levels
+
+
+def pack_bits(values: Tensor, bits: int) -> Tensor:
+    """Pack small integers, one little-endian bit stream a row.
+
+    Args:
+        values (Tensor): Integers ``0 .. 2^bits - 1``, shape (rows, columns).
+        bits (int): 1 to 8.
+
+    Returns:
+        Tensor: uint8, shape ``(rows, ceil(columns * bits / 8))``.
+
+    Examples:
+        >>> pack_bits(torch.tensor([[1, 2, 3, 0, 1]]), bits=2)
+        tensor([[57,  1]], dtype=torch.uint8)
+    """
+    rows, columns = values.shape
+    shifts = torch.arange(bits, device=values.device)
+    stream = ((values.long()[..., None] >> shifts) & 1).flatten(1)
+    stream = torch.nn.functional.pad(stream, (0, -columns * bits % 8))
+    weights = 2**torch.arange(8, device=values.device)
+    return (stream.view(rows, -1, 8) * weights).sum(-1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, bits: int, shape: Tuple[int, int]) -> Tensor:
+    """Inverse of :func:`pack_bits`.
+
+    Args:
+        packed (Tensor): uint8, as :func:`pack_bits` gives it.
+        bits (int): 1 to 8.
+        shape (tuple[int, int]): Rows and columns of the values.
+
+    Returns:
+        Tensor: int64, of that shape.
+
+    Raises:
+        ValueError: ``packed`` is not of the size that ``shape`` needs.
+    """
+    rows, columns = shape
+    expected = (rows, -(-columns * bits // 8))
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != expected:
+        raise ValueError(
+            f'packed codes are {packed.dtype} of shape '
+            f'{tuple(packed.shape)}, expected uint8 of shape {expected}')
+    shifts = torch.arange(8, device=packed.device)
+    stream = ((packed.long()[..., None] >> shifts) & 1).flatten(1)
+    stream = stream[:, :columns * bits].reshape(rows, columns, bits)
+    return (stream << torch.arange(bits, device=packed.device)).sum(-1)
+
+
+def pack_weights(layers: Dict[str, nn.Module],
+                 state_dict: Dict[str, Tensor]) -> None:
+    """Replace quantized weights in a state dict by their codes.
+
+    ``X.weight`` becomes ``X.weight_packed`` (uint8, one stream a filter); its
+    group scales follow from ``X.weight_quantizer.clip``.
+
+    Args:
+        layers (dict[str, nn.Module]): Layers of the model, by name.
+        state_dict (dict[str, Tensor]): Of that model; changed in place.
+    """
+    for name, layer in layers.items():
+        quantizer = getattr(layer, 'weight_quantizer', None)
+        if quantizer is None:
+            continue
+        weight = layer.weight.detach()
+        codes, _ = quantizer.codes(weight)
+        codes = (codes + 1) / 2 if quantizer.bits == 1 else \
+            codes + num_levels(quantizer.bits)
+        del state_dict[f'{name}.weight']
+        state_dict[f'{name}.weight_packed'] = pack_bits(
+            codes.flatten(1), quantizer.bits)
+        # Without training none is stored yet.
+        state_dict[f'{name}.weight_quantizer.clip'] = \
+            quantizer.current_clip(weight)
+
+
+def unpack_weights(layers: Dict[str, nn.Module],
+                   state_dict: Dict[str, Tensor], prefix: str = '') -> None:
+    """Replace packed codes in a state dict by the weights they stand for.
+
+    Args:
+        layers (dict[str, nn.Module]): Quantized layers of the model that
+            loads the state dict, by name.
+        state_dict (dict): Changed in place.
+        prefix (str): Of the converted model in the state dict.
+
+    Raises:
+        RuntimeError: Codes of the wrong size for a layer.
+    """
+    for name, layer in layers.items():
+        key = f'{prefix}{name}.weight_packed'
+        if key not in state_dict:
+            continue
+        quantizer, weight = layer.weight_quantizer, layer.weight
+        try:
+            codes = unpack_bits(
+                state_dict[key], quantizer.bits,
+                (weight.shape[0], weight[0].numel()))
+        except ValueError as error:
+            raise RuntimeError(f'{key}: {error}; the checkpoint is of another '
+                               'architecture or damaged') from error
+        del state_dict[key]
+        codes = codes * 2 - 1 if quantizer.bits == 1 else \
+            codes - num_levels(quantizer.bits)
+        clip = state_dict[f'{prefix}{name}.weight_quantizer.clip']
+        state_dict[f'{prefix}{name}.weight'] = quantizer.dequantize(
+            codes.view_as(weight), clip).to(weight.dtype)

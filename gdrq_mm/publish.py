@@ -1,0 +1,149 @@
+"""A training checkpoint and its config -> a file to publish."""
+import copy
+import datetime
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any, Tuple
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import load_checkpoint
+from mmengine.runner.checkpoint import _load_checkpoint
+
+from .deploy import pack
+from .scopes import build_model
+from .state import NAME, get_state
+from .version import __version__
+
+# Of the training run, not of the model.
+_RUN_KEYS = ('work_dir', 'load_from', 'resume', 'launcher')
+
+
+def quantization_of(cfg: Config) -> dict:
+    """The ``quantization`` of a config: its model's or its hook's.
+
+    Raises:
+        ValueError: The config has none.
+    """
+    if cfg.model.get('quantization') is not None:
+        return cfg.model.quantization.to_dict()
+    for hook in cfg.get('custom_hooks') or ():
+        if hook.get('type') == 'GDRQHook' and hook.get('quantization'):
+            return hook.quantization.to_dict()
+    raise ValueError(
+        f'{cfg.filename} quantizes nothing: it has neither a GDRQHook with '
+        "quantization=dict(...) in custom_hooks nor model.type='QuantizedModel'")
+
+
+def inference_config(cfg: Config) -> Config:
+    """The same config with ``model.type='QuantizedModel'``.
+
+    Inferencers run no hooks, so published configs say it in the model.
+    """
+    quantization = quantization_of(cfg)
+    cfg = copy.deepcopy(cfg)
+    if cfg.model.type != 'QuantizedModel':
+        model = cfg.model.to_dict()
+        cfg.model = ConfigDict(
+            type='QuantizedModel', architecture=model.pop('type'),
+            quantization=quantization, **model)
+    for hook in cfg.get('custom_hooks') or ():
+        if hook.get('type') == 'GDRQHook':
+            hook.pop('quantization', None)
+    for key in _RUN_KEYS:
+        cfg.pop(key, None)
+    return cfg
+
+
+def publish(config: str, checkpoint: str, out_dir: str,
+            latent: bool = False) -> Tuple[Path, Path]:
+    """Write a checkpoint to publish, and its config beside it.
+
+    The file is named ``<config>_<date>-<hash>.pth`` as OpenMMLab names its
+    own, holds plain tensors and primitive types only, and is there whole or
+    not at all: it is written beside its place, loaded with
+    ``weights_only=True`` into a model built from the config and compared,
+    then renamed.
+
+    Args:
+        config (str): The config it was trained with.
+        checkpoint (str): The training checkpoint; EMA weights are used where
+            it has them, as the runner stores them in ``state_dict``.
+        out_dir (str): Folder, made if missing.
+        latent (bool): Keep float weights, to train on. Defaults to False:
+            weights are packed into codes.
+
+    Returns:
+        tuple[Path, Path]: The checkpoint and the config.
+
+    Raises:
+        ValueError: The config quantizes nothing or the checkpoint is a float
+            one.
+        RuntimeError: The checkpoint does not fit the config.
+        FileExistsError: A file of that name is there.
+    """
+    cfg = inference_config(Config.fromfile(config))
+    trained = _load_checkpoint(checkpoint, map_location='cpu')
+    if f'{NAME}.schemes' not in trained.get('state_dict', {}):
+        raise ValueError(
+            f'{checkpoint} holds a float model: nothing in it is quantized. '
+            'Publish the checkpoint of a training with GDRQHook or '
+            'QuantizedModel.')
+    model = build_model(cfg)
+    model.load_state_dict(trained['state_dict'])
+    meta = {key: _primitive(trained['meta'][key])
+            for key in ('dataset_meta', 'epoch', 'iter')
+            if key in trained.get('meta', {})}
+    meta.update(cfg=cfg.pretty_text, gdrq_mm_version=__version__,
+                gdrq_format='latent' if latent else 'packed')
+    published = dict(
+        meta=meta,
+        state_dict=dict(model.state_dict()) if latent else pack(model))
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    date = datetime.date.today().strftime('%Y%m%d')
+    with tempfile.TemporaryDirectory(dir=out_dir, prefix='.publish-') as part:
+        part = Path(part)
+        torch.save(published, part / 'model.pth')
+        digest = hashlib.sha256((part / 'model.pth').read_bytes()).hexdigest()
+        stem = f'{Path(config).stem}_{date}-{digest[:8]}'
+        target, target_cfg = out_dir / f'{stem}.pth', out_dir / f'{stem}.py'
+        for path in (target, target_cfg):
+            if path.exists():
+                raise FileExistsError(
+                    f'{path} exists; remove it or choose another folder')
+        cfg.dump(str(part / 'config.py'))
+        _check_published(part / 'config.py', part / 'model.pth', model)
+        # The checkpoint last: where it is, its config is.
+        (part / 'config.py').rename(target_cfg)
+        (part / 'model.pth').rename(target)
+    return target, target_cfg
+
+
+@torch.no_grad()
+def _check_published(config: Path, checkpoint: Path, model) -> None:
+    """The file must load and quantize to the very same weights."""
+    copied = build_model(Config.fromfile(config))
+    load_checkpoint(copied, str(checkpoint), map_location='cpu', strict=True)
+    layers = get_state(copied).layers
+    for name, layer in get_state(model).layers.items():
+        if getattr(layer, 'weight_quantizer', None) is None:
+            continue
+        ours, theirs = (each.weight_quantizer(each.weight)
+                        for each in (layer, layers[name]))
+        if not torch.equal(ours, theirs):
+            raise RuntimeError(
+                f'{name}: the published weights differ from the trained ones '
+                f'in {int((ours != theirs).sum())} values; nothing was '
+                'written. Please report this.')
+
+
+def _primitive(value: Any) -> Any:
+    """numpy values and tuples in metadata -> primitive Python types."""
+    if isinstance(value, dict):
+        return {key: _primitive(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_primitive(item) for item in value)
+    return value.tolist() if hasattr(value, 'tolist') else value

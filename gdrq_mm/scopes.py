@@ -1,0 +1,68 @@
+"""What differs between the OpenMMLab packages, by their default scope."""
+import importlib
+from pathlib import Path
+from typing import Tuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+
+SAMPLES = dict(mmdet='DetDataSample', mmseg='SegDataSample',
+               mmpretrain='DataSample')
+
+
+def scope_of(cfg: Config) -> str:
+    """The package a config belongs to.
+
+    Raises:
+        ValueError: ``default_scope`` is missing or of another package.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in SAMPLES:
+        raise ValueError(
+            f'default_scope is {scope!r} in {cfg.filename}, allowed: '
+            f'{", ".join(SAMPLES)}; inherit a default_runtime.py of one of '
+            'these packages')
+    return scope
+
+
+def package_tool(scope: str, name: str) -> Path:
+    """Path of a package's own installed tool, such as ``train.py``."""
+    package = importlib.import_module(scope)
+    folder = Path(package.__file__).parent
+    for path in (folder / '.mim' / 'tools' / name,
+                 folder.parent / 'tools' / name):  # editable installs
+        if path.exists():
+            return path
+    raise FileNotFoundError(f'{scope} is installed without its tools '
+                            f'({name}); reinstall it with pip or mim')
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the model of a config as the package's tools do."""
+    from mmengine.registry import MODELS
+    scope_of(cfg)
+    init_default_scope(cfg.default_scope)
+    model = cfg.model
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(model)
+
+
+def example_batch(scope: str, shape: Tuple[int, int]) -> dict:
+    """A batch of one random image for ``model.test_step``.
+
+    Args:
+        scope (str): mmdet, mmseg or mmpretrain.
+        shape (tuple[int, int]): Height and width.
+    """
+    structures = importlib.import_module(f'{scope}.structures')
+    sample = getattr(structures, SAMPLES[scope])(metainfo=dict(
+        img_shape=shape, ori_shape=shape, pad_shape=shape,
+        batch_input_shape=shape, scale_factor=(1., 1.)))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, *shape), generator=generator,
+                          dtype=torch.uint8)
+    inputs = image[None] if scope == 'mmpretrain' else [image]
+    return dict(inputs=inputs, data_samples=[sample])
