@@ -2,6 +2,16 @@
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+
+
+def _statistics_method(cls: type, name: str):
+    """``getattr``, but only for what a pickled HistoryBuffer asks of it."""
+    if cls is not HistoryBuffer or name not in ('min', 'max', 'mean',
+                                                'current'):
+        raise ValueError(f'the checkpoint asks for {name!r} of {cls!r}, which '
+                         'no mmengine log history needs; do not trust it')
+    return getattr(cls, name)
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -9,12 +19,15 @@ def allow_mmengine_checkpoints() -> None:
 
     Training checkpoints of mmengine 0.10 hold log histories: HistoryBuffer
     objects of numpy arrays. torch >= 2.6 refuses them by default, which
-    breaks ``--resume`` and the test tools. All these types are plain data.
+    breaks ``--resume`` and the test tools. All that is allowed here is plain
+    data; ``getattr``, which HistoryBuffer's pickle names as well, is replaced
+    by a function that gives nothing else.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return  # torch < 2.4 does not restrict loading by default
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        return  # loads everything by default
     core = np._core if hasattr(np, '_core') else np.core
-    dtypes = {type(np.dtype(kind)) for kind in '?bhilqBHILQefd'}
-    torch.serialization.add_safe_globals([
-        HistoryBuffer, np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar,
-        *dtypes])
+    plain = [HistoryBuffer, np.ndarray, np.dtype,
+             core.multiarray._reconstruct, core.multiarray.scalar]
+    plain += {type(np.dtype(kind)) for kind in '?bhilqBHILQefd'}
+    torch.serialization.add_safe_globals(
+        [*plain, (_statistics_method, 'builtins.getattr')])

@@ -78,7 +78,7 @@ class WeightScheme:
                'weight.k', self.k, 'a positive number')
         _check(self.clip == 'threshold', 'weight.clip', self.clip,
                "'threshold'")
-        if self.k < 2:
+        if self.bits is not None and self.k < 2:
             warnings.warn(
                 f'weight.k is {self.k}: below 2 every projection shrinks the '
                 'weights towards zero; use k >= 2', stacklevel=3)

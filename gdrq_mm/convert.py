@@ -56,11 +56,12 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
     check_weights(plans)
     quantized = [plan for plan in plans if plan.quantized]
     if quantized:
-        state = QuantizationState(config, plans)
+        state = QuantizationState(config, plans, model.parameters())
         modules = dict(model.named_modules())
         for plan in quantized:
             _convert_layer(plan, state, modules)
-        model.add_module(NAME, state.train(model.training))
+        state.to(next(model.parameters()).device).train(model.training)
+        model.add_module(NAME, state)
         model._register_load_state_dict_pre_hook(state.before_load)
     return QuantReport(plans)
 

@@ -123,20 +123,28 @@ def quantize_codes(x: Tensor,
         ``x ~ codes * scale``. Where ``clip`` is 0 the codes are 0 (1 bit: 1)
         and so is the scale.
     """
+    codes, scale, _ = _codes_of(x, clip, bits, signed)
+    return codes, scale
+
+
+def _codes_of(x: Tensor, clip: Tensor, bits: int, signed: bool):
+    """Codes, scale, and where ``x`` lies inside the range (None: all)."""
+    if not (1 if signed else 2) <= bits <= 8:
+        raise ValueError(f'bits is {bits}, allowed: 1 to 8, and 2 to 8 for '
+                         'unsigned codes')
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, clip = x.to(dtype), clip.to(dtype)
     if bits == 1:
-        return torch.where(x < 0, -1., 1.).to(dtype), clip
-    levels = num_levels(bits, signed)
+        return torch.where(x < 0, -1., 1.).to(dtype), clip, None
     # Not so large that the largest code times the scale overflows.
-    finfo = torch.finfo(dtype)
+    levels, finfo = num_levels(bits, signed), torch.finfo(dtype)
     scale = (clip / levels).clamp(max=finfo.max / levels * (1 - finfo.eps))
-    clamped = torch.clamp(x, -clip if signed else torch.zeros_like(clip), clip)
+    codes = torch.clamp(x, -clip if signed else torch.zeros_like(clip), clip)
+    inside = codes == x
     # A scale of 0, or one so small that it lost its precision, divides by 1:
-    # the codes come out as 0.
-    codes = torch.round(
-        clamped / torch.where(scale >= finfo.tiny, scale, 1.))
-    return codes, scale
+    # the codes come out as 0. In place: fresh memory costs more than maths.
+    codes.div_(torch.where(scale >= finfo.tiny, scale, 1.)).round_()
+    return codes, scale, inside
 
 
 class _LinearQuantize(torch.autograd.Function):
@@ -144,11 +152,7 @@ class _LinearQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, clip, bits, signed):
-        codes, scale = quantize_codes(x, clip, bits, signed)
-        inside = None
-        if bits > 1:
-            low = -clip if signed else torch.zeros_like(clip)
-            inside = (x >= low) & (x <= clip)
+        codes, scale, inside = _codes_of(x, clip, bits, signed)
         ctx.save_for_backward(inside)
         return codes.mul_(scale).to(x.dtype)
 

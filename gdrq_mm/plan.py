@@ -61,8 +61,8 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
         list[LayerPlan]: In the order of ``model.named_modules()``.
 
     Raises:
-        ValueError: A rule matches no layer, or two layers share one weight
-            but get different schemes.
+        ValueError: A rule matches no layer, two layers share one weight but
+            get different schemes, or a part is quantized already.
     """
     modules = dict(model.named_modules())
     plans = []
@@ -81,6 +81,8 @@ def _kind(module: nn.Module) -> Optional[str]:
     if type(module) is nn.ReLU:
         return 'relu'
     weight = getattr(module, 'weight', None)
+    if isinstance(module, nn.MultiheadAttention):  # in_proj_weight
+        return 'layer'
     if isinstance(module, nn.Embedding) or weight is None:
         return None
     return 'layer' if getattr(weight, 'dim', int)() >= 2 else None
@@ -91,6 +93,10 @@ def _plan_layer(name, module, config) -> LayerPlan:
     rule = config.rule_of(name)
     because = f'rule {rule.match!r}' if rule else 'default'
     cls = type(module)
+    if cls in QUANT_LAYERS.values():
+        raise ValueError(f'{name} is quantized already, by an earlier '
+                         'quantize_ of a part of this model; quantize the '
+                         'whole model once')
     if rule and rule.skip:
         plan.reason = f'{because}: skip'
     elif cls not in QUANT_LAYERS:

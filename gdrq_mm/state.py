@@ -23,8 +23,8 @@ class QuantizationState(nn.Module):
     """Phase, scheme and training step of a quantized model.
 
     :func:`gdrq_mm.quantize_` adds one to the model it converts. After every
-    step of a ``torch.optim`` optimizer that holds quantized weights, it
-    projects them onto their thresholds and moves the activation thresholds:
+    step of a ``torch.optim`` optimizer that holds parameters of the model, it
+    projects the weights onto their thresholds and moves the activation thresholds:
     plain training loops need no further call, skipped steps (gradient
     accumulation, AMP overflow) change nothing.
 
@@ -34,12 +34,16 @@ class QuantizationState(nn.Module):
     Args:
         config (QuantConfig): What the model was converted with.
         plans (list[LayerPlan]): What was decided for every layer.
+        parameters (iterable of Parameter): All of the model: a step of an
+            optimizer that holds one of them is a step of this model.
     """
 
-    def __init__(self, config: QuantConfig, plans: List[LayerPlan]) -> None:
+    def __init__(self, config: QuantConfig, plans: List[LayerPlan],
+                 parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
         self.config = config
         self.plans = plans
+        self.parameters_ = list(parameters)
         self.layers: Dict[str, nn.Module] = {}
         self._activation_quantizers: Dict[str, nn.Module] = {}
         self._constants: Optional[Tensor] = None
@@ -232,6 +236,10 @@ class QuantizationState(nn.Module):
         else:
             state_dict[own + 'schemes'] = self.schemes
             state_dict[own + 'phase_index'] = self.phase_index
+            for name, layer in self.layers.items():
+                where = f'{prefix}{name}.' if name else prefix
+                for key, value in layer.quantizer_state().items():
+                    state_dict[where + key] = torch.zeros_like(value)
 
     def _check_schemes(self, encoded: Tensor) -> None:
         ours = json.loads(bytes(self.schemes.tolist()))
@@ -274,9 +282,7 @@ def _after_optimizer_step(optimizer, args, kwargs) -> None:
     weights = {id(parameter) for group in optimizer.param_groups
                for parameter in group['params']}
     for state in states:
-        if any(id(layer.weight) in weights
-               for layer in state.layers.values()
-               if hasattr(layer, 'weight')):
+        if any(id(parameter) in weights for parameter in state.parameters_):
             state.step_(weights)
 
 

@@ -28,7 +28,7 @@ PINS = ROOT / 'requirements' / 'environment.txt'
 NEEDED_GB = 9
 # Installed before the rest: they are what builds mmcv.
 BUILD_TOOLS = ('setuptools', 'wheel', 'ninja', 'psutil', 'torch',
-               'torchvision', 'numpy', 'opencv-python-headless')
+               'torchvision', 'numpy', 'opencv-python')
 
 
 def fail(message):
@@ -166,6 +166,12 @@ def main():
         f'{pins["mmcv"].replace("==", "")}'))
     pip(python, 'install', *(str(mmcv) if name == 'mmcv' else pin
                              for name, pin in pins.items()))
+    if subprocess.run([str(python), '-c', 'import cv2'],
+                      capture_output=True).returncode:
+        # opencv-python wants libGL, which a server without a screen lacks.
+        print('setup: no libGL here, taking the headless OpenCV')
+        pip(python, 'install', '--no-deps', '--force-reinstall',
+            pins['opencv-python'].replace('python', 'python-headless'))
     pip(python, 'install', '-q', '--no-build-isolation', '--no-deps',
         '-e', str(ROOT))
     stamp.write_text(f'{wanted} {ROOT}')

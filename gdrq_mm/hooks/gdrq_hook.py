@@ -4,8 +4,9 @@ from typing import Optional
 
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 
 from ..convert import check_weights, quantize_
@@ -82,6 +83,7 @@ class GDRQHook(Hook):
         """Check the loaded weights; log what is quantized."""
         if self.state is None:
             return
+        self._check_begin(runner)
         check_weights(self.state.plans)
         print_log(f'GDRQHook:\n{QuantReport(self.state.plans)}', 'current')
         frozen = frozen_norms(self.model)
@@ -124,6 +126,20 @@ class GDRQHook(Hook):
     def before_test_epoch(self, runner) -> None:
         self._warn_of_missing_thresholds()
 
+    def _check_begin(self, runner) -> None:
+        if self.begin_epoch and isinstance(runner.train_loop,
+                                           IterBasedTrainLoop):
+            raise ValueError(
+                f'GDRQHook: begin_epoch={self.begin_epoch}, but the run is '
+                'by iteration and has one epoch; use begin_iter')
+        if self.begin_iter >= runner.max_iters \
+                or self.begin_epoch >= runner.max_epochs:
+            print_log(
+                'GDRQHook: rounding does not begin in this run '
+                f'(begin_iter={self.begin_iter} of {runner.max_iters}, '
+                f'begin_epoch={self.begin_epoch} of {runner.max_epochs}): it '
+                'gives a reshaped float model', 'current', logging.WARNING)
+
     def _log_is_due(self, runner, batch_idx: int) -> bool:
         return bool(self.interval) and (
             self.every_n_inner_iters(batch_idx, self.interval)
@@ -139,7 +155,8 @@ class GDRQHook(Hook):
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
+    wrapped = is_model_wrapper(model) or isinstance(model, BaseTTAModel)
+    return _unwrap(model.module) if wrapped else model
 
 
 def _plain(config) -> dict:

@@ -24,7 +24,8 @@ class ScaleClipReLU(nn.ReLU):
     One module often serves several places: each ResNet block calls its only
     ReLU two or three times. Calls are told apart by their order within one
     forward of the parent module; a call in a loop, as in heads that go over
-    pyramid levels, is one place.
+    pyramid levels, is one place. (Where activation checkpointing repeats only
+    a part of the parent, the parent must run once between two backwards.)
     """
 
     def start_quantizing(self, state: nn.Module,

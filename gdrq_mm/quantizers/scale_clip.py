@@ -195,7 +195,7 @@ class ScaleClipActivation(nn.Module):
         if x.numel() == 0:
             return
         x = x.detach()
-        self.seen[0] += x.abs().sum(dtype=torch.float32)
+        self.seen[0] += torch.linalg.vector_norm(x, 1, dtype=torch.float32)
         self.seen[1] += x.numel()
         if not self._settled:
             self.seen[2] += x.amin().float().clamp(max=0)

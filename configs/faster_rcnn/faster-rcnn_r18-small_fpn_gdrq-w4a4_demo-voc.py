@@ -1,0 +1,29 @@
+# The small Faster R-CNN with 4-bit weights and 4-bit activations.
+_base_ = './faster-rcnn_r18-small_fpn_demo-voc.py'
+
+custom_hooks = [
+    dict(
+        type='GDRQHook',
+        quantization=dict(
+            weight=dict(type='ScaleClip', bits=4, group_size=4, k=2.0),
+            activation=dict(type='ScaleClip', bits=4),
+            # First and last layers at 8 bits.
+            rules=[
+                dict(
+                    match='backbone.conv1',
+                    weight=dict(bits=8),
+                    activation=dict(bits=8)),
+                dict(
+                    match='rpn_head.rpn_cls',
+                    weight=dict(bits=8),
+                    activation=dict(bits=8)),
+                dict(
+                    match='rpn_head.rpn_reg',
+                    weight=dict(bits=8),
+                    activation=dict(bits=8)),
+                dict(
+                    match='roi_head.bbox_head.fc_*',
+                    weight=dict(bits=8),
+                    activation=dict(bits=8)),
+            ]))
+]

@@ -1,0 +1,21 @@
+# The small PSPNet with 2-bit weights and 4-bit activations.
+_base_ = './pspnet_r18-small_demo-cityscapes.py'
+
+custom_hooks = [
+    dict(
+        type='GDRQHook',
+        quantization=dict(
+            weight=dict(type='ScaleClip', bits=2, group_size=4, k=2.0),
+            activation=dict(type='ScaleClip', bits=4),
+            # First and last layers at 8 bits.
+            rules=[
+                dict(
+                    match='backbone.stem.0',
+                    weight=dict(bits=8),
+                    activation=dict(bits=8)),
+                dict(
+                    match='decode_head.conv_seg',
+                    weight=dict(bits=8),
+                    activation=dict(bits=8)),
+            ]))
+]

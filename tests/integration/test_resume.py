@@ -1,0 +1,166 @@
+"""A resumed run equals the uninterrupted one, bit for bit."""
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import EMAHook
+
+from gdrq_mm import quantize_
+from gdrq_mm.functional import expand_clip
+from gdrq_mm.layers import QuantLayer
+
+QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
+# Four iterations; the checkpoint after the second is what is resumed.
+HALF = dict(faster_rcnn=dict(max_epochs=1), resnet=dict(max_epochs=1),
+            pspnet=dict(max_iters=2))
+LAST = dict(faster_rcnn='epoch_2.pth', resnet='epoch_2.pth',
+            pspnet='iter_4.pth')
+
+
+def hooks(quantization=QUANTIZATION, begin_iter=0, ema=None):
+    yield dict(type='GDRQHook', quantization=quantization,
+               begin_iter=begin_iter)
+    if ema is not None:
+        yield dict(type='EMAHook', **ema)
+
+
+def run_whole_and_halves(name, make_runner, tmp_path, **kwargs):
+    whole = make_runner(name, *hooks(**kwargs), work_dir=tmp_path / 'whole')
+    whole.train()
+    work_dir = tmp_path / 'halves'
+    first = make_runner(name, *hooks(**kwargs), work_dir=work_dir,
+                        train_cfg=HALF[name])
+    first.train()
+    second = make_runner(name, *hooks(**kwargs), work_dir=work_dir,
+                         resume=True)
+    second.train()
+    assert len(first.record.losses) == len(second.record.losses) == 2
+    assert whole.record.losses == first.record.losses + second.record.losses
+    assert whole.record.phases == first.record.phases + second.record.phases
+    ours, expected = (
+        torch.load(Path(runner.work_dir) / LAST[name], weights_only=True)
+        for runner in (second, whole))
+    assert_equal(ours['state_dict'], expected['state_dict'])
+    assert_equal(ours['optimizer'], expected['optimizer'])
+    return whole, ours, expected
+
+
+def assert_equal(ours, expected, where=''):
+    if isinstance(expected, dict):
+        assert ours.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(ours[key], expected[key], f'{where}.{key}')
+    elif isinstance(expected, (list, tuple)):
+        assert len(ours) == len(expected), where
+        for index, (one, other) in enumerate(zip(ours, expected)):
+            assert_equal(one, other, f'{where}.{index}')
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(ours, expected), where
+    else:
+        assert ours == expected, where
+
+
+@pytest.mark.parametrize('name', ['resnet', 'pspnet', 'faster_rcnn'])
+def test_resumed_run_equals_the_uninterrupted_one(
+        name, make_runner, tmp_path):
+    whole, ours, _ = run_whole_and_halves(name, make_runner, tmp_path)
+    assert len({losses['loss'] for losses in whole.record.losses}) == 4
+    conv = 'backbone.layer3.0.conv2.input_quantizer'
+    assert ours['state_dict'][f'{conv}.num_updates'] == 4
+
+
+@pytest.mark.parametrize('begin_iter', [1, 3])
+def test_run_with_phases_resumed_equals_the_uninterrupted_one(
+        begin_iter, make_runner, tmp_path):
+    """Interrupted after the reshape phase (1) and in its middle (3)."""
+    whole, _, _ = run_whole_and_halves('resnet', make_runner, tmp_path,
+                                       begin_iter=begin_iter)
+    assert whole.record.phases == \
+        ['reshape'] * begin_iter + ['quantize'] * (4 - begin_iter)
+
+
+def test_run_with_relu_site_resumed_equals_the_uninterrupted_one(
+        make_runner, tmp_path):
+    run_whole_and_halves(
+        'resnet', make_runner, tmp_path, quantization=dict(
+            weight=dict(bits=2, group_size=-1),
+            activation=dict(bits=4, site='relu')))
+
+
+@pytest.mark.parametrize('name, ema', [
+    ('resnet', dict(momentum=0.2)),
+    ('pspnet', dict(momentum=0.2)),
+    ('resnet', dict(momentum=0.2, update_buffers=True)),
+], ids=['resnet', 'pspnet', 'resnet-buffers'])
+def test_run_with_ema_resumed_equals_the_uninterrupted_one(
+        name, ema, make_runner, tmp_path):
+    _, ours, expected = run_whole_and_halves(name, make_runner, tmp_path,
+                                             ema=ema)
+    assert_equal(ours['ema_state_dict'], expected['ema_state_dict'])
+
+
+def clips_and_weights(model, state_dict):
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantLayer):
+            weight = state_dict[f'{name}.weight']
+            clip = state_dict[f'{name}.weight_quantizer.clip']
+            yield name, weight, expand_clip(clip, weight, 4)
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+def test_averaged_weights_lie_within_averaged_clip_values(
+        update_buffers, make_runner):
+    runner = make_runner('resnet', *hooks(ema=dict(
+        momentum=0.3, update_buffers=update_buffers)))
+    runner.train()
+    path = Path(runner.work_dir) / 'epoch_2.pth'
+    checkpoint = torch.load(path, weights_only=True)
+    averaged = checkpoint['state_dict']  # mmengine saves the average here
+    trained = {key[len('module.'):]: value
+               for key, value in checkpoint['ema_state_dict'].items()
+               if key.startswith('module.')}
+    for name, weight, clip in clips_and_weights(runner.model, averaged):
+        assert (clip > 0).all(), name
+        # An average rounds: one step of float32.
+        assert (weight.abs() <= clip * (1 + 1e-6)).all(), name
+    name = 'backbone.layer2.0.conv1.weight_quantizer.clip'
+    assert not torch.equal(averaged[name], trained[name])
+
+
+@torch.no_grad()
+def outputs(model, batch):
+    model.eval()
+    data = model.data_preprocessor(copy.deepcopy(batch), False)
+    return model(data['inputs'], data['data_samples'], mode='tensor')
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(), dict(update_buffers=True)], ids=['default', 'buffers'])
+def test_saved_model_evaluates_as_the_averaged_model(
+        kwargs, make_runner, build_model, load_batch):
+    runner = make_runner('pspnet', *hooks(ema=dict(momentum=0.3, **kwargs)))
+    runner.train()
+    ema = next(one for one in runner.hooks if isinstance(one, EMAHook))
+    saved = torch.load(Path(runner.work_dir) / 'iter_4.pth',
+                       weights_only=True)['state_dict']
+    model = build_model('pspnet', seed=5)
+    quantize_(model, QUANTIZATION)
+    model.load_state_dict(saved)
+    batch = load_batch('pspnet', 'test')
+    ours = outputs(model, batch)
+    assert torch.equal(ours, outputs(ema.ema_model.module, batch))
+    assert not torch.equal(ours, outputs(runner.model, batch))
+
+
+def test_averaged_buffers_do_not_keep_the_first_phase_and_sign(make_runner):
+    """mmengine averages float buffers only, others stay as first copied."""
+    runner = make_runner('resnet', *hooks(
+        begin_iter=2, ema=dict(momentum=0.3, update_buffers=True)))
+    runner.train()
+    saved = torch.load(Path(runner.work_dir) / 'epoch_2.pth',
+                       weights_only=True)['state_dict']
+    assert saved['quantization_state.phase_index'] == 1
+    for name, value in runner.model.state_dict().items():
+        if name.endswith(('.signed', '.num_updates')):
+            assert torch.equal(saved[name], value), name

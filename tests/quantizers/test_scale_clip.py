@@ -1,0 +1,296 @@
+"""Scale-Clip quantizers of weights and activations."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gdrq_mm import functional as F
+from gdrq_mm.quantizers import QUANTIZERS
+from gdrq_mm.quantizers.scale_clip import (ScaleClipActivation,
+                                           ScaleClipWeight, default_k)
+
+PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def normal(*shape, seed=0):
+    return torch.tensor(np.random.default_rng(seed).normal(size=shape),
+                        dtype=torch.float32)
+
+
+def quantizer_of(weight, bits=4, group_size=4, k=2.):
+    return ScaleClipWeight(len(weight), bits, group_size, k)
+
+
+def groups_of(weight, group_size):
+    size = len(weight) if group_size == -1 else group_size
+    return [weight[i:i + size] for i in range(0, len(weight), size)]
+
+
+def test_scale_clip_is_registered_for_both_sides():
+    assert QUANTIZERS['ScaleClip'] == (ScaleClipWeight, ScaleClipActivation)
+
+
+# -- default k ----------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def half_normal():
+    """100000 samples of |N(0, 1)|."""
+    return np.abs(np.random.default_rng(0).normal(size=100_000))
+
+
+def best_clip_over_mean(samples, levels):
+    """Clip of the least squared error, by trying them all."""
+    mean = samples.mean()
+
+    def error(k):
+        step = k * mean / levels
+        quantized = np.minimum(np.rint(samples / step), levels) * step
+        return ((samples - quantized)**2).mean()
+
+    return min(np.arange(1., 6.5, .05), key=error)
+
+
+@pytest.mark.parametrize('bits', range(2, 9))
+def test_default_k_has_the_least_squared_error(half_normal, bits):
+    best = best_clip_over_mean(half_normal, 2**(bits - 1) - 1)
+    assert default_k(bits, True) == pytest.approx(best, abs=.2)
+    # Unsigned inputs are ReLU outputs, half of them zeros: half the mean.
+    best = 2 * best_clip_over_mean(half_normal, 2**bits - 1)
+    assert default_k(bits, False) == pytest.approx(best, abs=.4)
+
+
+def test_default_k_grows_with_the_bits():
+    for signed in (True, False):
+        ks = [default_k(bits, signed) for bits in range(2, 9)]
+        assert ks == sorted(set(ks))
+
+
+def test_own_k_replaces_the_default():
+    assert ScaleClipActivation(4, 3.5, .1).k_of(True) == 3.5
+    assert ScaleClipActivation(4, None, .1).k_of(True) == default_k(4, True)
+
+
+# -- weights ------------------------------------------------------------------
+
+@pytest.mark.parametrize('group_size', [1, 3, 4, 16, -1])
+@pytest.mark.parametrize('bits', range(1, 9))
+def test_quantized_weights_lie_on_the_levels_of_their_group(bits, group_size):
+    weight = normal(10, 4, 3, 3)
+    quantizer = quantizer_of(weight, bits, group_size)
+    quantized = quantizer(weight)
+    top = max(2**(bits - 1) - 1, 1)
+    for group, original in zip(groups_of(quantized.double().numpy(),
+                                         group_size),
+                               groups_of(weight.double().numpy(),
+                                         group_size)):
+        levels = np.unique(group)
+        assert len(levels) <= (2 if bits == 1 else 2 * top + 1)
+        largest = (1 if bits == 1 else 2) * np.abs(original).mean()
+        codes = levels / (largest / top)
+        np.testing.assert_allclose(codes, np.rint(codes), atol=1e-4)
+        assert np.abs(codes).max() <= top + 1e-4
+
+
+@given(st.integers(1, 12), st.integers(1, 8), st.sampled_from([1, 3, 4, -1]),
+       st.integers(0, 10**6))
+@PROPERTY
+def test_codes_times_scale_is_the_quantized_weight(
+        filters, bits, group_size, seed):
+    weight = normal(filters, 3, 2, seed=seed)
+    quantizer = quantizer_of(weight, bits, group_size)
+    for _ in range(2):  # before and after training
+        codes, scale = quantizer.codes(weight)
+        assert scale.shape == (filters, 1, 1)
+        assert torch.equal(codes, codes.round())
+        assert torch.equal(codes * scale, quantizer(weight))
+        torch.testing.assert_close(
+            quantizer.dequantize(codes, quantizer.current_clip(weight)),
+            quantizer(weight))
+        quantizer.project(weight)
+
+
+def test_one_bit_is_the_sign_times_the_mean_of_the_group():
+    weight = torch.tensor([[1., -2.], [0., 5.]])
+    quantized = quantizer_of(weight, bits=1, group_size=1)(weight)
+    assert quantized.tolist() == [[1.5, -1.5], [2.5, 2.5]]
+
+
+def test_one_bit_after_a_projection_uses_the_mean_before_clipping():
+    weight = torch.tensor([[1., 1., 1., 9.]])  # mean 3, T = 6
+    quantizer = quantizer_of(weight, bits=1)
+    quantizer.project(weight)
+    assert weight.tolist() == [[1., 1., 1., 6.]]
+    assert quantizer(weight).tolist() == [[3., 3., 3., 3.]]
+
+
+def test_clip_is_computed_from_the_weight_before_training_and_not_stored():
+    weight = normal(6, 3)
+    quantizer = quantizer_of(weight)
+    for scale in (1, 10):
+        expected = F.clip_threshold(weight * scale, 2., 4)
+        assert torch.equal(quantizer.current_clip(weight * scale), expected)
+        quantizer(weight * scale)
+        assert not quantizer.clip.any()
+
+
+def test_clip_is_that_of_the_last_projection_afterwards():
+    weight = normal(6, 3)
+    quantizer = quantizer_of(weight)
+    quantizer.project(weight)
+    stored = quantizer.clip.clone()
+    assert torch.equal(quantizer.current_clip(weight * 100), stored)
+    assert quantizer(weight * 100).abs().max() <= stored.max() * (1 + 1e-6)
+
+
+def test_set_clip_fixes_the_clip_in_force():
+    weight = normal(6, 3)
+    quantizer = quantizer_of(weight)
+    before = quantizer(weight)
+    quantizer.set_clip(weight)
+    expected = F.clip_threshold(weight, 2., 4)
+    assert torch.equal(quantizer.clip.detach(), expected)
+    quantizer.set_clip(weight * 7)
+    assert torch.equal(quantizer.clip.detach(), expected)
+    assert torch.equal(quantizer(weight), before)
+
+
+def test_forget_looks_at_the_clip_anew():
+    weight = normal(6, 3)
+    quantizer = quantizer_of(weight)
+    quantizer.project(weight)
+    quantizer.clip.data.zero_()
+    quantizer.forget()
+    assert torch.equal(quantizer.current_clip(weight),
+                       F.clip_threshold(weight, 2., 4))
+
+
+def test_projected_weights_pass_every_gradient():
+    weight = normal(6, 30)
+    quantizer = quantizer_of(weight, bits=2)
+    quantizer.project(weight)
+    weight.requires_grad_()
+    (quantizer(weight) * 3).sum().backward()
+    assert (weight.grad == 3).all()
+
+
+def test_group_of_zeros_comes_back_to_life():
+    weight = normal(8, 3)
+    weight[:4] = 0
+    quantizer = quantizer_of(weight)
+    quantizer.project(weight)
+    assert not quantizer(weight)[:4].any()
+    leaf = weight.clone().requires_grad_()
+    quantizer(leaf).sum().backward()
+    assert (leaf.grad == 1).all()
+    weight[:4] = normal(4, 3)
+    quantizer.project(weight)
+    assert quantizer(weight)[:4].any() and (quantizer.clip > 0).all()
+
+
+def test_all_zero_weight_gives_zeros_and_no_nan():
+    for bits in range(1, 9):
+        weight = torch.zeros(6, 3)
+        quantizer = quantizer_of(weight, bits)
+        assert not quantizer(weight).any()
+        quantizer.project(weight)
+        assert not quantizer(weight).any() and not weight.any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16,
+                                   torch.float64])
+def test_dtype_of_the_weight_is_kept(dtype):
+    weight = normal(6, 3).to(dtype)
+    quantizer = quantizer_of(weight)
+    assert quantizer(weight).dtype == dtype
+    quantizer.project(weight)
+    assert quantizer(weight).dtype == weight.dtype == dtype
+
+
+# -- activations --------------------------------------------------------------
+
+def with_threshold(clip, bits=2, signed=False, updates=1):
+    quantizer = ScaleClipActivation(bits, None, .01)
+    quantizer.clip.fill_(clip)
+    quantizer.signed.fill_(signed)
+    quantizer.num_updates.fill_(updates)
+    return quantizer
+
+
+def test_activation_passes_until_a_threshold_is_there():
+    quantizer = ScaleClipActivation(2, None, .01)
+    x = normal(5)
+    assert not quantizer.initialized
+    assert quantizer(x) is x and quantizer(x, rounding=False) is x
+
+
+@pytest.mark.parametrize('bits', range(2, 9))
+@pytest.mark.parametrize('signed', [False, True])
+def test_activation_lies_on_its_grid(bits, signed):
+    x = normal(500) * 2
+    top = 2**(bits - 1) - 1 if signed else 2**bits - 1
+    step = 1.5 / top
+    expected = np.rint(np.clip(x.double().numpy(), -1.5 if signed else 0,
+                               1.5) / step) * step
+    quantizer = with_threshold(1.5, bits, signed)
+    np.testing.assert_allclose(quantizer(x), expected, rtol=1e-5)
+    np.testing.assert_array_equal(
+        quantizer(x, rounding=False), np.clip(
+            x.numpy(), -1.5 if signed else 0, 1.5))
+
+
+def test_activation_statistics_add_up():
+    quantizer = ScaleClipActivation(4, None, .01)
+    parts = [normal(4, 3), normal(7, seed=1).abs() + 1, torch.zeros(0, 3)]
+    for x in parts:
+        quantizer.observe(x)
+    values = np.concatenate([x.double().flatten().numpy() for x in parts])
+    assert quantizer.seen[0].item() == pytest.approx(np.abs(values).sum())
+    assert quantizer.seen[1].item() == values.size
+    assert quantizer.seen[2].item() == pytest.approx(values.min())
+    assert 'seen' not in quantizer.state_dict()
+
+
+def test_activation_statistics_do_not_overflow_in_half_precision():
+    quantizer = ScaleClipActivation(4, None, .01)
+    quantizer.observe(torch.full((5000, ), 100., dtype=torch.float16))
+    assert quantizer.seen.tolist() == [500000., 5000., 0.]
+
+
+def test_observing_keeps_no_graph():
+    quantizer = ScaleClipActivation(4, None, .01)
+    quantizer.observe(normal(3).requires_grad_())
+    assert not quantizer.seen.requires_grad
+
+
+def test_clipped_fraction_counts_the_elements_that_are_not_zero():
+    x = torch.tensor([0., 0., .5, 1., 1.5, -2.])
+    assert with_threshold(1.).clipped_fraction(x) == .5
+    assert with_threshold(1.).clipped_fraction(torch.zeros(3)) == 0
+
+
+def test_activation_forgets_what_it_read():
+    quantizer = with_threshold(1., updates=50)
+    x = torch.tensor([-1., 1.])
+    assert quantizer(x).tolist() == [0., 1.]
+    quantizer.signed.fill_(True)
+    quantizer.forget()
+    assert quantizer(x).tolist() == [-1., 1.]
+
+
+def test_activation_gradient_is_straight_through_inside():
+    x = torch.tensor([-.1, 0., .4, 1., 1.1], requires_grad=True)
+    with_threshold(1.)(x).sum().backward()
+    assert x.grad.tolist() == [0., 1., 1., 1., 0.]
+
+
+def test_clipped_activation_passes_gradients_inside():
+    x = torch.tensor([-.1, .1, .4, .9, 1.1], requires_grad=True)
+    with_threshold(1.)(x, rounding=False).sum().backward()
+    assert x.grad.tolist() == [0., 1., 1., 1., 0.]
+
+
+def test_nan_activation_stays_visible():
+    assert math.isnan(with_threshold(1.)(torch.tensor(float('nan'))))

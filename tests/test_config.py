@@ -1,0 +1,327 @@
+"""The quantization config: what is allowed, what is refused, what wins."""
+import copy
+import json
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gdrq_mm.config import ActivationScheme, QuantConfig, Rule, WeightScheme
+
+PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
+NAMES = ['backbone.conv1', 'backbone.layer1.0.conv1', 'neck.fpn', 'head.fc']
+
+
+def refused(config, *parts):
+    """The config raises a ValueError whose message has all parts."""
+    with pytest.raises(ValueError) as error:
+        QuantConfig.from_dict(config)
+    for part in parts:
+        assert part in str(error.value), str(error.value)
+
+
+# -- defaults -----------------------------------------------------------------
+
+def test_defaults_are_float_layers_with_scale_clip_settings():
+    config = QuantConfig.from_dict({})
+    assert config == QuantConfig()
+    assert config.weight == WeightScheme(
+        type='ScaleClip', bits=None, group_size=4, k=2.0, clip='threshold')
+    assert config.activation == ActivationScheme(
+        type='ScaleClip', bits=None, k=None, lr=0.01, site='input')
+    assert config.rules == ()
+
+
+@pytest.mark.parametrize('config', [
+    dict(weight=None), dict(activation=None), dict(rules=None),
+    dict(rules=[]), dict(weight={}, activation={}, rules=())])
+def test_empty_sections_are_the_defaults(config):
+    assert QuantConfig.from_dict(config) == QuantConfig()
+
+
+def test_a_quant_config_is_taken_as_it_is():
+    config = QuantConfig(weight=WeightScheme(bits=3))
+    assert QuantConfig.from_dict(config) is config
+
+
+def test_from_dict_leaves_its_argument_alone():
+    config = dict(weight=dict(bits=4), activation=dict(bits=4), rules=[
+        dict(match='*', weight=dict(bits=8))])
+    before = copy.deepcopy(config)
+    QuantConfig.from_dict(config).schemes('a')
+    assert config == before
+
+
+@pytest.mark.parametrize('bits', range(1, 9))
+@pytest.mark.parametrize('group_size', [1, 4, 1000, -1])
+def test_allowed_weight_values(bits, group_size):
+    config = QuantConfig.from_dict(
+        dict(weight=dict(bits=bits, group_size=group_size)))
+    assert (config.weight.bits, config.weight.group_size) == (bits, group_size)
+
+
+@pytest.mark.parametrize('bits', range(2, 9))
+@pytest.mark.parametrize('lr', [1e-6, 0.5, 1, 1.0])
+def test_allowed_activation_values(bits, lr):
+    config = QuantConfig.from_dict(dict(activation=dict(bits=bits, lr=lr)))
+    assert (config.activation.bits, config.activation.lr) == (bits, lr)
+
+
+# -- what is refused ----------------------------------------------------------
+
+@pytest.mark.parametrize('config, field, hint', [
+    (dict(weights={}), "'weights'", "did you mean 'weight'?"),
+    (dict(weight=dict(bit=4)), "'bit'", "did you mean 'bits'?"),
+    (dict(weight=dict(groupsize=4)), "'groupsize'",
+     "did you mean 'group_size'?"),
+    (dict(activation=dict(stie='relu')), "'stie'", "did you mean 'site'"),
+    (dict(rules=[dict(match='*', skipp=True)]), "'skipp'",
+     "did you mean 'skip'?"),
+    (dict(rules=[dict(match='*', weight=dict(bitz=4))]), "'bitz'",
+     "did you mean 'bits'?"),
+    (dict(zzzzz=1), "'zzzzz'", "allowed: 'weight', 'activation', 'rules'")])
+def test_unknown_field_is_refused_with_a_hint(config, field, hint):
+    refused(config, field, hint)
+
+
+@pytest.mark.parametrize('bits', [0, 9, -1, True, False, '4', 4.0, [4]])
+@pytest.mark.parametrize('side', ['weight', 'activation'])
+def test_bits_out_of_range_are_refused(side, bits):
+    refused({side: dict(bits=bits)}, f'{side}.bits is {bits!r}', 'to 8')
+
+
+def test_one_bit_activations_are_refused():
+    refused(dict(activation=dict(bits=1)), 'activation.bits is 1', '2 to 8')
+
+
+@pytest.mark.parametrize('group_size', [0, -2, 1.5, True, None, '4'])
+def test_group_size_out_of_range_is_refused(group_size):
+    refused(dict(weight=dict(bits=4, group_size=group_size)),
+            f'weight.group_size is {group_size!r}', '-1 for the whole layer')
+
+
+@pytest.mark.parametrize('side', ['weight', 'activation'])
+@pytest.mark.parametrize('name', ['ScaleClipp', None, 4, ['ScaleClip']])
+def test_unknown_quantizer_is_refused(side, name):
+    refused({side: dict(type=name)}, f'{side}.type is {name!r}', "'ScaleClip'")
+
+
+@pytest.mark.parametrize('site', ['output', None, 'Input'])
+def test_unknown_site_is_refused(site):
+    refused(dict(activation=dict(site=site)), f'activation.site is {site!r}',
+            "'input' or 'relu'")
+
+
+@pytest.mark.parametrize('clip', ['max', None, 1.0])
+def test_unknown_clip_is_refused(clip):
+    refused(dict(weight=dict(clip=clip)), f'weight.clip is {clip!r}',
+            "'threshold'")
+
+
+@pytest.mark.parametrize('lr', [0, -.1, 1.01, float('nan'), '0.1', None, True])
+def test_lr_out_of_range_is_refused(lr):
+    refused(dict(activation=dict(lr=lr)), f'activation.lr is {lr!r}', '(0, 1]')
+
+
+@pytest.mark.parametrize('k', [0, -2., float('inf'), float('nan'), '2', True])
+@pytest.mark.parametrize('side', ['weight', 'activation'])
+def test_k_that_is_no_positive_number_is_refused(side, k):
+    refused({side: dict(k=k)}, f'{side}.k is {k!r}', 'a positive number')
+
+
+def test_k_of_weights_is_needed():
+    refused(dict(weight=dict(k=None)), 'weight.k is None')
+
+
+@pytest.mark.parametrize('rule', [
+    dict(match='fc'), dict(match='fc', skip=False),
+    dict(match='fc', weight={}), dict(match='fc', weight=None)])
+def test_rule_that_changes_nothing_is_refused(rule):
+    refused(dict(rules=[rule]), "rule 'fc' changes nothing")
+
+
+@pytest.mark.parametrize('change', [
+    dict(weight=dict(bits=4)), dict(activation=dict(bits=4))])
+def test_rule_that_skips_and_quantizes_is_refused(change):
+    refused(dict(rules=[dict(match='fc', skip=True, **change)]),
+            "rule 'fc' both skips")
+
+
+@pytest.mark.parametrize('match', ['', None, 3, ['fc']])
+def test_rule_without_a_pattern_is_refused(match):
+    refused(dict(rules=[dict(match=match, skip=True)]), 'rule.match')
+    refused(dict(rules=[dict(skip=True)]), 'rule.match')
+
+
+def test_rule_skip_must_be_a_bool():
+    refused(dict(rules=[dict(match='fc', skip='yes')]), "'fc'", "'yes'",
+            'True or False')
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(weight=dict(bits=9)), 'weight.bits is 9'),
+    (dict(activation=dict(lr=2)), 'activation.lr is 2'),
+    (dict(activation=dict(site='x')), "activation.site is 'x'")])
+def test_values_of_rules_are_checked_before_any_layer_is_seen(change, message):
+    refused(dict(rules=[dict(match='fc', **change)]), message)
+
+
+@pytest.mark.parametrize('config, message', [
+    (dict(weight=4), 'weight is 4, allowed: a dict'),
+    (dict(weight=0), 'weight is 0, allowed: a dict'),
+    (dict(activation='ScaleClip'), "activation is 'ScaleClip'"),
+    (dict(rules=dict(match='fc', skip=True)), 'allowed: a list of dicts'),
+    (dict(rules=3), 'allowed: a list of dicts'),
+    (dict(rules=['fc']), "quantization.rules[0] is 'fc', allowed: a dict"),
+    (dict(rules=[dict(match='fc', weight=4)]), "rule 'fc': weight is 4")])
+def test_section_of_a_wrong_type_is_refused(config, message):
+    refused(config, message)
+
+
+@pytest.mark.parametrize('config', [None, 4, 'ScaleClip', [dict(bits=4)]])
+def test_config_that_is_no_dict_is_a_type_error(config):
+    with pytest.raises(TypeError, match=type(config).__name__):
+        QuantConfig.from_dict(config)
+
+
+# -- k below 2 ----------------------------------------------------------------
+
+@pytest.mark.parametrize('config', [
+    dict(weight=dict(bits=4, k=1.9)),
+    dict(rules=[dict(match='fc', weight=dict(bits=4, k=1.9))])])
+def test_k_below_2_warns(config):
+    with pytest.warns(UserWarning, match='weight.k is 1.9: below 2'):
+        QuantConfig.from_dict(config)
+
+
+def test_k_of_2_does_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        QuantConfig.from_dict(dict(weight=dict(bits=4, k=2)))
+        QuantConfig.from_dict(dict(activation=dict(bits=4, k=1.)))
+
+
+# -- rules --------------------------------------------------------------------
+
+def make(*rules):
+    return QuantConfig.from_dict(dict(
+        weight=dict(bits=4, group_size=8), activation=dict(bits=5, lr=.1),
+        rules=rules))
+
+
+def test_first_match_wins():
+    config = make(dict(match='backbone.conv1', weight=dict(bits=8)),
+                  dict(match='backbone.*', weight=dict(bits=2)),
+                  dict(match='*', skip=True))
+    bits = [config.schemes(name)[0].bits for name in NAMES]
+    assert bits == [8, 2, None, None]
+    assert [config.rule_of(name).match for name in NAMES] == [
+        'backbone.conv1', 'backbone.*', '*', '*']
+
+
+def test_rule_replaces_only_the_fields_it_names():
+    weight, activation = make(
+        dict(match='head.fc', weight=dict(bits=8))).schemes('head.fc')
+    assert weight == WeightScheme(bits=8, group_size=8)
+    assert activation == ActivationScheme(bits=5, lr=.1)
+
+
+def test_rule_can_give_one_side_back_to_float():
+    weight, activation = make(
+        dict(match='head.fc', activation=dict(bits=None))).schemes('head.fc')
+    assert weight.bits == 4 and activation.bits is None
+
+
+def test_skip_leaves_both_sides_float_at_the_same_site():
+    config = QuantConfig.from_dict(dict(
+        weight=dict(bits=4), activation=dict(bits=4, site='relu'),
+        rules=[dict(match='head.*', skip=True)]))
+    weight, activation = config.schemes('head.fc')
+    assert weight.bits is None and activation.bits is None
+    assert activation.site == 'relu'
+
+
+def test_layer_without_rule_gets_the_default():
+    config = make(dict(match='neck.*', skip=True))
+    assert config.rule_of('head.fc') is None
+    assert config.schemes('head.fc') == (config.weight, config.activation)
+
+
+@pytest.mark.parametrize('match, matched', [
+    ('backbone.conv1', NAMES[:1]), ('*conv1', NAMES[:2]), ('*', NAMES),
+    ('?eck.fpn', NAMES[2:3]), ('[hn]e*', NAMES[2:]), ('Head.fc', [])])
+def test_patterns_match_whole_names_and_case(match, matched):
+    config = make(dict(match=match, skip=True))
+    assert [n for n in NAMES if config.rule_of(n)] == matched
+
+
+@pytest.mark.parametrize('match, hint', [
+    ('backbone.conv2', "'backbone.conv1'"), ('head.fcc', "'head.fc'"),
+    ('backbone', "did you mean 'backbone.*'?"),
+    ('backbone.layer1', "did you mean 'backbone.layer1.*'?"),
+    ('zzzzzzzz', "allowed: 'backbone.conv1'")])
+def test_pattern_that_matches_nothing_is_refused_with_a_hint(match, hint):
+    config = make(dict(match='*fc', skip=True), dict(match=match, skip=True))
+    with pytest.raises(ValueError) as error:
+        config.check_rules(NAMES)
+    assert f'{match!r} matches no layer' in str(error.value)
+    assert hint in str(error.value)
+
+
+def test_pattern_that_only_earlier_rules_win_is_no_error():
+    make(dict(match='*', skip=True),
+         dict(match='head.fc', weight=dict(bits=8))).check_rules(NAMES)
+
+
+# -- to_dict ------------------------------------------------------------------
+
+schemes = dict(
+    weight=st.fixed_dictionaries({}, optional=dict(
+        bits=st.none() | st.integers(1, 8),
+        group_size=st.integers(1, 64) | st.just(-1),
+        k=st.floats(2, 9))),
+    activation=st.fixed_dictionaries({}, optional=dict(
+        bits=st.none() | st.integers(2, 8), k=st.none() | st.floats(.1, 20),
+        lr=st.floats(1e-4, 1), site=st.sampled_from(['input', 'relu']))))
+rules = st.lists(st.one_of(
+    st.fixed_dictionaries(dict(match=st.sampled_from(NAMES),
+                               skip=st.just(True))),
+    st.fixed_dictionaries(dict(
+        match=st.sampled_from(NAMES),
+        weight=st.fixed_dictionaries(dict(bits=st.integers(1, 8))))),
+    st.fixed_dictionaries(dict(
+        match=st.sampled_from(NAMES),
+        activation=st.fixed_dictionaries(dict(bits=st.none()))))), max_size=3)
+
+
+@given(st.fixed_dictionaries({}, optional=dict(rules=rules, **schemes)))
+@PROPERTY
+def test_to_dict_and_json_give_the_config_back(config):
+    config = QuantConfig.from_dict(config)
+    written = config.to_dict()
+    assert QuantConfig.from_dict(written) == config
+    assert QuantConfig.from_dict(json.loads(json.dumps(written))) == config
+    for name in NAMES:
+        assert QuantConfig.from_dict(written).schemes(name) == \
+            config.schemes(name)
+
+
+def test_to_dict_shows_all_values_in_primitive_types():
+    assert make(dict(match='*', weight=dict(bits=8))).to_dict() == dict(
+        weight=dict(type='ScaleClip', bits=4, group_size=8, k=2.0,
+                    clip='threshold'),
+        activation=dict(type='ScaleClip', bits=5, k=None, lr=.1,
+                        site='input'),
+        rules=[dict(match='*', weight=dict(bits=8))])
+
+
+def test_changing_what_to_dict_gave_does_not_change_the_config():
+    config = make(dict(match='*', weight=dict(bits=8)))
+    config.to_dict()['rules'][0]['weight']['bits'] = 2
+    assert config.schemes('a')[0].bits == 8
+
+
+def test_rules_may_be_objects():
+    rule = Rule('fc', weight=dict(bits=8))
+    assert make(rule) == make(dict(match='fc', weight=dict(bits=8)))

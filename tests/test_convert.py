@@ -1,0 +1,533 @@
+"""quantize_: what stays, what is refused, and how checkpoints load."""
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as TF
+
+from gdrq_mm import calibrate, quantize_
+from gdrq_mm.config import QuantConfig
+from gdrq_mm.report import trace_layers
+from gdrq_mm.state import NAME, get_state
+
+W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
+CONFIGS = [
+    W4A4, dict(weight=dict(bits=2, group_size=1)),
+    dict(activation=dict(bits=8)),
+    dict(weight=dict(bits=1, group_size=-1),
+         activation=dict(bits=2, site='relu'))]
+
+
+class Net(nn.Module):
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.fc = nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.conv2(x) + x)
+        return self.fc(x.mean((2, 3)))
+
+
+def make_net(seed=0):
+    torch.manual_seed(seed)
+    return Net()
+
+
+def batch(seed=0, size=4):
+    return torch.randn(size, 3, 6, 6,
+                       generator=torch.Generator().manual_seed(seed))
+
+
+def train(model, steps=2, seed=0, lr=.05):
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr)
+    model.train()
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(batch(seed + step)).pow(2).mean().backward()
+        optimizer.step()
+    return model
+
+
+def trained(config=W4A4, seed=0):
+    model = make_net(seed)
+    quantize_(model, config)
+    return train(model, seed=seed)
+
+
+def same(one, other):
+    return list(one) == list(other) and all(
+        torch.equal(one[key], other[key]) for key in one)
+
+
+def snapshot(model):
+    return copy.deepcopy(model.state_dict())
+
+
+# -- what stays ---------------------------------------------------------------
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_parameters_keys_and_values_stay(config):
+    model = make_net()
+    parameters, before = dict(model.named_parameters()), snapshot(model)
+    quantize_(model, config)
+    after = dict(model.named_parameters())
+    assert all(after[name] is p for name, p in parameters.items())
+    state_dict = model.state_dict()
+    assert all(torch.equal(state_dict[key], before[key]) for key in before)
+    new = set(state_dict) - set(before)
+    assert all('_quantizer' in key or key.startswith(NAME) for key in new)
+
+
+def test_new_parameters_are_not_trained():
+    model = make_net()
+    names = {name for name, _ in model.named_parameters()}
+    quantize_(model, W4A4)
+    assert not any(p.requires_grad for name, p in model.named_parameters()
+                   if name not in names)
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_hooks_and_references_stay(config):
+    model, calls = make_net(), []
+    conv = model.conv1
+    conv.register_forward_hook(lambda *_: calls.append('forward'))
+    conv.register_forward_pre_hook(lambda *_: calls.append('before'))
+    conv.weight.register_hook(lambda grad: calls.append('grad') or grad)
+    quantize_(model, config)
+    assert model.conv1 is conv
+    model(batch()).sum().backward()
+    assert calls == ['before', 'forward', 'grad']
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_layers_are_still_what_they_were(config):
+    model = make_net()
+    quantize_(model, config)
+    assert isinstance(model.conv1, nn.Conv2d)
+    assert isinstance(model.fc, nn.Linear)
+    assert isinstance(model.relu, nn.ReLU)
+    assert not model.train(False).conv1.training
+
+
+def test_training_mode_stays():
+    model = make_net().eval()
+    quantize_(model, W4A4)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize('config', [
+    {}, dict(weight=dict(group_size=1), activation=dict(site='relu')),
+    dict(**W4A4, rules=[dict(match='*', skip=True)])])
+def test_without_bits_the_model_stays_bit_for_bit_float(config):
+    model, plain = make_net(), make_net()
+    report = quantize_(model, config)
+    assert get_state(model) is None
+    assert report.totals()['quantized_layers'] == 0
+    assert [type(m) for m in model.modules()] == \
+        [type(m) for m in plain.modules()]
+    for net in (model, plain):
+        net(batch()).pow(2).sum().backward()
+    assert torch.equal(model(batch()), plain(batch()))
+    assert same(model.state_dict(), plain.state_dict())
+    for ours, theirs in zip(model.parameters(), plain.parameters()):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_skipped_layers_compute_as_before():
+    model = make_net()
+    plain = copy.deepcopy(model)
+    quantize_(model, dict(**W4A4, rules=[
+        dict(match='fc', weight=dict(bits=2)), dict(match='*', skip=True)]))
+    assert type(model.conv1) is nn.Conv2d and type(model.fc) is not nn.Linear
+    x = batch()
+    assert torch.equal(model.conv1(x), plain.conv1(x))
+
+
+# -- the quantized computation ------------------------------------------------
+
+@pytest.mark.parametrize('bits', range(1, 9))
+def test_weight_only_layer_computes_with_brute_force_levels(bits):
+    model = make_net()
+    quantize_(model, dict(weight=dict(bits=bits, group_size=4)))
+    w = model.conv2.weight.detach().double().numpy()
+    quantized = np.empty_like(w)
+    top = 2**(bits - 1) - 1
+    for start in (0, 4):
+        group = w[start:start + 4]
+        mean = np.abs(group).mean()
+        if bits == 1:
+            quantized[start:start + 4] = np.where(group < 0, -mean, mean)
+        else:
+            step = 2 * mean / top
+            quantized[start:start + 4] = np.rint(
+                np.clip(group, -2 * mean, 2 * mean) / step) * step
+    x = torch.randn(2, 6, 5, 5)
+    expected = TF.conv2d(x.double(), torch.tensor(quantized),
+                         model.conv2.bias.double(), padding=1)
+    torch.testing.assert_close(model.conv2(x).double(), expected,
+                               rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_eval_outputs_are_the_same_under_no_grad_and_inference_mode(config):
+    model = trained(config).eval()
+    expected = model(batch()).detach()
+    with torch.no_grad():
+        assert torch.equal(model(batch()), expected)
+    with torch.inference_mode():
+        assert torch.equal(model(batch()), expected)
+
+
+# -- twice --------------------------------------------------------------------
+
+def test_quantizing_twice_with_the_same_config_changes_nothing():
+    model = trained()
+    before, modules = snapshot(model), list(model.modules())
+    report = quantize_(model, QuantConfig.from_dict(W4A4))
+    assert list(model.modules()) == modules
+    assert same(model.state_dict(), before)
+    assert report.totals()['quantized_layers'] == 3
+
+
+def test_quantizing_again_with_another_config_is_refused():
+    model = trained()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match='already quantized with another'):
+        quantize_(model, dict(weight=dict(bits=2)))
+    assert same(model.state_dict(), before)
+
+
+# -- what is refused ----------------------------------------------------------
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
+def test_weights_that_are_not_finite_are_named_and_nothing_changes(bad):
+    model = make_net()
+    model.conv2.weight.data[1, 2, 0, 0] = bad
+    keys = list(model.state_dict())
+    with pytest.raises(ValueError, match='conv2.weight has 1 NaN or infinite'):
+        quantize_(model, W4A4)
+    assert type(model.conv1) is nn.Conv2d and get_state(model) is None
+    assert list(model.state_dict()) == keys
+
+
+def test_nan_in_a_float_layer_is_no_error():
+    model = make_net()
+    model.fc.weight.data[0, 0] = float('nan')
+    quantize_(model, dict(**W4A4, rules=[dict(match='fc', skip=True)]))
+
+
+def test_bad_rule_leaves_the_model_alone():
+    model = make_net()
+    with pytest.raises(ValueError, match="did you mean 'conv1'"):
+        quantize_(model, dict(**W4A4, rules=[dict(match='conv_1', skip=True)]))
+    assert type(model.conv1) is nn.Conv2d
+
+
+@pytest.mark.parametrize('name', ['conv1', 'fc'])
+@pytest.mark.parametrize('config', CONFIGS[:3])
+def test_replacing_the_weight_of_a_quantized_layer_raises(config, name):
+    model = make_net()
+    quantize_(model, config)
+    layer = getattr(model, name)
+    weight = layer.weight
+    with pytest.raises(RuntimeError, match='cannot be replaced'):
+        layer.weight = nn.Parameter(weight.detach() * 2)
+    assert layer.weight is weight
+    layer.weight = weight  # the same object is fine
+    layer.bias = None
+    model.conv1.weight.data.copy_(torch.zeros(()))
+
+
+# -- shared weights -----------------------------------------------------------
+
+def test_layers_that_share_a_weight_share_its_clip_values():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    quantize_(model, dict(weight=dict(bits=4)))
+    optimizer = torch.optim.SGD(model.parameters(), .1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(5, 4)).pow(2).sum().backward()
+        optimizer.step()
+    assert model[0].weight is model[1].weight
+    one, other = model[0].weight_quantizer.clip, model[1].weight_quantizer.clip
+    assert torch.equal(one, other)
+    assert model[0].weight.abs().max() <= one.max()
+
+
+def test_shared_weight_is_projected_once_a_step():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    quantize_(model, dict(weight=dict(bits=4, group_size=-1)))
+    weight = model[0].weight
+    optimizer = torch.optim.SGD([weight], lr=0.)
+    before = weight.detach().double().numpy().copy()
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    clip = 2 * np.abs(before).mean()
+    np.testing.assert_allclose(weight.detach(), before.clip(-clip, clip),
+                               rtol=1e-6)
+
+
+# -- copies -------------------------------------------------------------------
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize('duplicate', [copy.deepcopy, pickled, saved])
+@pytest.mark.parametrize('config', CONFIGS)
+def test_copies_compute_the_same_and_train_alone(config, duplicate):
+    model = trained(config)
+    twin = duplicate(model)
+    assert same(model.state_dict(), twin.state_dict())
+    before = snapshot(model)
+    train(twin, seed=5)
+    assert same(model.state_dict(), before)  # undisturbed by its copy
+    train(model, seed=5)
+    assert same(model.state_dict(), twin.state_dict())
+    assert torch.equal(model.eval()(batch(9)), twin.eval()(batch(9)))
+
+
+def test_copy_of_an_untrained_model_trains_like_it():
+    model = make_net()
+    quantize_(model, W4A4)
+    twin = copy.deepcopy(model)
+    assert same(train(model).state_dict(), train(twin).state_dict())
+
+
+# -- checkpoints --------------------------------------------------------------
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_float_state_dict_loads_strictly(config):
+    source = make_net(1)
+    model, fresh = make_net(2), make_net(1)
+    quantize_(model, config)
+    state_dict = source.state_dict()
+    keys = list(state_dict)
+    result = model.load_state_dict(state_dict)
+    assert not result.missing_keys and not result.unexpected_keys
+    assert list(state_dict) == keys  # the caller's dict is left alone
+    quantize_(fresh, config)
+    assert torch.equal(model.eval()(batch()), fresh.eval()(batch()))
+
+
+def test_float_state_dict_resets_trained_quantizers():
+    model = trained()
+    model.load_state_dict(make_net(1).state_dict())
+    fresh = make_net(1)
+    quantize_(fresh, W4A4)
+    assert same(model.state_dict(), fresh.state_dict())
+    assert torch.equal(model.eval()(batch()), fresh.eval()(batch()))
+    assert same(train(model).state_dict(), train(fresh).state_dict())
+
+
+def test_float_state_dict_with_a_missing_key_is_still_refused():
+    model = make_net()
+    quantize_(model, W4A4)
+    state_dict = make_net().state_dict()
+    del state_dict['conv1.weight']
+    with pytest.raises(RuntimeError, match='conv1.weight'):
+        model.load_state_dict(state_dict)
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_quantized_state_dict_loads_into_the_same_scheme(config):
+    source, model = trained(config), make_net(3)
+    quantize_(model, config)
+    model.load_state_dict(source.state_dict())
+    assert same(model.state_dict(), source.state_dict())
+    assert torch.equal(model.eval()(batch()), source.eval()(batch()))
+
+
+@pytest.mark.parametrize('other, names', [
+    (dict(weight=dict(bits=2), activation=dict(bits=4)),
+     ['conv1', 'conv2', 'fc']),
+    (dict(weight=dict(bits=4, group_size=1), activation=dict(bits=4)),
+     ['conv1', 'conv2', 'fc']),
+    (dict(**W4A4, rules=[dict(match='fc', activation=dict(bits=8))]), ['fc']),
+    (dict(**W4A4, rules=[dict(match='conv2', skip=True)]), ['conv2'])])
+def test_quantized_state_dict_of_another_scheme_changes_nothing(other, names):
+    source, model = trained(W4A4), trained(other, seed=1)
+    before, output = snapshot(model), model.eval()(batch())
+    for strict in (True, False):
+        with pytest.raises(RuntimeError) as error:
+            model.load_state_dict(source.state_dict(), strict=strict)
+        for name in ('conv1', 'conv2', 'fc'):
+            assert (f'  {name}: checkpoint' in str(error.value)) == (
+                name in names)
+    assert f'{len(names)} layers differ' in str(error.value)
+    assert same(model.state_dict(), before)
+    assert torch.equal(model(batch()), output)
+
+
+def test_scheme_entry_removed_loads_the_weights_alone():
+    source, model = trained(W4A4), make_net(3)
+    quantize_(model, dict(weight=dict(bits=2)))
+    state_dict = source.state_dict()
+    del state_dict[f'{NAME}.schemes']
+    model.load_state_dict(state_dict, strict=False)
+    assert torch.equal(model.conv1.weight, source.conv1.weight)
+    assert not model.conv1.weight_quantizer.clip.any()
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_quantized_state_dict_is_not_silently_a_float_one(config):
+    source, model = trained(config), make_net()
+    result = model.load_state_dict(source.state_dict(), strict=False)
+    assert f'{NAME}.schemes' in result.unexpected_keys
+    if 'weight' in config:
+        assert 'conv1.weight_quantizer.clip' in result.unexpected_keys
+    with pytest.raises(RuntimeError, match=f'{NAME}.schemes'):
+        make_net().load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_model_that_is_itself_one_layer_loads_and_trains(config):
+    torch.manual_seed(0)
+    model, source = nn.Linear(6, 4), nn.Linear(6, 4)
+    quantize_(model, config)
+    model.load_state_dict(source.state_dict())
+    optimizer = torch.optim.SGD([model.weight, model.bias], .1)
+    model(torch.randn(3, 6)).sum().backward()
+    optimizer.step()
+    twin = nn.Linear(6, 4)
+    quantize_(twin, config)
+    twin.load_state_dict(model.state_dict())
+    assert same(model.state_dict(), twin.state_dict())
+
+
+def test_quantized_part_of_a_float_model_loads_with_its_prefix():
+    def build(seed):
+        torch.manual_seed(seed)
+        return nn.ModuleDict(dict(backbone=Net(), head=nn.Linear(5, 2)))
+
+    source, model = build(0), build(1)
+    quantize_(model['backbone'], W4A4)
+    model.load_state_dict(source.state_dict())
+    assert torch.equal(model['backbone'].fc.weight,
+                       source['backbone'].fc.weight)
+    train(model['backbone'])
+    other = build(2)
+    quantize_(other['backbone'], W4A4)
+    other.load_state_dict(model.state_dict())
+    assert same(model.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_part_of_a_quantized_model_loads_a_float_state_dict_alone(config):
+    model, source = trained(config), make_net(1)
+    other = snapshot(model.conv2)
+    for name in ('conv1', 'fc', 'relu'):
+        getattr(model, name).load_state_dict(
+            getattr(source, name).state_dict())
+    fresh = make_net(1)
+    quantize_(fresh, config)
+    assert same(model.conv1.state_dict(), fresh.conv1.state_dict())
+    assert same(model.conv2.state_dict(), other)
+    x = batch()
+    assert torch.equal(model.eval().conv1(x), fresh.eval().conv1(x))
+
+
+# -- calibrate ----------------------------------------------------------------
+
+def test_calibrate_averages_k_times_the_mean_of_each_batch():
+    model = make_net()
+    quantize_(model, dict(activation=dict(bits=4, k=3.)))
+    inputs = [batch(seed) * (seed + 1) for seed in range(3)]
+    calibrate(model, ((lambda x=x: model(x)) for x in inputs))
+    expected = np.mean([3 * x.double().abs().mean().item() for x in inputs])
+    quantizer = model.conv1.input_quantizer
+    assert quantizer.clip.item() == pytest.approx(expected, rel=1e-5)
+    assert quantizer.is_signed and int(quantizer.num_updates) == 3
+
+
+def test_calibrate_changes_no_weights_statistics_or_modes():
+    model = make_net()
+    quantize_(model, W4A4)
+    model.train()
+    model.bn1.eval()
+    modes = [module.training for module in model.modules()]
+    before = snapshot(model)
+    calibrate(model, [lambda: model(batch())])
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[key])
+               for key, value in model.state_dict().items()
+               if 'input_quantizer' not in key)
+
+
+def test_calibrate_ends_also_when_a_forward_fails():
+    model = make_net()
+    quantize_(model, W4A4)
+    with pytest.raises(ZeroDivisionError):
+        calibrate(model, [lambda: 1 / 0])
+    assert model.training and not get_state(model).calibrating
+
+
+def test_calibrate_without_batches_or_on_a_float_model_raises():
+    model = make_net()
+    with pytest.raises(ValueError, match='needs a quantized model'):
+        calibrate(model, [lambda: model(batch())])
+    quantize_(model, W4A4)
+    with pytest.raises(ValueError, match='no batches'):
+        calibrate(model, [])
+
+
+# -- the report ---------------------------------------------------------------
+
+def test_report_counts_layers_weights_and_bytes():
+    model = make_net()
+    report = quantize_(model, dict(
+        weight=dict(bits=4, group_size=4), activation=dict(bits=4),
+        rules=[dict(match='fc', skip=True)]))
+    totals = report.totals()
+    convs = [model.conv1.weight.numel(), model.conv2.weight.numel()]
+    fc = model.fc.weight.numel()
+    assert totals['layers'] == 3 and totals['quantized_layers'] == 2
+    assert totals['weight_share'] == pytest.approx(
+        sum(convs) / (sum(convs) + fc))
+    assert totals['bytes_before'] == 4 * (sum(convs) + fc)
+    # 4 bits a code, two groups of 4 bytes a layer, fc as before
+    assert totals['bytes_after'] == sum(n // 2 + 8 for n in convs) + 4 * fc
+    for text in ('conv1', "rule 'fc': skip", '2 of 3 layers'):
+        assert text in str(report)
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_trace_tells_signs_calls_macs_and_shared_inputs(config):
+    model = nn.ModuleDict(dict(net=make_net(), twin=nn.Conv2d(3, 2, 1)))
+    report = quantize_(model, config)
+    model['net'].bn1.eval()
+    modes = [module.training for module in model.modules()]
+    x = batch()
+
+    def forward():
+        model['net'](x), model['twin'](x)
+
+    traces = trace_layers(model, report.layers, forward)
+    with torch.inference_mode():
+        forward_traces = trace_layers(model, report.layers, forward)
+    assert traces == forward_traces
+    assert [module.training for module in model.modules()] == modes
+    conv1, fc = traces['net.conv1'], traces['net.fc']
+    assert conv1.calls == 1 and conv1.signed and not fc.signed
+    assert conv1.same_input == ['twin'] and fc.same_input == []
+    assert conv1.macs == 4 * 6 * 36 * 27 and fc.macs == 4 * 5 * 6

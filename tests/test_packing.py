@@ -1,0 +1,112 @@
+"""Packed weights: round trips, sizes and damaged input."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.deploy import pack
+from gdrq_mm.packing import pack_bits, unpack_bits
+from gdrq_mm.state import get_state
+
+fixed = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@fixed
+@given(st.integers(1, 8), st.integers(1, 5), st.integers(0, 40),
+       st.integers(0, 10**6))
+def test_bits_are_the_little_endian_stream_of_numpy(bits, rows, columns, seed):
+    values = np.random.default_rng(seed).integers(0, 2**bits, (rows, columns))
+    packed = pack_bits(torch.from_numpy(values), bits)
+    stream = [sum(int(value) << (bits * place)
+                  for place, value in enumerate(row)) for row in values]
+    width = -(-columns * bits // 8)
+    expected = [list(number.to_bytes(width, 'little')) for number in stream]
+    assert packed.tolist() == expected
+    assert torch.equal(unpack_bits(packed, bits, (rows, columns)),
+                       torch.from_numpy(values))
+
+
+def test_packed_codes_of_another_size_are_refused():
+    packed = pack_bits(torch.zeros(2, 9, dtype=torch.long), 3)
+    with pytest.raises(ValueError, match=r'shape \(2, 4\), expected .*\(2, 5'):
+        unpack_bits(packed, 3, (2, 11))
+    with pytest.raises(ValueError, match='torch.int64'):
+        unpack_bits(packed.long(), 3, (2, 9))
+
+
+def make_model(bits, group_size):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
+                          nn.Flatten(), nn.Linear(6 * 36, 5))
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=bits, group_size=group_size),
+        activation=dict(bits=4)))
+    return model
+
+
+def train(model, steps=3):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(steps):
+        loss = model(torch.randn(4, 3, 8, 8)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize('trained', [True, False])
+@pytest.mark.parametrize('group_size', [1, 4, 16, -1])
+@pytest.mark.parametrize('bits', range(1, 9))
+def test_a_packed_model_gives_the_very_same_outputs(bits, group_size, trained):
+    model = make_model(bits, group_size).eval()
+    if trained:
+        train(model.train())
+    packed = pack(model)
+    copied = make_model(bits, group_size).eval()
+    copied.load_state_dict(packed)
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(copied(x), model(x))
+    assert packed['0.weight_packed'].numel() == 6 * -(-27 * bits // 8)
+    assert '0.weight' not in packed
+    # Packing it again gives the same file.
+    again = pack(copied)
+    assert all(torch.equal(again[key], value)
+               for key, value in packed.items())
+
+
+def test_packing_does_not_change_the_model():
+    model = train(make_model(2, 4))
+    before = copy.deepcopy(model.state_dict())
+    pack(model)
+    assert all(torch.equal(before[key], value)
+               for key, value in model.state_dict().items())
+
+
+def test_codes_of_the_wrong_size_name_the_layer():
+    packed = pack(train(make_model(2, 4)))
+    packed['4.weight_packed'] = packed['4.weight_packed'][:, :-1]
+    with pytest.raises(RuntimeError, match='4.weight_packed.*expected uint8'):
+        make_model(2, 4).load_state_dict(packed)
+
+
+def test_packed_weights_of_other_bits_are_refused():
+    packed = pack(train(make_model(2, 4)))
+    with pytest.raises(RuntimeError, match='another quantization'):
+        make_model(4, 4).load_state_dict(packed)
+
+
+def test_a_float_model_is_not_packed():
+    with pytest.raises(ValueError, match='quantize_'):
+        pack(nn.Conv2d(1, 1, 1))
+
+
+def test_a_model_in_its_reshape_phase_is_not_packed():
+    model = make_model(2, 4)
+    get_state(model).set_phase('reshape')
+    with pytest.raises(ValueError, match='reshape'):
+        pack(model)

@@ -1,0 +1,159 @@
+"""What becomes of every layer, decided before any change."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from gdrq_mm.config import QuantConfig
+from gdrq_mm.plan import make_plan
+
+W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
+
+
+class OwnConv(nn.Conv2d):
+    """Could compute anything."""
+
+
+class Block(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        x = self.relu(self.bn(self.conv1(x)))
+        return self.relu(self.conv2(x))
+
+
+def plan_of(model, config=W4A4):
+    return {plan.name: plan
+            for plan in make_plan(model, QuantConfig.from_dict(config))}
+
+
+def test_plan_lists_layers_with_a_matrix_in_order():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
+                          nn.Flatten(), nn.Linear(4, 2))
+    assert list(plan_of(model)) == ['0', '4']
+
+
+def test_plan_changes_nothing():
+    model = Block()
+    before = copy.deepcopy(model.state_dict())
+    classes = [type(module) for module in model.modules()]
+    make_plan(model, QuantConfig.from_dict(
+        dict(weight=dict(bits=1), activation=dict(bits=2, site='relu'))))
+    assert [type(module) for module in model.modules()] == classes
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(model.state_dict()[key], before[key])
+               for key in before)
+
+
+def test_schemes_and_reasons_follow_the_rules():
+    plan = plan_of(Block(), dict(**W4A4, rules=[
+        dict(match='conv1', weight=dict(bits=8), activation=dict(bits=None)),
+        dict(match='conv*', skip=True)]))
+    conv1, conv2 = plan['conv1'], plan['conv2']
+    assert conv1.quantized and conv1.weight.bits == 8
+    assert conv1.activation is None and conv1.sites == 0
+    assert conv1.reason == "rule 'conv1'"
+    assert not conv2.quantized and conv2.reason == "rule 'conv*': skip"
+
+
+def test_input_site_gives_every_layer_one_threshold_and_no_relu():
+    plan = plan_of(Block())
+    assert list(plan) == ['conv1', 'conv2']
+    assert all(layer.sites == 1 and layer.reason == 'default'
+               for layer in plan.values())
+
+
+def test_relu_site_plans_a_threshold_a_call_site():
+    plan = plan_of(Block(), dict(
+        weight=dict(bits=4), activation=dict(bits=4, site='relu')))
+    assert list(plan) == ['conv1', 'relu', 'conv2']
+    assert plan['relu'].sites == 2 and plan['relu'].weight is None
+    assert plan['conv1'].activation is not None  # falls back to its input
+
+
+@pytest.mark.parametrize('rule, reason', [
+    (dict(skip=True), "rule 'relu': skip"),
+    (dict(activation=dict(bits=None)), "rule 'relu': no bits asked for")])
+def test_relu_can_be_left_float_by_rule(rule, reason):
+    plan = plan_of(Block(), dict(
+        weight=dict(bits=4), activation=dict(bits=4, site='relu'),
+        rules=[dict(match='relu', **rule)]))
+    assert not plan['relu'].quantized and plan['relu'].reason == reason
+
+
+def test_no_bits_is_said():
+    plan = plan_of(Block(), {})
+    assert not any(layer.quantized for layer in plan.values())
+    assert plan['conv1'].reason == 'default: no bits asked for'
+
+
+@pytest.mark.parametrize('layer, reason', [
+    (OwnConv(3, 4, 3), 'OwnConv is a Conv2d that may compute something else'),
+    (nn.ConvTranspose2d(3, 4, 3), 'no quantized form of ConvTranspose2d'),
+    (nn.Conv1d(3, 4, 3), 'no quantized form of Conv1d'),
+    (parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+     'ParametrizedConv2d is a Conv2d that may compute something else'),
+    (parametrizations.spectral_norm(nn.Linear(3, 4)),
+     'ParametrizedLinear is a Linear that may compute something else')])
+def test_layer_that_is_not_plain_is_left_with_the_reason(layer, reason):
+    plan = plan_of(nn.Sequential(layer, nn.Linear(4, 4)))
+    assert not plan['0'].quantized and reason in plan['0'].reason
+    assert plan['1'].quantized
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm:FutureWarning')
+def test_old_weight_norm_is_left_with_the_reason():
+    plan = plan_of(nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3))))
+    assert not plan['0'].quantized
+    assert 'computed (weight or spectral norm)' in plan['0'].reason
+
+
+def test_pattern_that_matches_no_layer_is_refused():
+    with pytest.raises(ValueError, match="'bn' matches no layer"):
+        plan_of(Block(), dict(**W4A4, rules=[dict(match='bn', skip=True)]))
+
+
+def test_shared_weight_with_one_scheme_is_planned():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    assert all(layer.quantized for layer in plan_of(model).values())
+
+
+@pytest.mark.parametrize('rule', [dict(skip=True), dict(weight=dict(bits=8))])
+def test_shared_weight_with_two_schemes_is_refused(rule):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match='0 and 1 share one weight'):
+        plan_of(model, dict(**W4A4, rules=[dict(match='1', **rule)]))
+
+
+def test_scheme_tells_what_a_checkpoint_must_agree_with():
+    plan = plan_of(Block(), dict(weight=dict(bits=2, group_size=-1),
+                                 activation=dict(bits=4, site='relu')))
+    assert plan['conv1'].scheme() == dict(
+        weight='ScaleClip 2 bits, group size -1',
+        activation='ScaleClip 4 bits, 1 sites')
+    assert plan['relu'].scheme() == dict(
+        activation='ScaleClip 4 bits, 2 sites')
+
+
+def test_a_model_whose_part_is_quantized_already_is_an_error():
+    import gdrq_mm
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3))
+    gdrq_mm.quantize_(model[0], dict(weight=dict(bits=4)))
+    with pytest.raises(ValueError, match='0.0 is quantized already'):
+        gdrq_mm.quantize_(model, dict(weight=dict(bits=4)))
+
+
+def test_attention_is_listed_as_float():
+    plans = make_plan(nn.MultiheadAttention(8, 2),
+                      QuantConfig.from_dict(dict(weight=dict(bits=4))))
+    assert 'no quantized form of MultiheadAttention' in plans[0].reason

@@ -1,0 +1,59 @@
+"""What is done already: one small JSON file a stage."""
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+def write_json(path, data):
+    """Write a JSON file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.partial')
+    partial.write_text(json.dumps(data, indent=2) + '\n')
+    os.replace(partial, path)
+
+
+def read_json(path):
+    """dict or None: None where there is no readable JSON object."""
+    try:
+        data = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def text_hash(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def decide(record, inputs, root):
+    """What to do with a stage.
+
+    Args:
+        record (dict, optional): What :func:`read_json` found of it.
+        inputs (dict): What its results depend on, now.
+        root (Path): The paths in ``record['outputs']`` are relative to it.
+
+    Returns:
+        tuple[str, str]: 'done', 'continue' (was interrupted) or 'start', and
+        the reason in words.
+    """
+    if record is None:
+        return 'start', 'not run yet'
+    before = record.get('inputs', {})
+    changed = sorted(name for name in {*inputs, *before}
+                     if inputs.get(name) != before.get(name))
+    if changed:
+        return 'start', f'changed since it ran: {", ".join(changed)}'
+    if record.get('status') != 'done':
+        return 'continue', 'was interrupted'
+    missing = [path for path in record['outputs']
+               if not (Path(root) / path).exists()]
+    if missing:
+        return 'start', f'its result {missing[0]} is missing'
+    return 'done', 'done already'

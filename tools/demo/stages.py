@@ -1,0 +1,305 @@
+"""The stages of the demo: in what order, on what inputs, which command."""
+import json
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Dict, List, Optional
+
+from mmengine.config import Config, DictAction
+
+from .process import ROOT, DemoError, gdrq_mm_version
+from .records import file_hash, read_json, text_hash, write_json
+from .tasks import LABELS, QUANTIZED, QUICK_OPTIONS, TASKS
+
+STARTUP = 12.  # seconds, of a process that imports torch and an mm package
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for; ``data`` and ``work_dir`` are absolute."""
+    tasks: List[str]
+    seeds: List[int]
+    work_dir: Path
+    data: Path
+    quick: bool = False
+    quantized: List[str] = field(default_factory=lambda: list(QUANTIZED))
+
+    @property
+    def runs(self) -> List[str]:
+        return ['float', *self.quantized]
+
+
+@dataclass
+class Job:
+    """How to run a stage.
+
+    Args:
+        inputs (dict): All that its results depend on.
+        command (list[str]): The process.
+        results (callable): Called when it succeeded; gives what the record
+            keeps, ``outputs`` (paths relative to the work dir) included.
+        resume (list[str], optional): The process that goes on with a
+            training.
+    """
+    inputs: dict
+    command: List[str]
+    results: Callable[[], dict]
+    resume: Optional[List[str]] = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One process of the demo: ``kind`` is train, test, publish or look."""
+    task: str
+    seed: int
+    run: str
+    kind: str
+    settings: Settings = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f'{self.task} seed {self.seed} {self.run} {self.kind}'
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes; its record and log lie beside it."""
+        return (self.settings.work_dir / self.task / f'seed{self.seed}'
+                / self.run / self.kind)
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder.with_suffix('.json')
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder.with_suffix('.log')
+
+    def other(self, kind: str, run: Optional[str] = None) -> 'Stage':
+        return Stage(self.task, self.seed, run or self.run, kind,
+                     self.settings)
+
+
+def all_stages(settings: Settings) -> List[Stage]:
+    """Every stage, in order; the first seed is complete first."""
+    stages = []
+    for seed in settings.seeds:
+        first = seed == settings.seeds[0]
+        for task in settings.tasks:
+            for run in settings.runs:
+                kinds = ['train', 'test']
+                if first and run != 'float':
+                    kinds.append('publish')
+                stages += [Stage(task, seed, run, kind, settings)
+                           for kind in kinds]
+            if first:
+                stages.append(Stage(task, seed, 'all', 'look', settings))
+    return stages
+
+
+class Configs:
+    """Configs as the demo runs them: its options merged in."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._loaded: Dict[tuple, Config] = {}
+
+    def path(self, task: str, run: str) -> str:
+        return TASKS[task].configs[run]
+
+    def get(self, task: str, run: str) -> Config:
+        if (task, run) not in self._loaded:
+            path = ROOT / self.path(task, run)
+            if not path.exists():
+                raise DemoError(f'the config {path} is missing; the checkout '
+                                'is incomplete, "git status" shows it')
+            with warnings.catch_warnings():
+                # Of mmengine, while it looks up an inherited package.
+                warnings.filterwarnings('ignore', '.*pkg_resources')
+                cfg = Config.fromfile(str(path), import_custom_modules=False)
+            cfg.merge_from_dict(parse_options(self.options(task)))
+            self._loaded[task, run] = cfg
+        return self._loaded[task, run]
+
+    def options(self, task: str) -> List[str]:
+        """``--cfg-options`` of every training and test of a task."""
+        folder = shown(self.settings.data / TASKS[task].folder)
+        # A folder that ends in a slash, as the configs have it.
+        options = [f'{split}_dataloader.dataset.data_root={folder}/'
+                   for split in ('train', 'val', 'test')]
+        return options + (QUICK_OPTIONS[task] if self.settings.quick else [])
+
+    def text_hash(self, task: str, run: str) -> str:
+        return text_hash(json.dumps(self.get(task, run).to_dict(),
+                                    sort_keys=True, default=str))
+
+    def length(self, task: str, run: str) -> int:
+        """Epochs or iterations of a training."""
+        train_cfg = self.get(task, run).train_cfg
+        return train_cfg.get('max_epochs') or train_cfg.max_iters
+
+    def max_epochs(self, task: str, run: str) -> int:
+        return self.get(task, run).train_cfg.get('max_epochs') or 1
+
+    def cost(self, stage: Stage) -> float:
+        """A guess of its seconds on two cores."""
+        if stage.kind != 'train':
+            return 2 * STARTUP if stage.kind == 'look' else STARTUP
+        steps = self.length(stage.task, stage.run)
+        if self.get(stage.task, stage.run).train_cfg.get('max_epochs'):
+            batch = self.get(stage.task, stage.run).train_dataloader.batch_size
+            steps *= -(-self.stamp(stage.task)['counts'][0] // batch)
+        slower = 1. if stage.run == 'float' else 1.3
+        return STARTUP + steps * TASKS[stage.task].seconds * slower
+
+    def stamp(self, task: str) -> dict:
+        """What the dataset was made with."""
+        path = self.settings.data / TASKS[task].folder / 'demo_data.json'
+        stamp = read_json(path)
+        if stamp is None:
+            raise DemoError(f'{path} cannot be read; make the data with '
+                            'tools/dataset_converters/make_demo_data.py')
+        return stamp
+
+
+def make_job(stage: Stage, configs: Configs,
+             records: Dict[str, dict]) -> Job:
+    """The job of a stage whose predecessors are done.
+
+    Args:
+        stage (Stage): The stage.
+        configs (Configs): All configs.
+        records (dict[str, dict]): Name of a stage -> its finished record.
+    """
+    root = stage.settings.work_dir
+
+    def result(kind, run=None):
+        return records[stage.other(kind, run).name]['results']
+
+    def checkpoint(run=None):
+        return root / result('train', run)['checkpoint']
+
+    inputs = dict(data=configs.stamp(stage.task), gdrq_mm=gdrq_mm_version())
+    if stage.kind == 'look':
+        return _look_job(stage, configs, inputs, result, checkpoint)
+    config = configs.path(stage.task, stage.run)
+    options = ['--cfg-options', *configs.options(stage.task)]
+    inputs['config'] = configs.text_hash(stage.task, stage.run)
+    where = ['--work-dir', shown(stage.folder)]
+    if stage.kind == 'train':
+        interval = max(configs.length(stage.task, stage.run) // 8, 1)
+        options += [f'randomness.seed={stage.seed}',
+                    f'default_hooks.checkpoint.interval={interval}',
+                    # The one before goes before the new one is written.
+                    'default_hooks.checkpoint.max_keep_ckpts=2']
+        inputs['seed'] = stage.seed
+        start = 'load_from=None'
+        if stage.run != 'float':
+            inputs['load_from'] = file_hash(checkpoint('float'))
+            start = f'load_from={shown(checkpoint("float"))}'
+        command = python('tools/train.py', config, *where)
+        # --resume with load_from would begin from that one again.
+        return Job(inputs, [*command, *options, start],
+                   lambda: _trained(stage),
+                   [*command, '--resume', *options, 'load_from=None'])
+    inputs['checkpoint'] = file_hash(checkpoint())
+    if stage.kind == 'test':
+        command = python('tools/test.py', config, shown(checkpoint()), *where,
+                         *options)
+        return Job(inputs, command, lambda: _tested(stage))
+    command = python('tools/publish_model.py', config, shown(checkpoint()),
+                     shown(stage.folder))
+    return Job(inputs, command, lambda: _published(stage))
+
+
+def _look_job(stage, configs, inputs, result, checkpoint) -> Job:
+    """Pictures, weight distributions and shares, from all three runs."""
+    task, root = TASKS[stage.task], stage.settings.work_dir
+    runs = {}
+    for run in stage.settings.runs:
+        runs[run] = dict(label=LABELS[run], metric=result('test', run)[
+            'metric'], trained=str(checkpoint(run)))
+        inputs[run] = file_hash(checkpoint(run))
+        runs[run].update(model=str(ROOT / configs.path(stage.task, run)),
+                         weights=str(checkpoint(run)))
+        if run != 'float':
+            published = result('publish', run)
+            runs[run].update(model=str(root / published['config']),
+                             weights=str(root / published['checkpoint']))
+            inputs[f'{run} published'] = file_hash(runs[run]['weights'])
+    spec = dict(task=stage.task, title=task.title, metric=task.metric_name,
+                data=str(stage.settings.data / task.folder), runs=runs,
+                quick=stage.settings.quick,
+                picture=str(root / f'{stage.task}.png'),
+                weights=str(root / f'weights_{stage.task}.png'),
+                results=str(stage.folder / 'results.json'))
+    spec_path = stage.folder.with_name('look_spec.json')
+    write_json(spec_path, spec)
+
+    def results():
+        return dict(read_json(spec['results']), outputs=[
+            f'{stage.task}.png', f'weights_{stage.task}.png'])
+
+    return Job(inputs,
+               python('tools/demo.py', '--look', shown(spec_path)), results)
+
+
+def last_checkpoint(stage: Stage) -> Optional[Path]:
+    """Where an interrupted training goes on from."""
+    try:
+        name = (stage.folder / 'last_checkpoint').read_text().strip()
+    except FileNotFoundError:
+        return None
+    path = (ROOT / name).resolve()
+    return path if path.is_file() else None
+
+
+def _trained(stage: Stage) -> dict:
+    path = last_checkpoint(stage)
+    if path is None:
+        raise DemoError(f'the training left no checkpoint in {stage.folder}; '
+                        f'see {stage.log_path}')
+    name = relative(path, stage.settings.work_dir)
+    return dict(checkpoint=name, outputs=[name])
+
+
+def _tested(stage: Stage) -> dict:
+    """The test tools write their metrics to <time>/<time>.json."""
+    task = TASKS[stage.task]
+    for path in stage.folder.glob('*/*.json'):
+        metrics = read_json(path) or {}
+        if task.metric in metrics:
+            return dict(metric=metrics[task.metric] * task.points,
+                        metrics=metrics, outputs=[])
+    raise DemoError(f'the test wrote no {task.metric!r} below {stage.folder};'
+                    f' see {stage.log_path}')
+
+
+def _published(stage: Stage) -> dict:
+    checkpoint, = stage.folder.glob('*.pth')
+    config, = stage.folder.glob('*.py')
+    names = [relative(path, stage.settings.work_dir)
+             for path in (checkpoint, config)]
+    return dict(checkpoint=names[0], config=names[1],
+                bytes=checkpoint.stat().st_size, outputs=names)
+
+
+def python(*arguments: str) -> List[str]:
+    return [sys.executable, *arguments]
+
+
+def parse_options(options: List[str]) -> dict:
+    """``--cfg-options`` as the mm tools read them."""
+    parsed = (option.partition('=') for option in options)
+    return {key: DictAction._parse_iterable(value)
+            for key, _, value in parsed}
+
+
+def relative(path: Path, root: Path) -> str:
+    return Path(path).resolve().relative_to(root).as_posix()
+
+
+def shown(path: Path) -> str:
+    """Short where it lies in the checkout: commands are to be read."""
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -1,0 +1,63 @@
+"""The tasks of the demo, their configs, and what ``--quick`` shortens."""
+from dataclasses import dataclass
+from typing import Dict
+
+RUNS = ('float', 'w4a4', 'w2a4')
+LABELS = dict(float='float', w4a4='[4,4]', w2a4='[2,4]')
+QUANTIZED = RUNS[1:]
+QUICK_NOTE = ('--quick: a few iterations on a handful of images. These '
+              'figures are no results.')
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Args:
+        title (str): Model and dataset format.
+        configs (dict[str, str]): Run -> config.
+        folder (str): Its dataset, inside the data folder.
+        metric (str): Name in the log of the test tool.
+        metric_name (str): Name in the table.
+        points (float): Factor that makes it points of 100.
+        seconds (float): Of a training iteration on two cores; only the
+            first guess of the remaining time.
+    """
+    title: str
+    configs: Dict[str, str]
+    folder: str
+    metric: str
+    metric_name: str
+    points: float
+    seconds: float
+
+
+def _configs(stem, dataset):
+    return {run: f'configs/{stem}_{part}{dataset}.py' for run, part in (
+        ('float', ''), ('w4a4', 'gdrq-w4a4_'), ('w2a4', 'gdrq-w2a4_'))}
+
+
+TASKS = dict(
+    det=Task(
+        'Faster R-CNN, VOC format',
+        _configs('faster_rcnn/faster-rcnn_r18-small_fpn', 'demo-voc'),
+        'VOCdevkit', 'pascal_voc/mAP', 'mAP', 100., .27),
+    seg=Task(
+        'PSPNet, Cityscapes format',
+        _configs('pspnet/pspnet_r18-small', 'demo-cityscapes'),
+        'cityscapes', 'mIoU', 'mIoU', 1., .2),
+    cls=Task(
+        'ResNet-18, ImageNet format',
+        _configs('resnet/resnet18-small', 'demo-imagenet'),
+        'imagenet', 'accuracy/top1', 'top-1', 1., .05))
+
+# Two epochs or iterations, so that there is one to be interrupted after.
+_QUICK_EPOCHS = ['train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
+_QUICK_ITERS = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+_NO_WORKERS = [f'{split}_dataloader.{option}'
+               for split in ('train', 'val', 'test')
+               for option in ('num_workers=0', 'persistent_workers=False')]
+QUICK_OPTIONS = {
+    task: steps + ['default_hooks.logger.interval=1'] + _NO_WORKERS
+    for task, steps in dict(det=_QUICK_EPOCHS, seg=_QUICK_ITERS,
+                            cls=_QUICK_EPOCHS).items()}
