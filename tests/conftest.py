@@ -163,5 +163,7 @@ def _forget_runners():
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
                 handler.close()
-    for manager in (MMLogger, MessageHub, DefaultScope, Visualizer):
+    managers = [MMLogger, MessageHub, DefaultScope, Visualizer]
+    for manager in managers:  # each class keeps instances of its own
         manager._instance_dict.clear()
+        managers += manager.__subclasses__()

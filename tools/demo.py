@@ -82,7 +82,7 @@ def main():
             look(args.look)
         else:
             from demo.engine import run_demo
-            from demo.stages import Settings
+            from demo.run_configs import Settings
             run_demo(Settings(args.tasks, args.seeds, args.work_dir.resolve(),
                               args.data.resolve(), args.quick,
                               args.quantized))

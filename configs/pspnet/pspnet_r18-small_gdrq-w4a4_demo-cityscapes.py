@@ -1,4 +1,5 @@
-# The small PSPNet with 4-bit weights and 4-bit activations.
+# The small PSPNet with 4-bit weights and activations, fine-tuned from the
+# float model: add load_from=CHECKPOINT of the config it inherits.
 _base_ = './pspnet_r18-small_demo-cityscapes.py'
 
 custom_hooks = [
@@ -16,6 +17,20 @@ custom_hooks = [
                 dict(
                     match='decode_head.conv_seg',
                     weight=dict(bits=8),
-                    activation=dict(bits=8)),
+                    activation=dict(bits=8))
             ]))
 ]
+
+max_iters = 350
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+optim_wrapper = dict(optimizer=dict(lr=0.002, weight_decay=0.01))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=2e-05,
+        begin=50,
+        end=max_iters,
+        by_epoch=False)
+]
+default_hooks = dict(checkpoint=dict(interval=max_iters))

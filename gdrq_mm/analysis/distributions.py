@@ -122,9 +122,9 @@ def plot_weight_distributions(columns: Dict[str, Dict[str, Tensor]],
             axis.stairs(density.numpy(), edges.numpy(), fill=True,
                         color='tab:blue')
             axis.plot([-1, -1, 1, 1], [0, .5, .5, 0], 'k--', linewidth=1)
-            axis.text(.98, .93, f'KS {ks_to_uniform(weights[layer], size):.3f}',
-                      transform=axis.transAxes, ha='right', va='top',
-                      fontsize='small')
+            distance = ks_to_uniform(weights[layer], size)
+            axis.text(.98, .93, f'KS {distance:.3f}', transform=axis.transAxes,
+                      ha='right', va='top', fontsize='small')
             if column == 0:
                 axis.set_ylabel(layer, fontsize='small')
     figure.suptitle(title)

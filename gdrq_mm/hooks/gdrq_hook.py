@@ -121,10 +121,31 @@ class GDRQHook(Hook):
             runner.message_hub.update_scalar(f'train/{name}', value)
 
     def before_val_epoch(self, runner) -> None:
+        self._sync_averaged_models(runner)
         self._warn_of_missing_thresholds()
 
     def before_test_epoch(self, runner) -> None:
         self._warn_of_missing_thresholds()
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        self._sync_averaged_models(runner)
+
+    def _sync_averaged_models(self, runner) -> None:
+        """Give EMA models the phase and the signs of the model.
+
+        Where ``EMAHook`` averages buffers, it leaves those that hold no
+        floats as it first copied them.
+        """
+        if self.state is None:
+            return
+        source = dict(self.model.named_buffers())
+        for hook in runner.hooks:
+            averaged = getattr(hook, 'ema_model', None)
+            if averaged is None:
+                continue
+            for name, buffer in averaged.module.named_buffers():
+                if 'quantiz' in name and not buffer.is_floating_point():
+                    buffer.copy_(source[name])
 
     def _check_begin(self, runner) -> None:
         if self.begin_epoch and isinstance(runner.train_loop,

@@ -25,6 +25,11 @@ def all_reduce(*args, **kwargs):
 class Steps(Hook):
     iter = 0
 
+    def before_train(self, runner):
+        model = getattr(runner.model, 'module', runner.model)
+        Steps.start = {key: value.clone()
+                       for key, value in model.state_dict().items()}
+
     def before_train_iter(self, runner, **kwargs):
         Steps.iter = runner.iter
 
@@ -46,7 +51,8 @@ def main(config, rank, world_size, folder):
     runner = Runner.from_cfg(cfg)
     runner.train()
     model = runner.model.module if world_size > 1 else runner.model
-    torch.save(dict(state_dict=model.state_dict(), calls=calls),
+    torch.save(dict(state_dict=model.state_dict(), calls=calls,
+                    start=Steps.start),
                f'{folder}/{rank}_of_{world_size}.pth')
     if world_size > 1:
         dist.destroy_process_group()

@@ -16,8 +16,8 @@ from demo.process import DemoError, Lock, run  # noqa: E402
 from demo.progress import (Estimate, StageClock, format_seconds,  # noqa: E402
                            fraction_done)
 from demo.records import decide, read_json, write_json  # noqa: E402
-from demo.stages import (Configs, Settings, all_stages, make_job,  # noqa: E402
-                         parse_options)
+from demo.run_configs import Configs, Settings, parse_options  # noqa: E402
+from demo.stages import all_stages, make_job  # noqa: E402
 from demo.summary import cell, spread, summarize, table  # noqa: E402
 from demo.tasks import RUNS, TASKS  # noqa: E402
 

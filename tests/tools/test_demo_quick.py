@@ -42,8 +42,8 @@ def test_interrupted_demo_goes_on(tmp_path):
     process = start(tmp_path)
     output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, output
-    assert 'float train: done already' in output
-    assert 'w2a4 train: goes on (was interrupted)' in output
+    assert 'float train: done already' in output, output
+    assert 'w2a4 train: goes on (was interrupted)' in output, output
     log = (folder / 'w2a4' / 'train.log').read_text()
     assert 'resumed epoch:' in log and '--resume' in log
     record = json.loads((folder / 'w2a4' / 'train.json').read_text())

@@ -2,11 +2,11 @@
 import shutil
 import time
 
-from .process import Display, Lock, run
+from .process import Display, Lock, run, shown
 from .progress import Estimate, StageClock, format_seconds, fraction_done
 from .records import decide, read_json, write_json
-from .stages import (Configs, all_stages, last_checkpoint, make_job, python,
-                     shown)
+from .run_configs import Configs
+from .stages import all_stages, last_checkpoint, make_job, python
 from .summary import summarize, table
 from .tasks import QUICK_NOTE, TASKS
 

@@ -22,6 +22,12 @@ def gdrq_mm_version():
     return runpy.run_path(str(ROOT / 'gdrq_mm' / 'version.py'))['__version__']
 
 
+def shown(path: Path) -> str:
+    """Short where it lies in the checkout: commands are to be read."""
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 class Lock:
     """One demo at a time in a work dir.
 

@@ -1,33 +1,13 @@
 """The stages of the demo: in what order, on what inputs, which command."""
-import json
 import sys
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
-from mmengine.config import Config, DictAction
-
-from .process import ROOT, DemoError, gdrq_mm_version
-from .records import file_hash, read_json, text_hash, write_json
-from .tasks import LABELS, QUANTIZED, QUICK_OPTIONS, TASKS
-
-STARTUP = 12.  # seconds, of a process that imports torch and an mm package
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was asked for; ``data`` and ``work_dir`` are absolute."""
-    tasks: List[str]
-    seeds: List[int]
-    work_dir: Path
-    data: Path
-    quick: bool = False
-    quantized: List[str] = field(default_factory=lambda: list(QUANTIZED))
-
-    @property
-    def runs(self) -> List[str]:
-        return ['float', *self.quantized]
+from .process import ROOT, DemoError, gdrq_mm_version, shown
+from .records import file_hash, read_json, write_json
+from .run_configs import Configs, Settings
+from .tasks import LABELS, TASKS
 
 
 @dataclass
@@ -95,71 +75,6 @@ def all_stages(settings: Settings) -> List[Stage]:
             if first:
                 stages.append(Stage(task, seed, 'all', 'look', settings))
     return stages
-
-
-class Configs:
-    """Configs as the demo runs them: its options merged in."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._loaded: Dict[tuple, Config] = {}
-
-    def path(self, task: str, run: str) -> str:
-        return TASKS[task].configs[run]
-
-    def get(self, task: str, run: str) -> Config:
-        if (task, run) not in self._loaded:
-            path = ROOT / self.path(task, run)
-            if not path.exists():
-                raise DemoError(f'the config {path} is missing; the checkout '
-                                'is incomplete, "git status" shows it')
-            with warnings.catch_warnings():
-                # Of mmengine, while it looks up an inherited package.
-                warnings.filterwarnings('ignore', '.*pkg_resources')
-                cfg = Config.fromfile(str(path), import_custom_modules=False)
-            cfg.merge_from_dict(parse_options(self.options(task)))
-            self._loaded[task, run] = cfg
-        return self._loaded[task, run]
-
-    def options(self, task: str) -> List[str]:
-        """``--cfg-options`` of every training and test of a task."""
-        folder = shown(self.settings.data / TASKS[task].folder)
-        # A folder that ends in a slash, as the configs have it.
-        options = [f'{split}_dataloader.dataset.data_root={folder}/'
-                   for split in ('train', 'val', 'test')]
-        return options + (QUICK_OPTIONS[task] if self.settings.quick else [])
-
-    def text_hash(self, task: str, run: str) -> str:
-        return text_hash(json.dumps(self.get(task, run).to_dict(),
-                                    sort_keys=True, default=str))
-
-    def length(self, task: str, run: str) -> int:
-        """Epochs or iterations of a training."""
-        train_cfg = self.get(task, run).train_cfg
-        return train_cfg.get('max_epochs') or train_cfg.max_iters
-
-    def max_epochs(self, task: str, run: str) -> int:
-        return self.get(task, run).train_cfg.get('max_epochs') or 1
-
-    def cost(self, stage: Stage) -> float:
-        """A guess of its seconds on two cores."""
-        if stage.kind != 'train':
-            return 2 * STARTUP if stage.kind == 'look' else STARTUP
-        steps = self.length(stage.task, stage.run)
-        if self.get(stage.task, stage.run).train_cfg.get('max_epochs'):
-            batch = self.get(stage.task, stage.run).train_dataloader.batch_size
-            steps *= -(-self.stamp(stage.task)['counts'][0] // batch)
-        slower = 1. if stage.run == 'float' else 1.3
-        return STARTUP + steps * TASKS[stage.task].seconds * slower
-
-    def stamp(self, task: str) -> dict:
-        """What the dataset was made with."""
-        path = self.settings.data / TASKS[task].folder / 'demo_data.json'
-        stamp = read_json(path)
-        if stamp is None:
-            raise DemoError(f'{path} cannot be read; make the data with '
-                            'tools/dataset_converters/make_demo_data.py')
-        return stamp
 
 
 def make_job(stage: Stage, configs: Configs,
@@ -288,18 +203,5 @@ def python(*arguments: str) -> List[str]:
     return [sys.executable, *arguments]
 
 
-def parse_options(options: List[str]) -> dict:
-    """``--cfg-options`` as the mm tools read them."""
-    parsed = (option.partition('=') for option in options)
-    return {key: DictAction._parse_iterable(value)
-            for key, _, value in parsed}
-
-
 def relative(path: Path, root: Path) -> str:
     return Path(path).resolve().relative_to(root).as_posix()
-
-
-def shown(path: Path) -> str:
-    """Short where it lies in the checkout: commands are to be read."""
-    path = Path(path).resolve()
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
