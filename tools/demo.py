@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Train, test and publish low-bit models on small stand-in data.
 
-For every task: a float model, then GDRQ with [weight, activation] bits [4,4]
-and [2,4] from it; each is tested with the package's own test tool, the
-quantized ones are published, opened in the package's inferencer and drawn.
+For every task: a float model, then from it GDRQ with [weight, activation]
+bits [4,4] and [2,4], and more float training to compare with; each is tested
+with the package's own test tool, the quantized ones are published, opened in
+the package's inferencer and drawn.
 What is done is kept: after an interruption the same command goes on.
 
 Writes below --work-dir: summary.json, <task>.png (predictions),

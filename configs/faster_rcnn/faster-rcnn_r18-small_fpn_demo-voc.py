@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/datasets/demo_voc.py'
 ]
 
-max_epochs = 4
+max_epochs = 3
 num_classes = 10
 
 model = dict(
@@ -36,7 +36,7 @@ model = dict(
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=100, max_per_img=64),
-        rcnn=dict(sampler=dict(num=64))),
+        rcnn=dict(sampler=dict(num=32))),
     test_cfg=dict(
         rpn=dict(nms_pre=50, max_per_img=40), rcnn=dict(max_per_img=20)))
 

@@ -1,5 +1,5 @@
 # The small Faster R-CNN with 2-bit weights and 4-bit activations.
-_base_ = './faster-rcnn_r18-small_fpn_gdrq-w4a4_demo-voc.py'
+_base_ = './faster-rcnn_r18-small_fpn_finetune_demo-voc.py'
 
 custom_hooks = [
     dict(

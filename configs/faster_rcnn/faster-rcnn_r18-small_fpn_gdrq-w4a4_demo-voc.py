@@ -1,6 +1,5 @@
-# The small Faster R-CNN with 4-bit weights and activations, fine-tuned from the
-# float model: add load_from=CHECKPOINT of the config it inherits.
-_base_ = './faster-rcnn_r18-small_fpn_demo-voc.py'
+# The small Faster R-CNN with 4-bit weights and 4-bit activations.
+_base_ = './faster-rcnn_r18-small_fpn_finetune_demo-voc.py'
 
 custom_hooks = [
     dict(
@@ -28,19 +27,3 @@ custom_hooks = [
                     activation=dict(bits=8))
             ]))
 ]
-
-max_epochs = 2
-train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-optim_wrapper = dict(optimizer=dict(lr=0.001, weight_decay=0.01))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-05,
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
-        by_epoch=True,
-        convert_to_iter_based=True)
-]
-default_hooks = dict(checkpoint=dict(interval=max_epochs))

@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/datasets/demo_cityscapes.py'
 ]
 
-max_iters = 600
+max_iters = 500
 # Synchronised BN needs several GPUs.
 norm_cfg = dict(type='BN', requires_grad=True)
 data_preprocessor = dict(size=_base_.crop_size)
@@ -14,7 +14,9 @@ data_preprocessor = dict(size=_base_.crop_size)
 model = dict(
     data_preprocessor=data_preprocessor,
     pretrained=None,
-    backbone=dict(depth=18, base_channels=16, norm_cfg=norm_cfg),
+    # A stem of 64 channels would be most of the work.
+    backbone=dict(
+        depth=18, base_channels=16, stem_channels=32, norm_cfg=norm_cfg),
     decode_head=dict(in_channels=128, channels=32, norm_cfg=norm_cfg),
     auxiliary_head=None)
 

@@ -1,5 +1,5 @@
 # The small PSPNet with 2-bit weights and 4-bit activations.
-_base_ = './pspnet_r18-small_gdrq-w4a4_demo-cityscapes.py'
+_base_ = './pspnet_r18-small_finetune_demo-cityscapes.py'
 
 custom_hooks = [
     dict(

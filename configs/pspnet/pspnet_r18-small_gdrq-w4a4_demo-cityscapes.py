@@ -1,6 +1,5 @@
-# The small PSPNet with 4-bit weights and activations, fine-tuned from the
-# float model: add load_from=CHECKPOINT of the config it inherits.
-_base_ = './pspnet_r18-small_demo-cityscapes.py'
+# The small PSPNet with 4-bit weights and 4-bit activations.
+_base_ = './pspnet_r18-small_finetune_demo-cityscapes.py'
 
 custom_hooks = [
     dict(
@@ -20,17 +19,3 @@ custom_hooks = [
                     activation=dict(bits=8))
             ]))
 ]
-
-max_iters = 350
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
-optim_wrapper = dict(optimizer=dict(lr=0.002, weight_decay=0.01))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=2e-05,
-        begin=50,
-        end=max_iters,
-        by_epoch=False)
-]
-default_hooks = dict(checkpoint=dict(interval=max_iters))

@@ -1,5 +1,5 @@
 # The small ResNet-18 with 2-bit weights and 4-bit activations.
-_base_ = './resnet18-small_gdrq-w4a4_demo-imagenet.py'
+_base_ = './resnet18-small_finetune_demo-imagenet.py'
 
 custom_hooks = [
     dict(

@@ -125,8 +125,8 @@ def settings(tmp_path):
 
 def test_stages(settings):
     stages = all_stages(settings)
-    assert len({stage.name for stage in stages}) == len(stages) == 45
-    assert len({stage.record_path for stage in stages}) == 45
+    assert len({stage.name for stage in stages}) == len(stages) == 57
+    assert len({stage.record_path for stage in stages}) == 57
     # Published and looked at: the first seed only.
     assert {stage.seed for stage in stages
             if stage.kind in ('publish', 'look')} == {3}
@@ -146,7 +146,7 @@ def test_jobs(settings, task):
     configs, records = Configs(settings), {}
     stages = {(stage.run, stage.kind): stage for stage in
               all_stages(settings) if stage.task == task and stage.seed == 3}
-    train = stages['float', 'train']
+    train = stages['start', 'train']
     job = make_job(train, configs, records)
     assert 'randomness.seed=3' in job.command
     assert 'load_from=None' in job.command and '--resume' not in job.command
@@ -155,7 +155,7 @@ def test_jobs(settings, task):
     train = stages['w2a4', 'train']
     job = make_job(train, configs, records)
     checkpoint = str(settings.work_dir
-                     / records[stages['float', 'train'].name]['results']
+                     / records[stages['start', 'train'].name]['results']
                      ['checkpoint'])
     assert f'load_from={checkpoint}' in job.command
     # What is resumed must not be loaded over by the float model.
@@ -275,15 +275,17 @@ def test_summary_and_table(settings):
     summary = summarize(settings, stages, records)
     assert json.loads(json.dumps(summary)) == summary
     det = summary['tasks']['det']
-    assert det['runs']['float']['metric'] == dict(mean=76., min=75., max=77.)
+    assert det['runs']['start']['metric'] == dict(mean=76., min=75., max=77.)
+    assert det['runs']['float']['metric'] == dict(mean=75., min=74., max=76.)
     assert det['runs']['w2a4']['drop'] == dict(mean=2., min=2., max=2.)
-    assert det['per_seed']['5']['w4a4']['metric'] == 74.
+    assert det['per_seed']['5']['w4a4']['metric'] == 73.
     assert det['images'] == [12, 12]
     lines = table(summary).splitlines()
     assert len({len(line) for line in lines[:5]}) == 1
     assert [value.strip() for value in lines[2].split('|')[1:-1]] == [
         'Faster R-CNN, VOC format', 'mAP', '76.0 (75.0 to 77.0)',
-        '75.0 (74.0 to 76.0)', '1.0', '74.0 (73.0 to 75.0)', '2.0',
+        '75.0 (74.0 to 76.0)', '74.0 (73.0 to 75.0)', '1.0',
+        '73.0 (72.0 to 74.0)', '2.0',
         '97.5% / 90.0% (8 bit: 1.0% / 10.0%)', '2000 / 250 / 250 kB']
     assert 'seeds 3, 5' in lines[-1]
 

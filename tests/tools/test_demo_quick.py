@@ -42,7 +42,7 @@ def test_interrupted_demo_goes_on(tmp_path):
     process = start(tmp_path)
     output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, output
-    assert 'float train: done already' in output, output
+    assert 'start train: done already' in output, output
     assert 'w2a4 train: goes on (was interrupted)' in output, output
     log = (folder / 'w2a4' / 'train.log').read_text()
     assert 'resumed epoch:' in log and '--resume' in log
@@ -53,7 +53,7 @@ def test_interrupted_demo_goes_on(tmp_path):
     assert not summary['are_results'] and 'no results' in output
     assert list(summary['tasks']) == ['cls']
     runs = summary['tasks']['cls']['runs']
-    assert list(runs) == ['float', 'w2a4']
+    assert list(runs) == ['start', 'float', 'w2a4']
     assert runs['float']['bytes'] > runs['w2a4']['bytes'] > 0
     quantized = runs['w2a4']
     assert 0 < quantized['weight_share'] <= 1

@@ -9,7 +9,7 @@ from mmengine.config import Config, DictAction
 
 from .process import ROOT, DemoError, shown
 from .records import read_json, text_hash
-from .tasks import QUANTIZED, QUICK_OPTIONS, TASKS
+from .tasks import FLOAT, QUANTIZED, QUICK_OPTIONS, START, TASKS
 
 STARTUP = 12.  # seconds, of a process that imports torch and an mm package
 
@@ -26,7 +26,7 @@ class Settings:
 
     @property
     def runs(self) -> List[str]:
-        return ['float', *self.quantized]
+        return [START, FLOAT, *self.quantized]
 
 
 class Configs:
@@ -81,7 +81,7 @@ class Configs:
         if self.get(stage.task, stage.run).train_cfg.get('max_epochs'):
             batch = self.get(stage.task, stage.run).train_dataloader.batch_size
             steps *= -(-self.stamp(stage.task)['counts'][0] // batch)
-        slower = 1. if stage.run == 'float' else 1.3
+        slower = 1.3 if stage.run in QUANTIZED else 1.
         return STARTUP + steps * TASKS[stage.task].seconds * slower
 
     def stamp(self, task: str) -> dict:

@@ -7,7 +7,7 @@ from typing import Callable, Dict, List, Optional
 from .process import ROOT, DemoError, gdrq_mm_version, shown
 from .records import file_hash, read_json, write_json
 from .run_configs import Configs, Settings
-from .tasks import LABELS, TASKS
+from .tasks import LABELS, QUANTIZED, START, TASKS
 
 
 @dataclass
@@ -68,7 +68,7 @@ def all_stages(settings: Settings) -> List[Stage]:
         for task in settings.tasks:
             for run in settings.runs:
                 kinds = ['train', 'test']
-                if first and run != 'float':
+                if first and run in QUANTIZED:
                     kinds.append('publish')
                 stages += [Stage(task, seed, run, kind, settings)
                            for kind in kinds]
@@ -109,9 +109,9 @@ def make_job(stage: Stage, configs: Configs,
                     'default_hooks.checkpoint.max_keep_ckpts=2']
         inputs['seed'] = stage.seed
         start = 'load_from=None'
-        if stage.run != 'float':
-            inputs['load_from'] = file_hash(checkpoint('float'))
-            start = f'load_from={shown(checkpoint("float"))}'
+        if stage.run != START:
+            inputs['load_from'] = file_hash(checkpoint(START))
+            start = f'load_from={shown(checkpoint(START))}'
         command = python('tools/train.py', config, *where)
         # --resume with load_from would begin from that one again.
         return Job(inputs, [*command, *options, start],
@@ -131,13 +131,13 @@ def _look_job(stage, configs, inputs, result, checkpoint) -> Job:
     """Pictures, weight distributions and shares, from all three runs."""
     task, root = TASKS[stage.task], stage.settings.work_dir
     runs = {}
-    for run in stage.settings.runs:
+    for run in stage.settings.runs[1:]:
         runs[run] = dict(label=LABELS[run], metric=result('test', run)[
             'metric'], trained=str(checkpoint(run)))
         inputs[run] = file_hash(checkpoint(run))
         runs[run].update(model=str(ROOT / configs.path(stage.task, run)),
                          weights=str(checkpoint(run)))
-        if run != 'float':
+        if run in QUANTIZED:
             published = result('publish', run)
             runs[run].update(model=str(root / published['config']),
                              weights=str(root / published['checkpoint']))

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 
 from .process import gdrq_mm_version
-from .tasks import LABELS, QUICK_NOTE, TASKS
+from .tasks import FLOAT, LABELS, QUANTIZED, QUICK_NOTE, START, TASKS
 
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet',
             'mmsegmentation', 'mmpretrain', 'numpy')
@@ -35,8 +35,8 @@ def summarize(settings, stages, records):
             for seed in settings.seeds}
         runs = {}
         for run in settings.runs:
-            runs[run] = dict(look['runs'][run])
-            if run != 'float':
+            runs[run] = dict(look['runs'].get(run, {}))
+            if run in QUANTIZED:
                 published = by_key[task, first, run, 'publish']['results']
                 runs[run].update(
                     published=published['checkpoint'],
@@ -48,7 +48,7 @@ def summarize(settings, stages, records):
         tasks[task] = dict(
             title=TASKS[task].title, metric_name=TASKS[task].metric_name,
             configs=TASKS[task].configs,
-            images=by_key[task, first, 'float', 'train']['inputs']['data'][
+            images=by_key[task, first, START, 'train']['inputs']['data'][
                 'counts'],
             device=look['device'], runs=runs, per_seed=per_seed)
     return dict(
@@ -68,8 +68,8 @@ def seed_results(by_key, task, seed, run):
                    train_seconds=round(train['seconds'], 1),
                    test_seconds=round(test['seconds'], 1),
                    interruptions=train['interruptions'])
-    if run != 'float':
-        reference = by_key[task, seed, 'float', 'test']['results']['metric']
+    if run in QUANTIZED:
+        reference = by_key[task, seed, FLOAT, 'test']['results']['metric']
         results['drop'] = reference - results['metric']
     return results
 
@@ -101,22 +101,22 @@ def table(summary):
         str: Lines of the table, then what it was measured with.
     """
     quantized = summary['quantized']
-    header = ['task', 'metric', 'float']
+    header = ['task', 'metric', LABELS[START], LABELS[FLOAT]]
     for run in quantized:
         header += [LABELS[run], 'drop']
     header += ['quantized weights / MACs', 'file: ' + ' / '.join(
-        LABELS[run] for run in ['float', *quantized])]
+        LABELS[run] for run in [FLOAT, *quantized])]
     rows = []
     for task in summary['tasks'].values():
         runs = task['runs']
         row = [task['title'], task['metric_name'],
-               cell(runs['float']['metric'])]
+               cell(runs[START]['metric']), cell(runs[FLOAT]['metric'])]
         for run in quantized:
             row += [cell(runs[run]['metric']), cell(runs[run]['drop'])]
         row.append('; '.join(dict.fromkeys(
             shares(runs[run]) for run in quantized)))
         row.append(' / '.join(f'{runs[run]["bytes"] / 1e3:.0f}'
-                              for run in ['float', *quantized]) + ' kB')
+                              for run in [FLOAT, *quantized]) + ' kB')
         rows.append(row)
     widths = [max(len(row[i]) for row in [header, *rows])
               for i in range(len(header))]
@@ -150,7 +150,8 @@ def caption(summary):
     how = f'Seed {named}.' if len(seeds) == 1 else \
         f'Mean (least to largest) of seeds {named}.'
     found = summary['versions']
-    text = (f'{how} Drop: float minus quantized, in points. '
+    text = (f'{how} All go on from the float model "start", by the same '
+            'schedule; drop: float minus quantized, in points. '
             f'torch {found["torch"]}, gdrq_mm {found["gdrq_mm"]}, '
             f'{summary["cpu_count"]} CPU cores, '
             f'{summary["seconds"] / 60:.0f} minutes.')

@@ -2,9 +2,11 @@
 from dataclasses import dataclass
 from typing import Dict
 
-RUNS = ('float', 'w4a4', 'w2a4')
-LABELS = dict(float='float', w4a4='[4,4]', w2a4='[2,4]')
-QUANTIZED = RUNS[1:]
+# The quantized models go on from the trained float one; the float reference
+# goes on in the same way, so that a drop is not flattered by longer training.
+START, FLOAT, QUANTIZED = 'start', 'float', ('w4a4', 'w2a4')
+RUNS = (START, FLOAT, *QUANTIZED)
+LABELS = dict(start='start', float='float', w4a4='[4,4]', w2a4='[2,4]')
 QUICK_NOTE = ('--quick: a few iterations on a handful of images. These '
               'figures are no results.')
 
@@ -34,7 +36,7 @@ class Task:
 
 def _configs(stem, dataset):
     return {run: f'configs/{stem}_{part}{dataset}.py' for run, part in (
-        ('float', ''), ('w4a4', 'gdrq-w4a4_'), ('w2a4', 'gdrq-w2a4_'))}
+        ('start', ''), ('float', 'finetune_'), ('w4a4', 'gdrq-w4a4_'), ('w2a4', 'gdrq-w2a4_'))}
 
 
 TASKS = dict(
