@@ -231,6 +231,7 @@ class QuantizationState(nn.Module):
         own = f'{prefix}{NAME}.'
         if own + 'schemes' in state_dict:
             self._check_schemes(state_dict[own + 'schemes'])
+            self._check_entries(state_dict, prefix)
             self._phase = PHASES[int(state_dict[own + 'phase_index'])]
             unpack_weights(self.layers, state_dict, prefix)
         else:
@@ -240,6 +241,18 @@ class QuantizationState(nn.Module):
                 where = f'{prefix}{name}.' if name else prefix
                 for key, value in layer.quantizer_state().items():
                     state_dict[where + key] = torch.zeros_like(value)
+
+    def _check_entries(self, state_dict, prefix: str) -> None:
+        """A quantized checkpoint must have all it was saved with."""
+        missing = [
+            key for name, layer in self.layers.items()
+            for key in ((f'{prefix}{name}.' if name else prefix) + entry
+                        for entry in layer.quantizer_state())
+            if key not in state_dict]
+        if missing:
+            raise RuntimeError(
+                f'the quantized checkpoint is damaged: {len(missing)} entries '
+                f'are missing, {missing[0]} for one. Nothing was loaded.')
 
     def _check_schemes(self, encoded: Tensor) -> None:
         ours = json.loads(bytes(self.schemes.tolist()))

@@ -531,3 +531,17 @@ def test_trace_tells_signs_calls_macs_and_shared_inputs(config):
     assert conv1.calls == 1 and conv1.signed and not fc.signed
     assert conv1.same_input == ['twin'] and fc.same_input == []
     assert conv1.macs == 4 * 6 * 36 * 27 and fc.macs == 4 * 5 * 6
+
+
+def test_a_quantized_checkpoint_without_its_thresholds_is_refused():
+    config = dict(weight=dict(bits=4), activation=dict(bits=4))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    quantize_(model, config)
+    state_dict = model.state_dict()
+    state_dict = {key: value for key, value in state_dict.items()
+                  if not key.startswith('1.input_quantizer')}
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match='1.input_quantizer.clip'):
+        model.load_state_dict(state_dict)
+    assert all(torch.equal(before[key], value)
+               for key, value in model.state_dict().items())

@@ -1,4 +1,5 @@
 """What of OpenMMLab bypasses quantized layers, found before it does harm."""
+import re
 from typing import List, Optional
 
 from mmengine.model import is_model_wrapper
@@ -34,12 +35,24 @@ def check_model(model: nn.Module, cfg: Optional[dict] = None) -> None:
             raise ValueError(
                 f'{name} uses efficient_conv_bn_eval, which reads '
                 'conv.weight past the quantizer. Turn it off.')
-        if getattr(child, 'with_norm', False) and isinstance(
-                getattr(child, 'norm', None), nn.Identity):
+        fused = _fused_norm(child)
+        if fused:
             raise ValueError(
-                f'the normalization of {name} is fused into its convolution '
-                '(fuse_conv_bn): quantization-aware training needs it. '
-                'Build the model without fusing.')
+                f'{".".join(filter(None, [name, fused]))} is fused into its '
+                'convolution (fuse_conv_bn): quantization-aware training '
+                'needs it. Build the model without fusing.')
+
+
+def _fused_norm(parent: nn.Module) -> Optional[str]:
+    """Name of a child that fuse_conv_bn has put in place of a BN layer."""
+    previous = None
+    for name, child in parent.named_children():
+        if (isinstance(child, nn.Identity) and isinstance(previous, nn.Conv2d)
+                and previous.bias is not None
+                and re.fullmatch(r'(bn|norm)\d*', name)):
+            return name
+        previous = child
+    return None
 
 
 def frozen_norms(model: nn.Module) -> List[str]:

@@ -129,3 +129,9 @@ def test_runner_says_nothing_where_normalization_trains(make_runner, run_log):
     runner = make_runner('resnet', hook())
     runner.train()
     assert 'normalization layers' not in run_log(runner)
+
+
+def test_fused_norms_outside_conv_modules_are_refused(build_model):
+    model = fuse_conv_bn(build_model('resnet').eval())
+    with pytest.raises(ValueError, match='backbone.bn1 is fused'):
+        check_model(model)

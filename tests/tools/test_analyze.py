@@ -1,0 +1,45 @@
+"""tools/analyze.py plan: a dry run that lists every layer."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = dict(
+    det='faster_rcnn/faster-rcnn_r18-small_fpn_gdrq-w2a4_demo-voc.py',
+    seg='pspnet/pspnet_r18-small_gdrq-w2a4_demo-cityscapes.py',
+    cls='resnet/resnet18-small_gdrq-w2a4_demo-imagenet.py')
+EXPECTED = dict(
+    det=[r'neck.fpn_convs.0.conv +Conv2d +2 +4 +4 +8 +1 +signed +1 ',
+         r'rpn_head.rpn_conv +Conv2d +2 +4 +4 +8 +1 +signed +4 ',
+         r'rpn_head.rpn_cls .* unsigned +4 +rpn_head.rpn_reg ',
+         '35 of 35 layers'],
+    seg=[r'backbone.stem.0 +Conv2d +8 +8 .* signed ', '29 of 29 layers'],
+    cls=[r'head.fc +Linear +8 +8 .*10240 -> 2580 +rule .head.fc.',
+         '22 of 22 layers'])
+
+
+def analyze(*args):
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / 'analyze.py'), *args],
+        capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('task', CONFIGS)
+def test_the_plan_names_bits_groups_signs_and_shared_inputs(task):
+    import re
+    result = analyze('plan', str(ROOT / 'configs' / CONFIGS[task]),
+                     '--shape', '64', '64')
+    assert result.returncode == 0, result.stderr
+    for pattern in EXPECTED[task]:
+        assert re.search(pattern, result.stdout), (pattern, result.stdout)
+
+
+def test_a_typo_in_a_rule_is_an_error_with_the_nearest_name():
+    result = analyze(
+        'plan', str(ROOT / 'configs' / CONFIGS['cls']), '--cfg-options',
+        'custom_hooks.0.quantization.rules.0.match=backbone.conv9')
+    assert result.returncode == 2
+    assert "'backbone.conv9' matches no layer; did you mean" in result.stderr
+    assert 'Traceback' not in result.stderr
