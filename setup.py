@@ -24,4 +24,5 @@ setup(
     install_requires=['torch>=2.1', 'mmengine>=0.10'],
     extras_require=dict(
         **MM,
+        deploy=[],  # packing needs nothing more
         dev=['pytest', 'hypothesis', 'matplotlib', 'scikit-learn', 'scipy']))

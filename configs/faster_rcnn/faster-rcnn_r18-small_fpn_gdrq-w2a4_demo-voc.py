@@ -9,21 +9,10 @@ custom_hooks = [
             activation=dict(type='ScaleClip', bits=4),
             # First and last layers at 8 bits.
             rules=[
-                dict(
-                    match='backbone.conv1',
-                    weight=dict(bits=8),
-                    activation=dict(bits=8)),
-                dict(
-                    match='rpn_head.rpn_cls',
-                    weight=dict(bits=8),
-                    activation=dict(bits=8)),
-                dict(
-                    match='rpn_head.rpn_reg',
-                    weight=dict(bits=8),
-                    activation=dict(bits=8)),
-                dict(
-                    match='roi_head.bbox_head.fc_*',
-                    weight=dict(bits=8),
-                    activation=dict(bits=8))
+                dict(match=name, weight=dict(bits=8), activation=dict(bits=8))
+                for name in ('backbone.conv1',
+                             'rpn_head.rpn_cls',
+                             'rpn_head.rpn_reg',
+                             'roi_head.bbox_head.fc_*')
             ]))
 ]

@@ -9,13 +9,8 @@ custom_hooks = [
             activation=dict(type='ScaleClip', bits=4),
             # First and last layers at 8 bits.
             rules=[
-                dict(
-                    match='backbone.stem.0',
-                    weight=dict(bits=8),
-                    activation=dict(bits=8)),
-                dict(
-                    match='decode_head.conv_seg',
-                    weight=dict(bits=8),
-                    activation=dict(bits=8))
+                dict(match=name, weight=dict(bits=8), activation=dict(bits=8))
+                for name in ('backbone.stem.0',
+                             'decode_head.conv_seg')
             ]))
 ]

@@ -9,13 +9,8 @@ custom_hooks = [
             activation=dict(type='ScaleClip', bits=4),
             # First and last layers at 8 bits.
             rules=[
-                dict(
-                    match='backbone.conv1',
-                    weight=dict(bits=8),
-                    activation=dict(bits=8)),
-                dict(
-                    match='head.fc',
-                    weight=dict(bits=8),
-                    activation=dict(bits=8))
+                dict(match=name, weight=dict(bits=8), activation=dict(bits=8))
+                for name in ('backbone.conv1',
+                             'head.fc')
             ]))
 ]
