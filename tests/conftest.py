@@ -27,6 +27,17 @@ SCOPES = dict(faster_rcnn='mmdet', pspnet='mmseg', resnet='mmpretrain')
 FOLDERS = dict(faster_rcnn='VOCdevkit', pspnet='cityscapes', resnet='imagenet')
 QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
 _numbers = itertools.count()
+SLOW = ('models', 'hooks', 'test_publish.py', 'integration', 'tools')
+
+
+def pytest_collection_modifyitems(items):
+    """Fast tests first."""
+
+    def cost(item):
+        part = item.path.relative_to(Path(__file__).parent).parts[0]
+        return SLOW.index(part) if part in SLOW else -1
+
+    items.sort(key=cost)
 
 
 @HOOKS.register_module()
