@@ -6,15 +6,16 @@ ROOT = Path(__file__).parent
 VERSION = {}
 exec((ROOT / 'gdrq_mm' / 'version.py').read_text(), VERSION)
 
+# Not mmcv: which build (or mmcv-lite) fits depends on torch and CUDA.
 MM = dict(
-    det=['mmdet>=3.0', 'mmcv>=2.0'],
-    seg=['mmsegmentation>=1.0', 'mmcv>=2.0', 'ftfy', 'regex'],
-    cls=['mmpretrain>=1.0', 'mmcv>=2.0'])
+    det=['mmdet>=3.0'],
+    seg=['mmsegmentation>=1.0', 'ftfy', 'regex'],
+    cls=['mmpretrain>=1.0'])
 
 setup(
     name='gdrq_mm',
     version=VERSION['__version__'],
-    description='1- to 8-bit quantization-aware training for MMDetection, '
+    description='2- to 8-bit quantization-aware training for MMDetection, '
     'MMSegmentation and MMPretrain (GDRQ)',
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',

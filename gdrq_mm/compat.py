@@ -26,8 +26,11 @@ def allow_mmengine_checkpoints() -> None:
     if digit_version(torch.__version__) < digit_version('2.6'):
         return  # loads everything by default
     core = np._core if hasattr(np, '_core') else np.core
-    plain = [HistoryBuffer, np.ndarray, np.dtype,
-             core.multiarray._reconstruct, core.multiarray.scalar]
+    plain = [HistoryBuffer, np.ndarray, np.dtype]
     plain += {type(np.dtype(kind)) for kind in '?bhilqBHILQefd'}
+    # By the names that numpy 1 and numpy 2 write.
+    renamed = [(getattr(core.multiarray, name), f'{module}.multiarray.{name}')
+               for name in ('_reconstruct', 'scalar')
+               for module in ('numpy.core', 'numpy._core')]
     torch.serialization.add_safe_globals(
-        [*plain, (_statistics_method, 'builtins.getattr')])
+        [*plain, *renamed, (_statistics_method, 'builtins.getattr')])

@@ -71,45 +71,44 @@ def pack_weights(layers: Dict[str, nn.Module],
         if quantizer is None:
             continue
         weight = layer.weight.detach()
+        prefix = f'{name}.' if name else ''
         codes, _ = quantizer.codes(weight)
         codes = (codes + 1) / 2 if quantizer.bits == 1 else \
             codes + num_levels(quantizer.bits)
-        del state_dict[f'{name}.weight']
-        state_dict[f'{name}.weight_packed'] = pack_bits(
+        del state_dict[f'{prefix}weight']
+        state_dict[f'{prefix}weight_packed'] = pack_bits(
             codes.flatten(1), quantizer.bits)
         # Without training none is stored yet.
-        state_dict[f'{name}.weight_quantizer.clip'] = \
+        state_dict[f'{prefix}weight_quantizer.clip'] = \
             quantizer.current_clip(weight)
 
 
-def unpack_weights(layers: Dict[str, nn.Module],
-                   state_dict: Dict[str, Tensor], prefix: str = '') -> None:
-    """Replace packed codes in a state dict by the weights they stand for.
+def unpack_weight(layer: nn.Module, state_dict: Dict[str, Tensor],
+                  prefix: str) -> None:
+    """Replace packed codes in a state dict by the weight they stand for.
 
     Args:
-        layers (dict[str, nn.Module]): Quantized layers of the model that
-            loads the state dict, by name.
+        layer (nn.Module): The quantized layer that loads the state dict.
         state_dict (dict): Changed in place.
-        prefix (str): Of the converted model in the state dict.
+        prefix (str): Of the layer in the state dict, a dot at its end.
 
     Raises:
-        RuntimeError: Codes of the wrong size for a layer.
+        RuntimeError: The codes are of the wrong size for the layer.
     """
-    for name, layer in layers.items():
-        key = f'{prefix}{name}.weight_packed'
-        if key not in state_dict:
-            continue
-        quantizer, weight = layer.weight_quantizer, layer.weight
-        try:
-            codes = unpack_bits(
-                state_dict[key], quantizer.bits,
-                (weight.shape[0], weight[0].numel()))
-        except ValueError as error:
-            raise RuntimeError(f'{key}: {error}; the checkpoint is of another '
-                               'architecture or damaged') from error
-        del state_dict[key]
-        codes = codes * 2 - 1 if quantizer.bits == 1 else \
-            codes - num_levels(quantizer.bits)
-        clip = state_dict[f'{prefix}{name}.weight_quantizer.clip']
-        state_dict[f'{prefix}{name}.weight'] = quantizer.dequantize(
-            codes.view_as(weight), clip).to(weight.dtype)
+    key = f'{prefix}weight_packed'
+    if key not in state_dict:
+        return
+    quantizer, weight = layer.weight_quantizer, layer.weight
+    try:
+        codes = unpack_bits(state_dict[key], quantizer.bits,
+                            (weight.shape[0], weight[0].numel()))
+    except ValueError as error:
+        raise RuntimeError(
+            f'{key}: {error}; the checkpoint is of another architecture or '
+            'quantization, or damaged') from error
+    del state_dict[key]
+    codes = codes * 2 - 1 if quantizer.bits == 1 else \
+        codes - num_levels(quantizer.bits)
+    state_dict[f'{prefix}weight'] = quantizer.dequantize(
+        codes.view_as(weight),
+        state_dict[f'{prefix}weight_quantizer.clip']).to(weight.dtype)

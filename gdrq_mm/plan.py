@@ -40,6 +40,8 @@ class LayerPlan:
             described['weight'] = (f'{self.weight.type} {self.weight.bits} '
                                    f'bits, group size '
                                    f'{self.weight.group_size}')
+            if self.weight.bits == 1:  # the level is clip / k
+                described['weight'] += f', k {self.weight.k}'
         if self.activation:
             described['activation'] = (f'{self.activation.type} '
                                        f'{self.activation.bits} bits, '
@@ -126,7 +128,8 @@ def _plan_relu(name, module, modules, config) -> LayerPlan:
     plan.reason = f'rule {rule.match!r}' if rule else 'default'
     activation = config.schemes(name)[1]
     if activation.bits is None:
-        plan.reason += ': skip' if rule and rule.skip else ': no bits asked for'
+        plan.reason += (': skip' if rule and rule.skip else
+                        ': no bits asked for')
         return plan
     parent, _, attribute = name.rpartition('.')
     plan.activation = activation
@@ -146,3 +149,6 @@ def _check_shared_weights(plans: List[LayerPlan]) -> None:
                 f'{owner.name} and {plan.name} share one weight, but are '
                 f'asked for {owner.weight} and {plan.weight}; give both the '
                 'same rule')
+        if owner is not plan:
+            plan.reason += f'; shares its weight with {owner.name}'
+            owner.reason += f'; shares its weight with {plan.name}'

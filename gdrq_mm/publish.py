@@ -4,7 +4,7 @@ import datetime
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -28,12 +28,20 @@ def quantization_of(cfg: Config) -> dict:
     """
     if cfg.model.get('quantization') is not None:
         return cfg.model.quantization.to_dict()
-    for hook in cfg.get('custom_hooks') or ():
-        if hook.get('type') == 'GDRQHook' and hook.get('quantization'):
+    for hook in _gdrq_hooks(cfg):
+        if hook.get('quantization'):
             return hook.quantization.to_dict()
     raise ValueError(
-        f'{cfg.filename} quantizes nothing: it has neither a GDRQHook with '
-        "quantization=dict(...) in custom_hooks nor model.type='QuantizedModel'")
+        f'{cfg.filename or "the config"} quantizes nothing: it has neither a '
+        'GDRQHook with quantization=dict(...) in custom_hooks nor '
+        "model.type='QuantizedModel'")
+
+
+def _gdrq_hooks(cfg: Config) -> list:
+    """Entries of custom_hooks, by name, scoped name or class."""
+    return [hook for hook in cfg.get('custom_hooks') or ()
+            if str(getattr(hook.get('type'), '__name__', hook.get('type'))
+                   ).rpartition('.')[2] == 'GDRQHook']
 
 
 def inference_config(cfg: Config) -> Config:
@@ -48,16 +56,15 @@ def inference_config(cfg: Config) -> Config:
         cfg.model = ConfigDict(
             type='QuantizedModel', architecture=model.pop('type'),
             quantization=quantization, **model)
-    for hook in cfg.get('custom_hooks') or ():
-        if hook.get('type') == 'GDRQHook':
-            hook.pop('quantization', None)
+    for hook in _gdrq_hooks(cfg):
+        hook.pop('quantization', None)
     for key in _RUN_KEYS:
         cfg.pop(key, None)
     return cfg
 
 
-def publish(config: str, checkpoint: str, out_dir: str,
-            latent: bool = False) -> Tuple[Path, Path]:
+def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
+            cfg_options: Optional[dict] = None) -> Tuple[Path, Path]:
     """Write a checkpoint to publish, and its config beside it.
 
     The file is named ``<config>_<date>-<hash>.pth`` as OpenMMLab names its
@@ -73,6 +80,7 @@ def publish(config: str, checkpoint: str, out_dir: str,
         out_dir (str): Folder, made if missing.
         latent (bool): Keep float weights, to train on. Defaults to False:
             weights are packed into codes.
+        cfg_options (dict, optional): What the training changed in the config.
 
     Returns:
         tuple[Path, Path]: The checkpoint and the config.
@@ -83,7 +91,9 @@ def publish(config: str, checkpoint: str, out_dir: str,
         RuntimeError: The checkpoint does not fit the config.
         FileExistsError: A file of that name is there.
     """
-    cfg = inference_config(Config.fromfile(config))
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(cfg_options or {})
+    cfg = inference_config(cfg)
     trained = _load_checkpoint(checkpoint, map_location='cpu')
     if f'{NAME}.schemes' not in trained.get('state_dict', {}):
         raise ValueError(

@@ -40,18 +40,22 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
 
     def watch(name):
 
-        def hook(module, args, output):
-            trace, x = traces[name], args[0]
+        def hook(module, args, kwargs, output):
+            trace, x = traces[name], next(
+                value for value in (*args, *kwargs.values())
+                if isinstance(value, torch.Tensor))
             trace.calls += 1
             trace.signed |= bool(x.numel() and x.amin() < 0)
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                trace.macs += output.numel() * module.weight[0].numel()
+            weight = getattr(module, 'weight', None)
+            if weight is not None:
+                each = x if getattr(module, 'transposed', False) else output
+                trace.macs += each.numel() * weight[0].numel()
             version = 0 if x.is_inference() else x._version
             readers.setdefault((id(x), version), (x, []))[1].append(name)
 
         return hook
 
-    handles = [plan.module.register_forward_hook(watch(plan.name))
+    handles = [plan.module.register_forward_hook(watch(plan.name), with_kwargs=True)
                for plan in plans]
     modes = {module: module.training for module in model.modules()}
     model.eval()

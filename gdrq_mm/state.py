@@ -1,5 +1,6 @@
 """What the quantized layers of one model share, and its training step."""
 import json
+import warnings
 import weakref
 from typing import Dict, Iterable, List, Optional
 
@@ -10,13 +11,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .config import QuantConfig
 from .functional import quantized_loss
-from .packing import unpack_weights
+from .packing import unpack_weight
 from .plan import LayerPlan
 
 PHASES = ('reshape', 'quantize')
 NAME = 'quantization_state'  # the child of the converted model
 
-_LIVE: 'weakref.WeakSet[QuantizationState]' = weakref.WeakSet()
+_LIVE = weakref.WeakSet()  # every QuantizationState there is
 
 
 class QuantizationState(nn.Module):
@@ -48,6 +49,7 @@ class QuantizationState(nn.Module):
         self._activation_quantizers: Dict[str, nn.Module] = {}
         self._constants: Optional[Tensor] = None
         self.calibrating = False
+        self._warned = False
         self.collect_clipped = False
         self.clipped: List[Tensor] = []
         self.register_buffer('phase_index', torch.tensor(1))
@@ -100,6 +102,12 @@ class QuantizationState(nn.Module):
 
     def activation(self, quantizer: nn.Module, x: Tensor) -> Tensor:
         """Observe and quantize one activation."""
+        if not (self.training or self.calibrating or self._warned
+                or quantizer.initialized or x.is_inference()):
+            self._warned = True
+            warnings.warn('an activation threshold is not set yet, so this '
+                          'activation stays float: load a trained quantized '
+                          'checkpoint, train, or call gdrq_mm.calibrate')
         if self.observing:
             quantizer.observe(x)
             if self.collect_clipped and quantizer.initialized:
@@ -113,6 +121,12 @@ class QuantizationState(nn.Module):
         if self.training:
             quantizer.set_clip(weight)
         return quantizer(weight)
+
+    def uncalled_layers(self) -> List[str]:
+        """Layers with a quantized weight whose forward never ran."""
+        return [name for name, layer in self.layers.items()
+                if getattr(layer, 'weight_quantizer', None) is not None
+                and not layer.called]
 
     # -- the training step ---------------------------------------------------
 
@@ -128,7 +142,8 @@ class QuantizationState(nn.Module):
         for layer in self.layers.values():
             weight = getattr(layer, 'weight', None)
             quantizer = getattr(layer, 'weight_quantizer', None)
-            if quantizer is None or not weight.requires_grad:
+            if quantizer is None or not weight.requires_grad \
+                    or not layer.called:
                 continue
             if weights is not None and id(weight) not in weights:
                 continue
@@ -233,7 +248,6 @@ class QuantizationState(nn.Module):
             self._check_schemes(state_dict[own + 'schemes'])
             self._check_entries(state_dict, prefix)
             self._phase = PHASES[int(state_dict[own + 'phase_index'])]
-            unpack_weights(self.layers, state_dict, prefix)
         else:
             state_dict[own + 'schemes'] = self.schemes
             state_dict[own + 'phase_index'] = self.phase_index
@@ -270,17 +284,21 @@ class QuantizationState(nn.Module):
         raise RuntimeError(
             'the checkpoint was trained with another quantization than the '
             f'config asks for, {len(differing)} layers differ:\n{shown}{more}'
-            '\nUse the config it was trained with. To start a new training '
-            'from its weights alone, remove its '
-            f'"{NAME}.schemes" entry first: it then loads as a float one.')
+            '\nUse the config it was trained with (the runner keeps a copy in '
+            'its work_dir). To start a new training from its weights alone, '
+            'make a float checkpoint of it:\n'
+            '  checkpoint = torch.load(path, map_location="cpu")\n'
+            f'  del checkpoint["state_dict"]["{NAME}.schemes"]\n'
+            '  torch.save(checkpoint, new_path)')
 
 
 def _before_layer_load(layer, state_dict, prefix, *_) -> None:
     """Load hook of one layer: a float one has no quantization entries.
 
     One a layer, because parts of a model load alone as well (the ``init_cfg``
-    of a backbone).
+    of a backbone). Packed codes become the weight they stand for.
     """
+    unpack_weight(layer, state_dict, prefix)
     own = layer.quantizer_state()
     if not any(prefix + key in state_dict for key in own):
         for key, value in own.items():
@@ -290,7 +308,9 @@ def _before_layer_load(layer, state_dict, prefix, *_) -> None:
 
 def _after_optimizer_step(optimizer, args, kwargs) -> None:
     states = [state for state in list(_LIVE) if state.training]
-    if not states:
+    # Fused optimizers skip an overflown AMP step themselves, on the device.
+    found_inf = getattr(optimizer, 'found_inf', None)
+    if not states or (found_inf is not None and bool(found_inf)):
         return
     weights = {id(parameter) for group in optimizer.param_groups
                for parameter in group['params']}

@@ -11,6 +11,7 @@ from torch.nn import functional as TF
 
 from gdrq_mm import calibrate, quantize_
 from gdrq_mm.config import QuantConfig
+from gdrq_mm.plan import make_plan
 from gdrq_mm.report import trace_layers
 from gdrq_mm.state import NAME, get_state
 
@@ -545,3 +546,23 @@ def test_a_quantized_checkpoint_without_its_thresholds_is_refused():
         model.load_state_dict(state_dict)
     assert all(torch.equal(before[key], value)
                for key, value in model.state_dict().items())
+
+
+def test_layers_that_are_called_with_keywords_are_traced():
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    quantize_(model, dict(weight=dict(bits=4)))
+    x = torch.randn(1, 3, 8)
+    plans = make_plan(nn.MultiheadAttention(8, 2, batch_first=True),
+                      QuantConfig.from_dict(dict(weight=dict(bits=4))))
+    traces = trace_layers(plans[0].module, plans, lambda: plans[0].module(
+        query=x, key=x, value=x))
+    assert traces[plans[0].name].calls == 1
+
+
+def test_macs_of_transposed_convolutions_are_counted():
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2), nn.Conv2d(4, 5, 1))
+    plans = make_plan(model, QuantConfig.from_dict(
+        dict(weight=dict(bits=4), activation=dict(bits=4))))
+    traces = trace_layers(model, plans, lambda: model(torch.randn(1, 3, 6, 6)))
+    assert traces['0'].macs == 3 * 36 * 4 * 4
+    assert traces['1'].macs == 144 * 4 * 5

@@ -110,3 +110,46 @@ def test_a_model_in_its_reshape_phase_is_not_packed():
     get_state(model).set_phase('reshape')
     with pytest.raises(ValueError, match='reshape'):
         pack(model)
+
+
+def test_a_module_under_two_names_is_packed_under_both():
+    model = nn.ModuleDict(dict(a=nn.Conv2d(3, 4, 3)))
+    model['b'] = model['a']
+    config = dict(weight=dict(bits=2))
+    gdrq_mm.quantize_(model, config)
+    packed = pack(model)
+    assert not any(key.endswith('.weight') for key in packed)
+    copied = nn.ModuleDict(dict(a=nn.Conv2d(3, 4, 3)))
+    copied['b'] = copied['a']
+    gdrq_mm.quantize_(copied, config)
+    copied.load_state_dict(packed)
+    assert torch.equal(copied['b'].quantized_weight(),
+                       model['a'].quantized_weight())
+
+
+def test_a_model_that_is_one_layer_is_packed():
+    model = nn.Conv2d(3, 4, 3)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=2)))
+    copied = nn.Conv2d(3, 4, 3)
+    gdrq_mm.quantize_(copied, dict(weight=dict(bits=2)))
+    copied.load_state_dict(pack(model))
+    assert torch.equal(copied.quantized_weight(), model.quantized_weight())
+
+
+def test_a_part_of_a_packed_model_loads_alone():
+    """As the backbone does with init_cfg=dict(type='Pretrained')."""
+    model, copied = train(make_model(2, 4)), make_model(2, 4)
+    part = {key[2:]: value for key, value in pack(model).items()
+            if key.startswith('0.')}
+    copied[0].load_state_dict(part)
+    assert torch.equal(copied[0].quantized_weight(),
+                       model[0].quantized_weight())
+
+
+def test_one_bit_with_another_k_is_refused():
+    models = []
+    for k in (2., 4.):
+        models.append(nn.Sequential(nn.Conv2d(3, 4, 3)))
+        gdrq_mm.quantize_(models[-1], dict(weight=dict(bits=1, k=k)))
+    with pytest.raises(RuntimeError, match='k 2.0.*k 4.0'):
+        models[1].load_state_dict(models[0].state_dict())

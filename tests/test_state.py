@@ -657,3 +657,47 @@ def test_thresholds_move_though_the_optimizer_holds_no_quantized_weight():
     optimizer.step()
     assert model[0].input_quantizer.num_updates == 1
     assert torch.equal(model[0].weight, before)
+
+
+def test_an_overflown_step_that_a_fused_optimizer_skips_changes_nothing():
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters(), 0.1, fused=True)
+    model(batch()).sum().backward()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    # As torch's GradScaler tells an optimizer that does the skipping itself.
+    optimizer.found_inf, optimizer.grad_scale = torch.ones(()), torch.ones(())
+    optimizer.step()
+    assert same(model.state_dict(), before)
+    del optimizer.found_inf, optimizer.grad_scale
+    optimizer.step()
+    assert not same(model.state_dict(), before)
+
+
+class Attention(nn.Module):
+    """Reads the weight of a layer without calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.out(nn.functional.linear(x, self.qkv.weight))
+
+
+def test_layers_that_are_not_called_are_named_and_left_as_they_are():
+    model = Attention()
+    quantize_(model, dict(weight=dict(bits=2)))
+    before = model.qkv.weight.clone()
+    optimizer = torch.optim.SGD(model.parameters(), 0.)
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+    assert get_state(model).uncalled_layers() == ['qkv']
+    assert torch.equal(model.qkv.weight, before)
+
+
+def test_a_missing_threshold_warns_once_in_evaluation():
+    model = make().eval()
+    with pytest.warns(UserWarning, match='threshold is not set') as caught:
+        model(batch())
+        model(batch())
+    assert len(caught) == 1

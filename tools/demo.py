@@ -16,9 +16,9 @@ import signal
 import sys
 from pathlib import Path
 
-from demo.process import ROOT, DemoError
-from demo.records import read_json
-from demo.tasks import QUANTIZED, TASKS
+from demo_stages.process import ROOT, DemoError
+from demo_stages.records import read_json
+from demo_stages.tasks import QUANTIZED, TASKS
 
 
 def parse_args():
@@ -63,7 +63,7 @@ def parse_args():
 
 
 def print_table(path):
-    from demo.summary import table
+    from demo_stages.summary import table
     summary = read_json(path)
     if summary is None or 'tasks' not in summary:
         raise DemoError(f'{path} is no summary of a demo; give the '
@@ -79,11 +79,11 @@ def main():
         if args.table:
             print_table(args.table)
         elif args.look:
-            from demo.look import look
+            from demo_stages.look import look
             look(args.look)
         else:
-            from demo.engine import run_demo
-            from demo.run_configs import Settings
+            from demo_stages.engine import run_demo
+            from demo_stages.run_configs import Settings
             run_demo(Settings(args.tasks, args.seeds, args.work_dir.resolve(),
                               args.data.resolve(), args.quick,
                               args.quantized))

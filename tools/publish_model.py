@@ -5,6 +5,8 @@ Usage: python tools/publish_model.py CONFIG CHECKPOINT OUT_DIR [--latent]
 import argparse
 import os
 
+from mmengine.config import DictAction
+
 from gdrq_mm.publish import publish
 
 
@@ -15,10 +17,12 @@ def main() -> None:
     parser.add_argument('out_dir', help='folder of the published files')
     parser.add_argument('--latent', action='store_true',
                         help='keep float weights, to continue training')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        help='those of the training')
     args = parser.parse_args()
     try:
         paths = publish(args.config, args.checkpoint, args.out_dir,
-                        args.latent)
+                        args.latent, args.cfg_options)
     except (OSError, ValueError, RuntimeError) as error:
         parser.exit(2, f'publish_model: {error}\n')
     before = os.path.getsize(args.checkpoint)

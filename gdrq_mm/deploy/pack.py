@@ -32,6 +32,7 @@ def pack(model: nn.Module) -> Dict[str, Tensor]:
                          'weights are still float: train it through the '
                          "'quantize' phase first")
     packed = dict(model.state_dict())
-    pack_weights(state.layers, packed)
+    # Under every name: a module may be registered twice.
+    pack_weights(dict(model.named_modules(remove_duplicate=False)), packed)
     return {key: value.detach().cpu().clone()
             for key, value in packed.items()}

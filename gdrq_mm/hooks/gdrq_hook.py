@@ -6,7 +6,7 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import FlexibleRunner, IterBasedTrainLoop
 from torch import nn
 
 from ..convert import check_weights, quantize_
@@ -72,6 +72,12 @@ class GDRQHook(Hook):
                     'GDRQHook got no quantization and the model is none of '
                     'type QuantizedModel: give the hook '
                     'quantization=dict(weight=dict(bits=4, ...), ...)')
+        elif isinstance(runner, FlexibleRunner):
+            # It loads checkpoints before this hook could convert the model.
+            raise ValueError(
+                'GDRQHook cannot convert the model of a FlexibleRunner, which '
+                "loads checkpoints first: use model.type='QuantizedModel' and "
+                'give the hook no quantization')
         else:
             report = quantize_(self.model, _plain(self.quantization))
             if get_state(self.model) is None:
@@ -97,6 +103,7 @@ class GDRQHook(Hook):
         loggers = [hook for hook in runner.hooks
                    if isinstance(hook, LoggerHook)]
         self.interval = loggers[0].interval if loggers else 0
+        self.calls_checked = False
 
     def before_train_iter(self, runner, batch_idx: int,
                           data_batch=None) -> None:
@@ -115,7 +122,19 @@ class GDRQHook(Hook):
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
                          outputs=None) -> None:
         """Hand the figures of this step to the log and the visualizer."""
-        if self.state is None or not self.state.collect_clipped:
+        if self.state is None:
+            return
+        if not self.calls_checked:
+            self.calls_checked = True
+            uncalled = self.state.uncalled_layers()
+            if uncalled:
+                print_log(
+                    f'{len(uncalled)} layers were not called in the first '
+                    f'iteration: {", ".join(uncalled[:5])}. If other code '
+                    'reads their weight (some attention modules do), they are '
+                    'not quantized: add dict(match=..., skip=True) to the '
+                    'rules.', 'current', logging.WARNING)
+        if not self.state.collect_clipped:
             return
         for name, value in self.state.metrics().items():
             runner.message_hub.update_scalar(f'train/{name}', value)

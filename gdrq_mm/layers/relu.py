@@ -23,8 +23,8 @@ class ScaleClipReLU(nn.ReLU):
 
     One module often serves several places: each ResNet block calls its only
     ReLU two or three times. Calls are told apart by their order within one
-    forward of the parent module; a call in a loop, as in heads that go over
-    pyramid levels, is one place. (Where activation checkpointing repeats only
+    forward of the parent module; calls in a loop, as in heads that go over
+    pyramid levels, begin again with the first place. (Where activation checkpointing repeats only
     a part of the parent, the parent must run once between two backwards.)
     """
 
@@ -57,7 +57,7 @@ class ScaleClipReLU(nn.ReLU):
             quantizer.forget()
 
     def forward(self, x: Tensor) -> Tensor:
-        site = min(self._next_site, len(self.site_quantizers) - 1)
+        site = self._next_site % len(self.site_quantizers)
         self._next_site += 1
         x = self._shared[0].activation(self.site_quantizers[site], F.relu(x))
         if not x.is_inference():  # those do not count their changes

@@ -6,8 +6,6 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import QuantLayer
-
 SHARDING = ('FullyShardedDataParallel', 'DeepSpeedEngine',
             'MMDeepSpeedEngineWrapper', 'ColossalAIModelWrapper')
 
@@ -49,7 +47,7 @@ def _fused_norm(parent: nn.Module) -> Optional[str]:
     for name, child in parent.named_children():
         if (isinstance(child, nn.Identity) and isinstance(previous, nn.Conv2d)
                 and previous.bias is not None
-                and re.fullmatch(r'(bn|norm)\d*', name)):
+                and re.fullmatch(r'bn\d*', name)):
             return name
         previous = child
     return None
@@ -62,6 +60,4 @@ def frozen_norms(model: nn.Module) -> List[str]:
     frozen = [name for name, child in model.named_modules()
               if isinstance(child, _BatchNorm) and not child.training]
     model.train(training)
-    quantized = any(isinstance(child, QuantLayer)
-                    for child in model.modules())
-    return frozen if quantized else []
+    return frozen

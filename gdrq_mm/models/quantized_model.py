@@ -3,16 +3,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from ..convert import quantize_
-from ..layers import QuantConv2d, QuantLinear, register_quant_layer
 from .checks import check_model
-
-try:
-    # mmcv's models build these; on current torch they only call the base.
-    from mmcv.cnn.bricks import wrappers
-    register_quant_layer(wrappers.Conv2d, QuantConv2d)
-    register_quant_layer(wrappers.Linear, QuantLinear)
-except ImportError:  # classifiers that were built without mmcv
-    pass
 
 
 @MODELS.register_module()

@@ -88,7 +88,8 @@ class ScaleClipWeight(nn.Module):
     @torch.no_grad()
     def set_clip(self, weight: Tensor) -> None:
         """Store the clip values in force (at the start of training)."""
-        self.clip.copy_(self.current_clip(weight))
+        if not self._is_set():
+            self.clip.copy_(self.current_clip(weight))
 
     @torch.no_grad()
     def project(self, weight: Tensor) -> None:

@@ -402,3 +402,15 @@ def test_mixed_precision_keeps_quantizers_in_float32(
     for layer in (runner.model.backbone.conv1, runner.model.head.fc):
         clip = layer.weight_quantizer.clip.repeat_interleave(4)[:, None]
         assert (layer.weight.detach().abs().flatten(1) <= clip).all()
+
+
+def test_a_flexible_runner_is_refused_with_the_way_out(load_config, tmp_path):
+    from mmengine.runner import FlexibleRunner
+    cfg = load_config('resnet')
+    runner = FlexibleRunner(
+        model=cfg.model, work_dir=str(tmp_path),
+        train_dataloader=cfg.train_dataloader, train_cfg=cfg.train_cfg,
+        optim_wrapper=cfg.optim_wrapper, default_scope=cfg.default_scope,
+        custom_hooks=[dict(type='GDRQHook', quantization=QUANTIZATION)])
+    with pytest.raises(ValueError, match='FlexibleRunner.*QuantizedModel'):
+        runner.train()

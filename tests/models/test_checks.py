@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from gdrq_mm import quantize_
-from gdrq_mm.models.checks import check_model, frozen_norms
+from gdrq_mm.models.checks import SHARDING, check_model, frozen_norms
 
 QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
 
@@ -103,7 +103,6 @@ def test_fully_sharded_model_is_refused():
 
 def test_frozen_norms_names_what_stays_in_eval_mode(build_model):
     model = build_model('faster_rcnn')
-    assert frozen_norms(model) == []  # float: nothing to warn of
     quantize_(model, QUANTIZATION)
     model.eval()
     names = frozen_norms(model)
@@ -135,3 +134,22 @@ def test_fused_norms_outside_conv_modules_are_refused(build_model):
     model = fuse_conv_bn(build_model('resnet').eval())
     with pytest.raises(ValueError, match='backbone.bn1 is fused'):
         check_model(model)
+
+
+def test_an_identity_in_place_of_a_norm_is_not_taken_for_a_fused_one():
+    """PoolFormer and ViT patch embeddings are built like this."""
+
+    class PatchEmbed(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.proj, self.norm = nn.Conv2d(3, 4, 4, 4), nn.Identity()
+
+    check_model(nn.Sequential(PatchEmbed()))
+
+
+@pytest.mark.parametrize('name', SHARDING)
+def test_every_sharding_wrapper_is_refused_by_name(name):
+    wrapper = type(name, (nn.Module, ), {})()
+    with pytest.raises(ValueError, match=f'{name}.*MMDistributedDataParallel'):
+        check_model(wrapper)

@@ -11,15 +11,15 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 sys.path.insert(0, str(TOOLS))
 
-from demo.engine import outcome  # noqa: E402
-from demo.process import DemoError, Lock, run  # noqa: E402
-from demo.progress import (Estimate, StageClock, format_seconds,  # noqa: E402
+from demo_stages.engine import outcome  # noqa: E402
+from demo_stages.process import DemoError, Lock, run  # noqa: E402
+from demo_stages.progress import (Estimate, StageClock, format_seconds,  # noqa: E402
                            fraction_done)
-from demo.records import decide, read_json, write_json  # noqa: E402
-from demo.run_configs import Configs, Settings, parse_options  # noqa: E402
-from demo.stages import all_stages, make_job  # noqa: E402
-from demo.summary import cell, spread, summarize, table  # noqa: E402
-from demo.tasks import RUNS, TASKS  # noqa: E402
+from demo_stages.records import decide, read_json, write_json  # noqa: E402
+from demo_stages.run_configs import Configs, Settings, parse_options  # noqa: E402
+from demo_stages.stages import all_stages, make_job  # noqa: E402
+from demo_stages.summary import cell, spread, summarize, table  # noqa: E402
+from demo_stages.tasks import RUNS, TASKS  # noqa: E402
 
 # Lines as mmengine 0.10.7 prints them.
 DATE = '2026/11/22 00:23:02 - mmengine - INFO - '
@@ -188,7 +188,8 @@ def test_lock_outlives_a_killed_demo(tmp_path):
     process = subprocess.Popen(
         [sys.executable, '-c', 'import time; time.sleep(60)'],
         pass_fds=[lock.fileno()])
-    lock.note(process.pid)
+    lock.pids = {process.pid}
+    lock.note()
     lock.file.close()
     with pytest.raises(DemoError, match=f'process {process.pid}'):
         Lock(tmp_path)
@@ -333,7 +334,7 @@ def test_terminate_is_passed_on(tmp_path):
     code = ('import signal, sys; sys.path.insert(0, sys.argv[1])\n'
             'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
             'from pathlib import Path\n'
-            'from demo.process import Lock, run\n'
+            'from demo_stages.process import Lock, run\n'
             'work = Path(sys.argv[2])\n'
             'run([sys.executable, "-c", "import time; print(1); '
             'time.sleep(60)"], work / "log", Lock(work), print, '
@@ -342,8 +343,9 @@ def test_terminate_is_passed_on(tmp_path):
         [sys.executable, '-c', code, str(TOOLS), str(tmp_path)],
         stdout=subprocess.PIPE, text=True)
     process.stdout.readline()
-    stage = int((tmp_path / '.lock').read_text())
-    assert alive(stage) and stage != process.pid
+    pids = {int(pid) for pid in (tmp_path / '.lock').read_text().split()}
+    stage, = pids - {process.pid}
+    assert alive(stage)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
     assert not alive(stage)

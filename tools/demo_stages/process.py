@@ -50,13 +50,14 @@ class Lock:
                 f'another demo, or a stage of one that was killed, still runs '
                 f'in {work_dir} (process {self.file.read().strip()}). Wait '
                 'for it, end it, or give another --work-dir.') from None
-        self.note(os.getpid())
+        self.pids = {os.getpid()}
+        self.note()
 
-    def note(self, pid):
+    def note(self):
         """Write down who works here."""
         self.file.seek(0)
         self.file.truncate()
-        self.file.write(f'{pid}\n')
+        self.file.write(' '.join(map(str, sorted(self.pids))) + '\n')
         self.file.flush()
 
     def fileno(self):
@@ -64,8 +65,8 @@ class Lock:
 
 
 class Display:
-    """One line that tells the progress: rewritten on a terminal, printed
-    anew from time to time elsewhere.
+    """One line that tells the progress of all that runs: rewritten on a
+    terminal, printed anew from time to time elsewhere.
 
     Args:
         interval (float): Seconds between two lines elsewhere.
@@ -75,24 +76,28 @@ class Display:
         self.terminal = sys.stdout.isatty()
         self.interval = .5 if self.terminal else interval
         self.shown = time.monotonic()
+        self.running = {}
 
-    def due(self):
-        return time.monotonic() - self.shown >= self.interval
-
-    def show(self, line):
+    def show(self, name, part, whole):
+        """Take in where stage ``name`` is; print when it is time to."""
+        self.running[name] = part
+        if time.monotonic() - self.shown < self.interval:
+            return
         self.shown = time.monotonic()
+        line = ' | '.join([*self.running.values(), whole])
         if self.terminal:
             print(f'\r\033[K{line}', end='', flush=True)
         else:
             print(line, flush=True)
 
-    def finish(self, line):
-        """A line that stays."""
+    def finish(self, line, name=None):
+        """A line that stays; ``name`` runs no longer."""
+        self.running.pop(name, None)
         print(f'\r\033[K{line}' if self.terminal else line, flush=True)
         self.shown = time.monotonic()
 
 
-def run(command, log_path, lock, on_line, on_tick):
+def run(command, log_path, lock, on_line, on_tick, threads=None):
     """Run a command, its whole output in a log file.
 
     Args:
@@ -100,7 +105,10 @@ def run(command, log_path, lock, on_line, on_tick):
         log_path (Path): Appended to: a stage that goes on keeps its log.
         lock (Lock): Handed on to the process.
         on_line (callable): Called with every line of the output.
-        on_tick (callable): Called several times a second.
+        on_tick (callable): Called several times a second; what it raises
+            ends the process.
+        threads (int, optional): For torch and OpenMP, where the user's
+            environment does not say. Defaults to None: all cores.
 
     Raises:
         DemoError: The command fails; with the end of its log.
@@ -115,9 +123,11 @@ def run(command, log_path, lock, on_line, on_tick):
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
             stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()],
-            env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+            env={'OMP_NUM_THREADS': str(threads or os.cpu_count()),
+                 **os.environ, 'PYTHONUNBUFFERED': '1'},
             start_new_session=True)
-    lock.note(process.pid)
+    lock.pids.add(process.pid)
+    lock.note()
     try:
         with open(log_path, errors='replace') as log:
             log.seek(begin)
@@ -128,7 +138,8 @@ def run(command, log_path, lock, on_line, on_tick):
             read_lines(log, on_line)
     finally:
         end_group(process)
-        lock.note(os.getpid())
+        lock.pids.discard(process.pid)
+        lock.note()
     if process.returncode:
         raise DemoError(failure(command, log_path, process.returncode))
 

@@ -1,6 +1,8 @@
 """Go through the stages: skip, continue or run each, and show it."""
+import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from .process import Display, Lock, run, shown
 from .progress import Estimate, StageClock, format_seconds, fraction_done
@@ -28,16 +30,26 @@ def run_demo(settings):
     estimate = Estimate({stage.name: configs.cost(stage)
                          for stage in stages})
     print(f'{len(stages)} stages in {shown(settings.work_dir)}, up to about '
-          f'{format_seconds(estimate.remaining())} on two CPU cores. '
+          f'{format_seconds(estimate.remaining() / 2)} on two CPU cores. '
           'Interrupt at will: the same command goes on from there.')
-    records, begin = {}, time.monotonic()
-    for number, stage in enumerate(stages, 1):
-        runner = StageRunner(stage, make_job(stage, configs, records),
-                             f'[{number:2d}/{len(stages)}] {stage.name}',
-                             estimate, begin)
-        records[stage.name] = runner.run(
-            lock, display, configs.max_epochs(stage.task, stage.run)
-            if stage.kind == 'train' else 1)
+    # Tasks do not depend on each other: as many at a time as there are
+    # cores, which small models use better than several threads each.
+    lanes = min(os.cpu_count(), len(settings.tasks))
+    demo = Demo(lock, display, configs, estimate, lanes, len(stages))
+    with ThreadPoolExecutor(lanes) as pool:
+        futures = [
+            pool.submit(demo.run_all, [
+                (number, stage) for number, stage in enumerate(stages, 1)
+                if stage.task == task]) for task in settings.tasks]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:  # an interruption, too, ends every lane
+            demo.stopped = True
+            for future in futures:
+                future.cancel()
+            raise
+    records = demo.records
     summary = summarize(settings, stages, records)
     write_json(settings.work_dir / 'summary.json', summary)
     print(f'\n{table(summary)}\n')
@@ -61,28 +73,59 @@ def make_data(settings, lock, display):
         f'    {line.rstrip()}'), lambda: None)
 
 
+class Demo:
+    """What the stages of all lanes share.
+
+    Args:
+        lock (Lock): Of the work dir.
+        display (Display): Where progress is shown.
+        configs (Configs): All configs.
+        estimate (Estimate): Of the whole demo.
+        lanes (int): Stages that run at a time.
+        number (int): Of all stages.
+    """
+
+    def __init__(self, lock, display, configs, estimate, lanes, number):
+        self.lock, self.display, self.configs = lock, display, configs
+        self.estimate, self.lanes, self.number = estimate, lanes, number
+        self.records = {}
+        self.begin = time.monotonic()
+        self.stopped = False
+
+    def run_all(self, numbered_stages):
+        """Run stages one after the other."""
+        for number, stage in numbered_stages:
+            if self.stopped:
+                return
+            job = make_job(stage, self.configs, self.records)
+            label = f'[{number:2d}/{self.number}] {stage.name}'
+            self.records[stage.name] = StageRunner(
+                self, stage, job, label).run()
+
+
 class StageRunner:
     """One stage: its record, its process, its line on the screen.
 
     Args:
+        demo (Demo): What it shares with the others.
         stage (Stage): The stage.
         job (Job): How to run it.
         label (str): Begins its lines.
-        estimate (Estimate): Of the whole demo.
-        begin (float): When the demo began, ``time.monotonic()``.
     """
 
-    def __init__(self, stage, job, label, estimate, begin):
-        self.stage, self.job, self.label = stage, job, label
-        self.estimate, self.begin = estimate, begin
+    def __init__(self, demo, stage, job, label):
+        self.demo, self.stage, self.job, self.label = demo, stage, job, label
+        self.estimate = demo.estimate
+        self.max_epochs = demo.configs.max_epochs(
+            stage.task, stage.run) if stage.kind == 'train' else 1
 
-    def run(self, lock, display, max_epochs):
+    def run(self):
         """Run it, unless it is done.
 
         Returns:
             dict: Its finished record.
         """
-        stage = self.stage
+        stage, display = self.stage, self.demo.display
         record = read_json(stage.record_path)
         decision, why = decide(record, self.job.inputs,
                                stage.settings.work_dir)
@@ -107,9 +150,10 @@ class StageRunner:
         clock = StageClock(self.estimate.expect(stage.name))
         try:
             run(self.job.resume if resume else self.job.command,
-                stage.log_path, lock,
-                lambda line: self.read(line, clock, max_epochs),
-                lambda: display.due() and display.show(self.line(clock)))
+                stage.log_path, self.demo.lock,
+                lambda line: self.read(line, clock),
+                lambda: self.tick(clock),
+                max(os.cpu_count() // self.demo.lanes, 1))
             results = self.job.results()
         finally:
             record['seconds'] += clock.elapsed
@@ -119,22 +163,28 @@ class StageRunner:
         write_json(stage.record_path, record)
         self.estimate.finish(stage.name, None if resume else clock.elapsed)
         display.finish(f'{self.label}: {format_seconds(clock.elapsed)}'
-                       f'{outcome(stage, results)}')
+                       f'{outcome(stage, results)}', stage.name)
         return record
 
-    def read(self, line, clock, max_epochs):
-        found = fraction_done(line, max_epochs)
+    def read(self, line, clock):
+        found = fraction_done(line, self.max_epochs)
         if found and found[0] == self.stage.kind:
             clock.update(found[1])
 
-    def line(self, clock):
-        left = clock.remaining()
-        total = self.estimate.remaining(self.stage.name, left)
-        return (f'{self.label}: {clock.fraction:4.0%}, '
-                f'{format_seconds(clock.elapsed)} elapsed, '
-                f'{format_seconds(left)} left; demo '
-                f'{format_seconds(time.monotonic() - self.begin)} elapsed, '
-                f'{format_seconds(total)} left')
+    def tick(self, clock):
+        """Show where it is; end it where another lane failed."""
+        demo, left = self.demo, clock.remaining()
+        if demo.stopped:
+            raise DemoError('ended, because the demo was')
+        # Lanes share what the other stages take.
+        total = max(left, self.estimate.remaining(self.stage.name, left)
+                    / demo.lanes)
+        demo.display.show(
+            self.stage.name,
+            f'{self.stage.name} {clock.fraction:.0%}, '
+            f'{format_seconds(left)} left',
+            f'demo {format_seconds(time.monotonic() - demo.begin)} elapsed, '
+            f'{format_seconds(total)} left')
 
 
 def outcome(stage, results):
