@@ -7,8 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 DEMO = Path(__file__).resolve().parents[2] / 'tools' / 'demo.py'
 PATIENCE = 600  # seconds, on a machine that is busy otherwise
 
@@ -23,7 +21,6 @@ def start(tmp_path):
 
 
 def test_interrupted_demo_goes_on(tmp_path):
-    pytest.importorskip('mmpretrain')
     work = tmp_path / 'work'
     folder = work / 'cls' / 'seed0'
     process = start(tmp_path)

@@ -154,5 +154,5 @@ def caption(summary):
             'schedule; drop: float minus quantized, in points. '
             f'torch {found["torch"]}, gdrq_mm {found["gdrq_mm"]}, '
             f'{summary["cpu_count"]} CPU cores, '
-            f'{summary["seconds"] / 60:.0f} minutes.')
+            f'stages of {summary["seconds"] / 60:.0f} minutes in all.')
     return f'**{summary["note"]}**\n\n{text}' if summary['note'] else text
