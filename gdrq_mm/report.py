@@ -55,8 +55,8 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
 
         return hook
 
-    handles = [plan.module.register_forward_hook(watch(plan.name), with_kwargs=True)
-               for plan in plans]
+    handles = [plan.module.register_forward_hook(
+        watch(plan.name), with_kwargs=True) for plan in plans]
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -80,7 +80,8 @@ class QuantReport:
     Args:
         layers (list[LayerPlan]): One a layer.
         traces (dict[str, LayerTrace], optional): From :func:`trace_layers`;
-            adds the sign of inputs, calls, shared inputs and MACs.
+            adds calls, shared inputs, MACs, and the sign of inputs before
+            any training told it.
     """
 
     def __init__(self, layers: List[LayerPlan],
@@ -100,6 +101,19 @@ class QuantReport:
             return before, before
         groups = num_groups(weight.shape[0], plan.weight.group_size)
         return before, -(-weight.numel() * plan.weight.bits // 8) + 4 * groups
+
+    def input_of(self, plan: LayerPlan) -> str:
+        """'signed' or 'unsigned', where data told."""
+        if self.traces is not None:
+            trace = self.traces[plan.name]
+            return ('not called' if not trace.calls else
+                    'signed' if trace.signed else 'unsigned')
+        quantizers = getattr(plan.module, 'activation_quantizers', tuple)()
+        signs = [quantizer.is_signed for _, quantizer in quantizers
+                 if quantizer.initialized]
+        if not signs:
+            return 'not seen yet' if plan.activation else ''
+        return 'signed' if any(signs) else 'unsigned'
 
     def totals(self) -> dict:
         """Shares of weights and MACs that are quantized, bytes in all."""
@@ -137,10 +151,9 @@ class QuantReport:
                 plan.module.weight.shape[0],
                 plan.weight.group_size) if plan.weight else ''
             row['thresholds'] = plan.sites
+            row['input'] = self.input_of(plan)
             if self.traces is not None:
                 trace = self.traces[plan.name]
-                row['input'] = ('not called' if not trace.calls else
-                                'signed' if trace.signed else 'unsigned')
                 row['calls'] = trace.calls
                 row['reads the same as'] = ' '.join(trace.same_input)
             row['bytes'] = f'{before} -> {after}' if before else ''

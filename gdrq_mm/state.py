@@ -25,7 +25,7 @@ class QuantizationState(nn.Module):
 
     :func:`gdrq_mm.quantize_` adds one to the model it converts. After every
     step of a ``torch.optim`` optimizer that holds parameters of the model, it
-    projects the weights onto their thresholds and moves the activation thresholds:
+    projects the weights onto their thresholds and moves those of activations:
     plain training loops need no further call, skipped steps (gradient
     accumulation, AMP overflow) change nothing.
 

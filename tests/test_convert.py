@@ -566,3 +566,12 @@ def test_macs_of_transposed_convolutions_are_counted():
     traces = trace_layers(model, plans, lambda: model(torch.randn(1, 3, 6, 6)))
     assert traces['0'].macs == 3 * 36 * 4 * 4
     assert traces['1'].macs == 144 * 4 * 5
+
+
+def test_the_report_tells_the_sign_of_inputs_once_data_was_seen():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    report = quantize_(model, dict(activation=dict(bits=4)))
+    assert [row['input'] for row in report.rows()] == 2 * ['not seen yet']
+    x = torch.randn(2, 3, 9, 9)
+    calibrate(model, [lambda: model(x)])
+    assert [row['input'] for row in report.rows()] == ['signed', 'unsigned']

@@ -147,7 +147,8 @@ def test_scheme_tells_what_a_checkpoint_must_agree_with():
 
 def test_a_model_whose_part_is_quantized_already_is_an_error():
     import gdrq_mm
-    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3))
     gdrq_mm.quantize_(model[0], dict(weight=dict(bits=4)))
     with pytest.raises(ValueError, match='0.0 is quantized already'):
         gdrq_mm.quantize_(model, dict(weight=dict(bits=4)))

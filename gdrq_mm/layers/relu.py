@@ -24,8 +24,9 @@ class ScaleClipReLU(nn.ReLU):
     One module often serves several places: each ResNet block calls its only
     ReLU two or three times. Calls are told apart by their order within one
     forward of the parent module; calls in a loop, as in heads that go over
-    pyramid levels, begin again with the first place. (Where activation checkpointing repeats only
-    a part of the parent, the parent must run once between two backwards.)
+    pyramid levels, begin again with the first place. (Where activation
+    checkpointing repeats only a part of the parent, the parent must run once
+    between two backwards.)
     """
 
     def start_quantizing(self, state: nn.Module,

@@ -36,7 +36,8 @@ class Task:
 
 def _configs(stem, dataset):
     return {run: f'configs/{stem}_{part}{dataset}.py' for run, part in (
-        ('start', ''), ('float', 'finetune_'), ('w4a4', 'gdrq-w4a4_'), ('w2a4', 'gdrq-w2a4_'))}
+        (START, ''), (FLOAT, 'finetune_'), ('w4a4', 'gdrq-w4a4_'),
+        ('w2a4', 'gdrq-w2a4_'))}
 
 
 TASKS = dict(
