@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def check_machine(venv_dir):
     if sys.version_info[:2] != (3, 11):
         fail('the pinned environment is tested with Python 3.11, this is '
              f'{sys.version.split()[0]}; run "make PYTHON=python3.11 setup".')
-    if shutil.which(os.environ.get('CXX', 'c++')) is None:
+    if shutil.which(shlex.split(os.environ.get('CXX', 'c++'))[0]) is None:
         fail('no C++ compiler found, and mmcv must be built with its ops; '
              'install one (Debian/Ubuntu: apt-get install g++) or set CXX.')
     if not venv_dir.exists():
@@ -63,6 +64,12 @@ def check_machine(venv_dir):
         if free_gb < NEEDED_GB:
             fail(f'{venv_dir.parent} has {free_gb:.1f} GB free, the '
                  f'environment needs {NEEDED_GB} GB.')
+
+
+def has_pip(python):
+    return python.exists() and subprocess.run(
+        [str(python), '-m', 'pip', '--version'],
+        capture_output=True).returncode == 0
 
 
 def cxx_standard(python):
@@ -78,8 +85,14 @@ def cxx_standard(python):
     return max(int(found) for found in re.findall(r'-std=c\+\+(\d+)', source))
 
 
-def build_mmcv(python, pin, cache):
+def build_mmcv(python, pin, cache, cuda=False):
     """Build the mmcv wheel from its source distribution into ``cache``.
+
+    Args:
+        python (Path): Of the environment, with torch in it.
+        pin (str): ``mmcv==version``.
+        cache (Path): Folder of this build's wheel.
+        cuda (bool): Build the ops for the GPU, too. Defaults to False.
 
     Returns:
         Path: the wheel; taken from the cache where it is there already.
@@ -102,6 +115,8 @@ def build_mmcv(python, pin, cache):
         jobs = os.environ.get('MAX_JOBS', str(os.cpu_count()))
         env = dict(os.environ, MMCV_WITH_OPS='1', MAX_JOBS=jobs,
                    CFLAGS=os.environ.get('CFLAGS', '') + ' -g0')
+        if not cuda:  # mmcv would want nvcc as soon as torch sees a GPU
+            env['CUDA_VISIBLE_DEVICES'] = ''
         print(f'setup: building {pin} with its ops, {jobs} jobs; about 30 '
               'CPU minutes')
         run_build([str(python), 'setup.py', 'build'], source, env)
@@ -152,18 +167,26 @@ def main():
         return
     check_machine(venv_dir)
     python = venv_dir / 'bin' / 'python'
-    if not python.exists():
+    if not has_pip(python):  # none yet, or one that was interrupted
         print(f'setup: creating {venv_dir}', flush=True)
-        venv.create(venv_dir, with_pip=True)
+        try:
+            venv.create(venv_dir, clear=True, with_pip=True)
+        except subprocess.CalledProcessError:
+            fail('this Python cannot make virtual environments with pip; '
+                 'install its venv package (Debian/Ubuntu: apt-get install '
+                 'python3-venv)')
     pins = read_pins()
     pip(python, 'install', *(pins[name] for name in BUILD_TOOLS))
-    torch = subprocess.run(
-        [str(python), '-c', 'import torch; print(torch.__version__)'],
-        check=True, capture_output=True, text=True).stdout.strip()
+    torch, gpu = subprocess.run(
+        [str(python), '-c', 'import torch; '
+         'print(torch.__version__, torch.cuda.is_available())'],
+        check=True, capture_output=True, text=True).stdout.split()
+    cuda = gpu == 'True' and shutil.which('nvcc') is not None
     cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
     mmcv = build_mmcv(python, pins['mmcv'], cache / 'gdrq_mm' / (
         f'py{sys.version_info[0]}{sys.version_info[1]}-torch{torch}-'
-        f'{pins["mmcv"].replace("==", "")}'))
+        f'{pins["mmcv"].replace("==", "")}' + ('-cuda' if cuda else '')),
+        cuda)
     pip(python, 'install', *(str(mmcv) if name == 'mmcv' else pin
                              for name, pin in pins.items()))
     if subprocess.run([str(python), '-c', 'import cv2'],

@@ -83,3 +83,12 @@ def test_the_cxx_standard_is_that_of_the_torch_at_hand(setup_env):
     import torch
     newest = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 14)
     assert setup_env.cxx_standard(sys.executable) == (20 if newest else 17)
+
+
+def test_an_environment_without_pip_is_not_taken_for_a_finished_one(
+        setup_env, tmp_path):
+    import venv
+    venv.create(tmp_path / 'venv', with_pip=False)
+    assert not setup_env.has_pip(tmp_path / 'venv' / 'bin' / 'python')
+    assert not setup_env.has_pip(tmp_path / 'none' / 'bin' / 'python')
+    assert setup_env.has_pip(Path(sys.executable))
