@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 DEMO = Path(__file__).resolve().parents[2] / 'tools' / 'demo.py'
 PATIENCE = 600  # seconds, on a machine that is busy otherwise
 
