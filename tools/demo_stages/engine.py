@@ -4,7 +4,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from .process import Display, Lock, run, shown
+from .process import DemoError, Display, Lock, run, shown
 from .progress import Estimate, StageClock, format_seconds, fraction_done
 from .records import decide, read_json, write_json
 from .run_configs import Configs
