@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import warnings
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Union
 
 from .quantizers import QUANTIZERS
 
@@ -243,8 +243,13 @@ class QuantConfig:
             where + 'activation')
         return weight, activation
 
-    def check_rules(self, names: Iterable[str]) -> None:
+    def check_rules(self, names: Iterable[str],
+                    aliases: Mapping[str, str] = {}) -> None:
         """Every pattern must match a layer.
+
+        Args:
+            names (iterable of str): The layers.
+            aliases (mapping): Second names of modules -> their name here.
 
         Raises:
             ValueError: A pattern matches none of ``names``.
@@ -253,6 +258,12 @@ class QuantConfig:
         for rule in self.rules:
             if not any(fnmatch.fnmatchcase(name, rule.match)
                        for name in names):
+                for alias, name in aliases.items():
+                    if fnmatch.fnmatchcase(alias, rule.match):
+                        raise ValueError(
+                            f'rule pattern {rule.match!r} matches {alias}, '
+                            f'which is the same module as {name}; rules go '
+                            'by that name')
                 inside = [name for name in names
                           if name.startswith(rule.match + '.')]
                 hint = (f'did you mean {rule.match + ".*"!r}?' if inside else

@@ -74,9 +74,26 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
             plans.append(_plan_relu(name, module, modules, config))
         elif kind == 'layer':
             plans.append(_plan_layer(name, module, config))
-    config.check_rules(plan.name for plan in plans)
+    aliases = _name_aliases(model, plans)
+    config.check_rules([plan.name for plan in plans], aliases)
     _check_shared_weights(plans)
     return plans
+
+
+def _name_aliases(model: nn.Module, plans: List[LayerPlan]) -> dict:
+    """Other names of the planned modules; told in their reasons as well.
+
+    Returns:
+        dict[str, str]: Other name -> the name in the plan.
+    """
+    planned = {id(plan.module): plan for plan in plans}
+    aliases = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        plan = planned.get(id(module))
+        if plan is not None and name != plan.name:
+            aliases[name] = plan.name
+            plan.reason += f'; is {name} as well'
+    return aliases
 
 
 def _kind(module: nn.Module) -> Optional[str]:

@@ -115,6 +115,12 @@ class QuantReport:
             return 'not seen yet' if plan.activation else ''
         return 'signed' if any(signs) else 'unsigned'
 
+    def same_input(self, plan: LayerPlan) -> List[str]:
+        """Names of the layers that read the same tensor, where data told."""
+        if self.traces is not None:
+            return self.traces[plan.name].same_input
+        return getattr(plan.module, 'same_input', [])
+
     def totals(self) -> dict:
         """Shares of weights and MACs that are quantized, bytes in all."""
         weights = [(plan, plan.module.weight.numel()) for plan in self.layers
@@ -153,9 +159,8 @@ class QuantReport:
             row['thresholds'] = plan.sites
             row['input'] = self.input_of(plan)
             if self.traces is not None:
-                trace = self.traces[plan.name]
-                row['calls'] = trace.calls
-                row['reads the same as'] = ' '.join(trace.same_input)
+                row['calls'] = self.traces[plan.name].calls
+            row['reads the same as'] = ' '.join(self.same_input(plan))
             row['bytes'] = f'{before} -> {after}' if before else ''
             row['why'] = plan.reason
             rows.append(row)

@@ -48,6 +48,7 @@ class QuantizationState(nn.Module):
         self.layers: Dict[str, nn.Module] = {}
         self._activation_quantizers: Dict[str, nn.Module] = {}
         self._constants: Optional[Tensor] = None
+        self._first_inputs: list = []  # (layer, weak tensor, its version)
         self.calibrating = False
         self._warned = False
         self.collect_clipped = False
@@ -60,6 +61,9 @@ class QuantizationState(nn.Module):
             'schemes', torch.tensor(list(text), dtype=torch.uint8))
         self._phase = 'quantize'
         _LIVE.add(self)
+
+    def __getstate__(self):
+        return {**self.__dict__, '_first_inputs': []}  # weak references
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -100,6 +104,20 @@ class QuantizationState(nn.Module):
         return ((self.training or self.calibrating)
                 and torch._C._current_graph_task_id() == -1)
 
+    def first_call(self, layer: nn.Module, x: Tensor) -> None:
+        """Note that ``layer`` runs, and which others read the same ``x``."""
+        layer.called = True
+        version = 0 if x.is_inference() else x._version
+        for other, reference, its_version in self._first_inputs:
+            if reference() is x and version == its_version:
+                layer.same_input.append(self._name_of(other))
+                other.same_input.append(self._name_of(layer))
+        self._first_inputs.append((layer, weakref.ref(x), version))
+
+    def _name_of(self, layer: nn.Module) -> str:
+        return next(name for name, other in self.layers.items()
+                    if other is layer)
+
     def activation(self, quantizer: nn.Module, x: Tensor) -> Tensor:
         """Observe and quantize one activation."""
         if not (self.training or self.calibrating or self._warned
@@ -139,6 +157,7 @@ class QuantizationState(nn.Module):
                 stepped. Defaults to None: all that require a gradient.
         """
         done = {}
+        self._first_inputs.clear()
         for layer in self.layers.values():
             weight = getattr(layer, 'weight', None)
             quantizer = getattr(layer, 'weight_quantizer', None)

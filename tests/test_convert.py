@@ -575,3 +575,19 @@ def test_the_report_tells_the_sign_of_inputs_once_data_was_seen():
     x = torch.randn(2, 3, 9, 9)
     calibrate(model, [lambda: model(x)])
     assert [row['input'] for row in report.rows()] == ['signed', 'unsigned']
+
+
+def test_the_report_tells_who_reads_the_same_tensor_once_data_was_seen():
+    net = nn.ModuleDict(dict(a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1),
+                             c=nn.Conv2d(4, 4, 1), d=nn.Conv2d(4, 4, 1)))
+    report = quantize_(net, dict(weight=dict(bits=4)))
+    assert not any(row['reads the same as'] for row in report.rows())
+    x = torch.randn(2, 3, 4, 4)
+    for _ in range(2):  # told once, however often it runs
+        y = net['a'](x) + net['b'](x)
+        net['c'](y)
+        net['d'](y.mul_(2))  # another value in the same tensor
+    copied = copy.deepcopy(net)
+    shared = [row['reads the same as'] for row in report.rows()]
+    assert shared == ['b', 'a', '', '']
+    assert copied['a'].same_input == ['b']

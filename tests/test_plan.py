@@ -158,3 +158,15 @@ def test_attention_is_listed_as_float():
     plans = make_plan(nn.MultiheadAttention(8, 2),
                       QuantConfig.from_dict(dict(weight=dict(bits=4))))
     assert 'no quantized form of MultiheadAttention' in plans[0].reason
+
+
+def test_a_module_under_two_names_is_planned_once_and_says_so():
+    conv = nn.Conv2d(3, 3, 1)
+    model = nn.ModuleDict(dict(first=conv, second=conv))
+    plans = make_plan(model, QuantConfig.from_dict(dict(weight=dict(bits=4))))
+    assert [plan.name for plan in plans] == ['first']
+    assert 'is second as well' in plans[0].reason
+    with pytest.raises(ValueError, match='second.*same module as first'):
+        make_plan(model, QuantConfig.from_dict(
+            dict(weight=dict(bits=4), rules=[dict(match='second',
+                                                  skip=True)])))

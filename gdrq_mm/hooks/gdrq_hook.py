@@ -124,20 +124,33 @@ class GDRQHook(Hook):
         """Hand the figures of this step to the log and the visualizer."""
         if self.state is None:
             return
-        if not self.calls_checked:
-            self.calls_checked = True
-            uncalled = self.state.uncalled_layers()
-            if uncalled:
-                print_log(
-                    f'{len(uncalled)} layers were not called in the first '
-                    f'iteration: {", ".join(uncalled[:5])}. If other code '
-                    'reads their weight (some attention modules do), they are '
-                    'not quantized: add dict(match=..., skip=True) to the '
-                    'rules.', 'current', logging.WARNING)
+        if not self.calls_checked and self.state.any_threshold():
+            self.calls_checked = True  # after the first optimizer step
+            self._log_first_iteration()
         if not self.state.collect_clipped:
             return
         for name, value in self.state.metrics().items():
             runner.message_hub.update_scalar(f'train/{name}', value)
+
+    def _log_first_iteration(self) -> None:
+        """What only data tell: signs, shared inputs, layers not called."""
+        report = QuantReport(self.state.plans)
+        signed = [plan.name for plan in report.layers
+                  if report.input_of(plan) == 'signed']
+        shared = sorted({' = '.join(sorted({plan.name, *same}))
+                         for plan in report.layers
+                         for same in [report.same_input(plan)] if same})
+        print_log('GDRQHook: signed inputs: '
+                  f'{", ".join(signed) or "none"}; layers that read the same '
+                  f'tensor: {"; ".join(shared) or "none"}', 'current')
+        uncalled = self.state.uncalled_layers()
+        if uncalled:
+            print_log(
+                f'{len(uncalled)} layers were not called in the first '
+                f'iteration: {", ".join(uncalled[:5])}. If other code '
+                'reads their weight (some attention modules do), they are '
+                'not quantized: add dict(match=..., skip=True) to the '
+                'rules.', 'current', logging.WARNING)
 
     def before_val_epoch(self, runner) -> None:
         self._sync_averaged_models(runner)

@@ -18,6 +18,7 @@ class QuantLayer:
                          input_quantizer: Optional[nn.Module]) -> None:
         """Take the quantizers of a freshly converted layer."""
         self.called = False  # code may read the weight past the forward
+        self.same_input = []  # names of layers that read the same tensor
         self.weight_quantizer = weight_quantizer
         self.input_quantizer = input_quantizer
         # In a tuple, so that it is no submodule: all layers share it.
@@ -39,7 +40,8 @@ class QuantLayer:
                 quantizer.forget()
 
     def quantized_input(self, x: Tensor) -> Tensor:
-        self.called = True
+        if not self.called:
+            self._shared[0].first_call(self, x)
         if self.input_quantizer is None or is_on_grid(x):
             return x
         return self._shared[0].activation(self.input_quantizer, x)
