@@ -7,6 +7,7 @@ setup:
 	$(PYTHON) tools/setup_env.py
 
 test: setup
+	$(VENV) -m ruff check .
 	$(VENV) -m pytest tests
 
 demo: setup

@@ -26,4 +26,5 @@ setup(
     extras_require=dict(
         **MM,
         deploy=[],  # packing needs nothing more
-        dev=['pytest', 'hypothesis', 'matplotlib', 'scikit-learn', 'scipy']))
+        dev=['pytest', 'hypothesis', 'matplotlib', 'ruff', 'scikit-learn',
+             'scipy']))
