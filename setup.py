@@ -20,6 +20,7 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['gdrq_mm', 'gdrq_mm.*']),
+    package_data={'gdrq_mm.kernels': ['*.c']},
     python_requires='>=3.8',
     # Whatever torch and mm packages an environment has stay as they are.
     install_requires=['torch>=2.1', 'mmengine>=0.10'],

@@ -49,6 +49,7 @@ class QuantizationState(nn.Module):
         self._activation_quantizers: Dict[str, nn.Module] = {}
         self._constants: Optional[Tensor] = None
         self._first_inputs: list = []  # (layer, weak tensor, its version)
+        self._kept = weakref.WeakKeyDictionary()  # layer -> quantized weight
         self.calibrating = False
         self._warned = False
         self.collect_clipped = False
@@ -63,10 +64,14 @@ class QuantizationState(nn.Module):
         _LIVE.add(self)
 
     def __getstate__(self):
-        return {**self.__dict__, '_first_inputs': []}  # weak references
+        state = self.__dict__.copy()  # weak references cannot be copied
+        del state['_first_inputs'], state['_kept']
+        return state
 
     def __setstate__(self, state):
         super().__setstate__(state)
+        self._first_inputs = []
+        self._kept = weakref.WeakKeyDictionary()
         _LIVE.add(self)  # a copied or unpickled model trains, too
 
     def forward(self, x):
@@ -92,6 +97,13 @@ class QuantizationState(nn.Module):
             raise ValueError(f'phase is {phase!r}, allowed: {PHASES}')
         self._phase = phase
         self.phase_index.fill_(PHASES.index(phase))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether layers compute step by step, with autograd of every step:
+        for compilers and tracers, and where nothing is rounded."""
+        return (self._phase != 'quantize' or _is_compiling()
+                or torch.jit.is_tracing())
 
     @property
     def observing(self) -> bool:
@@ -120,17 +132,32 @@ class QuantizationState(nn.Module):
 
     def activation(self, quantizer: nn.Module, x: Tensor) -> Tensor:
         """Observe and quantize one activation."""
+        self._warn_if_unset(quantizer, x)
+        if self.observing:
+            quantizer.observe(x)
+            self._collect_clipped(quantizer, x)
+        return quantizer(x, rounding=self._phase == 'quantize')
+
+    def activation_grid(self, quantizer: nn.Module, x: Tensor):
+        """Grid of one activation, statistics included; None: leave it."""
+        self._warn_if_unset(quantizer, x)
+        seen = None
+        if self.observing:
+            seen = quantizer.observe_later(x)
+            self._collect_clipped(quantizer, x)
+        return quantizer.grid(seen)
+
+    def _collect_clipped(self, quantizer: nn.Module, x: Tensor) -> None:
+        if self.collect_clipped and quantizer.initialized:
+            self.clipped.append(quantizer.clipped_fraction(x))
+
+    def _warn_if_unset(self, quantizer: nn.Module, x: Tensor) -> None:
         if not (self.training or self.calibrating or self._warned
                 or quantizer.initialized or x.is_inference()):
             self._warned = True
             warnings.warn('an activation threshold is not set yet, so this '
                           'activation stays float: load a trained quantized '
                           'checkpoint, train, or call gdrq_mm.calibrate')
-        if self.observing:
-            quantizer.observe(x)
-            if self.collect_clipped and quantizer.initialized:
-                self.clipped.append(quantizer.clipped_fraction(x))
-        return quantizer(x, rounding=self._phase == 'quantize')
 
     def weight(self, quantizer: nn.Module, weight: Tensor) -> Tensor:
         """Quantize one weight."""
@@ -139,6 +166,35 @@ class QuantizationState(nn.Module):
         if self.training:
             quantizer.set_clip(weight)
         return quantizer(weight)
+
+    def weight_and_grid(self, layer: nn.Module):
+        """The weight of a layer and the grid it still has to be put on.
+
+        Evaluation quantizes each weight once: until the model changes mode,
+        a checkpoint is loaded or the weight changes. (Autograd does not count
+        writes to ``weight.data``; call ``model.eval()`` after those.)
+
+        Returns:
+            tuple[Tensor, Grid or None]: Grid is None for a weight that is
+            quantized already.
+        """
+        weight, quantizer = layer.weight, layer.weight_quantizer
+        if self.training:
+            quantizer.set_clip(weight)
+        grid = quantizer.grid(weight)
+        if self.training or torch.is_grad_enabled() or weight.is_inference():
+            return weight, grid
+        mark = (weight.data_ptr(), weight._version, weight.dtype,
+                quantizer.clip._version)
+        kept = self._kept.get(layer)
+        if kept is None or kept[0] != mark:
+            self._kept[layer] = kept = mark, grid.quantize(weight)
+        return kept[1], None
+
+    def train(self, mode: bool = True):
+        """Forget the weights that were kept for evaluation."""
+        self._kept.clear()
+        return super().train(mode)
 
     def uncalled_layers(self) -> List[str]:
         """Layers with a quantized weight whose forward never ran."""
@@ -168,6 +224,7 @@ class QuantizationState(nn.Module):
                 continue
             if id(weight) in done:  # two layers share this weight
                 quantizer.clip.copy_(done[id(weight)].clip)
+                quantizer.has_projected(weight)
             else:
                 quantizer.project(weight)
                 done[id(weight)] = quantizer
@@ -211,11 +268,11 @@ class QuantizationState(nn.Module):
         clip = torch.where(valid, clip - step * (clip - target), clip)
         updates = updates + valid
 
-        for index, quantizer in enumerate(quantizers):
-            quantizer.clip.copy_(clip[index])
-            quantizer.signed.copy_(now_signed[index])
-            quantizer.num_updates.copy_(updates[index])
-            quantizer.seen.zero_()
+        for name, values in dict(clip=clip, signed=now_signed,
+                                 num_updates=updates).items():
+            torch._foreach_copy_([getattr(q, name) for q in quantizers],
+                                 list(values.unbind()))
+        torch._foreach_zero_([q.seen for q in quantizers])
 
     # -- what the log shows --------------------------------------------------
 
@@ -309,6 +366,12 @@ class QuantizationState(nn.Module):
             '  checkpoint = torch.load(path, map_location="cpu")\n'
             f'  del checkpoint["state_dict"]["{NAME}.schemes"]\n'
             '  torch.save(checkpoint, new_path)')
+
+
+def _is_compiling() -> bool:
+    if hasattr(torch.compiler, 'is_compiling'):  # torch >= 2.3
+        return torch.compiler.is_compiling()
+    return torch._dynamo.is_compiling()
 
 
 def _before_layer_load(layer, state_dict, prefix, *_) -> None:

@@ -3,6 +3,7 @@ from typing import Iterator, Optional, Tuple
 
 from torch import Tensor, nn
 
+from . import fused
 from .relu import is_on_grid
 
 
@@ -39,12 +40,30 @@ class QuantLayer:
             if quantizer is not None:
                 quantizer.forget()
 
+    def is_plain(self) -> bool:
+        """See :attr:`QuantizationState.is_plain`."""
+        return self._shared[0].is_plain
+
+    def run_fused(self, operation, x: Tensor) -> Tensor:
+        """``operation`` on quantized operands, see :mod:`.fused`."""
+        state, input_grid = self._shared[0], None
+        if self._quantizes_input(x):
+            input_grid = state.activation_grid(self.input_quantizer, x)
+        weight, weight_grid = self.weight, None
+        if self.weight_quantizer is not None:
+            weight, weight_grid = state.weight_and_grid(self)
+        return fused.run(operation, x, weight, self.bias, input_grid,
+                         weight_grid)
+
     def quantized_input(self, x: Tensor) -> Tensor:
-        if not self.called:
-            self._shared[0].first_call(self, x)
-        if self.input_quantizer is None or is_on_grid(x):
+        if not self._quantizes_input(x):
             return x
         return self._shared[0].activation(self.input_quantizer, x)
+
+    def _quantizes_input(self, x: Tensor) -> bool:
+        if not self.called:
+            self._shared[0].first_call(self, x)
+        return self.input_quantizer is not None and not is_on_grid(x)
 
     def quantized_weight(self) -> Tensor:
         if self.weight_quantizer is None:

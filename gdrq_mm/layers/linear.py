@@ -6,6 +6,7 @@ one row of the weight.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fused
 from .base import QuantLayer
 
 
@@ -13,5 +14,7 @@ class QuantLinear(QuantLayer, nn.Linear):
     """``nn.Linear`` on a quantized input with a quantized weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(
-            self.quantized_input(x), self.quantized_weight(), self.bias)
+        if self.is_plain():
+            return F.linear(
+                self.quantized_input(x), self.quantized_weight(), self.bias)
+        return self.run_fused(fused.Linear(), x)

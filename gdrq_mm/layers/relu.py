@@ -8,14 +8,38 @@ import inspect
 import textwrap
 from typing import Iterator, List, Tuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .. import kernels
+from ..kernels import Grid
 
 
 def is_on_grid(x: Tensor) -> bool:
     """Whether ``x`` is the unchanged output of a :class:`ScaleClipReLU`."""
     version = getattr(x, '_on_grid_version', None)
     return version is not None and version == x._version
+
+
+class _QuantizeReLU(torch.autograd.Function):
+    """ReLU and quantizer in one pass; saves a byte a value."""
+
+    @staticmethod
+    def forward(ctx, x, grid: Grid, inplace):
+        out, inside = kernels.quantize_relu(x, grid.clip, grid.bits,
+                                            grid.seen, inplace)
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(inside)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        inside, = ctx.saved_tensors
+        return torch.where(inside, grad, 0.), None, None
 
 
 class ScaleClipReLU(nn.ReLU):
@@ -60,7 +84,12 @@ class ScaleClipReLU(nn.ReLU):
     def forward(self, x: Tensor) -> Tensor:
         site = self._next_site % len(self.site_quantizers)
         self._next_site += 1
-        x = self._shared[0].activation(self.site_quantizers[site], F.relu(x))
+        quantizer, state = self.site_quantizers[site], self._shared[0]
+        if state.is_plain or state.collect_clipped or not quantizer.settled:
+            x = state.activation(quantizer, F.relu(x))
+        else:
+            x = _QuantizeReLU.apply(x, state.activation_grid(quantizer, x),
+                                    self.inplace)
         if not x.is_inference():  # those do not count their changes
             x._on_grid_version = x._version
         return x

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
+from .. import kernels
+from ..kernels import Grid
 
 # Clip value over mean|x| with the least squared error for a half-normal
 # distribution, by the number of levels above zero.
@@ -54,6 +56,7 @@ class ScaleClipWeight(nn.Module):
             torch.zeros(F.num_groups(num_filters, group_size)),
             requires_grad=False)
         self._known_set = False
+        self._projected = None  # address and version of that weight
 
     def extra_repr(self) -> str:
         return (f'bits={self.bits}, group_size={self.group_size}, '
@@ -98,9 +101,21 @@ class ScaleClipWeight(nn.Module):
         Called after each optimizer step: only clipping the *stored* weights
         makes them uniform.
         """
-        self.clip.copy_(F.clip_threshold(weight, self.k, self.group_size))
-        weight.copy_(F.scale_clip(weight, self.clip, self.group_size))
+        kernels.project_(weight, self.clip, self.k, self.group_size)
+        self.has_projected(weight)
+
+    def has_projected(self, weight: Tensor) -> None:
+        """``weight`` lies inside ``clip`` as it is now."""
         self._known_set = True
+        self._projected = weight.data_ptr(), weight._version
+
+    def grid(self, weight: Tensor) -> Grid:
+        """What ``weight`` is quantized to."""
+        clip = self.current_clip(weight)
+        return Grid(
+            clip / self.k if self.bits == 1 else clip, self.bits,
+            group_size=self.group_size, all_inside=self._projected == (
+                weight.data_ptr(), weight._version))
 
     def codes(self, weight: Tensor) -> Tuple[Tensor, Tensor]:
         """Integer codes of ``weight`` and the scale of every filter.
@@ -182,6 +197,12 @@ class ScaleClipActivation(nn.Module):
         return self._initialized
 
     @property
+    def settled(self) -> bool:
+        """Whether there is a threshold whose sign stays as it is."""
+        self._read()
+        return self._settled
+
+    @property
     def is_signed(self) -> bool:
         """Whether the input was seen to have negative values."""
         self._read()
@@ -189,6 +210,24 @@ class ScaleClipActivation(nn.Module):
 
     def k_of(self, signed: bool) -> float:
         return default_k(self.bits, signed) if self.k is None else self.k
+
+    def grid(self, seen: Optional[Tensor] = None) -> Optional[Grid]:
+        """What an input is quantized to; None: it passes unchanged.
+
+        Args:
+            seen (Tensor, optional): Where statistics of the input go.
+        """
+        if not self.initialized:
+            return None
+        return Grid(self.clip, self.bits, self.is_signed, seen=seen)
+
+    def observe_later(self, x: Tensor) -> Optional[Tensor]:
+        """Where the statistics of ``x`` go if they are taken while it is
+        quantized; None: they are taken now."""
+        if self.settled:
+            return self.seen
+        self.observe(x)
+        return None
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

@@ -1,0 +1,179 @@
+"""The element-wise work of training, fused where a compiler is at hand.
+
+Three implementations with equal results: :mod:`.cpu` (C, for float32 on the
+CPU), :mod:`.compiled` (``torch.compile``, for CUDA) and :mod:`.eager` for all
+else. Before a fused one is used, it must build and agree with the eager one;
+``GDRQ_MM_KERNELS=eager`` in the environment asks for no other.
+"""
+import functools
+import importlib
+import os
+from types import ModuleType
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from . import cpu, eager
+
+VARIABLE = 'GDRQ_MM_KERNELS'
+
+
+@functools.lru_cache(None)
+def status(device_type: str) -> Tuple[str, str]:
+    """Which implementation runs on a type of device, and why.
+
+    Args:
+        device_type (str): 'cpu', 'cuda', ...
+
+    Returns:
+        tuple[str, str]: 'cpu', 'compiled' or 'eager', and a few words for the
+        log.
+
+    Raises:
+        ValueError: ``GDRQ_MM_KERNELS`` is neither 'auto' nor 'eager'.
+    """
+    asked = os.environ.get(VARIABLE, 'auto')
+    if asked not in ('auto', 'eager'):
+        raise ValueError(f'{VARIABLE} is {asked!r}, allowed: auto, eager')
+    if asked == 'eager':
+        return 'eager', f'{VARIABLE}=eager'
+    kind = dict(cpu='cpu', cuda='compiled').get(device_type)
+    if kind is None:
+        return 'eager', f'there are no fused kernels for {device_type}'
+    try:
+        _check(_module(kind), torch.device(device_type))
+    except Exception as error:  # whatever a compiler comes up with
+        return 'eager', f'no fused kernels: {error}'.splitlines()[0]
+    return kind, 'fused kernels'
+
+
+@functools.lru_cache(None)
+def _module(kind: str) -> ModuleType:
+    # Not all at once: torch.compile takes seconds to import.
+    return importlib.import_module(f'{__name__}.{kind}')
+
+
+def _check(fused: ModuleType, device: torch.device) -> None:
+    """Fused kernels must agree with plain PyTorch, here and now."""
+    x = torch.linspace(-2, 2, 10007, device=device)
+    clip = torch.tensor(1.3, device=device)
+    for signed in (True, False):
+        seen = torch.zeros(2, 3, device=device)
+        ours = fused.quantize(x, clip, 4, signed, -1, seen[0], None)
+        plain = eager.quantize(x, clip, 4, signed, -1, seen[1])
+        # On CUDA a division may be rounded in another way: on the edge
+        # between two codes a value may take the other one.
+        differing = int((ours != plain).sum())
+        if differing > (0 if device.type == 'cpu' else 10) \
+                or not torch.allclose(seen[0], seen[1], rtol=1e-4):
+            raise RuntimeError(f'they do not agree with plain PyTorch in '
+                               f'{differing} of {x.numel()} values')
+
+
+def _for(clip: Tensor, *tensors: Tensor) -> ModuleType:
+    """The implementation for these tensors."""
+    kind = status(tensors[0].device.type)[0]
+    if kind == 'cpu' and not cpu.takes(clip, *tensors):
+        kind = 'eager'
+    return _module(kind)
+
+
+@torch.no_grad()
+def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool = True,
+             group_size: int = -1, seen: Optional[Tensor] = None,
+             slot: Optional[str] = None) -> Tensor:
+    """Linear quantization (Eq. 1, 2) without a gradient.
+
+    Args:
+        x (Tensor): Any shape and float dtype.
+        clip (Tensor): Clip value, a scalar; for weights one a group, shape
+            ``(num_groups, )``.
+        bits (int): 1 to 8, unsigned 2 to 8.
+        signed (bool): Range ``[-clip, clip]`` or ``[0, clip]``.
+        group_size (int): Filters a group, -1 for all.
+        seen (Tensor, optional): ``sum|x|`` and the number of values are added
+            to its first two elements.
+        slot (str, optional): The result is needed only until the next call
+            with the same slot, so it may lie in memory that is used again.
+
+    Returns:
+        Tensor: Like ``x``.
+    """
+    module = eager if bits == 1 else _for(clip, x)
+    return module.quantize(x, clip, bits, signed, group_size, seen, slot)
+
+
+@torch.no_grad()
+def quantize_relu(x: Tensor, clip: Tensor, bits: int,
+                  seen: Optional[Tensor] = None,
+                  inplace: bool = False) -> Tuple[Tensor, Tensor]:
+    """ReLU and unsigned quantization.
+
+    Args:
+        x (Tensor): Any shape and float dtype.
+        clip (Tensor): Clip value, a scalar.
+        bits (int): 2 to 8.
+        seen (Tensor, optional): As for :func:`quantize`, of the ReLU's output.
+        inplace (bool): Whether ``x`` takes the result.
+
+    Returns:
+        tuple[Tensor, Tensor]: The result, and a bool tensor that tells where
+        its straight-through gradient is 1.
+    """
+    return _for(clip, x).quantize_relu(x, clip, bits, seen, inplace)
+
+
+@torch.no_grad()
+def mask_outside(grad: Tensor, x: Tensor, clip: Tensor, signed: bool = True,
+                 group_size: int = -1) -> Tensor:
+    """Straight-through gradient: ``grad`` where ``x`` lies inside its range,
+    bounds included, 0 elsewhere. May overwrite ``grad``."""
+    return _for(clip, grad, x).mask_outside(grad, x, clip, signed, group_size)
+
+
+@torch.no_grad()
+def project_(weight: Tensor, clip: Tensor, k: float, group_size: int) -> None:
+    """Scale-Clip in place (Eq. 7 to 9).
+
+    Args:
+        weight (Tensor): Shape ``(num_filters, ...)``, is clipped.
+        clip (Tensor): Shape ``(num_groups, )``, becomes ``k * mean|G|``.
+        k (float): The factor.
+        group_size (int): Filters a group, -1 for all.
+    """
+    _for(clip, weight).project_(weight, clip, k, group_size)
+
+
+class Grid(NamedTuple):
+    """What a tensor is quantized to.
+
+    Args:
+        clip (Tensor): Clip value, a scalar or one a group.
+        bits (int): Number of bits.
+        signed (bool): Whether codes are signed.
+        group_size (int): Filters a group, -1 for all.
+        all_inside (bool): Whether all values are known to lie inside the
+            range: their straight-through gradient is 1.
+        seen (Tensor, optional): Where statistics are added up.
+    """
+    clip: Tensor
+    bits: int
+    signed: bool = True
+    group_size: int = -1
+    all_inside: bool = False
+    seen: Optional[Tensor] = None
+
+    def quantize(self, x: Tensor, slot: Optional[str] = None) -> Tensor:
+        """See :func:`quantize`."""
+        return quantize(x, self.clip, self.bits, self.signed,
+                        self.group_size, self.seen, slot)
+
+    def gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        """See :func:`mask_outside`; at 1 bit the gradient is 1 everywhere."""
+        if self.all_inside or self.bits == 1:
+            return grad
+        return mask_outside(grad, x, self.clip, self.signed, self.group_size)
+
+    def __bool__(self) -> bool:
+        return True

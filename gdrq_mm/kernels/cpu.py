@@ -1,0 +1,170 @@
+"""The fused kernels of the CPU, built by the C compiler at hand.
+
+Plain C behind ctypes: it needs no header of torch, is built within a second
+for the very processor that it runs on, and a call costs microseconds.
+"""
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ..functional import num_levels
+
+SOURCE = Path(__file__).with_name('fused.c')
+SPAN = 8192  # as in the source
+# Larger temporaries are left to the allocator: 64 MB of float32.
+MAX_SCRATCH = 1 << 24
+_FINFO = torch.finfo(torch.float32)
+_FLAGS = ('-O3', '-fPIC', '-fno-math-errno', '-fno-trapping-math',
+          '-ffp-contract=off')
+# The threads are those of torch: its OpenMP library is in the process
+# already, a second one would fight with it for the cores. Where it is of
+# another kind than the compiler's, the kernels run on one thread.
+_VARIANTS = (('-march=native', '-fopenmp'), ('-march=native', '-fopenmp-simd'),
+             ('-fopenmp-simd', ))
+
+_VOID, _LONG, _INT, _FLOAT = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int,
+                              ctypes.c_float)
+_SIGNATURES = dict(
+    quantize=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _LONG, _INT, _FLOAT,
+              _VOID, _VOID],
+    quantize_relu=[_VOID, _VOID, _VOID, _VOID, _LONG, _LONG, _FLOAT, _VOID,
+                   _VOID],
+    mask_outside=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _INT],
+    project=[_VOID, _VOID, _LONG, _LONG, _LONG, _FLOAT])
+
+_local = threading.local()
+
+
+@functools.lru_cache(None)
+def library() -> ctypes.CDLL:
+    """The kernels, built when first asked for.
+
+    Raises:
+        OSError: There is no C compiler, or none of its results loads.
+    """
+    compiler = os.environ.get('CC') or shutil.which('cc') or shutil.which(
+        'gcc') or shutil.which('clang')
+    if not compiler:
+        raise OSError('there is no C compiler')
+    failure = None
+    with tempfile.TemporaryDirectory(prefix='gdrq_mm_') as folder:
+        for number, flags in enumerate(_VARIANTS):
+            try:
+                return _build(compiler.split(), flags,
+                              Path(folder, f'fused{number}'))
+            except (OSError, subprocess.SubprocessError) as error:
+                failure = failure or error
+    detail = getattr(failure, 'stderr', None) or str(failure)
+    raise OSError(f'{compiler} builds no kernels: '
+                  f'{detail.strip().splitlines()[-1]}')
+
+
+def _build(compiler: list, flags: tuple, path: Path) -> ctypes.CDLL:
+    # Two steps, because linking with -fopenmp would bring in that library.
+    for command in (
+            [*_FLAGS, *flags, '-c', str(SOURCE), '-o', f'{path}.o'],
+            ['-shared', f'{path}.o', '-o', f'{path}.so', '-lm']):
+        subprocess.run([*compiler, *command], check=True, text=True,
+                       capture_output=True, timeout=60)
+    found = ctypes.CDLL(f'{path}.so')
+    for name, types in _SIGNATURES.items():
+        getattr(found, name).argtypes = types
+        getattr(found, name).restype = None
+    return found
+
+
+def takes(clip: Tensor, *tensors: Tensor) -> bool:
+    """Whether the kernels know this: float32 without gaps, all alike."""
+    first = tensors[0]
+    dense = first.is_contiguous() or (
+        # Each filter lies in one piece here as well.
+        first.dim() == 4 and first.is_contiguous(
+            memory_format=torch.channels_last))
+    return dense and first.numel() > 0 and clip.is_contiguous() and all(
+        x.dtype is torch.float32 and x.device.type == 'cpu'
+        for x in (clip, *tensors)) and all(
+            x.stride() == first.stride() for x in tensors)
+
+
+def _scratch_like(x: Tensor, slot: str) -> Tensor:
+    """Memory that serves all layers: fresh one costs more than the maths."""
+    if x.numel() > MAX_SCRATCH:
+        return torch.empty_like(x)
+    memory = _local.__dict__.get(slot)
+    if memory is None or memory.numel() < x.numel():
+        with torch.inference_mode(False):
+            memory = _local.__dict__[slot] = torch.empty(x.numel())
+    return memory[:x.numel()].as_strided(x.shape, x.stride())
+
+
+def _rows(x: Tensor, clip: Tensor, group_size: int) -> tuple:
+    """Rows, values a row, rows a group."""
+    if clip.dim() == 0:
+        return 1, x.numel(), 1
+    rows = x.shape[0]
+    return (rows, x.numel() // max(rows, 1),
+            max(rows, 1) if group_size == -1 else group_size)
+
+
+def _levels(bits: int, signed: bool) -> tuple:
+    levels = num_levels(bits, signed)
+    # No largest code times the scale may overflow.
+    return levels, _FINFO.max / levels * (1 - _FINFO.eps)
+
+
+def _pointer(x: Optional[Tensor]) -> Optional[int]:
+    return None if x is None else x.data_ptr()
+
+
+def _room_for_sums(x: Tensor, seen: Optional[Tensor]) -> Optional[Tensor]:
+    return None if seen is None else torch.empty(-(-x.numel() // SPAN))
+
+
+def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool,
+             group_size: int, seen: Optional[Tensor],
+             slot: Optional[str]) -> Tensor:
+    out = _scratch_like(x, slot) if slot else torch.empty_like(x)
+    levels, max_scale = _levels(bits, signed)
+    sums = _room_for_sums(x, seen)
+    library().quantize(
+        x.data_ptr(), out.data_ptr(), clip.data_ptr(),
+        *_rows(x, clip, group_size), levels, signed, max_scale,
+        _pointer(seen), _pointer(sums))
+    return out
+
+
+def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
+                  inplace: bool) -> Tuple[Tensor, Tensor]:
+    out = x if inplace else torch.empty_like(x)
+    inside = torch.empty_like(x, dtype=torch.bool)
+    levels, max_scale = _levels(bits, signed=False)
+    sums = _room_for_sums(x, seen)
+    library().quantize_relu(
+        x.data_ptr(), out.data_ptr(), inside.data_ptr(), clip.data_ptr(),
+        x.numel(), levels, max_scale, _pointer(seen), _pointer(sums))
+    return out, inside
+
+
+def mask_outside(grad: Tensor, x: Tensor, clip: Tensor, signed: bool,
+                 group_size: int) -> Tensor:
+    library().mask_outside(
+        x.data_ptr(), grad.data_ptr(), clip.data_ptr(),
+        *_rows(x, clip, group_size), signed)
+    return grad
+
+
+def project_(weight: Tensor, clip: Tensor, k: float, group_size: int) -> None:
+    library().project(weight.data_ptr(), clip.data_ptr(),
+                      *_rows(weight, clip, group_size), k)
+    # Writing by address does not count as a change: say it to autograd.
+    weight.narrow(0, 0, 0).zero_()
+    clip.narrow(0, 0, 0).zero_()

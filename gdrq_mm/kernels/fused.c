@@ -1,0 +1,157 @@
+/* The element-wise work of quantization-aware training, each in one pass.
+ *
+ * Values are float32; a block has `rows` rows of `cols` consecutive values,
+ * row r has the clip value clip[r / group_size]. Results equal those of
+ * gdrq_mm.functional bit for bit; sums are added up in another order.
+ */
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+
+#define SPAN 8192 /* values at a time: two spans fit into the first cache */
+#define SERIAL 32768 /* values that are not worth a second thread */
+
+typedef struct {
+    float low, high, scale, divisor;
+} grid_t;
+
+static grid_t grid_of(float clip, int64_t levels, int is_signed,
+                      float max_scale) {
+    float scale = clip / levels;
+    if (scale > max_scale) scale = max_scale;
+    /* A scale that lost its precision divides by 1: the codes are 0. */
+    grid_t grid = {is_signed ? -clip : 0.f, clip, scale,
+                   scale >= FLT_MIN ? scale : 1.f};
+    return grid;
+}
+
+/* Like torch.clamp, lets NaN pass. */
+static inline float clamped(float x, float low, float high) {
+    x = x < low ? low : x;
+    return x > high ? high : x;
+}
+
+static float quantize_span(const float *restrict x, float *restrict out,
+                           int64_t n, grid_t grid) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+        float value = x[i];
+        sum += fabsf(value);
+        out[i] = rintf(clamped(value, grid.low, grid.high) / grid.divisor)
+                 * grid.scale;
+    }
+    return sum;
+}
+
+/* As above, behind a ReLU; x and out may be the same. */
+static float quantize_relu_span(const float *x, float *out, uint8_t *inside,
+                                int64_t n, grid_t grid) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+        float value = x[i];
+        value = value < 0.f ? 0.f : value;
+        sum += value;
+        inside[i] = x[i] > 0.f && x[i] <= grid.high;
+        out[i] = rintf(clamped(value, 0.f, grid.high) / grid.divisor)
+                 * grid.scale;
+    }
+    return sum;
+}
+
+/* Rows are cut into spans, numbered through; where the number `index` is. */
+typedef struct {
+    int64_t row, at, n; /* at: offset of its first value in the block */
+} span_t;
+
+static int64_t spans_per_row(int64_t cols) { return (cols + SPAN - 1) / SPAN; }
+
+static span_t span_of(int64_t index, int64_t cols) {
+    int64_t row = index / spans_per_row(cols);
+    int64_t at = index % spans_per_row(cols) * SPAN;
+    span_t span = {row, row * cols + at, cols - at < SPAN ? cols - at : SPAN};
+    return span;
+}
+
+/* seen: sum |x|, number of values. Sums of spans are added up in order, so
+ * that they do not depend on the number of threads. */
+static void add_up(float *seen, const float *sums, int64_t spans,
+                   int64_t values) {
+    double total = 0;
+    for (int64_t index = 0; index < spans; index++) total += sums[index];
+    seen[0] += (float)total;
+    seen[1] += (float)values;
+}
+
+/* sums: room for the sum of every span, where seen is given. */
+void quantize(const float *x, float *out, const float *clip, int64_t rows,
+              int64_t cols, int64_t group_size, int64_t levels, int is_signed,
+              float max_scale, float *seen, float *sums) {
+    int64_t spans = rows * spans_per_row(cols);
+#pragma omp parallel for schedule(static) if (rows * cols > SERIAL)
+    for (int64_t index = 0; index < spans; index++) {
+        span_t span = span_of(index, cols);
+        grid_t grid = grid_of(clip[span.row / group_size], levels, is_signed,
+                              max_scale);
+        float sum = quantize_span(x + span.at, out + span.at, span.n, grid);
+        if (seen) sums[index] = sum;
+    }
+    if (seen) add_up(seen, sums, spans, rows * cols);
+}
+
+void quantize_relu(const float *x, float *out, uint8_t *inside,
+                   const float *clip, int64_t cols, int64_t levels,
+                   float max_scale, float *seen, float *sums) {
+    grid_t grid = grid_of(*clip, levels, 0, max_scale);
+    int64_t spans = spans_per_row(cols);
+#pragma omp parallel for schedule(static) if (cols > SERIAL)
+    for (int64_t index = 0; index < spans; index++) {
+        span_t span = span_of(index, cols);
+        float sum = quantize_relu_span(x + span.at, out + span.at,
+                                       inside + span.at, span.n, grid);
+        if (seen) sums[index] = sum;
+    }
+    if (seen) add_up(seen, sums, spans, cols);
+}
+
+/* Straight-through: grad stays where x is inside the range. */
+void mask_outside(const float *restrict x, float *restrict grad,
+                  const float *clip, int64_t rows, int64_t cols,
+                  int64_t group_size, int is_signed) {
+    int64_t spans = rows * spans_per_row(cols);
+#pragma omp parallel for schedule(static) if (rows * cols > SERIAL)
+    for (int64_t index = 0; index < spans; index++) {
+        span_t span = span_of(index, cols);
+        float high = clip[span.row / group_size], low = is_signed ? -high : 0;
+#pragma omp simd
+        for (int64_t i = span.at; i < span.at + span.n; i++)
+            grad[i] = x[i] >= low && x[i] <= high ? grad[i] : 0.f;
+    }
+}
+
+/* Scale-Clip (Eq. 7 to 9): clip = k * mean|x| of a group, clip x to it. */
+void project(float *x, float *clip, int64_t rows, int64_t cols,
+             int64_t group_size, float k) {
+    int64_t groups = (rows + group_size - 1) / group_size;
+#pragma omp parallel for schedule(static) if (rows * cols > SERIAL)
+    for (int64_t group = 0; group < groups; group++) {
+        int64_t first = group * group_size, last = first + group_size;
+        int64_t n = ((last < rows ? last : rows) - first) * cols;
+        float *values = x + first * cols;
+        double total = 0;
+        for (int64_t at = 0; at < n; at += SPAN) {
+            int64_t end = n - at < SPAN ? n : at + SPAN;
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = at; i < end; i++) sum += fabsf(values[i]);
+            total += sum;
+        }
+        float bound = (float)(k * (float)(total / n));
+        if (bound > FLT_MAX) bound = FLT_MAX;
+        clip[group] = bound;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++)
+            values[i] = clamped(values[i], -bound, bound);
+    }
+}
