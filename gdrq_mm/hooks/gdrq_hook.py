@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import FlexibleRunner, IterBasedTrainLoop
 from torch import nn
 
+from .. import kernels
 from ..convert import check_weights, quantize_
 from ..models.checks import check_model, frozen_norms
 from ..report import QuantReport
@@ -92,6 +93,9 @@ class GDRQHook(Hook):
         self._check_begin(runner)
         check_weights(self.state.plans)
         print_log(f'GDRQHook:\n{QuantReport(self.state.plans)}', 'current')
+        device = next(self.model.parameters()).device.type
+        kind, why = kernels.status(device)
+        print_log(f'GDRQHook: {kind} kernels on {device} ({why})', 'current')
         frozen = frozen_norms(self.model)
         if frozen:
             print_log(

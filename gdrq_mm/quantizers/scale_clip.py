@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from .. import kernels
-from ..kernels import Grid
+from ..kernels import Grid, eager
 
 # Clip value over mean|x| with the least squared error for a half-normal
 # distribution, by the number of levels above zero.
@@ -235,8 +235,7 @@ class ScaleClipActivation(nn.Module):
         if x.numel() == 0:
             return
         x = x.detach()
-        self.seen[0] += torch.linalg.vector_norm(x, 1, dtype=torch.float32)
-        self.seen[1] += x.numel()
+        eager.see(self.seen, x)
         if not self._settled:
             self.seen[2] += x.amin().float().clamp(max=0)
 
