@@ -71,15 +71,15 @@ def _check(fused: ModuleType, device: torch.device) -> None:
                                f'{differing} of {x.numel()} values')
 
 
-def _for(clip: Tensor, *tensors: Tensor) -> ModuleType:
+def _for(x: Tensor, clip: Tensor, other: Optional[Tensor] = None
+         ) -> ModuleType:
     """The implementation for these tensors."""
-    kind = status(tensors[0].device.type)[0]
-    if kind == 'cpu' and not cpu.takes(clip, *tensors):
-        kind = 'eager'
+    kind = status(x.device.type)[0]
+    if kind == 'cpu':
+        return cpu if cpu.takes(x, clip, other) else eager
     return _module(kind)
 
 
-@torch.no_grad()
 def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool = True,
              group_size: int = -1, seen: Optional[Tensor] = None,
              slot: Optional[str] = None) -> Tensor:
@@ -100,11 +100,10 @@ def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool = True,
     Returns:
         Tensor: Like ``x``.
     """
-    module = eager if bits == 1 else _for(clip, x)
+    module = eager if bits == 1 else _for(x, clip)
     return module.quantize(x, clip, bits, signed, group_size, seen, slot)
 
 
-@torch.no_grad()
 def quantize_relu(x: Tensor, clip: Tensor, bits: int,
                   seen: Optional[Tensor] = None,
                   inplace: bool = False) -> Tuple[Tensor, Tensor]:
@@ -121,18 +120,16 @@ def quantize_relu(x: Tensor, clip: Tensor, bits: int,
         tuple[Tensor, Tensor]: The result, and a bool tensor that tells where
         its straight-through gradient is 1.
     """
-    return _for(clip, x).quantize_relu(x, clip, bits, seen, inplace)
+    return _for(x, clip).quantize_relu(x, clip, bits, seen, inplace)
 
 
-@torch.no_grad()
 def mask_outside(grad: Tensor, x: Tensor, clip: Tensor, signed: bool = True,
                  group_size: int = -1) -> Tensor:
     """Straight-through gradient: ``grad`` where ``x`` lies inside its range,
     bounds included, 0 elsewhere. May overwrite ``grad``."""
-    return _for(clip, grad, x).mask_outside(grad, x, clip, signed, group_size)
+    return _for(x, clip, grad).mask_outside(grad, x, clip, signed, group_size)
 
 
-@torch.no_grad()
 def project_(weight: Tensor, clip: Tensor, k: float, group_size: int) -> None:
     """Scale-Clip in place (Eq. 7 to 9).
 
@@ -142,7 +139,7 @@ def project_(weight: Tensor, clip: Tensor, k: float, group_size: int) -> None:
         k (float): The factor.
         group_size (int): Filters a group, -1 for all.
     """
-    _for(clip, weight).project_(weight, clip, k, group_size)
+    _for(weight, clip).project_(weight, clip, k, group_size)
 
 
 class Grid(NamedTuple):

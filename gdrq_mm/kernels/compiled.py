@@ -88,6 +88,7 @@ def _see(seen: Optional[Tensor], total: Tensor, number: int) -> None:
         seen[1] += number
 
 
+@torch.no_grad()
 def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool,
              group_size: int, seen: Optional[Tensor],
              slot: Optional[str] = None) -> Tensor:
@@ -100,6 +101,7 @@ def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool,
     return _unblock(out, x)
 
 
+@torch.no_grad()
 def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
                   inplace: bool) -> Tuple[Tensor, Tensor]:
     block, clip = _rows(x, clip, -1)
@@ -110,6 +112,7 @@ def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
     return (x.copy_(out) if inplace else out), _unblock(inside, x)
 
 
+@torch.no_grad()
 def mask_outside(grad: Tensor, x: Tensor, clip: Tensor, signed: bool,
                  group_size: int) -> Tensor:
     block, clip = _rows(x, clip, group_size)

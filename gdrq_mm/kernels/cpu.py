@@ -19,10 +19,8 @@ from torch import Tensor
 from ..functional import num_levels
 
 SOURCE = Path(__file__).with_name('fused.c')
-SPAN = 8192  # as in the source
 # Larger temporaries are left to the allocator: 64 MB of float32.
 MAX_SCRATCH = 1 << 24
-_FINFO = torch.finfo(torch.float32)
 _FLAGS = ('-O3', '-fPIC', '-fno-math-errno', '-fno-trapping-math',
           '-ffp-contract=off')
 # The threads are those of torch: its OpenMP library is in the process
@@ -34,10 +32,9 @@ _VARIANTS = (('-march=native', '-fopenmp'), ('-march=native', '-fopenmp-simd'),
 _VOID, _LONG, _INT, _FLOAT = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int,
                               ctypes.c_float)
 _SIGNATURES = dict(
-    quantize=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _LONG, _INT, _FLOAT,
-              _VOID, _VOID],
-    quantize_relu=[_VOID, _VOID, _VOID, _VOID, _LONG, _LONG, _FLOAT, _VOID,
-                   _VOID],
+    quantize=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _LONG, _FLOAT, _INT,
+              _VOID],
+    quantize_relu=[_VOID, _VOID, _VOID, _VOID, _LONG, _LONG, _FLOAT, _VOID],
     mask_outside=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _INT],
     project=[_VOID, _VOID, _LONG, _LONG, _LONG, _FLOAT])
 
@@ -82,28 +79,28 @@ def _build(compiler: list, flags: tuple, path: Path) -> ctypes.CDLL:
     return found
 
 
-def takes(clip: Tensor, *tensors: Tensor) -> bool:
+def takes(x: Tensor, clip: Tensor, other: Optional[Tensor] = None) -> bool:
     """Whether the kernels know this: float32 without gaps, all alike."""
-    first = tensors[0]
-    dense = first.is_contiguous() or (
-        # Each filter lies in one piece here as well.
-        first.dim() == 4 and first.is_contiguous(
-            memory_format=torch.channels_last))
-    return dense and first.numel() > 0 and clip.is_contiguous() and all(
-        x.dtype is torch.float32 and x.device.type == 'cpu'
-        for x in (clip, *tensors)) and all(
-            x.stride() == first.stride() for x in tensors)
+    return (x.dtype is clip.dtype is torch.float32 and clip.is_contiguous()
+            # In both formats, each filter lies in one piece.
+            and (x.is_contiguous() or x.dim() == 4 and x.is_contiguous(
+                memory_format=torch.channels_last))
+            and x.numel() > 0 and (other is None or (
+                other.dtype is torch.float32
+                and other.stride() == x.stride())))
 
 
 def _scratch_like(x: Tensor, slot: str) -> Tensor:
     """Memory that serves all layers: fresh one costs more than the maths."""
-    if x.numel() > MAX_SCRATCH:
+    values = x.numel()
+    if values > MAX_SCRATCH:
         return torch.empty_like(x)
-    memory = _local.__dict__.get(slot)
-    if memory is None or memory.numel() < x.numel():
+    memory = getattr(_local, slot, None)
+    if memory is None or memory.numel() < values:
         with torch.inference_mode(False):
-            memory = _local.__dict__[slot] = torch.empty(x.numel())
-    return memory[:x.numel()].as_strided(x.shape, x.stride())
+            memory = torch.empty(values)
+        setattr(_local, slot, memory)
+    return memory.as_strided(x.shape, x.stride())
 
 
 def _rows(x: Tensor, clip: Tensor, group_size: int) -> tuple:
@@ -111,34 +108,28 @@ def _rows(x: Tensor, clip: Tensor, group_size: int) -> tuple:
     if clip.dim() == 0:
         return 1, x.numel(), 1
     rows = x.shape[0]
-    return (rows, x.numel() // max(rows, 1),
-            max(rows, 1) if group_size == -1 else group_size)
+    return rows, x.numel() // rows, rows if group_size == -1 else group_size
 
 
+@functools.lru_cache(None)
 def _levels(bits: int, signed: bool) -> tuple:
-    levels = num_levels(bits, signed)
-    # No largest code times the scale may overflow.
-    return levels, _FINFO.max / levels * (1 - _FINFO.eps)
+    """Levels, and the largest scale: no code times it may overflow."""
+    levels, finfo = num_levels(bits, signed), torch.finfo(torch.float32)
+    return levels, finfo.max / levels * (1 - finfo.eps)
 
 
 def _pointer(x: Optional[Tensor]) -> Optional[int]:
     return None if x is None else x.data_ptr()
 
 
-def _room_for_sums(x: Tensor, seen: Optional[Tensor]) -> Optional[Tensor]:
-    return None if seen is None else torch.empty(-(-x.numel() // SPAN))
-
-
 def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool,
              group_size: int, seen: Optional[Tensor],
              slot: Optional[str]) -> Tensor:
     out = _scratch_like(x, slot) if slot else torch.empty_like(x)
-    levels, max_scale = _levels(bits, signed)
-    sums = _room_for_sums(x, seen)
     library().quantize(
         x.data_ptr(), out.data_ptr(), clip.data_ptr(),
-        *_rows(x, clip, group_size), levels, signed, max_scale,
-        _pointer(seen), _pointer(sums))
+        *_rows(x, clip, group_size), *_levels(bits, signed), signed,
+        _pointer(seen))
     return out
 
 
@@ -146,11 +137,9 @@ def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
                   inplace: bool) -> Tuple[Tensor, Tensor]:
     out = x if inplace else torch.empty_like(x)
     inside = torch.empty_like(x, dtype=torch.bool)
-    levels, max_scale = _levels(bits, signed=False)
-    sums = _room_for_sums(x, seen)
     library().quantize_relu(
         x.data_ptr(), out.data_ptr(), inside.data_ptr(), clip.data_ptr(),
-        x.numel(), levels, max_scale, _pointer(seen), _pointer(sums))
+        x.numel(), *_levels(bits, False), _pointer(seen))
     return out, inside
 
 
@@ -166,5 +155,12 @@ def project_(weight: Tensor, clip: Tensor, k: float, group_size: int) -> None:
     library().project(weight.data_ptr(), clip.data_ptr(),
                       *_rows(weight, clip, group_size), k)
     # Writing by address does not count as a change: say it to autograd.
-    weight.narrow(0, 0, 0).zero_()
-    clip.narrow(0, 0, 0).zero_()
+    _increment_version(weight)
+    _increment_version(clip)
+
+
+def _increment_version(x: Tensor) -> None:
+    if hasattr(torch.autograd.graph, 'increment_version'):
+        torch.autograd.graph.increment_version(x)
+    else:  # torch < 2.3
+        x.narrow(0, 0, 0).zero_()

@@ -20,6 +20,7 @@ def see(seen: Optional[Tensor], x: Tensor) -> None:
         seen[1] += x.numel()
 
 
+@torch.no_grad()
 def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool,
              group_size: int, seen: Optional[Tensor],
              slot: Optional[str] = None) -> Tensor:
@@ -29,6 +30,7 @@ def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool,
     return codes.mul_(scale).to(x.dtype)
 
 
+@torch.no_grad()
 def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
                   inplace: bool) -> Tuple[Tensor, Tensor]:
     inside = (x > 0) & (x.to(clip.dtype) <= clip)
@@ -37,6 +39,7 @@ def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
     return (x.copy_(out) if inplace else out), inside
 
 
+@torch.no_grad()
 def mask_outside(grad: Tensor, x: Tensor, clip: Tensor, signed: bool,
                  group_size: int) -> Tensor:
     high = _broadcast(clip, x, group_size)
@@ -45,6 +48,7 @@ def mask_outside(grad: Tensor, x: Tensor, clip: Tensor, signed: bool,
     return grad.masked_fill_(~((x >= low) & (x <= high)), 0)
 
 
+@torch.no_grad()
 def project_(weight: Tensor, clip: Tensor, k: float, group_size: int) -> None:
     clip.copy_(F.clip_threshold(weight, k, group_size))
     bound = _broadcast(clip, weight, group_size).to(weight.dtype)

@@ -7,6 +7,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #define SPAN 8192 /* values at a time: two spans fit into the first cache */
 #define SERIAL 32768 /* values that are not worth a second thread */
@@ -74,8 +75,8 @@ static span_t span_of(int64_t index, int64_t cols) {
     return span;
 }
 
-/* seen: sum |x|, number of values. Sums of spans are added up in order, so
- * that they do not depend on the number of threads. */
+/* seen: sum |x|, number of values. The sums of spans are added up in order,
+ * so that they do not depend on the number of threads. */
 static void add_up(float *seen, const float *sums, int64_t spans,
                    int64_t values) {
     double total = 0;
@@ -84,35 +85,38 @@ static void add_up(float *seen, const float *sums, int64_t spans,
     seen[1] += (float)values;
 }
 
-/* sums: room for the sum of every span, where seen is given. */
 void quantize(const float *x, float *out, const float *clip, int64_t rows,
-              int64_t cols, int64_t group_size, int64_t levels, int is_signed,
-              float max_scale, float *seen, float *sums) {
+              int64_t cols, int64_t group_size, int64_t levels,
+              float max_scale, int is_signed, float *seen) {
     int64_t spans = rows * spans_per_row(cols);
+    float *sums = seen ? malloc(spans * sizeof(float)) : NULL;
 #pragma omp parallel for schedule(static) if (rows * cols > SERIAL)
     for (int64_t index = 0; index < spans; index++) {
         span_t span = span_of(index, cols);
         grid_t grid = grid_of(clip[span.row / group_size], levels, is_signed,
                               max_scale);
         float sum = quantize_span(x + span.at, out + span.at, span.n, grid);
-        if (seen) sums[index] = sum;
+        if (sums) sums[index] = sum;
     }
-    if (seen) add_up(seen, sums, spans, rows * cols);
+    if (sums) add_up(seen, sums, spans, rows * cols);
+    free(sums);
 }
 
 void quantize_relu(const float *x, float *out, uint8_t *inside,
                    const float *clip, int64_t cols, int64_t levels,
-                   float max_scale, float *seen, float *sums) {
+                   float max_scale, float *seen) {
     grid_t grid = grid_of(*clip, levels, 0, max_scale);
     int64_t spans = spans_per_row(cols);
+    float *sums = seen ? malloc(spans * sizeof(float)) : NULL;
 #pragma omp parallel for schedule(static) if (cols > SERIAL)
     for (int64_t index = 0; index < spans; index++) {
         span_t span = span_of(index, cols);
         float sum = quantize_relu_span(x + span.at, out + span.at,
                                        inside + span.at, span.n, grid);
-        if (seen) sums[index] = sum;
+        if (sums) sums[index] = sum;
     }
-    if (seen) add_up(seen, sums, spans, cols);
+    if (sums) add_up(seen, sums, spans, cols);
+    free(sums);
 }
 
 /* Straight-through: grad stays where x is inside the range. */

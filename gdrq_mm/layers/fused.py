@@ -9,7 +9,6 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..kernels import Grid
 
@@ -61,16 +60,23 @@ def _autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
     return torch.get_autocast_dtype(kind) if enabled else None
 
 
-def _own_clip(grid: Optional[Grid]) -> Optional[Grid]:
-    """Its clip value may move before the backward pass."""
-    return grid and grid._replace(clip=grid.clip.clone(), seen=None)
-
-
 def _operand(x: Tensor, grid: Optional[Grid], dtype: Optional[torch.dtype],
              slot: str) -> Tensor:
     if grid is not None:
         x = grid.quantize(x, slot)
     return x if dtype is None else x.to(dtype)
+
+
+def refuse_second_derivative() -> None:
+    """To be called in a backward pass.
+
+    Raises:
+        RuntimeError: It was started with ``create_graph=True``.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            'quantized layers have no second derivative (create_graph=True): '
+            'rounding has none; penalize gradients of the float model')
 
 
 class _Quantized(torch.autograd.Function):
@@ -80,7 +86,10 @@ class _Quantized(torch.autograd.Function):
         dtype = _autocast_dtype(x)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, weight)
-            ctx.grids = _own_clip(input_grid), _own_clip(weight_grid)
+            # A threshold may move before the backward pass; that of the
+            # weight moves with the weight only.
+            ctx.grids = input_grid and input_grid._replace(
+                clip=input_grid.clip.clone(), seen=None), weight_grid
             ctx.operation, ctx.dtype = operation, dtype
             ctx.bias = None if bias is None else (list(bias.shape), bias.dtype)
         return operation.forward(
@@ -89,8 +98,8 @@ class _Quantized(torch.autograd.Function):
             bias if bias is None or dtype is None else bias.to(dtype))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
+        refuse_second_derivative()
         x, weight = ctx.saved_tensors
         input_grid, weight_grid = ctx.grids
         for_x, for_weight, for_bias = needed = list(ctx.needs_input_grad[:3])
@@ -103,15 +112,14 @@ class _Quantized(torch.autograd.Function):
             _operand(weight, weight_grid if for_x else None, ctx.dtype,
                      'weight'),
             ctx.bias and ctx.bias[0], needed)
-        if for_x:
-            grad_x = grad_x.to(x.dtype)
-            grad_x = input_grid.gradient(grad_x, x) if input_grid else grad_x
-        if for_weight:
-            grad_weight = grad_weight.to(weight.dtype)
-            if weight_grid:
-                grad_weight = weight_grid.gradient(grad_weight, weight)
-        if for_bias:
-            grad_bias = grad_bias.to(ctx.bias[1])
+        if ctx.dtype is not None:  # autocast: back to what came in
+            grad_x = grad_x.to(x.dtype) if for_x else None
+            grad_weight = grad_weight.to(weight.dtype) if for_weight else None
+            grad_bias = grad_bias.to(ctx.bias[1]) if for_bias else None
+        if for_x and input_grid:
+            grad_x = input_grid.gradient(grad_x, x)
+        if for_weight and weight_grid:
+            grad_weight = weight_grid.gradient(grad_weight, weight)
         return grad_x, grad_weight, grad_bias, None, None, None
 
 

@@ -88,11 +88,11 @@ class ScaleClipWeight(nn.Module):
         top = clip / self.k if self.bits == 1 else clip
         return F.expand_clip(top, weight, self.group_size)
 
-    @torch.no_grad()
     def set_clip(self, weight: Tensor) -> None:
         """Store the clip values in force (at the start of training)."""
         if not self._is_set():
-            self.clip.copy_(self.current_clip(weight))
+            with torch.no_grad():
+                self.clip.copy_(self.current_clip(weight))
 
     @torch.no_grad()
     def project(self, weight: Tensor) -> None:
@@ -106,7 +106,8 @@ class ScaleClipWeight(nn.Module):
 
     def has_projected(self, weight: Tensor) -> None:
         """``weight`` lies inside ``clip`` as it is now."""
-        self._known_set = True
+        if not self._known_set:
+            self._known_set = True
         self._projected = weight.data_ptr(), weight._version
 
     def grid(self, weight: Tensor) -> Grid:

@@ -27,7 +27,7 @@ BITS = dict(both=dict(weight=dict(bits=3, group_size=2),
 
 
 def input_of(layer, signed=True, batch=3):
-    x = torch.randn((batch, 6, 7, 5) if isinstance(layer, nn.Conv2d) else
+    x = torch.randn((batch, 6, 7, 5) if not isinstance(layer, nn.Linear) else
                     (batch, 4, 6))
     return x if signed else x.relu()
 
@@ -272,3 +272,13 @@ def test_weights_in_training_are_quantized_anew_after_any_write():
     before = conv(x)
     conv.weight.data.mul_(-1)
     assert torch.equal(conv(x), -before)
+
+
+@pytest.mark.parametrize('site', ['input', 'relu'])
+def test_second_derivatives_are_refused(site):
+    model = nn.Sequential(nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    quantize_(model, dict(activation=dict(bits=4, site=site)))
+    train(model, steps=11)
+    x = input_of(model[0]).requires_grad_()
+    with pytest.raises(RuntimeError, match='no second derivative'):
+        torch.autograd.grad(model(x).sum(), x, create_graph=True)
