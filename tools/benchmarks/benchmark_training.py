@@ -128,7 +128,7 @@ def print_peak(name: str, row: str, args) -> None:
         begin = _kilobytes('VmRSS')
     model, batch, _ = prepare(name, row, args)
     step = training_step(model, batch)
-    for _ in range(WARM_UP):
+    for _ in range(4):
         step()
     if args.device == 'cuda':
         print(torch.cuda.max_memory_allocated() / 1e6)
@@ -151,16 +151,18 @@ def measure(name: str, args) -> dict:
         for _ in range(WARM_UP):
             steps[row]()
         evaluations[row] = model, batch
-    training = ratios(take_turns(steps, args.rounds, args.device, args.seed))
+    rounds = args.rounds or WORKLOADS[name].rounds
+    training = ratios(take_turns(steps, rounds, args.device, args.seed))
     for row, (model, batch) in evaluations.items():
         model.eval()
         evaluations[row] = evaluation_step(model, batch)
         evaluations[row]()
-    evaluation = ratios(take_turns(evaluations, args.rounds, args.device,
+    evaluation = ratios(take_turns(evaluations, rounds, args.device,
                                    args.seed))
     memory = {row: peak_memory(name, row, args) for row in steps}
     return dict(shape=WORKLOADS[name].shape, batch=WORKLOADS[name].batch,
-                threads=torch.get_num_threads(), training=training,
+                threads=torch.get_num_threads(), rounds=rounds,
+                training=training,
                 evaluation=evaluation,
                 peak_memory_mb=memory, conversion_seconds=conversion)
 
@@ -211,16 +213,17 @@ def profile(name: str, row: str, args) -> list:
                       'project_'):
         watch(kernels, attribute)
     watch(QuantizationState, 'update_thresholds_')
+    rounds = args.rounds or WORKLOADS[name].rounds
     begin = time.perf_counter()
-    for _ in range(args.rounds):
+    for _ in range(rounds):
         step()
     total = time.perf_counter() - begin
     ranked = sorted(spent.items(), key=lambda item: -item[1][0])
-    print(f'\n{name} {row}: {total / args.rounds * 1e3:.1f} ms a step, '
+    print(f'\n{name} {row}: {total / rounds * 1e3:.1f} ms a step, '
           f'{sum(entry[0] for entry in spent.values()) / total:.1%} of it in '
           'quantization')
-    found = [dict(operation=operation, ms_a_step=seconds / args.rounds * 1e3,
-                  calls_a_step=calls / args.rounds)
+    found = [dict(operation=operation, ms_a_step=seconds / rounds * 1e3,
+                  calls_a_step=calls / rounds)
              for operation, (seconds, calls) in ranked[:10]]
     for line in found:
         print(f'  {line["ms_a_step"]:8.2f} ms  {line["calls_a_step"]:5.1f} '
@@ -245,7 +248,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--models', nargs='+', choices=WORKLOADS,
                         default=list(WORKLOADS))
-    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--rounds', type=int,
+                        help='(default: as the model has it)')
     parser.add_argument('--bits', type=int, default=4)
     parser.add_argument('--threads', type=int,
                         help='of the CPU (default: as the model has it)')
@@ -272,7 +276,7 @@ def main() -> None:
             show(name, found[name], WORKLOADS[name], args)
     if args.json:
         result = dict(command=sys.argv, environment=environment(args),
-                      seed=args.seed, rounds=args.rounds, bits=args.bits,
+                      seed=args.seed, bits=args.bits,
                       models=found)
         partial = args.json.with_suffix('.part')
         partial.write_text(json.dumps(result, indent=1) + '\n')

@@ -21,6 +21,7 @@ class Workload:
             all rows: so do the peers' recipes have it.
         changes (dict): Merged over the config.
         threads (int): Threads of the CPU.
+        rounds (int): Steps a row that are timed.
     """
     config: str
     shape: Tuple[int, int]
@@ -28,6 +29,7 @@ class Workload:
     stem: str
     changes: dict
     threads: int = 2
+    rounds: int = 7
 
     def build(self) -> nn.Module:
         cfg = get_config(self.config)
@@ -85,7 +87,7 @@ SAMPLES = dict(mmpretrain=_class_sample, mmdet=_box_sample, mmseg=_map_sample)
 WORKLOADS = {
     'resnet18': Workload(
         'mmpretrain::resnet/resnet18_8xb32_in1k.py', (64, 64), 8,
-        'backbone.conv1', {}, threads=1),
+        'backbone.conv1', {}, threads=1, rounds=31),
     'resnet50': Workload(
         'mmpretrain::resnet/resnet50_8xb32_in1k.py', (224, 224), 8,
         'backbone.conv1', {}),
