@@ -87,7 +87,8 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
             plan.weight.type].weight(
                 num_filters=layer.weight.shape[0], bits=plan.weight.bits,
                 group_size=plan.weight.group_size,
-                k=plan.weight.k).to(device)
+                k=plan.weight.k, clip=plan.weight.clip,
+                projection=plan.weight.projection).to(device)
         layer.start_quantizing(
             state, weight_quantizer,
             activation_quantizer() if plan.activation else None)

@@ -86,6 +86,11 @@ class QuantizationState(nn.Module):
     def set_phase(self, phase: str) -> None:
         if phase not in PHASES:
             raise ValueError(f'phase is {phase!r}, allowed: {PHASES}')
+        if phase != self._phase:
+            for layer in self.layers.values():
+                quantizer = getattr(layer, 'weight_quantizer', None)
+                if quantizer is not None:
+                    quantizer.restart()
         self._phase = phase
         self.phase_index.fill_(PHASES.index(phase))
 
@@ -116,11 +121,10 @@ class QuantizationState(nn.Module):
 
     def weight(self, quantizer: nn.Module, weight: Tensor) -> Tensor:
         """Quantize one weight."""
-        if self._phase == 'reshape':
-            return weight
-        if self.training:
+        rounding = self._phase == 'quantize'
+        if self.training and rounding:
             quantizer.set_clip(weight)
-        return quantizer(weight)
+        return quantizer(weight, rounding)
 
     def uncalled_layers(self) -> List[str]:
         """Layers with a quantized weight whose forward never ran."""
