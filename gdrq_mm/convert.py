@@ -115,13 +115,16 @@ def check_weights(plans: List[LayerPlan]) -> None:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, forwards) -> None:
+def calibrate(model: nn.Module, forwards) -> int:
     """Set activation thresholds from data, without training.
 
     Args:
         model (nn.Module): A quantized model; put in eval mode for the time.
         forwards (iterable of callables): Each runs the model on one batch,
             e.g. ``(lambda: model(x) for x in batches)``.
+
+    Returns:
+        int: Number of batches.
 
     Raises:
         ValueError: The model is not quantized, or no batch came.
@@ -144,3 +147,4 @@ def calibrate(model: nn.Module, forwards) -> None:
             module.training = training
     if not batches:
         raise ValueError('calibrate got no batches')
+    return batches

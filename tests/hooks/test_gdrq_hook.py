@@ -50,6 +50,7 @@ def scalars(runner):
     (dict(begin_iter=1.5), 'begin_iter is 1.5'),
     (dict(begin_epoch='3'), "begin_epoch is '3'"),
     (dict(begin_iter=2, begin_epoch=1), 'both given'),
+    (dict(bn_batches=-1), 'bn_batches is -1'),
 ])
 def test_begins_that_make_no_sense_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -254,6 +255,52 @@ def test_reshape_phase_clips_the_stored_weights_and_rounds_nothing(
     clip = layer.weight_quantizer.clip.repeat_interleave(4)[:, None]
     magnitudes = layer.weight.detach().abs().flatten(1)
     assert (magnitudes <= clip).all() and (magnitudes == clip).any()
+
+
+# -- batch normalization -----------------------------------------------------
+
+
+class KeepStatistics(Hook):
+    """Running means of one layer before each iteration and at the end."""
+    priority = 'LOWEST'
+
+    def before_train(self, runner):
+        self.means = []
+        self.norm = runner.model.backbone.layer1[0].bn1
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.means.append(self.norm.running_mean.clone())
+
+
+@pytest.mark.parametrize('begin_iter', [0, 2])
+def test_frozen_statistics_are_recalibrated_as_rounding_begins_and_at_the_end(
+        begin_iter, make_runner, run_log):
+    keep = KeepStatistics()
+    runner = make_runner(
+        'resnet', hook(begin_iter=begin_iter, bn_batches=2),
+        **{'model.backbone.norm_eval': True})
+    runner.register_hook(keep)
+    runner.train()
+    last = keep.norm.running_mean
+    assert not last.equal(keep.means[-1])
+    changed = [bool(mean.any()) for mean in keep.means]  # zeros at first
+    assert changed == [step >= begin_iter for step in range(4)]
+    assert len({mean.sum().item() for mean in keep.means[begin_iter:]}) == 1
+    saved = checkpoint(runner, 'epoch_2.pth')['state_dict']
+    assert saved['backbone.layer1.0.bn1.running_mean'].equal(last)
+    log = run_log(runner)
+    assert log.count('batch normalization recalibrated with 2 batches') == 2
+
+
+def test_recalibration_does_not_repeat_in_a_resumed_run(
+        make_runner, run_log, tmp_path):
+    work_dir = tmp_path / 'run'
+    make_runner('resnet', hook(), work_dir=work_dir,
+                train_cfg=dict(max_epochs=1)).train()
+    second = make_runner('resnet', hook(bn_batches=1), work_dir=work_dir,
+                         resume=True)
+    second.train()
+    assert run_log(second).count('recalibrated') == 1
 
 
 # -- log ---------------------------------------------------------------------
