@@ -1,12 +1,9 @@
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner.checkpoint import save_checkpoint
 
 from gdrq_mm import GDRQHook
@@ -405,50 +402,6 @@ def test_model_inside_test_time_augmentation_is_found(
     runner.test()
     state = get_state(runner.model.module)
     assert state is not None and state.any_threshold()
-
-
-def test_gradient_accumulation_steps_once_for_two_iterations(make_runner):
-    runner = make_runner('resnet', hook(),
-                         optim_wrapper=dict(accumulative_counts=2))
-    runner.train()
-    layer = runner.model.backbone.layer1[0].conv1
-    assert int(layer.input_quantizer.num_updates) == 2
-    clip = layer.weight_quantizer.clip.repeat_interleave(4)[:, None]
-    assert (layer.weight.detach().abs().flatten(1) <= clip).all()
-
-
-@OPTIM_WRAPPERS.register_module()
-class CPUAmpOptimWrapper(OptimWrapper):
-    """mmengine's AmpOptimWrapper refuses to work without a GPU."""
-
-    @contextmanager
-    def optim_context(self, model):
-        with super().optim_context(model), torch.autocast(
-                'cpu', dtype=torch.bfloat16):
-            yield
-
-
-@pytest.mark.parametrize('site', ['input', 'relu'])
-def test_mixed_precision_keeps_quantizers_in_float32(
-        site, make_runner, tmp_path):
-    quantization = dict(weight=dict(bits=4),
-                        activation=dict(bits=4, site=site))
-    plain = make_runner('resnet', hook(quantization),
-                        work_dir=tmp_path / 'plain')
-    plain.train()
-    runner = make_runner('resnet', hook(quantization),
-                         optim_wrapper=dict(type='CPUAmpOptimWrapper'))
-    runner.train()
-    assert runner.record.losses != plain.record.losses  # bfloat16 was used
-    ours, expected = (one.model.state_dict() for one in (runner, plain))
-    for key, value in expected.items():
-        assert ours[key].dtype == value.dtype, key
-        if key.endswith('.clip') and value.dim() == 0:
-            torch.testing.assert_close(ours[key], value, rtol=.1, atol=1e-4,
-                                       msg=key)
-    for layer in (runner.model.backbone.conv1, runner.model.head.fc):
-        clip = layer.weight_quantizer.clip.repeat_interleave(4)[:, None]
-        assert (layer.weight.detach().abs().flatten(1) <= clip).all()
 
 
 def test_a_flexible_runner_is_refused_with_the_way_out(load_config, tmp_path):

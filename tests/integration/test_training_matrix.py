@@ -108,16 +108,19 @@ def amp(monkeypatch):
         torch.autocast, 'cpu'))
 
 
-@pytest.mark.parametrize('dtype, tolerance', [('bfloat16', .15),
-                                              ('float16', .05)])
-def test_mixed_precision(dtype, tolerance, amp, train):
+@pytest.mark.parametrize('dtype, site, tolerance', [
+    ('bfloat16', 'input', .15), ('bfloat16', 'relu', .15),
+    ('float16', 'input', .05)])
+def test_mixed_precision(dtype, site, tolerance, amp, train):
     """Thresholds equal those of float32 up to the precision, entries keep
     their dtype, weights stay inside. (Gradients round to other codes: weights
     are not compared.)"""
-    plain = train()
-    runner = train(**{'optim_wrapper.type': 'AmpOptimWrapper',
-                      'optim_wrapper.dtype': dtype,
-                      'optim_wrapper.loss_scale': 64.})
+    hook = dict(type='GDRQHook', quantization=dict(
+        weight=dict(bits=4), activation=dict(bits=4, site=site)))
+    plain = train(hook=hook)
+    runner = train(hook=hook, **{'optim_wrapper.type': 'AmpOptimWrapper',
+                                 'optim_wrapper.dtype': dtype,
+                                 'optim_wrapper.loss_scale': 64.})
     assert runner.record.losses != plain.record.losses  # it was used
     for key, value in entries(plain).items():
         assert entries(runner)[key].dtype == value.dtype, key
@@ -256,8 +259,12 @@ def test_compile(train):
     generation (which takes minutes): losses, weights and thresholds are those
     of the plain run up to float noise."""
     start = Start()
-    plain = train(start)
-    runner = train(compile=dict(backend='aot_eager'))
+    one_stage = {'model.backbone.num_stages': 1, 'model.head.in_channels': 4,
+                 'model.backbone.out_indices': (0, ),
+                 'model.backbone.strides': (2, ),
+                 'model.backbone.dilations': (1, )}
+    plain = train(start, **one_stage)
+    runner = train(compile=dict(backend='aot_eager'), **one_stage)
     for ours, theirs in zip(runner.record.losses, plain.record.losses):
         assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-3)
     torch.testing.assert_close(thresholds(runner), thresholds(plain),
