@@ -190,8 +190,9 @@ def _search_large(w: Tensor, levels: int) -> Tensor:
     best, least = w.new_zeros(()), float('inf')
     for index in keep.tolist():
         slices = places[:, index:index + 2].tolist()
-        kinks = torch.cat([_encode(w[begin:end] * (2 / number.double()), number)
-                           for number, (begin, end) in zip(doubled, slices)])
+        kinks = torch.cat([
+            _encode(w[begin:end] * (2 / number.double()), number)
+            for number, (begin, end) in zip(doubled, slices)])
         if len(kinks):
             steps, change = _follow(kinks[None], slope[index])
             change += loss[index] + slope[index] * (steps[0, 0] - grid[index])

@@ -83,7 +83,8 @@ def draw(result, path):
 
 def main():
     parser = parse(__doc__, 'fig5_distributions')
-    parser.add_argument('--seeds', type=int, nargs='+', default=list(range(10)))
+    parser.add_argument('--seeds', type=int, nargs='+',
+                        default=list(range(10)))
     parser.add_argument('--sizes', type=int, nargs='+',
                         default=[1000, 100000])
     args = parser.parse_args()

@@ -5,8 +5,8 @@ Usage: python tools/experiments/fig7_fig8_reshaping.py [--draw]
 Trains a float network of three convolutions on scikit-learn's digits, reshaped
 layer by layer with k = 2, 2.5, 3, 4 and not at all (inf), as the paper does
 with ResNet-18 on CIFAR-100. Fig. 7: histograms and Kolmogorov-Smirnov distance
-to the uniform distribution; Fig. 8 (a): quantized loss with the best clip value
-(Eq. 4) at 2 to 8 bits. About four minutes on one core.
+to the uniform distribution; Fig. 8 (a): quantized loss with the best clip
+value (Eq. 4) at 2 to 8 bits. About four minutes on one core.
 """
 import json
 
