@@ -5,10 +5,12 @@ from .config import QuantConfig
 from .convert import calibrate, quantize_
 from .hooks import GDRQHook
 from .models import QuantizedModel
+from .recalibrate import recalibrate_bn
 from .report import QuantReport
 from .version import __version__
 
 allow_mmengine_checkpoints()
 
 __all__ = ['GDRQHook', 'QuantConfig', 'QuantReport', 'QuantizedModel',
-           '__version__', 'calibrate', 'functional', 'quantize_']
+           '__version__', 'calibrate', 'functional', 'quantize_',
+           'recalibrate_bn']

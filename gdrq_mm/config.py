@@ -57,14 +57,21 @@ class WeightScheme:
             layer. Defaults to 4.
         k (float): ``T = k * mean|G|``; 2 reshapes towards the uniform
             distribution, less shrinks the weights. Defaults to 2.0.
-        clip (str): Where clip values come from: 'threshold' is ``T``.
-            Defaults to 'threshold'.
+        clip (str): Where the clip values of quantization come from:
+            'threshold' is ``T`` (Algorithm 1); 'search' is that of the least
+            quantized loss (Eq. 12), for weights that were not reshaped or
+            are not trained. Defaults to 'threshold'.
+        projection (bool): Reshape the stored weights: clip them in place to
+            ``T`` after each optimizer step. False: they keep their values,
+            and only the forward sees them clipped (to ``T``, or to the
+            searched value). Defaults to True.
     """
     type: str = 'ScaleClip'
     bits: Optional[int] = None
     group_size: int = 4
     k: float = 2.0
     clip: str = 'threshold'
+    projection: bool = True
 
     def __post_init__(self):
         _check_type('weight', self.type)
@@ -76,9 +83,11 @@ class WeightScheme:
                'a number of filters >= 1, or -1 for the whole layer')
         _check(_is_number(self.k) and 0 < self.k < float('inf'),
                'weight.k', self.k, 'a positive number')
-        _check(self.clip == 'threshold', 'weight.clip', self.clip,
-               "'threshold'")
-        if self.bits is not None and self.k < 2:
+        _check(self.clip in ('threshold', 'search'), 'weight.clip', self.clip,
+               "'threshold' or 'search'")
+        _check(isinstance(self.projection, bool), 'weight.projection',
+               self.projection, 'True or False')
+        if self.bits is not None and self.projection and self.k < 2:
             warnings.warn(
                 f'weight.k is {self.k}: below 2 every projection shrinks the '
                 'weights towards zero; use k >= 2', stacklevel=3)

@@ -87,7 +87,8 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
             plan.weight.type].weight(
                 num_filters=layer.weight.shape[0], bits=plan.weight.bits,
                 group_size=plan.weight.group_size,
-                k=plan.weight.k).to(device)
+                k=plan.weight.k, clip=plan.weight.clip,
+                projection=plan.weight.projection).to(device)
         layer.start_quantizing(
             state, weight_quantizer,
             activation_quantizer() if plan.activation else None)
@@ -114,13 +115,16 @@ def check_weights(plans: List[LayerPlan]) -> None:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, forwards) -> None:
+def calibrate(model: nn.Module, forwards) -> int:
     """Set activation thresholds from data, without training.
 
     Args:
         model (nn.Module): A quantized model; put in eval mode for the time.
         forwards (iterable of callables): Each runs the model on one batch,
             e.g. ``(lambda: model(x) for x in batches)``.
+
+    Returns:
+        int: Number of batches.
 
     Raises:
         ValueError: The model is not quantized, or no batch came.
@@ -143,3 +147,4 @@ def calibrate(model: nn.Module, forwards) -> None:
             module.training = training
     if not batches:
         raise ValueError('calibrate got no batches')
+    return batches

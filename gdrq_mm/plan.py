@@ -40,8 +40,12 @@ class LayerPlan:
             described['weight'] = (f'{self.weight.type} {self.weight.bits} '
                                    f'bits, group size '
                                    f'{self.weight.group_size}')
-            if self.weight.bits == 1:  # the level is clip / k
+            if self.weight.clip == 'search':
+                described['weight'] += ', searched clip'
+            elif self.weight.bits == 1:  # the level is clip / k
                 described['weight'] += f', k {self.weight.k}'
+            if not self.weight.projection:
+                described['weight'] += ', no projection'
         if self.activation:
             described['activation'] = (f'{self.activation.type} '
                                        f'{self.activation.bits} bits, '

@@ -176,6 +176,34 @@ class QuantReport:
         return (f'{line} are quantized: {totals["bytes_before"] / 1e6:.2f} '
                 f'-> {totals["bytes_after"] / 1e6:.2f} MB of weights')
 
+    def policy(self) -> str:
+        """One line: which layers are at which bits, the names of the few.
+
+        What is done to first and last layers stands in it; quote it beside
+        every result.
+        """
+        groups: Dict[str, list] = {}
+        for plan in self.layers:
+            if getattr(plan.module, 'weight', None) is None:
+                continue
+            bits = [scheme.bits if scheme else 'float'
+                    for scheme in (plan.weight, plan.activation)]
+            name = 'float' if bits == ['float'] * 2 else \
+                '[{},{}]'.format(*bits)
+            groups.setdefault(name, []).append(plan)
+
+        def share(item):
+            return -sum(plan.module.weight.numel() for plan in item[1])
+
+        parts = []
+        for index, (bits, plans) in enumerate(sorted(groups.items(),
+                                                     key=share)):
+            names = ', '.join(plan.name for plan in plans[:8])
+            more = f' and {len(plans) - 8} more' if len(plans) > 8 else ''
+            parts.append(f'{bits}: {names}{more}' if index else
+                         f'{bits}: {len(plans)} layers')
+        return '[weight,activation] bits: ' + '; '.join(parts)
+
     def __str__(self) -> str:
         rows = [{key: str(value) for key, value in row.items()}
                 for row in self.rows()]
@@ -187,4 +215,5 @@ class QuantReport:
                  '  '.join('-' * width for width in widths.values())]
         lines += ['  '.join(row[key].ljust(width)
                             for key, width in widths.items()) for row in rows]
-        return '\n'.join(line.rstrip() for line in [*lines, self.summary()])
+        return '\n'.join(line.rstrip() for line in [
+            *lines, self.summary(), self.policy()])

@@ -95,6 +95,11 @@ class QuantizationState(nn.Module):
     def set_phase(self, phase: str) -> None:
         if phase not in PHASES:
             raise ValueError(f'phase is {phase!r}, allowed: {PHASES}')
+        if phase != self._phase:
+            for layer in self.layers.values():
+                quantizer = getattr(layer, 'weight_quantizer', None)
+                if quantizer is not None:
+                    quantizer.restart()
         self._phase = phase
         self.phase_index.fill_(PHASES.index(phase))
 
@@ -161,11 +166,10 @@ class QuantizationState(nn.Module):
 
     def weight(self, quantizer: nn.Module, weight: Tensor) -> Tensor:
         """Quantize one weight."""
-        if self._phase == 'reshape':
-            return weight
-        if self.training:
+        rounding = self._phase == 'quantize'
+        if self.training and rounding:
             quantizer.set_clip(weight)
-        return quantizer(weight)
+        return quantizer(weight, rounding)
 
     def weight_and_grid(self, layer: nn.Module):
         """The weight of a layer and the grid it still has to be put on.
@@ -224,7 +228,7 @@ class QuantizationState(nn.Module):
                 continue
             if id(weight) in done:  # two layers share this weight
                 quantizer.clip.copy_(done[id(weight)].clip)
-                quantizer.has_projected(weight)
+                quantizer.has_stepped(weight)
             else:
                 quantizer.project(weight)
                 done[id(weight)] = quantizer

@@ -27,7 +27,8 @@ def test_defaults_are_float_layers_with_scale_clip_settings():
     config = QuantConfig.from_dict({})
     assert config == QuantConfig()
     assert config.weight == WeightScheme(
-        type='ScaleClip', bits=None, group_size=4, k=2.0, clip='threshold')
+        type='ScaleClip', bits=None, group_size=4, k=2.0, clip='threshold',
+        projection=True)
     assert config.activation == ActivationScheme(
         type='ScaleClip', bits=None, k=None, lr=0.01, site='input')
     assert config.rules == ()
@@ -116,7 +117,13 @@ def test_unknown_site_is_refused(site):
 @pytest.mark.parametrize('clip', ['max', None, 1.0])
 def test_unknown_clip_is_refused(clip):
     refused(dict(weight=dict(clip=clip)), f'weight.clip is {clip!r}',
-            "'threshold'")
+            "'threshold' or 'search'")
+
+
+@pytest.mark.parametrize('projection', ['forward', None, 1])
+def test_projection_must_be_a_bool(projection):
+    refused(dict(weight=dict(projection=projection)),
+            f'weight.projection is {projection!r}', 'True or False')
 
 
 @pytest.mark.parametrize('lr', [0, -.1, 1.01, float('nan'), '0.1', None, True])
@@ -200,6 +207,9 @@ def test_k_of_2_does_not_warn():
         warnings.simplefilter('error')
         QuantConfig.from_dict(dict(weight=dict(bits=4, k=2)))
         QuantConfig.from_dict(dict(activation=dict(bits=4, k=1.)))
+        # Nothing is stored clipped, so nothing shrinks.
+        QuantConfig.from_dict(dict(weight=dict(bits=4, k=1.,
+                                               projection=False)))
 
 
 # -- rules --------------------------------------------------------------------
@@ -280,7 +290,8 @@ schemes = dict(
     weight=st.fixed_dictionaries({}, optional=dict(
         bits=st.none() | st.integers(1, 8),
         group_size=st.integers(1, 64) | st.just(-1),
-        k=st.floats(2, 9))),
+        k=st.floats(2, 9), projection=st.booleans(),
+        clip=st.sampled_from(['threshold', 'search']))),
     activation=st.fixed_dictionaries({}, optional=dict(
         bits=st.none() | st.integers(2, 8), k=st.none() | st.floats(.1, 20),
         lr=st.floats(1e-4, 1), site=st.sampled_from(['input', 'relu']))))
@@ -310,7 +321,7 @@ def test_to_dict_and_json_give_the_config_back(config):
 def test_to_dict_shows_all_values_in_primitive_types():
     assert make(dict(match='*', weight=dict(bits=8))).to_dict() == dict(
         weight=dict(type='ScaleClip', bits=4, group_size=8, k=2.0,
-                    clip='threshold'),
+                    clip='threshold', projection=True),
         activation=dict(type='ScaleClip', bits=5, k=None, lr=.1,
                         site='input'),
         rules=[dict(match='*', weight=dict(bits=8))])

@@ -512,6 +512,28 @@ def test_report_counts_layers_weights_and_bytes():
         assert text in str(report)
 
 
+def test_report_tells_the_policy_of_all_layers():
+    model = make_net()
+    report = quantize_(model, dict(
+        weight=dict(bits=2), activation=dict(bits=4), rules=[
+            dict(match='conv1', weight=dict(bits=8), activation=dict(bits=8)),
+            dict(match='fc', skip=True)]))
+    expected = ('[weight,activation] bits: [2,4]: 1 layers; [8,8]: conv1; '
+                'float: fc')
+    assert report.policy() == expected
+    assert str(report).endswith(expected)
+
+
+def test_policy_names_a_few_of_many_layers():
+    model = nn.Sequential(nn.Linear(30, 30),
+                          *(nn.Linear(2, 2) for _ in range(10)))
+    report = quantize_(model, dict(weight=dict(bits=2), rules=[
+        dict(match='0', weight=dict(bits=3))]))
+    assert report.policy() == (
+        '[weight,activation] bits: [3,float]: 1 layers; [2,float]: '
+        '1, 2, 3, 4, 5, 6, 7, 8 and 2 more')
+
+
 @pytest.mark.parametrize('config', CONFIGS)
 def test_trace_tells_signs_calls_macs_and_shared_inputs(config):
     model = nn.ModuleDict(dict(net=make_net(), twin=nn.Conv2d(3, 2, 1)))

@@ -39,12 +39,12 @@ def test_packed_codes_of_another_size_are_refused():
         unpack_bits(packed.long(), 3, (2, 9))
 
 
-def make_model(bits, group_size):
+def make_model(bits, group_size, **weight):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
                           nn.Flatten(), nn.Linear(6 * 36, 5))
     gdrq_mm.quantize_(model, dict(
-        weight=dict(bits=bits, group_size=group_size),
+        weight=dict(bits=bits, group_size=group_size, **weight),
         activation=dict(bits=4)))
     return model
 
@@ -77,6 +77,23 @@ def test_a_packed_model_gives_the_very_same_outputs(bits, group_size, trained):
     again = pack(copied)
     assert all(torch.equal(again[key], value)
                for key, value in packed.items())
+
+
+@pytest.mark.parametrize('weight', [
+    dict(clip='search'), dict(clip='search', projection=False),
+    dict(projection=False)])
+@pytest.mark.parametrize('trained', [True, False])
+@pytest.mark.parametrize('bits', [1, 2, 3, 8])
+def test_weights_outside_their_clip_values_are_packed_exactly(
+        bits, trained, weight):
+    model = make_model(bits, 2, **weight).eval()
+    if trained:
+        train(model.train())
+    packed = pack(model)
+    copied = make_model(bits, 2, **weight).eval()
+    copied.load_state_dict(packed)
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(copied(x), model(x))
 
 
 def test_packing_does_not_change_the_model():

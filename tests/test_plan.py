@@ -145,6 +145,18 @@ def test_scheme_tells_what_a_checkpoint_must_agree_with():
         activation='ScaleClip 4 bits, 2 sites')
 
 
+@pytest.mark.parametrize('weight, text', [
+    (dict(bits=4, clip='search'), ', searched clip'),
+    (dict(bits=4, projection=False), ', no projection'),
+    (dict(bits=1), ', k 2.0'),
+    (dict(bits=1, clip='search', projection=False),
+     ', searched clip, no projection')])
+def test_scheme_tells_how_the_clip_value_came_about(weight, text):
+    plan = plan_of(Block(), dict(weight=weight))
+    assert plan['conv1'].scheme() == dict(
+        weight=f'ScaleClip {weight["bits"]} bits, group size 4{text}')
+
+
 def test_a_model_whose_part_is_quantized_already_is_an_error():
     import gdrq_mm
     model = nn.Sequential(

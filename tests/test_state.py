@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gdrq_mm import quantize_
+from gdrq_mm.clip_search import search_clip
+from gdrq_mm.quantizers import ScaleClipWeight
 from gdrq_mm.state import get_state
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
@@ -701,3 +703,66 @@ def test_a_missing_threshold_warns_once_in_evaluation():
         model(batch())
         model(batch())
     assert len(caught) == 1
+
+
+# -- clip-in-forward and searched clip values ---------------------------------
+
+SCHEMES = [dict(projection=False), dict(clip='search'),
+           dict(clip='search', projection=False)]
+
+
+@pytest.mark.parametrize('weight', SCHEMES)
+def test_stored_weights_are_clipped_by_projection_only(weight):
+    model, free = (make(dict(weight=dict(bits=2, **scheme)))
+                   for scheme in (weight, SCHEMES[0]))
+    reference = [layer.weight.detach().clone() for layer in
+                 quantized_layers(model)]
+    for net in (model, free):
+        train_step(net, sgd(net, lr=0.), batch())
+    for layer, before in zip(quantized_layers(model), reference):
+        changed = not torch.equal(layer.weight, before)
+        assert changed == weight.get('projection', True)
+        if changed:
+            _, expected = project_oracle(before, 2., 4)
+            np.testing.assert_allclose(layer.weight.detach(), expected,
+                                       rtol=1e-5)
+
+
+@pytest.mark.parametrize('weight', SCHEMES)
+@pytest.mark.parametrize('steps_before', [1, 4])
+def test_training_of_such_schemes_is_resumed_exactly(
+        weight, steps_before, monkeypatch):
+    monkeypatch.setattr(ScaleClipWeight, 'SEARCH_INTERVAL', 3)
+    config = dict(weight=dict(bits=2, **weight), activation=dict(bits=4))
+    model, resumed = make(config), make(config, seed=1)
+    optimizer, its_optimizer = sgd(model, lr=.1), sgd(resumed, lr=.1)
+    for step in range(steps_before):
+        train_step(model, optimizer, batch(step))
+    resumed.load_state_dict(through_file(model.state_dict()))
+    clips = model.conv1.weight_quantizer.clip.detach().clone()
+    for step in range(steps_before, steps_before + 3):
+        train_step(model, optimizer, batch(step))
+        train_step(resumed, its_optimizer, batch(step))
+    assert same(model.state_dict(), resumed.state_dict())
+    assert not torch.equal(model.conv1.weight_quantizer.clip, clips)
+
+
+def test_clip_is_searched_when_rounding_begins():
+    model = make(dict(weight=dict(bits=2, clip='search')))
+    optimizer = sgd(model, lr=.3)
+    train_step(model, optimizer, batch())
+    early = model.conv1.weight_quantizer.clip.detach().clone()
+    get_state(model).set_phase('reshape')
+    for step in range(3):
+        train_step(model, optimizer, batch(step))
+    get_state(model).set_phase('quantize')
+    expected = search_clip(model.conv1.weight, 2, 4)
+    model(batch())
+    assert torch.equal(model.conv1.weight_quantizer.clip, expected)
+    assert not torch.equal(early, expected)
+
+
+def test_checkpoint_of_a_searched_clip_is_refused_without_search():
+    trained = make(dict(weight=dict(bits=2, clip='search')))
+    with pytest.raises(RuntimeError, match='searched clip'):
+        make(dict(weight=dict(bits=2))).load_state_dict(trained.state_dict())

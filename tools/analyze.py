@@ -2,47 +2,85 @@
 
 Usage:
     python tools/analyze.py plan CONFIG [--shape 224 224]
+    python tools/analyze.py ends CONFIG [--bits 8 | --float]
 
-prints every layer: quantized or not and why, bits, groups, thresholds, sign
-of its input, what it shares its input with, size before and after.
+plan prints every layer: quantized or not and why, bits, groups, thresholds,
+sign of its input, what it shares its input with, size before and after.
+
+ends prints the rules that give first and last layers other bits, to paste
+into the quantization. The config may be that of the float model.
 """
 import argparse
 
 from mmengine.config import Config
 
-from gdrq_mm.publish import quantization_of
+from gdrq_mm.analysis import first_and_last
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.plan import make_plan
+from gdrq_mm.publish import quantization_of
 from gdrq_mm.report import QuantReport, trace_layers
 from gdrq_mm.scopes import build_model, example_batch, scope_of
 from gdrq_mm.state import get_state
 
 
 def plan(args) -> None:
+    cfg, model, plans = open_config(args, quantization_of)
+    batch = example_batch(scope_of(cfg), tuple(args.shape))
+    traces = trace_layers(model, plans, lambda: model.test_step(batch))
+    print(QuantReport(plans, traces))
+
+
+def ends(args) -> None:
+    # Every layer counts, whatever the config would do to it.
+    cfg, model, plans = open_config(
+        args, lambda cfg: dict(weight=dict(bits=8)))
+    batch = example_batch(scope_of(cfg), tuple(args.shape))
+    found = first_and_last(model, plans, lambda: model.test_step(batch))
+    change = 'skip=True' if args.float else (
+        f'weight=dict(bits={args.bits}), activation=dict(bits={args.bits})')
+    print('rules=[')
+    for title, names in (('first', found.first), ('last', found.last)):
+        print(f'    # {title}')
+        for name in names:
+            if title == 'first' or name not in found.first:
+                print(f'    dict(match={name!r}, {change}),')
+    print(']')
+    if found.uncalled:
+        print('# not called in a prediction, decide yourself: '
+              f'{", ".join(found.uncalled)}')
+
+
+def open_config(args, quantization):
+    """The config, its model, and what becomes of the layers."""
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    quantization = quantization_of(cfg)
+    quantization = quantization(cfg)
     model = build_model(cfg)
     state = get_state(model)
     plans = state.plans if state else make_plan(
         model, QuantConfig.from_dict(quantization))
-    batch = example_batch(scope_of(cfg), tuple(args.shape))
-    traces = trace_layers(model, plans, lambda: model.test_step(batch))
-    print(QuantReport(plans, traces))
+    return cfg, model, plans
 
 
 def main() -> None:
     from mmengine.config import DictAction
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
-    command = commands.add_parser('plan', help='dry run of the conversion')
-    command.add_argument('config')
-    command.add_argument('--shape', type=int, nargs=2, default=(224, 224),
-                         metavar=('HEIGHT', 'WIDTH'),
-                         help='of the random image (default: 224 224)')
-    command.add_argument('--cfg-options', nargs='+', action=DictAction)
-    command.set_defaults(run=plan)
+    for run, text in ((plan, 'dry run of the conversion'),
+                      (ends, 'rules for first and last layers')):
+        command = commands.add_parser(run.__name__, help=text)
+        command.add_argument('config')
+        command.add_argument('--shape', type=int, nargs=2, default=(224, 224),
+                             metavar=('HEIGHT', 'WIDTH'),
+                             help='of the random image (default: 224 224)')
+        command.add_argument('--cfg-options', nargs='+', action=DictAction)
+        command.set_defaults(run=run)
+    policy = command.add_mutually_exclusive_group()
+    policy.add_argument('--bits', type=int, default=8,
+                        help='of these layers (default: 8)')
+    policy.add_argument('--float', action='store_true',
+                        help='leave these layers float')
     args = parser.parse_args()
     try:
         args.run(args)

@@ -12,6 +12,8 @@ from torch import nn
 from .. import kernels
 from ..convert import check_weights, quantize_
 from ..models.checks import check_model, frozen_norms
+from ..post_training import training_forwards
+from ..recalibrate import recalibrate_bn
 from ..report import QuantReport
 from ..state import get_state
 
@@ -32,10 +34,14 @@ class GDRQHook(Hook):
             their thresholds only. Defaults to 0.
         begin_epoch (int): The same by epoch; give one of the two. Defaults
             to 0.
+        bn_batches (int): Recalibrate batch normalization, frozen layers
+            included, with so many training batches when rounding begins and
+            after the last iteration. They come from a loader of their own.
+            Defaults to 0: its statistics are those of the training.
 
     Raises:
-        ValueError: Both begins are given or one is negative, the model is not
-            quantized and no ``quantization`` is given, or the run uses
+        ValueError: Both begins are given or a number is negative, the model
+            is not quantized and no ``quantization`` is given, or the run uses
             something that bypasses quantized layers.
 
     Examples:
@@ -49,9 +55,11 @@ class GDRQHook(Hook):
     def __init__(self,
                  quantization: Optional[dict] = None,
                  begin_iter: int = 0,
-                 begin_epoch: int = 0) -> None:
+                 begin_epoch: int = 0,
+                 bn_batches: int = 0) -> None:
         for name, value in (('begin_iter', begin_iter),
-                            ('begin_epoch', begin_epoch)):
+                            ('begin_epoch', begin_epoch),
+                            ('bn_batches', bn_batches)):
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f'GDRQHook: {name} is {value!r}, allowed: '
                                  'an integer >= 0')
@@ -62,6 +70,7 @@ class GDRQHook(Hook):
         self.quantization = quantization
         self.begin_iter = begin_iter
         self.begin_epoch = begin_epoch
+        self.bn_batches = bn_batches
 
     def before_run(self, runner) -> None:
         """Convert the model."""
@@ -91,6 +100,12 @@ class GDRQHook(Hook):
         if self.state is None:
             return
         self._check_begin(runner)
+        if self.bn_batches and not runner.cfg.get('train_dataloader'):
+            raise ValueError(
+                f'GDRQHook: bn_batches={self.bn_batches} needs the '
+                'train_dataloader of a config to build a second one; build '
+                'the runner with Runner.from_cfg, or call '
+                'gdrq_mm.recalibrate_bn yourself')
         check_weights(self.state.plans)
         print_log(f'GDRQHook:\n{QuantReport(self.state.plans)}', 'current')
         device = next(self.model.parameters()).device.type
@@ -121,6 +136,8 @@ class GDRQHook(Hook):
             self.state.set_phase(phase)
             print_log(f'GDRQHook: phase {phase!r} from iteration '
                       f'{runner.iter} (epoch {runner.epoch}) on', 'current')
+            if phase == 'quantize':
+                self._recalibrate_bn(runner)
         self.state.collect_clipped = self._log_is_due(runner, batch_idx)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
@@ -128,6 +145,8 @@ class GDRQHook(Hook):
         """Hand the figures of this step to the log and the visualizer."""
         if self.state is None:
             return
+        if runner.iter + 1 == runner.max_iters:
+            self._recalibrate_bn(runner)
         if not self.calls_checked and self.state.any_threshold():
             self.calls_checked = True  # after the first optimizer step
             self._log_first_iteration()
@@ -155,6 +174,17 @@ class GDRQHook(Hook):
                 'reads their weight (some attention modules do), they are '
                 'not quantized: add dict(match=..., skip=True) to the '
                 'rules.', 'current', logging.WARNING)
+
+    def _recalibrate_bn(self, runner) -> None:
+        if not self.bn_batches:
+            return
+        # Not the loader of the run, whose iterator may be in use.
+        loader = runner.build_dataloader(runner.cfg.train_dataloader,
+                                         seed=runner.seed)
+        used = recalibrate_bn(self.model, training_forwards(
+            self.model, loader, self.bn_batches))
+        print_log(f'GDRQHook: batch normalization recalibrated with {used} '
+                  'batches', 'current')
 
     def before_val_epoch(self, runner) -> None:
         self._sync_averaged_models(runner)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import functional as F
 from .. import kernels
+from ..clip_search import search_clip
 from ..kernels import Grid, eager
 
 # Clip value over mean|x| with the least squared error for a half-normal
@@ -29,11 +30,18 @@ def default_k(bits: int, signed: bool) -> float:
 
 
 class ScaleClipWeight(nn.Module):
-    """Quantize a weight, one clip value ``T = k * mean|G|`` a group.
+    """Quantize a weight, one clip value a group of filters.
 
-    The clip values are those of the last projection (:meth:`project`), so
-    every trained weight lies inside its range. Until the first training step
-    they are computed from the weight at hand.
+    With ``clip='threshold'`` it is ``T = k * mean|G|`` of the last projection
+    (:meth:`project`), so every trained weight lies inside its range. Until
+    the first training step it is computed from the weight at hand.
+
+    With ``clip='search'`` it is that of least quantized loss (Eq. 12), found
+    at the first use and anew every ``SEARCH_INTERVAL`` steps: the paper
+    searches once and fine-tunes, but over a long training the weights leave
+    that value behind, and a search at every step would cost more than the
+    step. What is stored says how many steps there were, so that a resumed
+    training searches when the uninterrupted one does.
 
     ``clip`` is a Parameter without gradient: model averaging then averages it
     together with the weights, and averaged weights stay inside averaged clip
@@ -44,27 +52,49 @@ class ScaleClipWeight(nn.Module):
         bits (int): 1 to 8.
         group_size (int): Filters a group, -1 for the whole layer.
         k (float): Threshold factor; 2 reshapes towards uniform.
+        clip (str): 'threshold' or 'search'. Defaults to 'threshold'.
+        projection (bool): Clip the stored weights to ``T`` after each step.
+            Otherwise they keep their values, and clipping acts in the forward
+            only. Defaults to True.
     """
 
+    SEARCH_INTERVAL = 100  # steps between two searches
+
     def __init__(self, num_filters: int, bits: int, group_size: int,
-                 k: float) -> None:
+                 k: float, clip: str = 'threshold',
+                 projection: bool = True) -> None:
         super().__init__()
         self.bits = bits
         self.group_size = group_size
         self.k = k
+        self.searches = clip == 'search'
+        self.projection = projection
         self.clip = nn.Parameter(
             torch.zeros(F.num_groups(num_filters, group_size)),
             requires_grad=False)
         self._known_set = False
         self._projected = None  # address and version of that weight
+        self._steps: Optional[int] = None  # num_steps, once it was read
+        if self.searches:
+            self.register_buffer('num_steps', torch.zeros(
+                (), dtype=torch.long))
 
     def extra_repr(self) -> str:
-        return (f'bits={self.bits}, group_size={self.group_size}, '
-                f'k={self.k}')
+        text = f'bits={self.bits}, group_size={self.group_size}, k={self.k}'
+        text += ", clip='search'" if self.searches else ''
+        return text + ('' if self.projection else ', projection=False')
 
     def forget(self) -> None:
         """Look at ``clip`` anew: something else may have written to it."""
         self._known_set = False
+        self._steps = None
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Search anew at the next use: another phase has begun."""
+        if self.searches:
+            self.clip.zero_()
+            self.forget()
 
     def _is_set(self) -> bool:
         # Zero means "not set yet" (or a weight of zeros, for which computing
@@ -75,18 +105,30 @@ class ScaleClipWeight(nn.Module):
 
     def current_clip(self, weight: Tensor) -> Tensor:
         """Clip values in force for ``weight``, shape ``(num_groups, )``."""
-        if self._is_set():
-            return self.clip.detach()
-        return F.clip_threshold(weight, self.k, self.group_size).float()
+        if not self._is_set():
+            if not self.searches:
+                return F.clip_threshold(
+                    weight, self.k, self.group_size).float()
+            self._search(weight)
+        return self.clip.detach()
 
-    def top(self, weight: Tensor, clip: Tensor) -> Tensor:
-        """Value of the largest code of every filter, ready to broadcast.
+    @torch.no_grad()
+    def _search(self, weight: Tensor) -> None:
+        self.clip.copy_(search_clip(weight, self.bits, self.group_size))
+        self._known_set = False
+
+    def top_of_groups(self, clip: Tensor) -> Tensor:
+        """Value of the largest code of every group, shape ``(num_groups, )``.
 
         The clip value; at 1 bit the mean, ``sign(w) * mean|G|``, which is
-        ``clip / k``.
+        ``clip / k`` where the clip is ``T``.
         """
-        top = clip / self.k if self.bits == 1 else clip
-        return F.expand_clip(top, weight, self.group_size)
+        return clip / self.k if self.bits == 1 and not self.searches else clip
+
+    def top(self, weight: Tensor, clip: Tensor) -> Tensor:
+        """The same of every filter, ready to broadcast."""
+        return F.expand_clip(self.top_of_groups(clip), weight,
+                             self.group_size)
 
     def set_clip(self, weight: Tensor) -> None:
         """Store the clip values in force (at the start of training)."""
@@ -99,22 +141,37 @@ class ScaleClipWeight(nn.Module):
         """Clip the stored weight in place to new thresholds (Eq. 7 to 9).
 
         Called after each optimizer step: only clipping the *stored* weights
-        makes them uniform.
+        makes them uniform. Without ``projection`` the thresholds are new, and
+        the weight stays.
         """
-        kernels.project_(weight, self.clip, self.k, self.group_size)
-        self.has_projected(weight)
+        clip = torch.empty_like(self.clip) if self.searches else self.clip
+        if self.projection:
+            kernels.project_(weight, clip, self.k, self.group_size)
+        elif not self.searches:
+            clip.copy_(F.clip_threshold(weight, self.k, self.group_size))
+        if self.searches:
+            self._count_step(weight)
+        self.has_stepped(weight)
 
-    def has_projected(self, weight: Tensor) -> None:
-        """``weight`` lies inside ``clip`` as it is now."""
-        if not self._known_set:
+    def has_stepped(self, weight: Tensor) -> None:
+        """``clip`` is that of ``weight`` as it is now."""
+        if not self._known_set and not self.searches:
             self._known_set = True
-        self._projected = weight.data_ptr(), weight._version
+        if self.projection and not self.searches:
+            self._projected = weight.data_ptr(), weight._version
+
+    def _count_step(self, weight: Tensor) -> None:
+        if self._steps is None:
+            self._steps = int(self.num_steps)
+        self._steps += 1
+        self.num_steps += 1
+        if self._steps % self.SEARCH_INTERVAL == 0:
+            self._search(weight)
 
     def grid(self, weight: Tensor) -> Grid:
         """What ``weight`` is quantized to."""
-        clip = self.current_clip(weight)
         return Grid(
-            clip / self.k if self.bits == 1 else clip, self.bits,
+            self.top_of_groups(self.current_clip(weight)), self.bits,
             group_size=self.group_size, all_inside=self._projected == (
                 weight.data_ptr(), weight._version))
 
@@ -138,7 +195,11 @@ class ScaleClipWeight(nn.Module):
         top = self.top(codes, clip)
         return codes * (top / F.num_levels(max(self.bits, 2)))
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, weight: Tensor, rounding: bool = True) -> Tensor:
+        if not rounding:  # the float model is reshaped
+            return weight if self.projection or self.searches else \
+                F.scale_clip(weight, self.current_clip(weight),
+                             self.group_size)
         top = self.top(weight, self.current_clip(weight))
         return F.linear_quantize(weight, top, self.bits)
 

@@ -1,12 +1,9 @@
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner.checkpoint import save_checkpoint
 
 from gdrq_mm import GDRQHook
@@ -50,6 +47,7 @@ def scalars(runner):
     (dict(begin_iter=1.5), 'begin_iter is 1.5'),
     (dict(begin_epoch='3'), "begin_epoch is '3'"),
     (dict(begin_iter=2, begin_epoch=1), 'both given'),
+    (dict(bn_batches=-1), 'bn_batches is -1'),
 ])
 def test_begins_that_make_no_sense_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -256,6 +254,52 @@ def test_reshape_phase_clips_the_stored_weights_and_rounds_nothing(
     assert (magnitudes <= clip).all() and (magnitudes == clip).any()
 
 
+# -- batch normalization -----------------------------------------------------
+
+
+class KeepStatistics(Hook):
+    """Running means of one layer before each iteration and at the end."""
+    priority = 'LOWEST'
+
+    def before_train(self, runner):
+        self.means = []
+        self.norm = runner.model.backbone.layer1[0].bn1
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.means.append(self.norm.running_mean.clone())
+
+
+@pytest.mark.parametrize('begin_iter', [0, 2])
+def test_frozen_statistics_are_recalibrated_as_rounding_begins_and_at_the_end(
+        begin_iter, make_runner, run_log):
+    keep = KeepStatistics()
+    runner = make_runner(
+        'resnet', hook(begin_iter=begin_iter, bn_batches=2),
+        **{'model.backbone.norm_eval': True})
+    runner.register_hook(keep)
+    runner.train()
+    last = keep.norm.running_mean
+    assert not last.equal(keep.means[-1])
+    changed = [bool(mean.any()) for mean in keep.means]  # zeros at first
+    assert changed == [step >= begin_iter for step in range(4)]
+    assert len({mean.sum().item() for mean in keep.means[begin_iter:]}) == 1
+    saved = checkpoint(runner, 'epoch_2.pth')['state_dict']
+    assert saved['backbone.layer1.0.bn1.running_mean'].equal(last)
+    log = run_log(runner)
+    assert log.count('batch normalization recalibrated with 2 batches') == 2
+
+
+def test_recalibration_does_not_repeat_in_a_resumed_run(
+        make_runner, run_log, tmp_path):
+    work_dir = tmp_path / 'run'
+    make_runner('resnet', hook(), work_dir=work_dir,
+                train_cfg=dict(max_epochs=1)).train()
+    second = make_runner('resnet', hook(bn_batches=1), work_dir=work_dir,
+                         resume=True)
+    second.train()
+    assert run_log(second).count('recalibrated') == 1
+
+
 # -- log ---------------------------------------------------------------------
 
 
@@ -364,50 +408,6 @@ def test_model_inside_test_time_augmentation_is_found(
     runner.test()
     state = get_state(runner.model.module)
     assert state is not None and state.any_threshold()
-
-
-def test_gradient_accumulation_steps_once_for_two_iterations(make_runner):
-    runner = make_runner('resnet', hook(),
-                         optim_wrapper=dict(accumulative_counts=2))
-    runner.train()
-    layer = runner.model.backbone.layer1[0].conv1
-    assert int(layer.input_quantizer.num_updates) == 2
-    clip = layer.weight_quantizer.clip.repeat_interleave(4)[:, None]
-    assert (layer.weight.detach().abs().flatten(1) <= clip).all()
-
-
-@OPTIM_WRAPPERS.register_module()
-class CPUAmpOptimWrapper(OptimWrapper):
-    """mmengine's AmpOptimWrapper refuses to work without a GPU."""
-
-    @contextmanager
-    def optim_context(self, model):
-        with super().optim_context(model), torch.autocast(
-                'cpu', dtype=torch.bfloat16):
-            yield
-
-
-@pytest.mark.parametrize('site', ['input', 'relu'])
-def test_mixed_precision_keeps_quantizers_in_float32(
-        site, make_runner, tmp_path):
-    quantization = dict(weight=dict(bits=4),
-                        activation=dict(bits=4, site=site))
-    plain = make_runner('resnet', hook(quantization),
-                        work_dir=tmp_path / 'plain')
-    plain.train()
-    runner = make_runner('resnet', hook(quantization),
-                         optim_wrapper=dict(type='CPUAmpOptimWrapper'))
-    runner.train()
-    assert runner.record.losses != plain.record.losses  # bfloat16 was used
-    ours, expected = (one.model.state_dict() for one in (runner, plain))
-    for key, value in expected.items():
-        assert ours[key].dtype == value.dtype, key
-        if key.endswith('.clip') and value.dim() == 0:
-            torch.testing.assert_close(ours[key], value, rtol=.1, atol=1e-4,
-                                       msg=key)
-    for layer in (runner.model.backbone.conv1, runner.model.head.fc):
-        clip = layer.weight_quantizer.clip.repeat_interleave(4)[:, None]
-        assert (layer.weight.detach().abs().flatten(1) <= clip).all()
 
 
 def test_a_flexible_runner_is_refused_with_the_way_out(load_config, tmp_path):

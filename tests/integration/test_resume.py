@@ -70,11 +70,12 @@ def test_resumed_run_equals_the_uninterrupted_one(
     assert ours['state_dict'][f'{conv}.num_updates'] == 4
 
 
-@pytest.mark.parametrize('begin_iter', [1, 3])
+@pytest.mark.parametrize('name, begin_iter', [
+    ('resnet', 1), ('resnet', 3), ('pspnet', 3)])
 def test_run_with_phases_resumed_equals_the_uninterrupted_one(
-        begin_iter, make_runner, tmp_path):
+        name, begin_iter, make_runner, tmp_path):
     """Interrupted after the reshape phase (1) and in its middle (3)."""
-    whole, _, _ = run_whole_and_halves('resnet', make_runner, tmp_path,
+    whole, _, _ = run_whole_and_halves(name, make_runner, tmp_path,
                                        begin_iter=begin_iter)
     assert whole.record.phases == \
         ['reshape'] * begin_iter + ['quantize'] * (4 - begin_iter)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdrq_mm import functional as F
+from gdrq_mm.clip_search import search_clip
 from gdrq_mm.quantizers import QUANTIZERS
 from gdrq_mm.quantizers.scale_clip import (ScaleClipActivation,
                                            ScaleClipWeight, default_k)
@@ -174,6 +175,116 @@ def test_projected_weights_pass_every_gradient():
     weight.requires_grad_()
     (quantizer(weight) * 3).sum().backward()
     assert (weight.grad == 3).all()
+
+
+# -- clip-in-forward and searched clip values ---------------------------------
+
+def without_projection(weight, **kwargs):
+    return ScaleClipWeight(len(weight), 4, 4, 2., projection=False, **kwargs)
+
+
+def test_without_projection_the_weight_stays_and_the_threshold_moves():
+    weight = normal(6, 3)
+    before, quantizer = weight.clone(), without_projection(weight)
+    for scale in (1, 10):
+        weight *= scale
+        quantizer.project(weight)
+        assert torch.equal(weight, before * scale)
+        assert torch.equal(quantizer.clip, F.clip_threshold(weight, 2., 4))
+    assert torch.equal(quantizer(weight), F.linear_quantize(
+        weight, F.expand_clip(quantizer.clip, weight, 4), 4))
+
+
+def test_without_projection_the_reshaped_weight_is_clipped_in_the_forward():
+    weight = normal(8, 30).requires_grad_()
+    quantizer = without_projection(weight)
+    clip = F.expand_clip(F.clip_threshold(weight, 2., 4), weight, 4)
+    reshaped = quantizer(weight, rounding=False)
+    assert torch.equal(reshaped, torch.clamp(weight, -clip, clip))
+    assert (reshaped.abs() == clip).any()
+    reshaped.sum().backward()
+    assert torch.equal(weight.grad, (weight.abs() <= clip).float())
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(), dict(clip='search'), dict(clip='search', projection=False)])
+def test_projected_or_searched_weights_are_reshaped_as_they_are(kwargs):
+    weight = normal(8, 3)
+    quantizer = ScaleClipWeight(8, 4, 4, 2., **kwargs)
+    assert quantizer(weight, rounding=False) is weight
+
+
+@pytest.mark.parametrize('group_size', [1, 4, -1])
+@pytest.mark.parametrize('bits', [1, 2, 4])
+def test_searched_clip_is_that_of_the_least_loss(bits, group_size):
+    weight = normal(10, 5)
+    quantizer = ScaleClipWeight(10, bits, group_size, 2., clip='search')
+    quantized = quantizer(weight)
+    clip = search_clip(weight, bits, group_size)
+    assert torch.equal(quantizer.clip.detach(), clip)  # stored at first use
+    assert torch.equal(quantized, F.linear_quantize(
+        weight, F.expand_clip(clip, weight, group_size), bits))
+    if bits > 1:
+        threshold = ScaleClipWeight(10, bits, group_size, 2.)
+        assert F.quantized_loss(weight, quantized) <= F.quantized_loss(
+            weight, threshold(weight))
+
+
+@pytest.mark.parametrize('projection', [True, False])
+def test_clip_is_searched_anew_every_so_many_steps(projection, monkeypatch):
+    monkeypatch.setattr(ScaleClipWeight, 'SEARCH_INTERVAL', 3)
+    weight = normal(6, 3)
+    quantizer = ScaleClipWeight(6, 4, 4, 2., 'search', projection)
+    quantizer(weight)
+    for step in range(1, 8):
+        weight.mul_(1.5)
+        threshold = F.expand_clip(F.clip_threshold(weight, 2., 4), weight, 4)
+        before, clip = weight.clone(), quantizer.clip.detach().clone()
+        quantizer.project(weight)
+        assert torch.equal(weight, before if not projection else
+                           torch.clamp(before, -threshold, threshold))
+        expected = search_clip(weight, 4, 4) if step % 3 == 0 else clip
+        assert torch.equal(quantizer.clip.detach(), expected)
+    assert quantizer.num_steps == 7
+
+
+def test_number_of_steps_is_read_anew_after_loading(monkeypatch):
+    monkeypatch.setattr(ScaleClipWeight, 'SEARCH_INTERVAL', 3)
+    weight = normal(6, 3)
+    one, other = (ScaleClipWeight(6, 4, 4, 2., 'search', False)
+                  for _ in range(2))
+    for _ in range(2):
+        one(weight)
+        one.project(weight)
+        other.project(weight)
+    other.load_state_dict(one.state_dict())
+    other.forget()
+    for quantizer in (one, other):
+        quantizer.project(weight * 2)
+        assert torch.equal(quantizer.clip.detach(),
+                           search_clip(weight * 2, 4, 4))
+
+
+def test_restart_searches_at_the_next_use_and_leaves_thresholds():
+    weight = normal(6, 3)
+    searched = ScaleClipWeight(6, 4, 4, 2., clip='search')
+    plain = quantizer_of(weight)
+    for quantizer in (searched, plain):
+        quantizer(weight)
+        quantizer.project(weight)
+        quantizer.restart()
+    assert not searched.clip.any() and plain.clip.all()
+    searched(weight * 3)
+    assert torch.equal(searched.clip.detach(), search_clip(weight * 3, 4, 4))
+
+
+def test_searched_clip_is_stored_in_inference_mode():
+    weight = normal(6, 3)
+    quantizer = ScaleClipWeight(6, 4, 4, 2., clip='search')
+    with torch.inference_mode():
+        quantizer(weight)
+    assert quantizer.clip.all()
+    quantizer(weight.requires_grad_()).sum().backward()
 
 
 def test_group_of_zeros_comes_back_to_life():

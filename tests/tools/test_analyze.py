@@ -1,4 +1,5 @@
 """tools/analyze.py plan: a dry run that lists every layer."""
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,17 @@ def test_a_typo_in_a_rule_is_an_error_with_the_nearest_name():
     assert result.returncode == 2
     assert "'backbone.conv9' matches no layer; did you mean" in result.stderr
     assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize('policy, change', [
+    (['--bits', '6'], dict(weight=dict(bits=6), activation=dict(bits=6))),
+    (['--float'], dict(skip=True))])
+def test_ends_prints_rules_to_paste(policy, change, monkeypatch, capsys):
+    tool = str(ROOT / 'tools' / 'analyze.py')
+    monkeypatch.setattr(sys, 'argv', [
+        tool, 'ends', str(ROOT / 'configs' / CONFIGS['cls']), '--shape',
+        '32', '32', *policy])
+    runpy.run_path(tool, run_name='__main__')
+    pasted = eval('dict(' + capsys.readouterr().out + ')')
+    assert pasted['rules'] == [dict(match='backbone.conv1', **change),
+                               dict(match='head.fc', **change)]

@@ -1,0 +1,106 @@
+"""First and last layers of a model, which many policies keep at 8 bits.
+
+There is no name or place by which they can be told: detectors have several
+predictors, and the order of modules is not that of their calls. So they are
+read off the graph that autograd records.
+"""
+from typing import Callable, Dict, Iterator, List, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..plan import LayerPlan
+
+
+class Ends(NamedTuple):
+    """Names of layers, each list in the order of ``model.named_modules()``.
+
+    Args:
+        first (list[str]): They read the output of no other layer.
+        last (list[str]): No other layer reads their output.
+        uncalled (list[str]): The forward does not call them, as that of
+            auxiliary heads in a prediction.
+    """
+    first: List[str]
+    last: List[str]
+    uncalled: List[str]
+
+
+def first_and_last(model: nn.Module, plans: List[LayerPlan],
+                   forward: Callable) -> Ends:
+    """Run ``forward`` once and see which layers read which.
+
+    A layer reads another one where a gradient could flow from its input to
+    that one's output without passing through a third: proposals, which
+    detectors detach, do not make the layers of a ROI head read those of the
+    RPN.
+
+    Args:
+        model (nn.Module): Float or quantized; put in eval mode for the time.
+        plans (list[LayerPlan]): The layers to look at.
+        forward (callable): Runs the model on a batch, without
+            ``torch.no_grad``.
+
+    Returns:
+        Ends: First, last and uncalled layers.
+    """
+    layers = [plan for plan in plans
+              if getattr(plan.module, 'weight', None) is not None]
+    reads: Dict[str, set] = {}
+    written = {}  # node of autograd, kept alive -> the layer that made it
+
+    def watch(name):
+
+        def hook(module, args, kwargs, output):
+            sources = reads.setdefault(name, set())
+            for value in (*args, *kwargs.values()):
+                sources.update(_sources(value, written))
+            for value in output if isinstance(output, tuple) else (output, ):
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    written[value.grad_fn] = name
+
+        return hook
+
+    handles = [plan.module.register_forward_hook(
+        watch(plan.name), with_kwargs=True) for plan in layers]
+    modes = {module: module.training for module in model.modules()}
+    frozen = [parameter for plan in layers
+              for parameter in plan.module.parameters(recurse=False)
+              if not parameter.requires_grad]
+    model.eval()
+    try:
+        for parameter in frozen:  # they would not show in the graph
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            forward()
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module, training in modes.items():
+            module.training = training
+        for handle in handles:
+            handle.remove()
+    read = {source for name, sources in reads.items()
+            for source in sources if source != name}
+    names = [plan.name for plan in layers]
+    return Ends(
+        first=[name for name in names
+               if name in reads and not reads[name] - {name}],
+        last=[name for name in names if name in reads and name not in read],
+        uncalled=[name for name in names if name not in reads])
+
+
+def _sources(value, written: dict) -> Iterator[str]:
+    """Layers whose output a tensor was made of, with no layer between."""
+    if not isinstance(value, Tensor) or value.grad_fn is None:
+        return
+    pending, seen = [value.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in written:
+            yield written[node]
+        else:
+            pending.extend(following for following, _ in node.next_functions)

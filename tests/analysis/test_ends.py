@@ -1,0 +1,92 @@
+"""First and last layers, by what reads what."""
+import pytest
+import torch
+from torch import nn
+
+from gdrq_mm import quantize_
+from gdrq_mm.analysis import first_and_last
+from gdrq_mm.config import QuantConfig
+from gdrq_mm.plan import make_plan
+from gdrq_mm.scopes import example_batch
+from gdrq_mm.state import get_state
+
+W8 = QuantConfig.from_dict(dict(weight=dict(bits=8)))
+SCOPES = dict(faster_rcnn='mmdet', pspnet='mmseg', resnet='mmpretrain')
+
+
+class Branches(nn.Module):
+    """Two inputs, a shared trunk called twice, two predictors; the order of
+    the modules says nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.box = nn.Conv2d(4, 2, 1)
+        self.trunk = nn.Conv2d(4, 4, 3, padding=1)
+        self.score = nn.Conv2d(4, 1, 1)
+        self.depth_stem = nn.Conv2d(1, 4, 1)
+        self.image_stem = nn.Conv2d(3, 4, 1)
+        self.auxiliary = nn.Conv2d(4, 1, 1)
+        self.second = nn.Linear(3, 2)
+
+    def forward(self, image, depth):
+        x = self.image_stem(image).relu_() + self.depth_stem(depth)
+        x = self.trunk(self.trunk(x).relu())
+        box = self.box(x)
+        # As proposals do: values of a prediction choose, without gradient.
+        pooled = x.mean((2, 3))[:, :3] * box.detach().mean()
+        return box, self.score(x), self.second(pooled)
+
+
+def ends_of(model, forward):
+    return first_and_last(model, make_plan(model, W8), forward)
+
+
+def test_ends_are_those_of_the_graph_and_not_of_the_order():
+    model = Branches()
+    ends = ends_of(model, lambda: model(torch.rand(2, 3, 6, 6),
+                                        torch.rand(2, 1, 6, 6)))
+    assert ends.first == ['depth_stem', 'image_stem']
+    assert ends.last == ['box', 'score', 'second']
+    assert ends.uncalled == ['auxiliary']
+
+
+@pytest.mark.parametrize('quantized', [False, True])
+def test_frozen_layers_are_seen_and_nothing_is_changed(quantized):
+    model = Branches().train()
+    inputs = torch.rand(2, 3, 6, 6), torch.rand(2, 1, 6, 6)
+    model.image_stem.requires_grad_(False)
+    model.trunk.eval()
+    if quantized:
+        quantize_(model, dict(weight=dict(bits=4), activation=dict(bits=4)))
+    plans = get_state(model).plans if quantized else make_plan(model, W8)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trained = [p.requires_grad for p in model.parameters()]
+    with torch.no_grad():  # what is around it does not matter
+        ends = first_and_last(model, plans, lambda: model(*inputs))
+    assert ends.first == ['depth_stem', 'image_stem']
+    assert [p.requires_grad for p in model.parameters()] == trained
+    assert model.training and not model.trunk.training
+    assert all(torch.equal(value, before[key])
+               for key, value in model.state_dict().items())
+    assert not any(layer.module._forward_hooks for layer in plans)
+
+
+def test_a_single_layer_is_first_and_last():
+    model = nn.Sequential(nn.Linear(3, 2))
+    ends = ends_of(model, lambda: model(torch.rand(1, 3)))
+    assert ends.first == ends.last == ['0']
+
+
+@pytest.mark.parametrize('name, last', [
+    ('resnet', ['head.fc']), ('pspnet', ['decode_head.conv_seg']),
+    ('faster_rcnn', ['rpn_head.rpn_cls', 'rpn_head.rpn_reg',
+                     'roi_head.bbox_head.fc_cls',
+                     'roi_head.bbox_head.fc_reg'])])
+def test_ends_of_the_models_of_the_three_packages(name, last, build_model):
+    model = build_model(name)
+    batch = example_batch(SCOPES[name], (64, 64))
+    ends = ends_of(model, lambda: model.test_step(batch))
+    stem = 'backbone.stem.0' if name == 'pspnet' else 'backbone.conv1'
+    assert (ends.first, ends.last) == ([stem], last)
+    assert all('auxiliary' in one for one in ends.uncalled)
+    assert bool(ends.uncalled) == (name == 'pspnet')
