@@ -138,8 +138,9 @@ def shrink_data(cfg: Config, roots: dict) -> None:
 
 
 def datasets_of(dataset) -> list:
-    """The innermost datasets."""
+    """The innermost datasets, none of them repeated."""
     if 'dataset' in dataset:
+        dataset.times = 1  # of RepeatDataset
         return datasets_of(dataset.dataset)
     if 'datasets' in dataset:
         return [each for inner in dataset.datasets
