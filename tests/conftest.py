@@ -24,8 +24,8 @@ from gdrq_mm.state import get_state
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(1)
 
-# mmengine reads all installed distributions, and all metafiles of the package,
-# anew for every '::' in a config: half a second each time.
+# mmengine reads all installed distributions, and all metafiles of a package,
+# anew for every "::" in a config: half a second each time.
 for _module, _name in ((mmengine_config, 'is_installed'),
                        (mmengine_config, 'get_installed_path'),
                        (mmengine_config_utils, 'load')):
