@@ -1,6 +1,9 @@
+import os
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = {}
@@ -12,6 +15,42 @@ MM = dict(
     seg=['mmsegmentation>=1.0', 'ftfy', 'regex'],
     cls=['mmpretrain>=1.0'])
 
+# mmengine and mim look for these in the ``.mim`` folder of a package.
+MIM = ('configs', 'tools', 'model-index.yml')
+# What needs the checkout is not installed.
+NOT_INSTALLED = ('__pycache__', 'setup_env.py', 'demo.py', 'demo_stages',
+                 'model_zoo.py')
+
+
+class BuildWithMim(build_py):
+    """Add configs and tools to what is built: copied, or linked where the
+    checkout itself is installed (editable)."""
+
+    def run(self):
+        super().run()
+        if getattr(self, 'editable_mode', False):
+            self._link(ROOT / 'gdrq_mm' / '.mim')
+        else:
+            self._copy(Path(self.build_lib) / 'gdrq_mm' / '.mim')
+
+    def _copy(self, mim):
+        shutil.rmtree(mim, ignore_errors=True)  # of an earlier build
+        mim.mkdir(parents=True)
+        for name in MIM:
+            if (ROOT / name).is_dir():
+                shutil.copytree(
+                    ROOT / name, mim / name,
+                    ignore=shutil.ignore_patterns(*NOT_INSTALLED))
+            else:
+                shutil.copy(ROOT / name, mim / name)
+
+    def _link(self, mim):
+        mim.mkdir(exist_ok=True)
+        for name in MIM:
+            if not (mim / name).is_symlink():
+                os.symlink(Path('..', '..', name), mim / name)
+
+
 setup(
     name='gdrq_mm',
     version=VERSION['__version__'],
@@ -21,11 +60,12 @@ setup(
     long_description_content_type='text/markdown',
     packages=find_packages(include=['gdrq_mm', 'gdrq_mm.*']),
     package_data={'gdrq_mm.kernels': ['*.c']},
+    cmdclass=dict(build_py=BuildWithMim),
     python_requires='>=3.8',
     # Whatever torch and mm packages an environment has stay as they are.
     install_requires=['torch>=2.1', 'mmengine>=0.10'],
     extras_require=dict(
         **MM,
         deploy=[],  # packing needs nothing more
-        dev=['pytest', 'hypothesis', 'matplotlib', 'ruff', 'scikit-learn',
-             'scipy']))
+        dev=['pytest', 'hypothesis', 'matplotlib', 'model-index', 'ruff',
+             'scikit-learn', 'scipy']))

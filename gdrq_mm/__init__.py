@@ -1,6 +1,6 @@
 """2- to 8-bit quantization-aware training for OpenMMLab models (GDRQ)."""
 from . import functional
-from .compat import allow_mmengine_checkpoints
+from .compat import allow_gdrq_mm_configs, allow_mmengine_checkpoints
 from .config import QuantConfig
 from .convert import calibrate, quantize_
 from .hooks import GDRQHook
@@ -9,6 +9,7 @@ from .recalibrate import recalibrate_bn
 from .report import QuantReport
 from .version import __version__
 
+allow_gdrq_mm_configs()
 allow_mmengine_checkpoints()
 
 __all__ = ['GDRQHook', 'QuantConfig', 'QuantReport', 'QuantizedModel',

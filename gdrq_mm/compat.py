@@ -1,6 +1,8 @@
-"""What mmengine needs from current torch."""
+"""What mmengine needs from current torch, and to know of this package."""
 import numpy as np
 import torch
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
@@ -34,3 +36,21 @@ def allow_mmengine_checkpoints() -> None:
                for module in ('numpy.core', 'numpy._core')]
     torch.serialization.add_safe_globals(
         [*plain, *renamed, (_statistics_method, 'builtins.getattr')])
+
+
+def allow_gdrq_mm_configs() -> None:
+    """Let configs inherit from ours: ``_base_ = 'gdrq_mm::...'``.
+
+    mmengine looks for external configs in the packages of a table only, and
+    takes a package's name for the registry scope of all that its configs
+    name. Ours name modules of mmdet, mmseg and mmpretrain, as the user's own
+    do: they have no scope.
+    """
+    MODULE2PACKAGE['gdrq_mm'] = 'gdrq_mm'
+    find = Config._get_cfg_path
+
+    def find_without_scope(cfg_path: str, filename: str):
+        path, scope = find(cfg_path, filename)
+        return path, None if scope == 'gdrq_mm' else scope
+
+    Config._get_cfg_path = staticmethod(find_without_scope)

@@ -58,11 +58,12 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
     if quantized:
         state = QuantizationState(config, plans, model.parameters())
         modules = dict(model.named_modules())
+        # Before those of the layers: what it refuses changes nothing.
+        model._register_load_state_dict_pre_hook(state.before_load, True)
         for plan in quantized:
             _convert_layer(plan, state, modules)
         state.to(next(model.parameters()).device).train(model.training)
         model.add_module(NAME, state)
-        model._register_load_state_dict_pre_hook(state.before_load)
     return QuantReport(plans)
 
 

@@ -1,4 +1,5 @@
 """Weights as codes of their true bit width, in a dense stream of bytes."""
+import math
 from typing import Dict, Tuple
 
 import torch
@@ -53,6 +54,31 @@ def unpack_bits(packed: Tensor, bits: int, shape: Tuple[int, int]) -> Tensor:
     stream = ((packed.long()[..., None] >> shifts) & 1).flatten(1)
     stream = stream[:, :columns * bits].reshape(rows, columns, bits)
     return (stream << torch.arange(bits, device=packed.device)).sum(-1)
+
+
+def is_packed(state_dict: Dict[str, Tensor]) -> bool:
+    """Whether a state dict holds packed codes."""
+    return any(key.endswith('weight_packed') for key in state_dict)
+
+
+def packed_shapes(model: nn.Module, shapes: Dict[str, tuple]
+                  ) -> Dict[str, tuple]:
+    """Shapes of the codes that :func:`pack_weights` puts in place of weights.
+
+    Args:
+        model (nn.Module): A quantized model.
+        shapes (dict[str, tuple]): Of its state dict; quantized weights are
+            removed from it.
+    """
+    packed = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        quantizer = getattr(layer, 'weight_quantizer', None)
+        if quantizer is not None:
+            prefix = f'{name}.' if name else ''
+            rows, *rest = shapes.pop(f'{prefix}weight')
+            packed[f'{prefix}weight_packed'] = (
+                rows, -(-math.prod(rest) * quantizer.bits // 8))
+    return packed
 
 
 def pack_weights(layers: Dict[str, nn.Module],

@@ -2,6 +2,8 @@
 import copy
 import datetime
 import hashlib
+import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any, Optional, Tuple
@@ -12,8 +14,9 @@ from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import _load_checkpoint
 
 from .deploy import pack
+from .integrity import FORMAT, seal
 from .scopes import build_model
-from .state import NAME, get_state
+from .state import NAME, get_state, is_quantizer_entry
 from .version import __version__
 
 # Of the training run, not of the model.
@@ -68,10 +71,10 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
     """Write a checkpoint to publish, and its config beside it.
 
     The file is named ``<config>_<date>-<hash>.pth`` as OpenMMLab names its
-    own, holds plain tensors and primitive types only, and is there whole or
-    not at all: it is written beside its place, loaded with
-    ``weights_only=True`` into a model built from the config and compared,
-    then renamed.
+    own, holds plain tensors and primitive types only, and is sealed by a
+    format version and a hash of its weights. It is there whole or not at all:
+    it is written beside its place, loaded with ``weights_only=True`` into a
+    model built from the config and compared, then renamed.
 
     Args:
         config (str): The config it was trained with.
@@ -83,18 +86,19 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
         cfg_options (dict, optional): What the training changed in the config.
 
     Returns:
-        tuple[Path, Path]: The checkpoint and the config.
+        tuple[Path, Path]: The checkpoint and the config. ``float_bytes`` in
+        the checkpoint's meta is the size of the float model's file.
 
     Raises:
-        ValueError: The config quantizes nothing or the checkpoint is a float
-            one.
+        ValueError: The config quantizes nothing, or the checkpoint is a float
+            one or none at all.
         RuntimeError: The checkpoint does not fit the config.
         FileExistsError: A file of that name is there.
     """
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(cfg_options or {})
     cfg = inference_config(cfg)
-    trained = _load_checkpoint(checkpoint, map_location='cpu')
+    trained = _read(checkpoint)
     if f'{NAME}.schemes' not in trained.get('state_dict', {}):
         raise ValueError(
             f'{checkpoint} holds a float model: nothing in it is quantized. '
@@ -106,30 +110,55 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
             for key in ('dataset_meta', 'epoch', 'iter')
             if key in trained.get('meta', {})}
     meta.update(cfg=cfg.pretty_text, gdrq_mm_version=__version__,
-                gdrq_format='latent' if latent else 'packed')
-    published = dict(
-        meta=meta,
-        state_dict=dict(model.state_dict()) if latent else pack(model))
+                gdrq_format='latent' if latent else 'packed',
+                gdrq_format_version=FORMAT,
+                float_bytes=_float_bytes(model))
+    if latent:
+        weights = dict(model.state_dict())
+        seal(weights, NAME)
+    else:
+        weights = pack(model)
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     date = datetime.date.today().strftime('%Y%m%d')
     with tempfile.TemporaryDirectory(dir=out_dir, prefix='.publish-') as part:
         part = Path(part)
-        torch.save(published, part / 'model.pth')
+        torch.save(dict(meta=meta, state_dict=weights), part / 'model.pth')
         digest = hashlib.sha256((part / 'model.pth').read_bytes()).hexdigest()
         stem = f'{Path(config).stem}_{date}-{digest[:8]}'
         target, target_cfg = out_dir / f'{stem}.pth', out_dir / f'{stem}.py'
-        for path in (target, target_cfg):
-            if path.exists():
-                raise FileExistsError(
-                    f'{path} exists; remove it or choose another folder')
         cfg.dump(str(part / 'config.py'))
+        # A config alone is what an interrupted publication may have left.
+        if target.exists() or (
+                target_cfg.exists() and target_cfg.read_bytes()
+                != (part / 'config.py').read_bytes()):
+            raise FileExistsError(f'{stem}.pth or .py exists in {out_dir}; '
+                                  'remove it or choose another folder')
         _check_published(part / 'config.py', part / 'model.pth', model)
         # The checkpoint last: where it is, its config is.
-        (part / 'config.py').rename(target_cfg)
-        (part / 'model.pth').rename(target)
+        os.replace(part / 'config.py', target_cfg)
+        os.replace(part / 'model.pth', target)
     return target, target_cfg
+
+
+def _read(checkpoint: str) -> dict:
+    """A checkpoint's content; code in it is not run."""
+    try:
+        return _load_checkpoint(checkpoint, map_location='cpu')
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition('\n')[0]
+        raise ValueError(
+            f'{checkpoint} is damaged, or not a checkpoint that torch loads '
+            f'with weights_only=True: {reason}') from error
+
+
+def _float_bytes(model) -> int:
+    """Size of a file of the float model's weights."""
+    with tempfile.TemporaryFile() as file:
+        torch.save({key: value for key, value in model.state_dict().items()
+                    if not is_quantizer_entry(key)}, file)
+        return file.tell()
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 """Tiny OpenMMLab models, runs and data that the tests share."""
+import functools
 import itertools
 import logging
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import config as mmengine_config
+from mmengine.config import utils as mmengine_config_utils
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -21,13 +24,22 @@ from gdrq_mm.state import get_state
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(1)
 
+# mmengine reads all installed distributions, and all metafiles of a package,
+# anew for every "::" in a config: half a second each time.
+for _module, _name in ((mmengine_config, 'is_installed'),
+                       (mmengine_config, 'get_installed_path'),
+                       (mmengine_config_utils, 'load')):
+    setattr(_module, _name,
+            functools.lru_cache(None)(getattr(_module, _name)))
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = Path(__file__).parent / 'integration' / 'configs'
 SCOPES = dict(faster_rcnn='mmdet', pspnet='mmseg', resnet='mmpretrain')
 FOLDERS = dict(faster_rcnn='VOCdevkit', pspnet='cityscapes', resnet='imagenet')
 QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
 _numbers = itertools.count()
-SLOW = ('models', 'hooks', 'test_publish.py', 'integration', 'tools')
+SLOW = ('configs', 'models', 'hooks', 'test_publish.py', 'integration',
+        'tools')
 
 
 def pytest_collection_modifyitems(items):

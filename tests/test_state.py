@@ -511,6 +511,36 @@ def test_quantize_phase_rounds_and_reshape_comes_back():
     assert not torch.equal(rounded, float_model(x))
 
 
+@pytest.mark.parametrize('config', [
+    dict(weight=dict(bits=1), activation=dict(bits=2)),
+    dict(weight=dict(bits=8, group_size=-1)),
+    dict(W4A4, rules=[dict(match='fc', skip=True)])])
+def test_a_reshaped_float_model_starts_other_bits(config):
+    """Nothing of it was rounded: its weights load as those of a float one."""
+    reshaped = make(dict(W4A4, activation=dict(bits=4, site='relu')))
+    get_state(reshaped).set_phase('reshape')
+    train_step(reshaped, sgd(reshaped), batch())
+    model = make(config, seed=1)
+    model.load_state_dict(reshaped.state_dict())
+    assert get_state(model).phase == 'quantize'
+    expected = make(config, seed=2)
+    expected.load_state_dict({
+        key: value for key, value in reshaped.state_dict().items()
+        if 'quantiz' not in key})
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[key]), key
+    assert not any(thresholds(model))
+
+
+def test_a_reshaped_float_model_of_the_same_scheme_keeps_its_thresholds():
+    reshaped, model = make(), make(seed=1)
+    get_state(reshaped).set_phase('reshape')
+    train_step(reshaped, sgd(reshaped), batch())
+    model.load_state_dict(reshaped.state_dict())
+    assert get_state(model).phase == 'reshape'
+    assert all(thresholds(model)) and thresholds(model) == thresholds(reshaped)
+
+
 def test_unknown_phase_is_refused():
     with pytest.raises(ValueError, match="'float'"):
         get_state(make()).set_phase('float')

@@ -1,10 +1,15 @@
 """Publish a trained quantized model: a small file and its config.
 
-Usage: python tools/publish_model.py CONFIG CHECKPOINT OUT_DIR [--latent]
+Usage:
+    python tools/publish_model.py CONFIG CHECKPOINT OUT_DIR [--packed|--latent]
+
+prints the sizes of the float model's file and of the published one, then the
+paths of the published checkpoint and of its config.
 """
 import argparse
 import os
 
+import torch
 from mmengine.config import DictAction
 
 from gdrq_mm.publish import publish
@@ -15,8 +20,11 @@ def main() -> None:
     parser.add_argument('config', help='the config of the training')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out_dir', help='folder of the published files')
-    parser.add_argument('--latent', action='store_true',
-                        help='keep float weights, to continue training')
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument('--packed', action='store_true',
+                      help='weights as codes of their bit width (default)')
+    form.add_argument('--latent', action='store_true',
+                      help='keep float weights, to continue training')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         help='those of the training')
     args = parser.parse_args()
@@ -25,10 +33,12 @@ def main() -> None:
                         args.latent, args.cfg_options)
     except (OSError, ValueError, RuntimeError) as error:
         parser.exit(2, f'publish_model: {error}\n')
-    before = os.path.getsize(args.checkpoint)
+    before = torch.load(paths[0], map_location='cpu',
+                        weights_only=True)['meta']['float_bytes']
     after = os.path.getsize(paths[0])
-    print(f'training checkpoint {before / 1e6:.2f} MB -> published '
-          f'{after / 1e6:.2f} MB')
+    print(f'float model {before / 1e6:.2f} MB -> published '
+          f'{"latent" if args.latent else "packed"} {after / 1e6:.2f} MB '
+          f'(1/{before / after:.2f})')
     print(*paths, sep='\n')
 
 

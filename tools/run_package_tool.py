@@ -13,11 +13,15 @@ def run_package_tool(name: str) -> None:
     The first argument that ends in ``.py``, ``.json`` or ``.yaml`` is the
     config; its ``default_scope`` says which package's tool is meant.
     """
+    usage = (f'usage: python tools/{name} CONFIG [arguments of the {name} of '
+             'mmdet, mmseg or mmpretrain]')
     configs = [argument for argument in sys.argv[1:]
                if argument.endswith(('.py', '.json', '.yaml', '.yml'))]
+    if not configs and {'-h', '--help'} & set(sys.argv):  # mim asks for it
+        print(usage)
+        sys.exit()
     if not configs:
-        sys.exit(f'usage: python tools/{name} CONFIG [arguments of the '
-                 f'{name} of mmdet, mmseg or mmpretrain]')
+        sys.exit(usage)
     try:
         tool = package_tool(scope_of(Config.fromfile(configs[0])), name)
     except (OSError, ValueError) as error:

@@ -4,13 +4,17 @@ from typing import Dict
 import torch
 from torch import Tensor, nn
 
+from ..integrity import seal
 from ..packing import pack_weights
-from ..state import get_state
+from ..state import NAME, get_state
 
 
 @torch.no_grad()
 def pack(model: nn.Module) -> Dict[str, Tensor]:
     """State dict in which quantized weights are packed codes.
+
+    It is sealed by a format version and a hash, so that a model loads all of
+    it as it was written, or nothing.
 
     Args:
         model (nn.Module): A quantized and trained model.
@@ -34,5 +38,7 @@ def pack(model: nn.Module) -> Dict[str, Tensor]:
     packed = dict(model.state_dict())
     # Under every name: a module may be registered twice.
     pack_weights(dict(model.named_modules(remove_duplicate=False)), packed)
-    return {key: value.detach().cpu().clone()
-            for key, value in packed.items()}
+    packed = {key: value.detach().cpu().clone()
+              for key, value in packed.items()}
+    seal(packed, NAME)
+    return packed

@@ -1,0 +1,6 @@
+# Table 2, group size 16: binary weights (the paper: -1.4, float 73).
+_base_ = './resnet18_gdrq_cifar100.py'
+
+model = dict(quantization=dict(weight=dict(bits=1, group_size=16)))
+# The output of resnet18_reshape-g16_cifar100.py.
+load_from = 'work_dirs/resnet18_reshape-g16_cifar100/epoch_200.pth'

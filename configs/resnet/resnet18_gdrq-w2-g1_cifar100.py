@@ -1,0 +1,6 @@
+# Table 2, group size 1: 2-bit weights (the paper: drop 0.1, float 73).
+_base_ = './resnet18_gdrq_cifar100.py'
+
+model = dict(quantization=dict(weight=dict(bits=2, group_size=1)))
+# The output of resnet18_reshape-g1_cifar100.py.
+load_from = 'work_dirs/resnet18_reshape-g1_cifar100/epoch_200.pth'

@@ -1,0 +1,101 @@
+"""Metafiles, model index and tables of the zoo."""
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import modelindex
+import pytest
+import yaml
+from small import ROOT
+
+RESULTS = json.loads((ROOT / 'docs/results/demo.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def index():
+    index = modelindex.load(str(ROOT / 'model-index.yml'))
+    index.build_models_with_collections()
+    return index
+
+
+@pytest.fixture
+def model_zoo(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import model_zoo
+    return model_zoo
+
+
+def test_the_model_index_is_valid(index, capsys):
+    index.check(silent=False)
+    assert not index.check_errors, capsys.readouterr().out
+    families = {path.parent.name
+                for path in (ROOT / 'configs').glob('*/metafile.yml')}
+    assert families == {path.name for path in (ROOT / 'configs').iterdir()
+                        if path.name != '_base_'}
+    assert len(index.collections.data) == len(families)
+
+
+def test_every_measured_model_is_listed_with_its_figures(index):
+    listed = {model.config: model for model in index.models}
+    measured = {task['configs'][run]: (run, values)
+                for task in RESULTS['tasks'].values()
+                for run, values in task['runs'].items()}
+    assert listed.keys() == measured.keys()
+    for config, (run, values) in measured.items():
+        model = listed[config]
+        assert (ROOT / config).exists() and model.name == Path(config).stem
+        assert model.weights is None  # none is hosted
+        result, = model.results
+        metrics = dict(result.metrics)
+        assert 'stand-in' in result.dataset
+        drop = metrics.pop('drop', None)
+        assert list(metrics.values()) == [
+            pytest.approx(values['metric']['mean'], abs=0.051)]
+        assert drop == (pytest.approx(values['drop']['mean'], abs=0.051)
+                        if run.startswith('w') else None)
+
+
+def test_metafiles_and_tables_are_up_to_date(model_zoo, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['model_zoo.py', '--check'])
+    model_zoo.main()
+    assert 'nothing to do' in capsys.readouterr().out
+
+
+def test_what_was_not_trained_says_config_only():
+    for folder in ('faster_rcnn', 'pspnet', 'resnet', 'vgg'):
+        table = (ROOT / 'configs' / folder / 'README.md').read_text()
+        rows = [line for line in table.splitlines()
+                if line.startswith('| [')]
+        configs = {path.stem for path in
+                   (ROOT / 'configs' / folder).glob('*.py')}
+        models = yaml.safe_load((ROOT / 'configs' / folder / 'metafile.yml')
+                                .read_text())['Models']
+        trained = {model['Name'] for model in models}
+        for row in rows:
+            name = row[3:row.index(']')]
+            assert name in configs
+            assert ('config only' in row) == (name not in trained), row
+        assert trained <= {row[3:row.index(']')] for row in rows}
+
+
+def test_an_outdated_table_is_found(model_zoo, monkeypatch, tmp_path):
+    """In a copy with one more config and another result."""
+    for name in ('configs', 'docs'):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / 'model-index.yml', tmp_path)
+    monkeypatch.setattr(model_zoo, 'ROOT', tmp_path)
+    monkeypatch.setattr(model_zoo, 'FAMILIES', {
+        'vgg': model_zoo.FAMILIES['vgg']})
+    new = tmp_path / 'configs/vgg/vgg16bn_gdrq-w3a3_in1k.py'
+    new.write_text('# Ours, [3,3].\n'
+                   "_base_ = './vgg16bn_gdrq-w2a2_in1k.py'\n")
+    monkeypatch.setattr(sys, 'argv', ['model_zoo.py', '--check'])
+    before = (tmp_path / 'configs/vgg/README.md').read_text()
+    with pytest.raises(SystemExit, match='outdated: configs/vgg/README.md'):
+        model_zoo.main()
+    assert (tmp_path / 'configs/vgg/README.md').read_text() == before
+    monkeypatch.setattr(sys, 'argv', ['model_zoo.py'])
+    model_zoo.main()
+    assert 'vgg16bn_gdrq-w3a3' in (
+        tmp_path / 'configs/vgg/README.md').read_text()

@@ -1,0 +1,87 @@
+"""The wheel, used away from the checkout."""
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BASE = 'gdrq_mm::faster_rcnn/faster-rcnn_r18-small_fpn_gdrq-w2a4_demo-voc.py'
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+    """Folder with the unpacked wheel."""
+    source = tmp_path_factory.mktemp('source')
+    for name in ('gdrq_mm', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, source / name,
+                        ignore=shutil.ignore_patterns('__pycache__', '.mim'))
+    for name in ('setup.py', 'README.md', 'MANIFEST.in', 'model-index.yml'):
+        shutil.copy(ROOT / name, source / name)
+    out = tmp_path_factory.mktemp('wheel')
+    done = subprocess.run(
+        [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '-q',
+         '--no-build-isolation', '-w', str(out), '.'],
+        cwd=source, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    wheel, = out.glob('gdrq_mm-*.whl')
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(out / 'site')
+    return out / 'site'
+
+
+def run_away(installed, folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', *map(str, arguments)], cwd=folder,
+        env={**os.environ, 'PYTHONPATH': str(installed)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_the_wheel_brings_all_configs_and_the_tools(installed):
+    mim = installed / 'gdrq_mm' / '.mim'
+    ours = {path.relative_to(ROOT) for path in ROOT.glob('configs/**/*.*')
+            if path.suffix in ('.py', '.yml', '.md')}
+    theirs = {path.relative_to(mim) for path in mim.glob('configs/**/*.*')}
+    assert ours == theirs
+    assert (mim / 'model-index.yml').exists()
+    tools = {path.name for path in mim.glob('tools/*')}
+    assert {'train.py', 'test.py', 'publish_model.py', 'analyze.py'} < tools
+    assert not {'demo.py', 'setup_env.py', '__pycache__'} & tools
+
+
+def test_configs_inherit_from_the_installed_ones(installed, tmp_path):
+    """As gdrq_mm's tools read them, and as the packages' own tools do,
+    which have not imported gdrq_mm when they parse the config."""
+    tail = ('\npipeline = _base_.train_pipeline'
+            '\ncustom_hooks = [*_base_.custom_hooks]\n')
+    (tmp_path / 'ours.py').write_text(f'_base_ = {BASE!r}' + tail)
+    (tmp_path / 'theirs.py').write_text(
+        f"_base_ = __import__('gdrq_mm') and {BASE!r}" + tail)
+    out = run_away(
+        installed, tmp_path, '-c',
+        'from mmengine.config import Config\n'
+        "theirs = Config.fromfile('theirs.py')\n"
+        "ours = Config.fromfile('ours.py')\n"
+        'assert ours.to_dict() == theirs.to_dict()\n'
+        'assert "\'_scope_\': \'gdrq_mm\'" not in str(ours.to_dict())\n'
+        "assert ours.pipeline[0].get('_scope_') is None\n"
+        "print(ours.custom_hooks[0].quantization.weight.bits)\n"
+        'import gdrq_mm\nprint(gdrq_mm.__file__)\n').split()
+    assert out[0] == '2' and out[1].startswith(str(installed))
+
+
+def test_the_installed_tools_run_away_from_the_checkout(installed, tmp_path):
+    """``mim`` asks train.py for its help before it starts it."""
+    tools = installed / 'gdrq_mm' / '.mim' / 'tools'
+    assert 'usage: ' in run_away(installed, tmp_path, tools / 'train.py',
+                                 '-h')
+    config = installed / 'gdrq_mm/.mim/configs' / BASE.partition('::')[2]
+    out = run_away(installed, tmp_path, tools / 'analyze.py', 'plan', config,
+                   '--shape', '64', '64')
+    assert 'layers with 100.0% of the weights' in out

@@ -1,0 +1,182 @@
+"""Write the metafile and the README of every family of configs.
+
+Usage:
+    python tools/model_zoo.py [--check]
+
+``configs/<family>/metafile.yml`` lists what was measured, from the results of
+the demo (docs/results/demo.json); ``configs/<family>/README.md`` is a table of
+it and of the family's other configs, which say "config only". ``--check``
+writes nothing and fails where a file is not up to date.
+"""
+import argparse
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict
+
+import modelindex
+import yaml
+from mmengine.config import Config
+
+from gdrq_mm.config import WeightScheme
+from gdrq_mm.publish import quantization_of
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = 'Low-bit Quantization Needs Good Distribution'
+GENERATED = 'Written by tools/model_zoo.py'
+
+
+@dataclass(frozen=True)
+class Family:
+    """One folder of configs.
+
+    Args:
+        title (str): Of the architecture.
+        task (str): As OpenMMLab's metafiles name it.
+        metric (str): The same.
+        demo (str, optional): Its task in the results of the demo.
+        data (str, optional): What the demo's dataset is.
+    """
+    title: str
+    task: str
+    metric: str
+    demo: str = ''
+    data: str = ''
+
+
+FAMILIES = dict(
+    faster_rcnn=Family('Faster R-CNN', 'Object Detection', 'mAP', 'det',
+                       'drawn stand-in in VOC format'),
+    pspnet=Family('PSPNet', 'Semantic Segmentation', 'mIoU', 'seg',
+                  'drawn stand-in in Cityscapes format'),
+    resnet=Family('ResNet', 'Image Classification', 'Top 1 Accuracy', 'cls',
+                  'drawn stand-in in ImageNet format'),
+    vgg=Family('VGG', 'Image Classification', 'Top 1 Accuracy'))
+
+
+def metafile(name: str, results: dict) -> dict:
+    """The metafile of a family: a collection, and its measured models."""
+    family = FAMILIES[name]
+    collection = dict(
+        Name=f'GDRQ {family.title}', Metadata=dict(
+            Architecture=[family.title],
+            **{'Training Techniques': ['GDRQ', 'Scale-Clip']}),
+        Paper=dict(Title=PAPER), README=f'configs/{name}/README.md')
+    models = []
+    measured = results['tasks'].get(family.demo, dict(runs={}))
+    for run, values in measured['runs'].items():
+        config = measured['configs'][run]
+        metadata = {'Training Data': family.data,
+                    'Training Resources': measured['device'],
+                    'Seeds': len(results['seeds'])}
+        if 'bytes' in values:
+            metadata['File Size (kB)'] = round(values['bytes'] / 1000)
+        metrics = {family.metric: round(values['metric']['mean'], 1)}
+        if 'drop' in values:
+            metrics['drop'] = round(values['drop']['mean'], 1)
+        models.append(dict(
+            Name=Path(config).stem, Config=config, Metadata=metadata,
+            Results=[dict(Task=family.task, Dataset=family.data,
+                          Metrics=metrics)],
+            **{'In Collection': collection['Name']}))
+    return dict(Collections=[collection], Models=models)
+
+
+def described(path: Path) -> str:
+    """The first sentence of the comment that a config begins with."""
+    comment = re.match(r'(?:#.*\n)+', path.read_text())[0]
+    text = ' '.join(line.lstrip('# ') for line in comment.splitlines())
+    return re.split(r'(?<=[a-z0-9)])[.;] ', text + ' ')[0]
+
+
+def rows(name: str, models: Dict[str, dict]) -> list:
+    """One row a config of a family; what only others inherit has none."""
+    table = []
+    for path in sorted((ROOT / 'configs' / name).glob('*.py')):
+        cfg = Config.fromfile(path)
+        scheme = scheme_of(cfg)
+        if scheme:
+            table.append([f'[{path.stem}](./{path.name})', described(path),
+                          scheme, *measured_cells(models.get(path.stem))])
+    return table
+
+
+def scheme_of(cfg: Config) -> str:
+    """Bits and group size in words; '' for a base that names no bits."""
+    try:
+        quantization = quantization_of(cfg)
+    except ValueError as error:
+        if 'quantizes nothing' not in str(error):
+            raise
+        return 'float'
+    weight, activation = (quantization.get(side) or {}
+                          for side in ('weight', 'activation'))
+    if weight.get('bits') is None:
+        return ''
+    size = weight.get('group_size', WeightScheme.group_size)
+    size = 'layer' if size == -1 else size
+    begin = max(hook.get('begin_epoch', 0) for hook in cfg.custom_hooks)
+    if begin and begin == cfg.train_cfg.get('max_epochs'):
+        return f'float, reshaped, {size}'
+    return f'[{weight["bits"]},{activation.get("bits", "float")}], {size}'
+
+
+def measured_cells(model) -> list:
+    if model is None:
+        return ['config only', '']
+    result, = model.results
+    metrics = ', '.join(f'{key} {value}' for key, value
+                        in result.metrics.items())
+    size = model.metadata.data.get('File Size (kB)')
+    return [f'{metrics} ({result.dataset})', f'{size} kB' if size else '']
+
+
+def readme(name: str, index: modelindex) -> str:
+    """The README of a family, from its metafile and its configs."""
+    family = FAMILIES[name]
+    models = {model.name: model for model in index.models
+              if model.in_collection == f'GDRQ {family.title}'}
+    head = ['config', 'what', '[weight, activation] bits, group size',
+            'measured', 'file']
+    lines = [head, ['---'] * len(head), *rows(name, models)]
+    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return (f'# {family.title}\n\n<!-- {GENERATED}. -->\n\n{table}\n\n'
+            'Measured models are trained by `make demo` (mean of the seeds; '
+            'drop: points below the\nfloat model that was fine-tuned alike); '
+            'no weights are hosted. "Config only": not trained yet.\n')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--check', action='store_true',
+                        help='write nothing, fail where a file is outdated')
+    check = parser.parse_args().check
+    results = json.loads((ROOT / 'docs/results/demo.json').read_text())
+    outdated = []
+
+    def write(path, text):
+        if path.exists() and path.read_text() == text:
+            return
+        outdated.append(str(path.relative_to(ROOT)))
+        if not check:
+            path.write_text(text)
+
+    for name in FAMILIES:
+        write(ROOT / 'configs' / name / 'metafile.yml',
+              f'# {GENERATED}.\n' + yaml.safe_dump(
+                  metafile(name, results), sort_keys=False))
+    # Read back, so that the tables show what the metafiles say.
+    index = modelindex.load(str(ROOT / 'model-index.yml'))
+    index.build_models_with_collections()
+    for name in FAMILIES:
+        write(ROOT / 'configs' / name / 'README.md', readme(name, index))
+    if check and outdated:
+        sys.exit(f'model_zoo: outdated: {", ".join(outdated)}; run '
+                 'python tools/model_zoo.py')
+    print(*outdated or ['nothing to do'], sep='\n')
+
+
+if __name__ == '__main__':
+    main()
