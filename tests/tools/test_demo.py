@@ -11,7 +11,8 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 sys.path.insert(0, str(TOOLS))
 
-from demo_stages.engine import outcome  # noqa: E402
+from demo_stages import engine  # noqa: E402
+from demo_stages.engine import Demo, outcome  # noqa: E402
 from demo_stages.process import DemoError, Lock, run  # noqa: E402
 from demo_stages.progress import (Estimate, StageClock, format_seconds,  # noqa: E402
                            fraction_done)
@@ -319,6 +320,65 @@ def test_table_command(settings, tmp_path):
     write_json(path, summary)
     done = demo('--table', path)
     assert done.returncode == 0 and done.stdout == table(summary) + '\n'
+
+
+@pytest.mark.parametrize('lanes', [1, 2, 3])
+def test_no_stage_begins_before_those_it_needs(settings, monkeypatch, lanes):
+    stages, log, busy = all_stages(settings), [], []
+
+    class Runner:
+
+        def __init__(self, demo, stage, job, label):
+            self.stage = stage
+
+        def run(self):
+            busy.append(self.stage)
+            assert len(busy) <= lanes
+            time.sleep(.002 if self.stage.task == 'det' else .001)
+            log.append(self.stage.name)
+            busy.remove(self.stage)
+            return {}
+
+    monkeypatch.setattr(engine, 'StageRunner', Runner)
+    monkeypatch.setattr(engine, 'make_job', lambda stage, *_: None)
+    demo = Demo(None, None, None, None, lanes, len(stages))
+    demo.run_all(stages)
+    assert sorted(log) == sorted(stage.name for stage in stages)
+    assert set(demo.records) == set(log)
+    for stage in stages:
+        begun = log.index(stage.name)
+        if stage.run != 'start':
+            start = stage.other('test', 'start')
+            assert log.index(start.name) < begun
+        if stage.kind in ('test', 'publish'):
+            assert log.index(stage.other('train').name) < begun
+        if stage.kind == 'look':
+            assert all(log.index(other.name) <= begun for other in stages
+                       if (other.task, other.seed)
+                       == (stage.task, stage.seed))
+
+
+def test_a_failed_stage_ends_the_demo(settings, monkeypatch):
+    begun = []
+
+    class Runner:
+
+        def __init__(self, demo, stage, job, label):
+            self.stage = stage
+
+        def run(self):
+            begun.append(self.stage.name)
+            if self.stage.run == 'float':
+                raise DemoError('no checkpoint')
+            return {}
+
+    monkeypatch.setattr(engine, 'StageRunner', Runner)
+    monkeypatch.setattr(engine, 'make_job', lambda stage, *_: None)
+    stages = all_stages(settings)
+    demo = Demo(None, None, None, None, 1, len(stages))
+    with pytest.raises(DemoError, match='no checkpoint'):
+        demo.run_all(stages)
+    assert demo.stopped and not any('look' in name for name in begun)
 
 
 def test_bad_arguments(tmp_path):

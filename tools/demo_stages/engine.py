@@ -2,7 +2,7 @@
 import os
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from .process import DemoError, Display, Lock, run, shown
 from .progress import Estimate, StageClock, format_seconds, fraction_done
@@ -10,7 +10,7 @@ from .records import decide, read_json, write_json
 from .run_configs import Configs
 from .stages import all_stages, last_checkpoint, make_job, python
 from .summary import summarize, table
-from .tasks import QUICK_NOTE, TASKS
+from .tasks import QUICK_NOTE, START, TASKS
 
 
 def run_demo(settings):
@@ -32,23 +32,11 @@ def run_demo(settings):
     print(f'{len(stages)} stages in {shown(settings.work_dir)}, up to about '
           f'{format_seconds(estimate.remaining() / 2)} on two CPU cores. '
           'Interrupt at will: the same command goes on from there.')
-    # Tasks do not depend on each other: as many at a time as there are
-    # cores, which small models use better than several threads each.
-    lanes = min(os.cpu_count(), len(settings.tasks))
+    # As many processes at a time as there are cores, which small models use
+    # better than several threads each.
+    lanes = min(os.cpu_count(), len(settings.tasks) * len(settings.runs))
     demo = Demo(lock, display, configs, estimate, lanes, len(stages))
-    with ThreadPoolExecutor(lanes) as pool:
-        futures = [
-            pool.submit(demo.run_all, [
-                (number, stage) for number, stage in enumerate(stages, 1)
-                if stage.task == task]) for task in settings.tasks]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:  # an interruption, too, ends every lane
-            demo.stopped = True
-            for future in futures:
-                future.cancel()
-            raise
+    demo.run_all(stages)
     records = demo.records
     summary = summarize(settings, stages, records)
     write_json(settings.work_dir / 'summary.json', summary)
@@ -92,7 +80,33 @@ class Demo:
         self.begin = time.monotonic()
         self.stopped = False
 
-    def run_all(self, numbered_stages):
+    def run_all(self, stages):
+        """Run the stages of each training one after the other, and those of
+        different trainings side by side."""
+        chains = {}
+        for number, stage in enumerate(stages, 1):
+            key = stage.task, stage.seed, stage.run
+            chains.setdefault(key, []).append((number, stage))
+        waiting, running = dict(chains), {}
+        with ThreadPoolExecutor(self.lanes) as pool:
+            try:
+                while waiting or running:
+                    for key in list(waiting):
+                        if len(running) < self.lanes and not any(
+                                other in (*waiting, *running.values())
+                                for other in needs(key, chains)):
+                            future = pool.submit(self.run_chain,
+                                                 waiting.pop(key))
+                            running[future] = key
+                    for future in wait(running,
+                                       return_when=FIRST_COMPLETED).done:
+                        del running[future]
+                        future.result()
+            except BaseException:  # an interruption, too, ends every lane
+                self.stopped = True
+                raise
+
+    def run_chain(self, numbered_stages):
         """Run stages one after the other."""
         for number, stage in numbered_stages:
             if self.stopped:
@@ -101,6 +115,20 @@ class Demo:
             label = f'[{number:2d}/{self.number}] {stage.name}'
             self.records[stage.name] = StageRunner(
                 self, stage, job, label).run()
+
+
+def needs(key, keys):
+    """Trainings that must be done before another begins.
+
+    Args:
+        key (tuple): Task, seed and run.
+        keys (iterable[tuple]): All of them.
+    """
+    task, seed, run = key
+    if run == START:
+        return []
+    return [other for other in keys if other[:2] == (task, seed)
+            and other != key and (run == 'all' or other[2] == START)]
 
 
 class StageRunner:
