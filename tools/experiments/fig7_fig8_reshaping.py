@@ -114,16 +114,17 @@ def run(seeds, epochs):
 
 def draw(result, path):
     rows = result['rows']
-    figure, axes = new_figure(2, len(rows), sharex='row', sharey='row')
-    for axis, row in zip(axes[0], rows):
-        layer = row['layers']['conv1']
-        axis.stairs(layer['density'], layer['edges'], fill=True)
-        axis.plot([-1, -1, 1, 1], [0, .5, .5, 0], 'k--', linewidth=1)
-        axis.set_title(f'k = {row["k"]}: KS '
-                       f'{layer["ks_to_uniform"]["mean"]:.3f}')
-        axis.set_xlabel('w / T, T = 2 mean|w|')
-    axes[0, 0].set_ylabel('conv1, density')
-    for axis, name in zip(axes[1], LAYERS):
+    figure, axes = new_figure(3, len(rows), sharex='row', sharey='row')
+    for line, name in zip(axes, ('conv1', 'conv2')):
+        line[0].set_ylabel(f'{name}, density')
+        for axis, row in zip(line, rows):
+            layer = row['layers'][name]
+            axis.stairs(layer['density'], layer['edges'], fill=True)
+            axis.plot([-1, -1, 1, 1], [0, .5, .5, 0], 'k--', linewidth=1)
+            axis.set_title(f'k = {row["k"]}: KS '
+                           f'{layer["ks_to_uniform"]["mean"]:.3f}')
+            axis.set_xlabel('w / T, T = 2 mean|w|')
+    for axis, name in zip(axes[2], LAYERS):
         for row in rows:
             losses = row['layers'][name]['quantized_loss']
             axis.semilogy([int(bits) for bits in losses],
@@ -132,7 +133,7 @@ def draw(result, path):
         axis.set_title(f'{name}: quantized loss')
         axis.set_xlabel('bits')
         axis.legend(fontsize='x-small')
-    for axis in axes[1, len(LAYERS):]:
+    for axis in axes[2, len(LAYERS):]:
         axis.remove()
     figure.suptitle('Float models reshaped with k (Fig. 7), quantized with '
                     'the best clip value (Fig. 8 a)')
