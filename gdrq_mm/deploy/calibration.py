@@ -1,0 +1,71 @@
+"""Scales of the 8-bit quantizers that an integer model adds."""
+from typing import Dict, Iterable, List
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from .graph import RELUS, target_of
+from .layers import TINY, Grid
+
+SAMPLES = 2**14  # values kept of a tensor
+CANDIDATES = 40
+
+
+class _Observer(Interpreter):
+    """Run a graph and keep values of some nodes."""
+
+    def __init__(self, module: GraphModule, nodes: List[Node]) -> None:
+        super().__init__(module)
+        self.samples: Dict[Node, List[Tensor]] = {node: [] for node in nodes}
+
+    def run_node(self, node: Node):
+        result = super().run_node(node)
+        if node in self.samples:
+            values = result.detach().flatten().float()
+            chosen = values[::-(-values.numel() // SAMPLES)] if \
+                values.numel() else values
+            # Always the extreme ones, which decide what is clipped.
+            extremes = values.aminmax() if values.numel() else ()
+            self.samples[node] += [chosen, *(
+                each.view(1) for each in extremes)]
+        return result
+
+
+def observe(module: GraphModule, nodes: List[Node], examples: Iterable[tuple]
+            ) -> Dict[Node, Grid]:
+    """Grids of 8 bits for nodes of a graph.
+
+    Args:
+        module (GraphModule): The graph.
+        nodes (list[Node]): Those that get a grid; unsigned behind a ReLU.
+        examples (iterable of tuples): What the graph is called with.
+    """
+    observer = _Observer(module, nodes)
+    for example in examples:
+        observer.run(*example)
+    return {node: best_grid(torch.cat(values), target_of(node) not in RELUS)
+            for node, values in observer.samples.items()}
+
+
+def best_grid(values: Tensor, signed: bool) -> Grid:
+    """The 8-bit grid with the least squared error.
+
+    Args:
+        values (Tensor): A sample, float32.
+        signed (bool): Codes -128 to 127, or 0 to 255.
+
+    Examples:
+        >>> best_grid(torch.rand(1000), signed=False).high
+        255
+    """
+    low, high = (-128, 127) if signed else (0, 255)
+    top = float(values.abs().max()) if values.numel() else 0.
+    if top < 2**8 * TINY:
+        return Grid(1., low, high)
+    values = values.double()
+    scales = (torch.linspace(1., 1 / CANDIDATES, CANDIDATES)
+              * top / high).tolist()  # float32 values
+    errors = [float(((values / scale).round().clamp(low, high) * scale
+                     - values).square().sum()) for scale in scales]
+    return Grid(scales[errors.index(min(errors))], low, high)
