@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-_ops, _aten = torch.ops.gdrq_mm, torch.ops.aten
-LAYERS = {_ops.conv2d.default: 'conv2d', _ops.linear.default: 'linear'}
+from .ops import OPS
+
+_aten = torch.ops.aten
+LAYERS = {OPS.conv2d.default: 'conv2d', OPS.linear.default: 'linear'}
 RELUS = (_aten.relu.default, )
 # The values that come out are among those that went in.
 SAME_GRID = (_aten.max_pool2d.default, _aten.upsample_nearest2d.vec)
@@ -30,6 +32,8 @@ def capture(model: nn.Module, example: Tuple[Any, ...]) -> GraphModule:
     """
     program = torch.export.export(model, example, strict=False)
     module = program.run_decompositions({}).module(check_guards=False)
+    for part in module.modules():  # eval() is refused here
+        part.training = False
     fold_grids(module.graph)
     module.recompile()
     return module
@@ -39,10 +43,10 @@ def fold_grids(graph: Graph) -> None:
     """Drop quantizers that change nothing and those that are there twice."""
     seen = {}
     for node in list(graph.nodes):
-        if target_of(node) is not _ops.quantize.default:
+        if target_of(node) is not OPS.quantize.default:
             continue
         source, *grid = node.args
-        if target_of(source) is _ops.dequantize.default and source.args[
+        if target_of(source) is OPS.dequantize.default and source.args[
                 1:] == (grid[0], grid[1]) and _high(source.args[0]) == grid[2]:
             node.replace_all_uses_with(source.args[0])
         elif node.args in seen:
@@ -55,9 +59,9 @@ def fold_grids(graph: Graph) -> None:
 def _high(codes: Node) -> Any:
     """The greatest code that a node gives."""
     target = target_of(codes)
-    if target is _ops.quantize.default:
+    if target is OPS.quantize.default:
         return codes.args[3]
-    if target in (_ops.integer_conv2d.default, _ops.integer_linear.default):
+    if target in (OPS.integer_conv2d.default, OPS.integer_linear.default):
         return codes.args[8]
     return _high(codes.args[0]) if target in SAME_GRID else None
 
@@ -73,7 +77,7 @@ def _from_layer(value: Any) -> bool:
     if not isinstance(value, Node):
         return False
     target = target_of(value)
-    if target in LAYERS or target is _ops.dequantize.default:
+    if target in LAYERS or target is OPS.dequantize.default:
         return True
     if target in (*RELUS, *SAME_GRID):
         return _from_layer(value.args[0])

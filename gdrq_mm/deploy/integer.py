@@ -11,10 +11,9 @@ from .graph import (LAYERS, RELUS, SAME_GRID, capture, fold_grids, is_sum,
                     target_of)
 from .layers import FLOAT32_EXACT, Grid, MergedLayer
 from .merge import merged_layers
-from .ops import UINT8_OFFSET
+from .ops import OPS, UINT8_OFFSET
 
 INT16_MAX, INT32_MAX = 2**15 - 1, 2**31 - 1
-_ops = torch.ops.gdrq_mm
 
 Example = Union[Tensor, Tuple[Any, ...]]
 
@@ -169,7 +168,7 @@ def _activation(node: Node) -> Node:
 def _only_grid(act: Node) -> Optional[Grid]:
     """The grid of the quantizer that alone reads ``act``."""
     users = list(act.users)
-    if len(users) != 1 or target_of(users[0]) is not _ops.quantize.default:
+    if len(users) != 1 or target_of(users[0]) is not OPS.quantize.default:
         return None
     grid = Grid(*users[0].args[1:])
     # A signed quantizer would undo the ReLU that its codes stand for.
@@ -211,22 +210,22 @@ def _store_integers(layer: MergedLayer, submodule: nn.Module
 def _replace_layer(module: GraphModule, node: Node, act: Node,
                    call: IntegerCall) -> None:
     """Merged layer (and ReLU, and quantizer) -> one integer operator."""
-    codes, weight, x_scale, w_scale, bias, low, *rest = node.args
+    codes, weight, x_scale, w_scale, bias, low, _, *rest = node.args
     rest = [*rest[:-1], module.get_submodule(call.layer).wide]
     graph, grid = module.graph, call.grid
     head = codes, weight, x_scale, w_scale, bias, low
     with graph.inserting_before(node):
         if grid is None:
             new = graph.call_function(
-                _ops.integer_linear_float.default, (*head, *rest))
+                OPS.integer_linear_float.default, (*head, *rest))
         else:
-            target = getattr(_ops, f'integer_{call.kind}').default
+            target = getattr(OPS, f'integer_{call.kind}').default
             new = graph.call_function(
                 target, (*head, grid.scale, grid.low, grid.high, *rest))
         value = new
         if call.added:
             value = graph.call_function(
-                _ops.dequantize.default, (new, grid.scale, grid.low))
+                OPS.dequantize.default, (new, grid.scale, grid.low))
     call.node = new.name
     if grid is None:
         node.replace_all_uses_with(new)
@@ -240,11 +239,11 @@ def _round(module: GraphModule, node: Node, grid: Grid) -> None:
     """Insert a quantizer behind a node."""
     graph = module.graph
     with graph.inserting_after(node):
-        codes = graph.call_function(_ops.quantize.default, (
+        codes = graph.call_function(OPS.quantize.default, (
             node, grid.scale, grid.low, grid.high))
     with graph.inserting_after(codes):
         value = graph.call_function(
-            _ops.dequantize.default, (codes, grid.scale, grid.low))
+            OPS.dequantize.default, (codes, grid.scale, grid.low))
     node.replace_all_uses_with(
         value, delete_user_cb=lambda user: user is not codes)
 
@@ -255,7 +254,7 @@ def _finish(module: GraphModule) -> None:
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         if not isinstance(source, Node) or target_of(
-                source) is not _ops.dequantize.default:
+                source) is not OPS.dequantize.default:
             continue
         codes, scale, low = source.args
         if target_of(node) in RELUS and low == 0:
@@ -265,7 +264,7 @@ def _finish(module: GraphModule) -> None:
                 moved = graph.call_function(
                     node.target, (codes, *node.args[1:]), node.kwargs)
                 value = graph.call_function(
-                    _ops.dequantize.default, (moved, scale, low))
+                    OPS.dequantize.default, (moved, scale, low))
             node.replace_all_uses_with(value)
     fold_grids(graph)
     graph.eliminate_dead_code()

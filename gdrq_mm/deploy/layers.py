@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import ScaleClipReLU
-from . import ops  # noqa: F401, defines torch.ops.gdrq_mm
+from .ops import OPS
 
 FLOAT32_EXACT = 2**24  # integers below it are exact in float32
 TINY = torch.finfo(torch.float32).tiny  # smaller ones lose their precision
@@ -36,11 +36,11 @@ class Grid:
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes of ``x``."""
-        return torch.ops.gdrq_mm.quantize(x, self.scale, self.low, self.high)
+        return OPS.quantize(x, self.scale, self.low, self.high)
 
     def round(self, x: Tensor) -> Tensor:
         """``x`` rounded to the grid."""
-        return torch.ops.gdrq_mm.dequantize(
+        return OPS.dequantize(
             self.quantize(x), self.scale, self.low)
 
 
@@ -100,9 +100,9 @@ class MergedConv2d(MergedLayer):
     def forward(self, x: Tensor) -> Tensor:
         if self.pad_first is not None:
             x = F.pad(x, self.pad_first, mode=self.pad_mode)
-        return torch.ops.gdrq_mm.conv2d(
+        return OPS.conv2d(
             self.grid.quantize(x), self.weight, self.grid.scale, self.w_scale,
-            self.bias, self.grid.low, self.stride, self.padding,
+            self.bias, self.grid.low, self.bits, self.stride, self.padding,
             self.dilation, self.groups, self.wide)
 
 
@@ -110,9 +110,9 @@ class MergedLinear(MergedLayer):
     """Merged form of a quantized ``nn.Linear``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.gdrq_mm.linear(
+        return OPS.linear(
             self.grid.quantize(x), self.weight, self.grid.scale, self.w_scale,
-            self.bias, self.grid.low, self.wide)
+            self.bias, self.grid.low, self.bits, self.wide)
 
 
 class MergedReLU(ScaleClipReLU):

@@ -1,17 +1,16 @@
 """How the operators of :mod:`gdrq_mm.deploy.ops` look in ONNX."""
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict
 
 import numpy as np
-import torch
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
+from onnx.defs import OpSchema
 from onnxscript import opset18 as op
-from onnxscript.values import Opset
+from onnxscript.values import Op, Opset
 
-from .ops import UINT8_OFFSET
+from . import nms  # noqa: F401, defines OPS.nms
+from .ops import OPS, UINT8_OFFSET
 
 QONNX_DOMAIN = 'qonnx.custom_op.general'
-_qonnx = Opset(QONNX_DOMAIN, 1)
-_ops = torch.ops.gdrq_mm
 
 
 def _float(value: float):
@@ -23,7 +22,6 @@ def _uint8(value: int):
 
 
 def _tensor(value):
-    from onnx import numpy_helper
     return numpy_helper.from_array(np.array(value))
 
 
@@ -103,8 +101,19 @@ def _integer_linear_float(codes, weight, x_scale: float, w_scale, bias,
 # Codes are float values on the grid; zero points are 0.
 
 
+_Quant = Op(Opset(QONNX_DOMAIN, 1), 'Quant', OpSchema(
+    'Quant', QONNX_DOMAIN, 1,
+    inputs=[OpSchema.FormalParameter(name, 'tensor(float)')
+            for name in ('x', 'scale', 'zeropt', 'bitwidth')],
+    outputs=[OpSchema.FormalParameter('y', 'tensor(float)')],
+    attributes=[OpSchema.Attribute('signed', OpSchema.AttrType.INT),
+                OpSchema.Attribute('narrow', OpSchema.AttrType.INT),
+                OpSchema.Attribute('rounding_mode',
+                                   OpSchema.AttrType.STRING)]))
+
+
 def _quant(x, scale, bits: float, signed: int, narrow: int):
-    return _qonnx.Quant(x, scale, _float(0.), _float(bits), signed=signed,
+    return _Quant(x, scale, _float(0.), _float(bits), signed=signed,
                         narrow=narrow, rounding_mode='ROUND')
 
 
@@ -114,40 +123,59 @@ def _quant_activation(x, scale: float, low: int, high: int):
     return _quant(x, _float(scale), bits, int(low < 0), int(low < 0))
 
 
-def qonnx_translations(bits: Dict[str, int]) -> Dict[Callable, Callable]:
-    """Translations of merged layers.
-
-    Args:
-        bits (dict[str, int]): Of weight codes, by the name of the tensor.
-    """
-
-    def weight_of(weight, w_scale, dims):
-        scale = op.Reshape(w_scale, op.Constant(value_ints=[-1] + [1] * dims))
-        value = op.Mul(op.Cast(weight, to=TensorProto.FLOAT), scale)
-        # The codes -1 and 1 of 1-bit weights are ternary ones, which have a
-        # zero for channels that normalization has switched off.
-        return _quant(value, scale, max(bits[weight.name], 2), 1, 1)
-
-    def conv2d(codes, weight, x_scale: float, w_scale, bias, low: int, stride,
-               padding, dilation, groups: int, wide: bool):
-        return _conv(codes, weight_of(weight, w_scale, 3), bias, stride,
-                     padding, dilation, groups)
-
-    def linear(codes, weight, x_scale: float, w_scale, bias, low: int,
-               wide: bool):
-        weight = op.Transpose(weight_of(weight, w_scale, 1), perm=[1, 0])
-        return op.Add(op.MatMul(codes, weight), bias)
-
-    return {_ops.quantize.default: _quant_activation,
-            _ops.dequantize.default: lambda codes, scale, low: op.Identity(
-                codes),
-            _ops.conv2d.default: conv2d, _ops.linear.default: linear}
+def _quant_weight(weight, w_scale, bits: int, dims: int):
+    scale = op.Reshape(w_scale, op.Constant(value_ints=[-1] + [1] * dims))
+    value = op.Mul(op.Cast(weight, to=TensorProto.FLOAT), scale)
+    # The codes -1 and 1 of 1-bit weights are ternary ones, which have a zero
+    # for channels that normalization has switched off.
+    return _quant(value, scale, max(bits, 2), 1, 1)
 
 
+def _merged_conv2d(codes, weight, x_scale: float, w_scale, bias, low: int,
+                   bits: int, stride, padding, dilation, groups: int,
+                   wide: bool):
+    return _conv(codes, _quant_weight(weight, w_scale, bits, 3), bias, stride,
+                 padding, dilation, groups)
+
+
+def _merged_linear(codes, weight, x_scale: float, w_scale, bias, low: int,
+                   bits: int, wide: bool):
+    weight = op.Transpose(_quant_weight(weight, w_scale, bits, 1),
+                          perm=[1, 0])
+    return op.Add(op.MatMul(codes, weight), bias)
+
+
+def _same(codes, scale: float, low: int):
+    return op.Identity(codes)
+
+
+def _nms(boxes, scores, iou_threshold: float, score_threshold: float,
+         size: int):
+    kept = op.NonMaxSuppression(
+        op.Unsqueeze(boxes, op.Constant(value_ints=[0])),
+        op.Unsqueeze(scores, op.Constant(value_ints=[0, 1])),
+        op.Constant(value_ints=[size]), _float(iou_threshold),
+        _float(score_threshold))
+    indices = op.Gather(kept, op.Constant(value_int=2), axis=1)
+    padded = op.Concat(indices, op.Constant(value_ints=[-1] * size), axis=0)
+    return op.Slice(padded, op.Constant(value_ints=[0]),
+                    op.Constant(value_ints=[size]))
+
+
+_COMMON: Dict[Callable, Callable] = {OPS.nms.default: _nms}
 QDQ_TRANSLATIONS: Dict[Callable, Callable] = {
-    _ops.quantize.default: _to_codes,
-    _ops.dequantize.default: _to_float,
-    _ops.integer_conv2d.default: _integer_conv2d,
-    _ops.integer_linear.default: _integer_linear,
-    _ops.integer_linear_float.default: _integer_linear_float,
+    **_COMMON,
+    OPS.quantize.default: _to_codes,
+    OPS.dequantize.default: _to_float,
+    OPS.integer_conv2d.default: _integer_conv2d,
+    OPS.integer_linear.default: _integer_linear,
+    OPS.integer_linear_float.default: _integer_linear_float,
+}
+
+QONNX_TRANSLATIONS: Dict[Callable, Callable] = {
+    **_COMMON,
+    OPS.quantize.default: _quant_activation,
+    OPS.dequantize.default: _same,
+    OPS.conv2d.default: _merged_conv2d,
+    OPS.linear.default: _merged_linear,
 }

@@ -22,16 +22,18 @@ _MERGED = 'Tensor codes, Tensor weight, float x_scale, Tensor w_scale, ' \
     'Tensor bias, int low'
 _INTEGER = _MERGED + ', float y_scale, int y_low, int y_high'
 _library = torch.library.Library('gdrq_mm', 'DEF')
+OPS = torch.ops.gdrq_mm  # the operators, by name
 
 
-def _register(name: str, arguments: str):
+def register(name: str, arguments: str):
+    """Make a function the operator ``gdrq_mm::name``."""
     _library.define(f'{name}({arguments}) -> Tensor')
 
-    def register(function):
+    def define(function):
         _library.impl(name, function, 'CompositeExplicitAutograd')
         return function
 
-    return register
+    return define
 
 
 def _integer_weight(weight: Tensor, wide: bool) -> Tensor:
@@ -45,13 +47,13 @@ def _per_channel(values: Tensor, conv: bool) -> Tensor:
     return values.view(-1, 1, 1) if conv else values
 
 
-@_register('quantize', 'Tensor x, float scale, int low, int high')
+@register('quantize', 'Tensor x, float scale, int low, int high')
 def quantize(x: Tensor, scale: float, low: int, high: int) -> Tensor:
     """``clamp(round(x / scale), low, high)``, ties to even."""
     return torch.clamp(torch.round(x.float() / scale), low, high)
 
 
-@_register('dequantize', 'Tensor codes, float scale, int low')
+@register('dequantize', 'Tensor codes, float scale, int low')
 def dequantize(codes: Tensor, scale: float, low: int) -> Tensor:
     """``codes * scale``; ``low`` is the least code that there may be."""
     return codes * scale
@@ -84,10 +86,11 @@ def _requantize(acc, x_scale, w_scale, bias, y_scale, low, high, conv):
         torch.round(acc.float() * _per_channel(multiplier, conv)), low, high)
 
 
-@_register('conv2d', f'{_MERGED}, {_CONV}')
+@register('conv2d', f'{_MERGED}, int bits, {_CONV}')
 def conv2d(codes: Tensor, weight: Tensor, x_scale: float, w_scale: Tensor,
-           bias: Tensor, low: int, stride: List[int], padding: List[int],
-           dilation: List[int], groups: int, wide: bool) -> Tensor:
+           bias: Tensor, low: int, bits: int, stride: List[int],
+           padding: List[int], dilation: List[int], groups: int, wide: bool
+           ) -> Tensor:
     """Merged convolution: codes in, float out.
 
     Args:
@@ -97,6 +100,7 @@ def conv2d(codes: Tensor, weight: Tensor, x_scale: float, w_scale: Tensor,
         w_scale (Tensor): Shape ``(O, )``, normalization included.
         bias (Tensor): float32, shape ``(O, )``.
         low (int): The least code that there may be.
+        bits (int): Of the weight codes.
         wide (bool): Accumulate in float64.
     """
     acc = _conv_accumulate(codes, weight, stride, padding, dilation, groups,
@@ -104,15 +108,15 @@ def conv2d(codes: Tensor, weight: Tensor, x_scale: float, w_scale: Tensor,
     return _scale(acc, x_scale, w_scale, bias, True)
 
 
-@_register('linear', f'{_MERGED}, bool wide')
+@register('linear', f'{_MERGED}, int bits, bool wide')
 def linear(codes: Tensor, weight: Tensor, x_scale: float, w_scale: Tensor,
-           bias: Tensor, low: int, wide: bool) -> Tensor:
+           bias: Tensor, low: int, bits: int, wide: bool) -> Tensor:
     """Merged linear layer, see :func:`conv2d`."""
     acc = _linear_accumulate(codes, weight, wide)
     return _scale(acc, x_scale, w_scale, bias, False)
 
 
-@_register('integer_conv2d', f'{_INTEGER}, {_CONV}')
+@register('integer_conv2d', f'{_INTEGER}, {_CONV}')
 def integer_conv2d(codes: Tensor, weight: Tensor, x_scale: float,
                    w_scale: Tensor, bias: Tensor, low: int, y_scale: float,
                    y_low: int, y_high: int, stride: List[int],
@@ -132,7 +136,7 @@ def integer_conv2d(codes: Tensor, weight: Tensor, x_scale: float,
                        True)
 
 
-@_register('integer_linear', f'{_INTEGER}, bool wide')
+@register('integer_linear', f'{_INTEGER}, bool wide')
 def integer_linear(codes: Tensor, weight: Tensor, x_scale: float,
                    w_scale: Tensor, bias: Tensor, low: int, y_scale: float,
                    y_low: int, y_high: int, wide: bool) -> Tensor:
@@ -142,7 +146,7 @@ def integer_linear(codes: Tensor, weight: Tensor, x_scale: float,
                        False)
 
 
-@_register('integer_linear_float', f'{_MERGED}, bool wide')
+@register('integer_linear_float', f'{_MERGED}, bool wide')
 def integer_linear_float(codes: Tensor, weight: Tensor, x_scale: float,
                          w_scale: Tensor, bias: Tensor, low: int, wide: bool
                          ) -> Tensor:
