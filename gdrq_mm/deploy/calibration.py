@@ -1,12 +1,13 @@
 """Scales of the 8-bit quantizers that an integer model adds."""
-from typing import Dict, Iterable, List
+from typing import Dict, Iterable, List, Optional
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from .graph import RELUS, target_of
+from .graph import RELUS, SAME_GRID, target_of
 from .layers import TINY, Grid
+from .ops import OPS
 
 SAMPLES = 2**14  # values kept of a tensor
 CANDIDATES = 40
@@ -44,16 +45,33 @@ def observe(module: GraphModule, nodes: List[Node], examples: Iterable[tuple]
     observer = _Observer(module, nodes)
     for example in examples:
         observer.run(*example)
-    return {node: best_grid(torch.cat(values), target_of(node) not in RELUS)
+    return {node: best_grid(torch.cat(values), target_of(node) not in RELUS,
+                            _finest_reader(node))
             for node, values in observer.samples.items()}
 
 
-def best_grid(values: Tensor, signed: bool) -> Grid:
+def _finest_reader(node: Node) -> Optional[float]:
+    """The least scale of the quantizers that read a tensor."""
+    scales = []
+    for user in node.users:
+        if target_of(user) is OPS.quantize.default:
+            scales.append(user.args[1])
+        elif target_of(user) in SAME_GRID:
+            scales.append(_finest_reader(user))
+    return min((scale for scale in scales if scale), default=None)
+
+
+def best_grid(values: Tensor, signed: bool, reader: Optional[float] = None
+              ) -> Grid:
     """The 8-bit grid with the least squared error.
 
     Args:
         values (Tensor): A sample, float32.
         signed (bool): Codes -128 to 127, or 0 to 255.
+        reader (float, optional): Scale of a quantizer that reads the rounded
+            values. The grid's scale is then an odd fraction of it: its
+            bounds between codes are bounds of the grid as well, so that
+            rounding first to 8 bits changes none of its codes.
 
     Examples:
         >>> best_grid(torch.rand(1000), signed=False).high
@@ -63,9 +81,12 @@ def best_grid(values: Tensor, signed: bool) -> Grid:
     top = float(values.abs().max()) if values.numel() else 0.
     if top < 2**8 * TINY:
         return Grid(1., low, high)
+    if reader is None:
+        scales = torch.linspace(1., 1 / CANDIDATES, CANDIDATES) * top / high
+    else:
+        scales = reader / torch.arange(1., 2**8, 2)
+    scales = scales.tolist()  # float32 values
     values = values.double()
-    scales = (torch.linspace(1., 1 / CANDIDATES, CANDIDATES)
-              * top / high).tolist()  # float32 values
     errors = [float(((values / scale).round().clamp(low, high) * scale
                      - values).square().sum()) for scale in scales]
     return Grid(scales[errors.index(min(errors))], low, high)
