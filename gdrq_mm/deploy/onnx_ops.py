@@ -7,7 +7,7 @@ from onnx.defs import OpSchema
 from onnxscript import opset18 as op
 from onnxscript.values import Op, Opset
 
-from . import nms  # noqa: F401, defines OPS.nms
+from . import detection_ops  # noqa: F401, defines OPS.nms, OPS.top
 from .ops import OPS, UINT8_OFFSET
 
 QONNX_DOMAIN = 'qonnx.custom_op.general'
@@ -162,7 +162,13 @@ def _nms(boxes, scores, iou_threshold: float, score_threshold: float,
                     op.Constant(value_ints=[size]))
 
 
-_COMMON: Dict[Callable, Callable] = {OPS.nms.default: _nms}
+def _top(scores, size: int):
+    _, indices = op.TopK(scores, op.Constant(value_ints=[size]))
+    return indices
+
+
+_COMMON: Dict[Callable, Callable] = {
+    OPS.nms.default: _nms, OPS.top.default: _top}
 QDQ_TRANSLATIONS: Dict[Callable, Callable] = {
     **_COMMON,
     OPS.quantize.default: _to_codes,

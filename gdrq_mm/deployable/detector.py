@@ -6,7 +6,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from ..deploy import nms  # noqa: F401, defines torch.ops.gdrq_mm.nms
+from ..deploy import detection_ops  # noqa: F401, defines OPS.nms, OPS.top
+from ..deploy.ops import OPS
 from .models import Deployable
 
 
@@ -70,11 +71,9 @@ class DeployableDetector(Deployable):
             else:
                 score = score.reshape(-1, 2).softmax(-1)[:, 0]
             if 0 < self.rpn_cfg.nms_pre < len(score):
-                # Of equal scores the first, as in ONNX: 8-bit ones tie.
-                score, order = torch.sort(score, descending=True, stable=True)
-                order = order[:self.rpn_cfg.nms_pre]
-                score = score[:self.rpn_cfg.nms_pre]
-                delta, anchors = delta[order], anchors[order]
+                order = OPS.top(score, self.rpn_cfg.nms_pre)
+                score, delta = score[order], delta[order]
+                anchors = anchors[order]
             all_scores.append(score)
             all_deltas.append(delta)
             all_anchors.append(anchors)
@@ -143,7 +142,7 @@ class DeployableDetector(Deployable):
         """Suppression within groups: boxes of different groups are moved
         apart."""
         offset = groups * (max(self.image_shape) + 1.)
-        return torch.ops.gdrq_mm.nms(
+        return OPS.nms(
             boxes + offset[:, None], scores, iou, least, size)
 
 

@@ -10,6 +10,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from ..publish import inference_config
 from ..scopes import build_model, scope_of
@@ -100,8 +101,8 @@ def evaluate(cfg: Config, functions: Dict[str, Callable],
     Returns:
         dict[str, dict[str, float]]: By function and metric. ``agreement`` is
         the share of equal predictions (classes of images or pixels, or
-        detections over 0.3 with the same label within one pixel) with the
-        first function, in percent.
+        detections over 0.3 with the same label and an IoU over 0.75) with
+        the first function, in percent.
     """
     scope = scope_of(cfg)
     dataset = Runner.build_dataloader(
@@ -164,6 +165,6 @@ def _agreement(scope: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]
         if score <= 0.3 or label < 0:
             continue
         total += 1
-        equal += bool(((ours[0] - box).abs().amax(1) <= 1)[
-            ours[2] == label].any())
+        same = ours[0][ours[2] == label]
+        equal += bool((box_iou(same, box[None]) > 0.75).any())
     return equal, total

@@ -1,4 +1,4 @@
-"""Non-maximum suppression with an output of fixed size."""
+"""Operators of detectors whose outputs have a fixed size."""
 import torch
 from torch import Tensor
 
@@ -34,3 +34,21 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float,
         boxes[candidates], scores[candidates], iou_threshold)][:size]
     result[:len(kept)] = kept
     return result
+
+
+@register('top', 'Tensor scores, int size')
+def top(scores: Tensor, size: int) -> Tensor:
+    """Indices of the greatest values, of equal ones the first.
+
+    ``torch.topk`` leaves the order of equal values open; 8-bit scores often
+    tie.
+
+    Args:
+        scores (Tensor): Shape ``(N, )``.
+        size (int): Not more than ``N``.
+
+    Returns:
+        Tensor: int64, shape ``(size, )``.
+    """
+    # A copy: operators return no views.
+    return torch.sort(scores, descending=True, stable=True)[1][:size].clone()
