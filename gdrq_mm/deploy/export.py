@@ -3,10 +3,10 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, Optional, Sequence, Tuple, Union
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..layers import QuantLayer
 from .integer import Example, IntegerModel, to_integer
@@ -30,9 +30,13 @@ class ExportReport:
         float_layers (dict[str, str]): Layers that compute in float, and why.
         codes (dict[str, tuple[int, int]]): Of every call, output codes that
             equal the reference's given the same input codes, and all ('qdq').
-        difference (float): Greatest difference of an output from that of the
-            reference, relative to its greatest value: the integer model
-            ('qdq') or the merged model ('qonnx').
+        layers (dict[str, float]): Of every call, the greatest difference
+            from the merged model given the same input, relative to the
+            greatest value ('qonnx').
+        difference (float): Greatest difference of an output of the whole
+            from that of the reference (the integer or the merged model),
+            relative to its greatest value; of labels, the share that
+            differs.
         quant_nodes (int): Number of Quant nodes ('qonnx').
     """
     path: Path
@@ -41,8 +45,21 @@ class ExportReport:
     kernels: Dict[str, str] = field(default_factory=dict)
     float_layers: Dict[str, str] = field(default_factory=dict)
     codes: Dict[str, Tuple[int, int]] = field(default_factory=dict)
+    layers: Dict[str, float] = field(default_factory=dict)
     difference: float = 0.
     quant_nodes: int = 0
+
+    def figures(self) -> dict:
+        """All of it in primitive types."""
+        figures = dict(
+            path=self.path.name, format=self.format, size=self.size,
+            difference=self.difference, float_layers=self.float_layers)
+        if self.format == 'qonnx':
+            return dict(figures, quant_nodes=self.quant_nodes,
+                        layers=self.layers)
+        equal, total = (sum(each) for each in zip(*self.codes.values()))
+        return dict(figures, kernels=self.kernels, codes_equal=equal,
+                    codes=total)
 
     def __str__(self) -> str:
         lines = [f'{self.path}: {self.format}, {self.size / 1e6:.3f} MB']
@@ -54,9 +71,12 @@ class ExportReport:
                 f'codes equal to the integer model, given the same input '
                 f'codes: {equal} of {total} ({equal / total:.6%})']
         else:
-            lines.append(f'{self.quant_nodes} Quant nodes')
-        lines.append('greatest difference of an output from the reference: '
-                     f'{self.difference:.2e} of its greatest value')
+            lines += [
+                f'{self.quant_nodes} Quant nodes',
+                'greatest difference of a layer from the merged model, given '
+                f'the same input: {max(self.layers.values()):.2e}']
+        lines.append('greatest difference of an output from the '
+                     f'reference: {self.difference:.2e}')
         lines += [f'float: {name} ({reason})'
                   for name, reason in self.float_layers.items()]
         return '\n'.join(lines)

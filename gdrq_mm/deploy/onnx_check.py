@@ -7,14 +7,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .graph import LAYERS, capture, target_of
 from .integer import IntegerModel
 from .onnx_file import layer_nodes
 
 # What ONNX Runtime calls them in its optimised graph.
 INTEGER_KERNELS = ('QLinearConv', 'QGemm')
+EQUAL_CODES = 0.99999  # the least share, of every file
+QONNX_TOLERANCE = 1e-5
 
 
 def session(path: Path, threads: int = 1, **options
@@ -78,6 +83,14 @@ def check_qdq(path: Path, model: IntegerModel, example: tuple, report
             f'ONNX Runtime would run {len(floats)} of {len(model.calls)} '
             f'quantized layers in float; nothing was written:\n{shown}')
     report.codes = equal_codes(path, model, example)
+    equal, total = (sum(each) for each in zip(*report.codes.values()))
+    if equal < EQUAL_CODES * total:
+        worst = min(report.codes, key=lambda call: report.codes[call][0]
+                    / max(report.codes[call][1], 1))
+        raise RuntimeError(
+            f'only {equal} of {total} codes equal the integer model, given '
+            f'the same input codes; the worst layer is {worst} '
+            f'{report.codes[worst]}. Nothing was written.')
     report.difference = difference(
         model(*example), run(session(path), example))
 
@@ -128,31 +141,84 @@ def equal_codes(path: Path, model: IntegerModel, example: tuple) -> dict:
 
 
 def difference(expected, results: Sequence[np.ndarray]) -> float:
-    """Greatest difference of outputs, relative to their greatest values."""
+    """Greatest difference of outputs, relative to their greatest values; of
+    integers the share that differs."""
     greatest = 0.
     for ours, theirs in zip(tree_leaves(expected), results):
-        ours, theirs = ours.double(), torch.from_numpy(theirs).double()
-        if ours.numel():
+        theirs = torch.from_numpy(theirs)
+        if not ours.is_floating_point():  # labels: the share that differs
+            greatest = max(greatest, float((ours != theirs).float().mean()))
+        elif ours.numel():
+            ours, theirs = ours.double(), theirs.double()
             greatest = max(greatest, float(
                 (ours - theirs).abs().max() / ours.abs().max().clamp(1e-30)))
     return greatest
 
 
 def check_qonnx(path: Path, model: nn.Module, example: tuple, report) -> None:
-    """The qonnx executor must give what the merged model gives."""
-    results = run_qonnx(path, example)
-    report.quant_nodes = sum(node.op_type == 'Quant' for node in
-                             onnx.load(str(path)).graph.node)
-    report.difference = difference(model(*example), results)
+    """Every layer must give what the merged model's gives for its input."""
+    proto = onnx.load(str(path))
+    report.quant_nodes = sum(node.op_type == 'Quant'
+                             for node in proto.graph.node)
+    values = run_qonnx(path, example)
+    report.layers = layer_differences(proto, model, example, values)
+    report.difference = difference(
+        model(*example), [values[each.name] for each in proto.graph.output])
+    off = {name: error for name, error in report.layers.items()
+           if not error <= QONNX_TOLERANCE}
+    if off:
+        shown = '\n'.join(f'  {name}: {error:.1e}'
+                          for name, error in off.items())
+        raise RuntimeError(
+            f'the qonnx executor differs from the merged model in {len(off)} '
+            f'of {len(report.layers)} layers; nothing was written:\n{shown}')
 
 
-def run_qonnx(path: Path, args: Sequence[Tensor]) -> List[np.ndarray]:
-    """Run a QONNX file with the executor of the qonnx package."""
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.core.onnx_exec import execute_onnx
-    from qonnx.transformation.infer_shapes import InferShapes
-    model = ModelWrapper(str(path)).transform(InferShapes())
+def layer_differences(proto: onnx.ModelProto, model: nn.Module,
+                      example: tuple, values: Dict[str, np.ndarray]
+                      ) -> Dict[str, float]:
+    """Compare every layer of a QONNX file with the merged model.
+
+    Each layer of the merged model gets the very input that the file's layer
+    had.
+
+    Args:
+        values (dict[str, ndarray]): All tensors, from :func:`run_qonnx`.
+
+    Returns:
+        dict[str, float]: By call: the greatest difference, relative to the
+        greatest value.
+    """
+    producers = {name: node for node in proto.graph.node
+                 for name in node.output}
+    module = capture(model, example)
+    tensors = module.state_dict()
+    counts, differences = {}, {}
+    for node in module.graph.nodes:
+        kind = LAYERS.get(target_of(node))
+        if kind is None:
+            continue
+        number = counts[kind] = counts.get(kind, -1) + 1
+        result = f'{kind}_{number}' if number else kind
+        source = producers[result]
+        if kind == 'linear':  # Add(MatMul(x, w), bias)
+            source = producers[source.input[0]]
+        x = torch.from_numpy(values[source.input[0]])
+        arguments = [
+            tensors[value.target] if hasattr(value, 'target') else value
+            for value in node.args[1:]]
+        expected = node.target(torch.round(x / node.args[2]), *arguments)
+        layer = node.args[1].target.rpartition('.')[0]
+        while layer in differences:
+            layer += "'"
+        differences[layer] = difference(expected, [values[result]])
+    return differences
+
+
+def run_qonnx(path: Path, args: Sequence[Tensor]) -> Dict[str, np.ndarray]:
+    """All tensors of a QONNX file, run by the qonnx package's executor."""
+    model = ModelWrapper(str(path))
     names = [each.name for each in model.graph.input]
-    outputs = execute_onnx(model, {name: value.numpy()
-                                   for name, value in zip(names, args)})
-    return [outputs[each.name] for each in model.graph.output]
+    return execute_onnx(model, {name: value.numpy()
+                                for name, value in zip(names, args)},
+                        return_full_exec_context=True)

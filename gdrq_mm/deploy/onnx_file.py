@@ -6,11 +6,16 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.transformation.infer_shapes import InferShapes
 from torch import nn
+from torch.fx import GraphModule
 
 from .export import CONTAINERS
-from .graph import fold_grids
+from .graph import capture
 from .integer import IntegerModel, IntegerWeight
+from .layers import MergedLayer
+from .merge import merged_layers
 from .onnx_ops import QDQ_TRANSLATIONS, QONNX_DOMAIN, QONNX_TRANSLATIONS
 from .ops import UINT8_OFFSET
 
@@ -60,23 +65,42 @@ def qdq_proto(model: IntegerModel, example: tuple, weights: str,
 def qonnx_proto(model: nn.Module, example: tuple, input_names: Names = None,
                 output_names: Names = None) -> ModelProto:
     """QONNX form of a merged model."""
-    proto = _export(model, example, QONNX_TRANSLATIONS, 18, input_names,
+    module = capture(model, example)
+    for name, layer in merged_layers(model).items():
+        _spell_out(module, name, layer)
+    proto = _export(module, example, QONNX_TRANSLATIONS, 18, input_names,
                     output_names)
     if not any(each.domain == QONNX_DOMAIN for each in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(QONNX_DOMAIN, 1))
-    return proto
+    return ModelWrapper(proto).transform(InferShapes()).model
 
 
-def _export(module: nn.Module, example: tuple, translations: dict, opset: int,
-            input_names: Names, output_names: Names) -> ModelProto:
+def _spell_out(module: GraphModule, name: str, layer: MergedLayer) -> None:
+    """Give a layer of the graph float weights, as Quant nodes read them."""
+    try:
+        part = module.get_submodule(name)
+    except AttributeError:  # the example does not call it
+        return
+    shape = (-1, *[1] * (layer.weight.dim() - 1))
+    part.w_scale = layer.w_scale.view(shape)
+    part.weight = layer.weight * part.w_scale
+
+
+def _export(module: GraphModule, example: tuple, translations: dict,
+            opset: int, input_names: Names, output_names: Names
+            ) -> ModelProto:
     program = torch.export.export(module, example, strict=False)
-    fold_grids(program.graph_module.graph)
     proto = torch.onnx.export(
         program, (), dynamo=True, verbose=False, opset_version=opset,
         custom_translation_table=translations, input_names=input_names,
         output_names=output_names).model_proto
-    # Codes are float32 in PyTorch and integers here.
+    # Codes are float32 in PyTorch and integers here; and where in whose
+    # files the model was written is nobody's business.
     del proto.graph.value_info[:]
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.input,
+                 *proto.graph.output, *proto.graph.initializer):
+        part.ClearField('metadata_props')
+        part.ClearField('doc_string')
     proto.ir_version = IR_VERSION
     return proto
 

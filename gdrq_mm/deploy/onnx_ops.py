@@ -2,7 +2,7 @@
 from typing import Callable, Dict
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 from onnx.defs import OpSchema
 from onnxscript import opset18 as op
 from onnxscript.values import Op, Opset
@@ -123,24 +123,22 @@ def _quant_activation(x, scale: float, low: int, high: int):
     return _quant(x, _float(scale), bits, int(low < 0), int(low < 0))
 
 
-def _quant_weight(weight, w_scale, bits: int, dims: int):
-    scale = op.Reshape(w_scale, op.Constant(value_ints=[-1] + [1] * dims))
-    value = op.Mul(op.Cast(weight, to=TensorProto.FLOAT), scale)
+def _quant_weight(weight, w_scale, bits: int):
     # The codes -1 and 1 of 1-bit weights are ternary ones, which have a zero
     # for channels that normalization has switched off.
-    return _quant(value, scale, max(bits, 2), 1, 1)
+    return _quant(weight, w_scale, max(bits, 2), 1, 1)
 
 
 def _merged_conv2d(codes, weight, x_scale: float, w_scale, bias, low: int,
                    bits: int, stride, padding, dilation, groups: int,
                    wide: bool):
-    return _conv(codes, _quant_weight(weight, w_scale, bits, 3), bias, stride,
+    return _conv(codes, _quant_weight(weight, w_scale, bits), bias, stride,
                  padding, dilation, groups)
 
 
 def _merged_linear(codes, weight, x_scale: float, w_scale, bias, low: int,
                    bits: int, wide: bool):
-    weight = op.Transpose(_quant_weight(weight, w_scale, bits, 1),
+    weight = op.Transpose(_quant_weight(weight, w_scale, bits),
                           perm=[1, 0])
     return op.Add(op.MatMul(codes, weight), bias)
 
@@ -167,10 +165,10 @@ def _top(scores, size: int):
     return indices
 
 
-_COMMON: Dict[Callable, Callable] = {
+COMMON_TRANSLATIONS: Dict[Callable, Callable] = {
     OPS.nms.default: _nms, OPS.top.default: _top}
 QDQ_TRANSLATIONS: Dict[Callable, Callable] = {
-    **_COMMON,
+    **COMMON_TRANSLATIONS,
     OPS.quantize.default: _to_codes,
     OPS.dequantize.default: _to_float,
     OPS.integer_conv2d.default: _integer_conv2d,
@@ -179,7 +177,7 @@ QDQ_TRANSLATIONS: Dict[Callable, Callable] = {
 }
 
 QONNX_TRANSLATIONS: Dict[Callable, Callable] = {
-    **_COMMON,
+    **COMMON_TRANSLATIONS,
     OPS.quantize.default: _quant_activation,
     OPS.dequantize.default: _same,
     OPS.conv2d.default: _merged_conv2d,

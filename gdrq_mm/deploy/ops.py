@@ -44,7 +44,7 @@ def _integer_weight(weight: Tensor, wide: bool) -> Tensor:
 
 def _per_channel(values: Tensor, conv: bool) -> Tensor:
     """One value a channel, ready to broadcast over the result."""
-    return values.view(-1, 1, 1) if conv else values
+    return values.view(-1, 1, 1) if conv else values.view(-1)
 
 
 @register('quantize', 'Tensor x, float scale, int low, int high')
