@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,6 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx, merge, to_integer
-from gdrq_mm.deploy.onnx_check import run, session
 from gdrq_mm.deploy.speed import export_float, speed_against_float
 from gdrq_mm.deployable import make_deployable
 
@@ -61,20 +59,26 @@ class _Owner(nn.Module):
         self.quantization_state = layer._shared[0]
 
 
+# In a process of its own, with nothing but ONNX Runtime in it.
+MEMORY = """
+import resource, sys
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads, options.log_severity_level = 1, 3
+session = onnxruntime.InferenceSession(
+    sys.argv[1], options, providers=['CPUExecutionProvider'])
+size = int(sys.argv[2])
+image = numpy.zeros((1, 3, size, size), numpy.float32)
+session.run(None, {session.get_inputs()[0].name: image})
+print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
 def peak_memory(path: Path, size: int) -> int:
-    """Peak resident bytes of a process that loads and runs a file."""
-    command = [sys.executable, __file__, '--memory-of', str(path), '--size',
-               str(size)]
-    return int(subprocess.run(command, check=True, capture_output=True,
-                              text=True).stdout)
-
-
-def own_peak_memory(path: Path, size: int) -> int:
-    runner = session(path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(runner, [torch.rand(1, 3, size, size)])
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return 1024 * max(before, after)
+    """Peak resident bytes of a process that loads and runs a file once."""
+    return int(subprocess.run(
+        [sys.executable, '-c', MEMORY, str(path), str(size)], check=True,
+        capture_output=True, text=True).stdout)
 
 
 @torch.no_grad()
@@ -123,11 +127,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=50)
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--json', help='write the figures there')
-    parser.add_argument('--memory-of', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.memory_of:
-        print(own_peak_memory(Path(args.memory_of), args.size))
-        return
     figures = benchmark(args)
     if args.json:
         part = Path(f'{args.json}.part')
