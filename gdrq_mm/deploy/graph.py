@@ -69,7 +69,7 @@ def _high(codes: Node) -> Any:
 def is_sum(node: Node) -> bool:
     """Whether a node adds two activations that layers gave."""
     return (target_of(node) is _aten.add.Tensor
-            and not node.kwargs.get('alpha', 1) != 1
+            and node.kwargs.get('alpha', 1) == 1
             and all(_from_layer(value) for value in node.args[:2]))
 
 

@@ -118,8 +118,9 @@ def _quant(x, scale, bits: float, signed: int, narrow: int):
 
 
 def _quant_activation(x, scale: float, low: int, high: int):
-    span = max(high, 1)
-    bits = span.bit_length() + (low < 0)
+    if high == 0:  # Quant has no range of zero alone
+        x, high = op.Mul(x, _float(0.)), 1
+    bits = high.bit_length() + (low < 0)
     return _quant(x, _float(scale), bits, int(low < 0), int(low < 0))
 
 

@@ -32,8 +32,7 @@ class DeployableDetector(Deployable):
         super().__init__(model, 'mmdet')
         self.image_shape = tuple(image_shape)
         self.rpn_head = model.rpn_head
-        self.extractor = getattr(model.roi_head, 'bbox_roi_extractor', None)
-        self.bbox_head = getattr(model.roi_head, 'bbox_head', None)
+        self.roi_head = model.roi_head
         self.rpn_cfg, self.rcnn_cfg = model.test_cfg.rpn, model.test_cfg.rcnn
         _check_parts(self, model)
         strides = self.rpn_head.prior_generator.strides
@@ -48,7 +47,8 @@ class DeployableDetector(Deployable):
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         features = self.features(images)
         rois = self.propose(*self.rpn_head(features))
-        scores, deltas = self.bbox_head(self.extract(features, rois))
+        scores, deltas = self.roi_head.bbox_head(
+            self.extract(features, rois))
         return self.detect(rois, scores, deltas)
 
     def propose(self, scores: List[Tensor], deltas: List[Tensor]) -> Tensor:
@@ -94,8 +94,9 @@ class DeployableDetector(Deployable):
     def extract(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Features of regions, each from the level of its size."""
         with_image = F.pad(rois, (1, 0))  # image 0
-        layers = self.extractor.roi_layers
-        levels = self.extractor.map_roi_levels(with_image, len(layers))
+        extractor = self.roi_head.bbox_roi_extractor
+        layers = extractor.roi_layers
+        levels = extractor.map_roi_levels(with_image, len(layers))
         result = None
         for level, (layer, feature) in enumerate(zip(layers, features)):
             each = torchvision.ops.roi_align(
@@ -108,7 +109,7 @@ class DeployableDetector(Deployable):
     def detect(self, rois: Tensor, scores: Tensor, deltas: Tensor
                ) -> Tuple[Tensor, Tensor, Tensor]:
         """Detections of the ROI head."""
-        head, cfg = self.bbox_head, self.rcnn_cfg
+        head, cfg = self.roi_head.bbox_head, self.rcnn_cfg
         classes = head.num_classes
         scores = scores.softmax(-1)[:, :-1]
         # Regions that are only padding.
@@ -152,16 +153,16 @@ def _check_parts(detector: DeployableDetector, model: nn.Module) -> None:
     Raises:
         ValueError: Names the part.
     """
-    extractor = detector.extractor
+    extractor = getattr(model.roi_head, 'bbox_roi_extractor', None)
+    bbox_head = getattr(model.roi_head, 'bbox_head', None)
     parts = [
         (model.rpn_head, ('RPNHead', )),
         (model.roi_head, ('StandardRoIHead', )),
         (extractor, ('SingleRoIExtractor', )),
-        (detector.bbox_head, ('Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead',
-                              'ConvFCBBoxHead', 'BBoxHead')),
+        (bbox_head, ('Shared2FCBBoxHead', 'Shared4Conv1FCBBoxHead',
+                      'ConvFCBBoxHead', 'BBoxHead')),
         (model.rpn_head.bbox_coder, ('DeltaXYWHBBoxCoder', )),
-        (detector.bbox_head and detector.bbox_head.bbox_coder,
-         ('DeltaXYWHBBoxCoder', )),
+        (getattr(bbox_head, 'bbox_coder', None), ('DeltaXYWHBBoxCoder', )),
         *[(layer, ('RoIAlign', )) for layer in getattr(
             extractor, 'roi_layers', ())]]
     for part, allowed in parts:

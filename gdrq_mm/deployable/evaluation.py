@@ -55,14 +55,21 @@ def images_of(cfg: Config, split: str, size: Optional[Tuple[int, int]] = None
     loader.update(batch_size=1, num_workers=0, persistent_workers=False)
     loader.sampler = dict(type='DefaultSampler', shuffle=split == 'train')
     loader = Runner.build_dataloader(loader, seed=0)
-    fill = torch.tensor(cfg.get('model', {}).get('data_preprocessor', cfg.get(
-        'data_preprocessor', {})).get('mean', [0.]) or [0.])
     for batch in loader:
         image = batch['inputs'][0][None].float()
         sample = batch['data_samples'][0]
         if size is not None:
-            image = _pad(image, size, fill)
+            image = _pad(image, size, _mean_pixel(cfg))
         yield image, sample
+
+
+def _mean_pixel(cfg: Config) -> Tensor:
+    """What normalization maps to zero, in the channel order of images."""
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get(
+        'data_preprocessor') or {}
+    mean = preprocessor.get('mean') or [0., 0., 0.]
+    reverse = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
+    return torch.tensor(mean[::-1] if reverse else mean)
 
 
 def _pad(image: Tensor, size: Tuple[int, int], fill: Tensor) -> Tensor:
@@ -73,8 +80,9 @@ def _pad(image: Tensor, size: Tuple[int, int], fill: Tensor) -> Tensor:
             f'an image is {tuple(image.shape[2:])}, larger than the exported '
             f'{tuple(size)}; export with a larger --shape, or resize in the '
             'pipeline')
-    return image if not (height or width) else F.pad(
-        image, (0, width, 0, height), value=float(fill.mean()))
+    canvas = fill.view(1, -1, 1, 1).expand(1, -1, *size).clone()
+    canvas[..., :image.shape[2], :image.shape[3]] = image
+    return canvas
 
 
 def first_images(cfg: Config, number: int, split: str = 'train',

@@ -37,7 +37,8 @@ class Deployable(nn.Module):
     """Base: normalization inside, input ``images``.
 
     Images are float32 of shape ``(N, 3, H, W)``, 0 to 255, with the channels
-    as the dataset's pipeline gives them (BGR for OpenMMLab's own).
+    as the dataset's pipeline gives them (BGR for OpenMMLab's own). Parts keep
+    their names, so that layers have those of the original model.
     """
     input_names = ('images', )
     output_names: Tuple[str, ...] = ()
@@ -45,7 +46,6 @@ class Deployable(nn.Module):
     def __init__(self, model: nn.Module, scope: str) -> None:
         super().__init__()
         self.normalize = Normalize(model.data_preprocessor, scope)
-        # Parts only: nothing of the model that has no part in it.
         self.backbone = model.backbone
         self.neck = model.neck if getattr(model, 'with_neck', False) else \
             nn.Identity()
@@ -85,12 +85,12 @@ class DeployableSegmentor(Deployable):
             raise ValueError('binary segmentation by a threshold '
                              '(decode_head.out_channels=1) cannot be exported '
                              'yet; use out_channels=2')
-        self.head = model.decode_head
+        self.decode_head = model.decode_head
 
     def forward(self, images: Tensor) -> Tensor:
         logits = F.interpolate(
-            self.head(self.features(images)), images.shape[2:],
-            mode='bilinear', align_corners=self.head.align_corners)
+            self.decode_head(self.features(images)), images.shape[2:],
+            mode='bilinear', align_corners=self.decode_head.align_corners)
         return torch.argmax(logits, dim=1)
 
 

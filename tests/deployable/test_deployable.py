@@ -105,3 +105,12 @@ def test_parts_that_cannot_be_exported_are_named(build_model):
 def test_larger_images_than_exported_are_refused(load_config):
     with pytest.raises(ValueError, match='larger than the exported'):
         first_images(load_config('resnet'), 1, 'test', (16, 16))
+
+
+def test_smaller_images_are_padded_with_what_normalizes_to_zero(load_config):
+    image, = first_images(load_config('resnet'), 1, 'test')
+    padded, = first_images(load_config('resnet'), 1, 'test', (40, 48))
+    assert torch.equal(padded[..., :32, :32], image)
+    expected = torch.tensor([103.53, 116.28, 123.675])  # BGR
+    assert torch.equal(padded[0, :, 39, 47], expected)
+    assert torch.equal(padded[0, :, 0, 32], expected)
