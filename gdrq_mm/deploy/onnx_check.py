@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from .graph import LAYERS, capture, target_of
 from .integer import IntegerModel
-from .onnx_file import layer_nodes
+from .onnx_file import layer_nodes, quant_layers
 
 # What ONNX Runtime calls them in its optimised graph.
 INTEGER_KERNELS = ('QLinearConv', 'QGemm')
@@ -189,21 +189,15 @@ def layer_differences(proto: onnx.ModelProto, model: nn.Module,
         dict[str, float]: By call: the greatest difference, relative to the
         greatest value.
     """
-    producers = {name: node for node in proto.graph.node
-                 for name in node.output}
     module = capture(model, example)
-    tensors = module.state_dict()
-    counts, differences = {}, {}
-    for node in module.graph.nodes:
-        kind = LAYERS.get(target_of(node))
-        if kind is None:
-            continue
-        number = counts[kind] = counts.get(kind, -1) + 1
-        result = f'{kind}_{number}' if number else kind
-        source = producers[result]
-        if kind == 'linear':  # Add(MatMul(x, w), bias)
-            source = producers[source.input[0]]
-        x = torch.from_numpy(values[source.input[0]])
+    tensors, differences = module.state_dict(), {}
+    nodes = [node for node in module.graph.nodes if target_of(node) in LAYERS]
+    layers = list(quant_layers(proto))
+    if len(layers) != len(nodes):
+        raise RuntimeError(f'the file has {len(layers)} quantized layers, the '
+                           f'model {len(nodes)}; nothing was written')
+    for node, (source, result) in zip(nodes, layers):
+        x = torch.from_numpy(values[source])
         arguments = [
             tensors[value.target] if hasattr(value, 'target') else value
             for value in node.args[1:]]

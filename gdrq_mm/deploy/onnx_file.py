@@ -1,7 +1,8 @@
 """Integer and merged models -> ONNX protos."""
 from pathlib import Path
-from typing import Dict, Iterator, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
+import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -137,6 +138,27 @@ def layer_nodes(proto: ModelProto) -> Iterator[LayerNode]:
                         source_of(node.input[0]), result)
 
 
+def quant_layers(proto: ModelProto) -> Iterator[Tuple[str, str]]:
+    """Names of input and result of the quantized layers of a QONNX file, in
+    order."""
+    producers = {name: node for node in proto.graph.node
+                 for name in node.output}
+    sums = {node.input[0]: node.output[0] for node in proto.graph.node
+            if node.op_type == 'Add'}
+
+    def is_quantized(name):
+        node = producers.get(name)
+        if node is not None and node.op_type == 'Transpose':
+            node = producers.get(node.input[0])
+        return node is not None and node.op_type == 'Quant'
+
+    for node in proto.graph.node:
+        if node.op_type in ('Conv', 'MatMul') and is_quantized(node.input[1]):
+            result = node.output[0]
+            yield node.input[0], sums[result] if \
+                node.op_type == 'MatMul' else result
+
+
 def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
           ) -> None:
     """Store weights in a container of 2 or 4 bits.
@@ -144,7 +166,7 @@ def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
     Integer kernels read 8 bits: a Cast (with the layer's factor) unpacks the
     codes, once, when the file is loaded.
     """
-    kind = dict([(4, TensorProto.INT4), (2, TensorProto.INT2)])[bits]
+    kind = {4: ml_dtypes.int4, 2: ml_dtypes.int2}[bits]
     if bits == 2:
         proto.ir_version = 13
     graph, nodes = proto.graph, []
@@ -158,9 +180,7 @@ def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
 
     for layer, weight in weights.items():
         name = f'{layer}.weight'
-        values = weight.codes.flatten().tolist()
-        kept.append(helper.make_tensor(
-            f'{name}.codes', kind, weight.codes.shape, values))
+        add(weight.codes.numpy().astype(kind), f'{name}.codes')
         unsigned = weight.stored.dtype == torch.uint8
         to = TensorProto.UINT8 if unsigned else TensorProto.INT8
         factor = weight.factor.view(-1, *[1] * (weight.codes.dim() - 1))
@@ -172,11 +192,11 @@ def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
             nodes.append(helper.make_node(
                 'Cast', [value], [f'{value}.int32'], to=TensorProto.INT32))
             value += '.int32'
-        for kind_of, operand in steps:
-            operand = add(operand, f'{name}.{kind_of}.operand')
+        for step, operand in steps:
+            operand = add(operand, f'{name}.{step}.operand')
             nodes.append(helper.make_node(
-                kind_of, [value, operand], [f'{name}.{kind_of}']))
-            value = f'{name}.{kind_of}'
+                step, [value, operand], [f'{name}.{step}']))
+            value = f'{name}.{step}'
         nodes.append(helper.make_node('Cast', [value], [name], to=to))
     nodes += list(graph.node)
     del graph.node[:], graph.initializer[:]

@@ -61,7 +61,7 @@ class _Owner(nn.Module):
 
 # In a process of its own, with nothing but ONNX Runtime in it.
 MEMORY = """
-import resource, sys
+import sys
 import numpy, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads, options.log_severity_level = 1, 3
@@ -70,7 +70,8 @@ session = onnxruntime.InferenceSession(
 size = int(sys.argv[2])
 image = numpy.zeros((1, 3, size, size), numpy.float32)
 session.run(None, {session.get_inputs()[0].name: image})
-print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+status = open('/proc/self/status').read()
+print(1024 * int(status.partition('VmHWM:')[2].split()[0]))
 """
 
 
