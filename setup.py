@@ -66,6 +66,8 @@ setup(
     install_requires=['torch>=2.1', 'mmengine>=0.10'],
     extras_require=dict(
         **MM,
-        deploy=[],  # packing needs nothing more
+        # onnx: qonnx 1.0.0 wants less than 1.23. torchvision: NMS, RoIAlign.
+        deploy=['onnx>=1.20,<1.23', 'onnxruntime>=1.23', 'onnxscript>=0.5',
+                'qonnx>=1.0', 'torchvision'],
         dev=['pytest', 'hypothesis', 'matplotlib', 'model-index', 'ruff',
              'scikit-learn', 'scipy']))

@@ -270,6 +270,13 @@ class ScaleClipActivation(nn.Module):
         self._read()
         return self._is_signed
 
+    def code_range(self) -> Tuple[float, int, int]:
+        """Scale, least and greatest code of the threshold in force."""
+        levels = F.num_levels(self.bits, self.is_signed)
+        _, scale = F.quantize_codes(self.clip, self.clip, self.bits,
+                                    self.is_signed)
+        return float(scale), -levels if self.is_signed else 0, levels
+
     def k_of(self, signed: bool) -> float:
         return default_k(self.bits, signed) if self.k is None else self.k
 

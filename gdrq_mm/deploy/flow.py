@@ -1,0 +1,170 @@
+"""Which normalization follows which layer, seen in a real forward."""
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..layers import QuantLayer, ScaleClipReLU
+from ..layers.relu import is_on_grid
+
+
+@dataclass
+class LayerFlow:
+    """What the calls of one quantized layer showed.
+
+    Args:
+        calls (int): How often it was called.
+        quantizers (list[nn.Module]): Those that quantized its input.
+        norm (nn.Module, optional): The batch normalization that reads its
+            output, and nothing else does.
+        reason (str): Why there is none.
+    """
+    calls: int = 0
+    quantizers: List[nn.Module] = field(default_factory=list)
+    norm: Optional[nn.Module] = None
+    reason: str = ''
+
+
+@dataclass
+class _Output:
+    """One output of a quantized layer, and what read it."""
+    layer: nn.Module
+    tensor: Tensor  # kept alive: its id is its name
+    version: int
+    norms: List[nn.Module] = field(default_factory=list)
+    others: int = 0
+
+
+class _Watch(TorchDispatchMode):
+    """Note every operator that reads the output of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: Dict[int, _Output] = {}
+        self.grids: Dict[int, tuple] = {}  # outputs of ScaleClipReLU
+        self.calls: Dict[nn.Module, List[nn.Module]] = {}
+        self.strangers = set()  # norms that read something else
+        self.inside = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not self.inside:
+            self.read(tree_leaves((args, kwargs)))
+        return func(*args, **kwargs)
+
+    def read(self, values) -> None:
+        for value in values:
+            if isinstance(value, Tensor) and id(value) in self.outputs:
+                self.outputs[id(value)].others += 1
+
+    # -- hooks ---------------------------------------------------------------
+
+    def before_layer(self, layer, args) -> None:
+        x = args[0]
+        self.read([x])  # a threshold that is not set reads nothing
+        self.calls.setdefault(layer, []).append(
+            self.grids[id(x)][1] if is_on_grid(x) and id(x) in self.grids
+            else layer.input_quantizer)
+
+    def after_layer(self, layer, args, output) -> None:
+        self.outputs[id(output)] = _Output(layer, output, output._version)
+
+    def after_relu(self, relu, args, output) -> None:
+        site = (relu._next_site - 1) % len(relu.site_quantizers)
+        self.grids[id(output)] = (output, relu.site_quantizers[site])
+
+    def before_norm(self, norm, args) -> None:
+        self.inside += 1
+        output = self.outputs.get(id(args[0]))
+        if output is None or output.version != args[0]._version:
+            self.strangers.add(norm)
+        else:
+            output.norms.append(norm)
+
+    def after_norm(self, norm, args, output) -> None:
+        self.inside -= 1
+
+
+@torch.no_grad()
+def trace_flow(model: nn.Module, forward: Callable) -> Dict[nn.Module,
+                                                            LayerFlow]:
+    """Run ``forward`` once and find the normalization of every layer.
+
+    A pair of layer and normalization is one where the very tensor that the
+    layer returned is read by the normalization and by nothing else, in every
+    call of either.
+
+    Args:
+        model (nn.Module): A quantized model in eval mode.
+        forward (callable): Runs it and returns what it gives.
+
+    Returns:
+        dict[nn.Module, LayerFlow]: For every quantized layer with a weight.
+    """
+    watch, handles = _Watch(), []
+    flows = {}
+    for module in model.modules():
+        if isinstance(module, QuantLayer):
+            flows[module] = LayerFlow()
+            handles += [module.register_forward_pre_hook(watch.before_layer),
+                        module.register_forward_hook(watch.after_layer)]
+        elif isinstance(module, ScaleClipReLU):
+            handles.append(module.register_forward_hook(watch.after_relu))
+        elif isinstance(module, _BatchNorm):
+            handles += [module.register_forward_pre_hook(watch.before_norm),
+                        module.register_forward_hook(watch.after_norm)]
+    try:
+        with watch:
+            result = forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    watch.read(tree_leaves(result))
+    for layer, quantizers in watch.calls.items():
+        flows[layer].calls = len(quantizers)
+        flows[layer].quantizers = list(dict.fromkeys(quantizers))
+    _pair(flows, watch)
+    return flows
+
+
+def _pair(flows: Dict[nn.Module, LayerFlow], watch: _Watch) -> None:
+    """Fill in ``norm`` or ``reason`` of every layer."""
+    outputs: Dict[nn.Module, List[_Output]] = {}
+    for output in watch.outputs.values():
+        outputs.setdefault(output.layer, []).append(output)
+    for layer, flow in flows.items():
+        norms = {norm for each in outputs.get(layer, ())
+                 for norm in each.norms}
+        every = all(each.norms for each in outputs.get(layer, ()))
+        if not flow.calls:
+            flow.reason = 'not called'
+        elif not norms:
+            flow.reason = 'no batch normalization reads its output'
+        elif len(norms) > 1 or not every:
+            flow.reason = (f'its {flow.calls} calls are not all followed by '
+                           'the same normalization')
+        elif any(each.others or len(each.norms) > 1
+                 for each in outputs[layer]):
+            flow.reason = 'more than a normalization reads its output'
+        else:
+            flow.norm, = norms
+            if flow.norm in watch.strangers:
+                flow.reason = ('its normalization normalizes other tensors '
+                               'as well')
+            elif flow.norm.training or flow.norm.running_mean is None:
+                flow.reason = ('its normalization uses the statistics of '
+                               'the batch')
+    # A normalization goes away for all of its layers or for none.
+    kept = {norm for each in watch.outputs.values() for norm in each.norms
+            if flows[each.layer].reason}
+    for flow in flows.values():
+        if flow.norm is None:
+            continue
+        if flow.norm in kept and not flow.reason:
+            flow.reason = 'another layer shares its normalization'
+        if flow.reason:
+            flow.norm = None

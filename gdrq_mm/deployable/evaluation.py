@@ -1,0 +1,178 @@
+"""The metric of a deployed model: mm dataset, any function, mm evaluator."""
+import copy
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner, load_checkpoint
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from ..publish import inference_config
+from ..scopes import build_model, scope_of
+
+
+def load_model(config: str, checkpoint: str,
+               cfg_options: Optional[dict] = None) -> Tuple[Config, nn.Module]:
+    """A trained (or published) quantized model, in eval mode.
+
+    Returns:
+        tuple[Config, nn.Module]: The config in ``QuantizedModel`` form.
+    """
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(cfg_options or {})
+    cfg = inference_config(cfg)
+    model = build_model(cfg)
+    load_checkpoint(model, checkpoint, map_location='cpu')
+    return cfg, model.eval()
+
+
+def images_of(cfg: Config, split: str, size: Optional[Tuple[int, int]] = None
+              ) -> Iterator[Tuple[Tensor, object]]:
+    """Images of a dataset through the pipeline of the test set.
+
+    Args:
+        cfg (Config): With dataloaders.
+        split (str): 'train', 'val' or 'test': whose images.
+        size (tuple[int, int], optional): Height and width; smaller images are
+            padded at the right and at the bottom.
+
+    Yields:
+        tuple[Tensor, object]: float32 image ``(1, 3, H, W)``, and its data
+        sample.
+
+    Raises:
+        ValueError: An image is larger than ``size``.
+    """
+    init_default_scope(scope_of(cfg))
+    loader = copy.deepcopy(cfg[f'{split}_dataloader'])
+    if split == 'train':
+        loader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline
+    loader.update(batch_size=1, num_workers=0, persistent_workers=False)
+    loader.sampler = dict(type='DefaultSampler', shuffle=split == 'train')
+    loader = Runner.build_dataloader(loader, seed=0)
+    for batch in loader:
+        image = batch['inputs'][0][None].float()
+        sample = batch['data_samples'][0]
+        if size is not None:
+            image = _pad(image, size, _mean_pixel(cfg))
+        yield image, sample
+
+
+def _mean_pixel(cfg: Config) -> Tensor:
+    """What normalization maps to zero, in the channel order of images."""
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get(
+        'data_preprocessor') or {}
+    mean = preprocessor.get('mean') or [0., 0., 0.]
+    reverse = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
+    return torch.tensor(mean[::-1] if reverse else mean)
+
+
+def _pad(image: Tensor, size: Tuple[int, int], fill: Tensor) -> Tensor:
+    height, width = (wanted - there for wanted, there in zip(
+        size, image.shape[2:]))
+    if height < 0 or width < 0:
+        raise ValueError(
+            f'an image is {tuple(image.shape[2:])}, larger than the exported '
+            f'{tuple(size)}; export with a larger --shape, or resize in the '
+            'pipeline')
+    canvas = fill.view(1, -1, 1, 1).expand(1, -1, *size).clone()
+    canvas[..., :image.shape[2], :image.shape[3]] = image
+    return canvas
+
+
+def first_images(cfg: Config, number: int, split: str = 'train',
+                 size: Optional[Tuple[int, int]] = None) -> List[Tensor]:
+    """Images to calibrate with."""
+    images = []
+    for image, _ in images_of(cfg, split, size):
+        images.append(image)
+        if len(images) == number:
+            break
+    return images
+
+
+def evaluate(cfg: Config, functions: Dict[str, Callable],
+             size: Tuple[int, int]) -> Dict[str, Dict[str, float]]:
+    """Metrics of several functions on the test set, in one go over it.
+
+    Args:
+        cfg (Config): With ``test_dataloader`` and ``test_evaluator``.
+        functions (dict[str, callable]): Image -> outputs, as the deployable
+            models give them.
+        size (tuple[int, int]): Height and width they take.
+
+    Returns:
+        dict[str, dict[str, float]]: By function and metric. ``agreement`` is
+        the share of equal predictions (classes of images or pixels, or
+        detections over 0.3 with the same label and an IoU over 0.75) with
+        the first function, in percent.
+    """
+    scope = scope_of(cfg)
+    dataset = Runner.build_dataloader(
+        dict(cfg.test_dataloader, num_workers=0, persistent_workers=False)
+    ).dataset
+    evaluators, agreement = {}, {name: [0, 0] for name in functions}
+    for name in functions:
+        evaluators[name] = Evaluator(copy.deepcopy(cfg.test_evaluator))
+        evaluators[name].dataset_meta = dataset.metainfo
+    for image, sample in images_of(cfg, 'test', size):
+        first = None
+        for name, function in functions.items():
+            outputs = [torch.as_tensor(each) for each in _sequence(
+                function(image))]
+            first = outputs if first is None else first
+            for index, count in enumerate(_agreement(scope, outputs, first)):
+                agreement[name][index] += count
+            filled = _fill(scope, copy.deepcopy(sample), outputs)
+            evaluators[name].process([filled], dict(inputs=[image[0]]))
+    return {name: dict(evaluators[name].evaluate(len(dataset)),
+                       agreement=100 * equal / max(total, 1))
+            for name, (equal, total) in agreement.items()}
+
+
+def _sequence(outputs) -> Sequence:
+    return outputs if isinstance(outputs, (tuple, list)) else [outputs]
+
+
+def _fill(scope: str, sample, outputs: Sequence[Tensor]):
+    """The data sample with the predictions in it."""
+    if scope == 'mmpretrain':
+        scores, = outputs
+        return sample.set_pred_score(scores[0]).set_pred_label(
+            scores.argmax(1))
+    if scope == 'mmseg':
+        classes = outputs[0][:, None].float()
+        height, width = sample.img_shape
+        classes = F.interpolate(classes[..., :height, :width],
+                                sample.ori_shape, mode='nearest')
+        sample.pred_sem_seg = PixelData(data=classes[0].long())
+        return sample
+    boxes, scores, labels = outputs
+    there = labels >= 0
+    scale = torch.tensor(sample.scale_factor).repeat(2)
+    sample.pred_instances = InstanceData(
+        bboxes=boxes[there] / scale, scores=scores[there],
+        labels=labels[there])
+    return sample
+
+
+def _agreement(scope: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]
+               ) -> Tuple[int, int]:
+    """Number of equal predictions, and of all."""
+    if scope == 'mmpretrain':
+        return int((ours[0].argmax(1) == theirs[0].argmax(1)).sum()), 1
+    if scope == 'mmseg':
+        return int((ours[0] == theirs[0]).sum()), ours[0].numel()
+    equal = total = 0
+    for box, score, label in zip(*theirs):
+        if score <= 0.3 or label < 0:
+            continue
+        total += 1
+        same = ours[0][ours[2] == label]
+        equal += bool((box_iou(same, box[None]) > 0.75).any())
+    return equal, total

@@ -1,0 +1,57 @@
+"""tools/export_onnx.py: a checked file and its report, or nothing."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export_onnx.py'
+
+
+def export(*args):
+    return subprocess.run([sys.executable, str(TOOL), *map(str, args)],
+                          capture_output=True, text=True)
+
+
+@pytest.fixture
+def trained(make_runner, tmp_path):
+    hook = dict(type='GDRQHook', quantization=dict(
+        weight=dict(bits=4), activation=dict(bits=4),
+        rules=[dict(match='head.fc', skip=True)]))
+    runner = make_runner('resnet', hook)
+    runner.cfg.custom_imports = dict(imports=['gdrq_mm'])
+    runner.cfg.dump(str(tmp_path / 'config.py'))
+    runner.train()
+    return tmp_path / 'config.py', tmp_path / 'run' / 'epoch_2.pth'
+
+
+def test_trained_checkpoint_becomes_a_checked_and_measured_file(
+        trained, tmp_path):
+    out, figures = tmp_path / 'model.onnx', tmp_path / 'figures.json'
+    arguments = (*trained, '--out', out, '--eval', '--json', figures,
+                 '--weights', 'int4', '--calibration-images', '4',
+                 '--speed-rounds', '2')
+    result = export(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert 'float: head.fc (not quantized)' in result.stdout
+    figures = json.loads(figures.read_text())
+    assert set(figures['kernels'].values()) == {'QLinearConv'}
+    assert figures['codes_equal'] == figures['codes'] > 0
+    assert figures['size'] == out.stat().st_size < figures['float_size']
+    metrics = figures['metrics']
+    assert metrics['onnxruntime']['accuracy/top1'] == \
+        metrics['integer']['accuracy/top1']
+    before = out.read_bytes()
+    result = export(*arguments)
+    assert result.returncode == 1
+    assert 'exists' in result.stderr and 'Traceback' not in result.stderr
+    assert out.read_bytes() == before
+
+
+def test_a_container_that_is_too_small_is_refused(trained, tmp_path):
+    out = tmp_path / 'model.onnx'
+    result = export(*trained, '--out', out, '--weights', 'int2')
+    assert result.returncode == 1
+    assert 'no layer has weights of 2 or fewer bits' in result.stderr
+    assert not out.exists()

@@ -1,0 +1,118 @@
+"""Export a trained quantized model to ONNX, check and measure it.
+
+Usage: python tools/export_onnx.py CONFIG CHECKPOINT [--format qdq|qonnx]
+       [--weights int8|int4|int2] [--out FILE] [--eval]
+"""
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+
+from gdrq_mm.deploy import export_onnx, merge, to_integer
+from gdrq_mm.deploy.export import CONTAINERS, FORMATS
+from gdrq_mm.deployable import (evaluate, first_images, load_model,
+                                make_deployable)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n')[0],
+        epilog='The input is float32 of shape (1, 3, H, W), 0 to 255, '
+        'channels as the dataset gives them; normalization is in the file.')
+    parser.add_argument('config', help='of the training, or as published')
+    parser.add_argument('checkpoint', help='likewise')
+    parser.add_argument('--format', choices=FORMATS, default='qdq',
+                        help='qdq: ONNX Runtime; qonnx: FINN')
+    parser.add_argument('--weights', choices=CONTAINERS, default='int8',
+                        help='how a qdq file stores weight codes')
+    parser.add_argument('--out', help='the file; default: '
+                        'CHECKPOINT.<format>.onnx')
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
+                        help='size of images; default: of the first one')
+    parser.add_argument('--calibration-images', type=int, default=32,
+                        help='training images that set the scales of 8-bit '
+                        'residual sums')
+    parser.add_argument('--eval', action='store_true',
+                        help='metric on the test set: quantized model, '
+                        'integer model, ONNX Runtime')
+    parser.add_argument('--speed-rounds', type=int, default=20,
+                        help='interleaved runs against the float export; 0: '
+                        'none')
+    parser.add_argument('--json', help='write all figures there as well')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        help='those of the training')
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def export(args: argparse.Namespace) -> dict:
+    """Export, print the report, return its figures."""
+    out = Path(args.out or f'{args.checkpoint}.{args.format}.onnx')
+    if out.exists():
+        raise FileExistsError(f'{out} exists; remove it or give --out')
+    cfg, model = load_model(args.config, args.checkpoint, args.cfg_options)
+    images = first_images(cfg, max(args.calibration_images, 1),
+                          size=args.shape)
+    size = tuple(args.shape or images[0].shape[2:])
+    model = make_deployable(model, size).eval()
+    reference = merged = merge(model, images[0])
+    if args.format == 'qdq':
+        reference = to_integer(merged, images[0], images)
+    report = export_onnx(
+        reference, images[0], out, args.format, weights=args.weights,
+        input_names=model.input_names, output_names=model.output_names)
+    print(report)
+    figures = report.figures()
+    if args.format == 'qdq':
+        from gdrq_mm.deploy.speed import speed_against_float
+        figures.update(speed_against_float(
+            merged, out, images[0], args.speed_rounds))
+        print(f'file: {figures["size"] / figures["float_size"]:.3f} of the '
+              f'float export ({figures["float_size"] / 1e6:.3f} MB)')
+        if args.speed_rounds:
+            print(f'time, one thread: {figures["time_ratio"]:.2f} '
+                  f'({figures["time_ratio_least"]:.2f} to '
+                  f'{figures["time_ratio_greatest"]:.2f}) of the float '
+                  f'export\'s {figures["float_ms"]:.2f} ms')
+    if args.eval:
+        figures['metrics'] = _evaluate(args, cfg, model, reference, out, size)
+    if args.json:
+        part = Path(f'{args.json}.part')
+        part.write_text(json.dumps(figures, indent=1) + '\n')
+        os.replace(part, args.json)
+    return figures
+
+
+def _evaluate(args, cfg, model, reference, out: Path, size) -> dict:
+    from gdrq_mm.deploy.onnx_check import run, run_qonnx, session
+    if args.format == 'qdq':
+        runner = session(out)
+        functions = dict(quantized=model, integer=reference,
+                         onnxruntime=lambda image: run(runner, [image]))
+    else:
+        functions = dict(
+            quantized=model, merged=reference,
+            qonnx=lambda image: [run_qonnx(out, [image])[name]
+                                 for name in model.output_names])
+    metrics = evaluate(cfg, functions, size)
+    for name, values in metrics.items():
+        shown = ', '.join(f'{key} {float(value):.3f}'
+                          for key, value in values.items())
+        print(f'{name}: {shown}')
+    return {name: {key: float(value) for key, value in values.items()}
+            for name, values in metrics.items()}
+
+
+def main() -> None:
+    try:
+        export(parse_args())
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
+        sys.exit(f'export_onnx: {error}')
+
+
+if __name__ == '__main__':
+    main()
