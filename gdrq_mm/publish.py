@@ -15,8 +15,9 @@ from mmengine.runner.checkpoint import _load_checkpoint
 
 from .deploy import pack
 from .integrity import FORMAT, seal
+from .loading import NAME, is_quantizer_entry
 from .scopes import build_model
-from .state import NAME, get_state, is_quantizer_entry
+from .state import get_state
 from .version import __version__
 
 # Of the training run, not of the model.
