@@ -131,7 +131,7 @@ def evaluate(cfg: Config, functions: Dict[str, Callable],
             filled = _fill(scope, copy.deepcopy(sample), outputs)
             evaluators[name].process([filled], dict(inputs=[image[0]]))
     return {name: dict(evaluators[name].evaluate(len(dataset)),
-                       agreement=100 * equal / max(total, 1))
+                       agreement=100 * equal / total if total else 100.)
             for name, (equal, total) in agreement.items()}
 
 

@@ -47,6 +47,8 @@ def test_deployable_model_predicts_what_the_model_does(name, calibrated):
     image, sample = next(images_of(cfg, 'test'))
     deployable = make_deployable(model, image.shape[2:]).eval()
     outputs = deployable(image)
+    if name == 'pspnet':  # mmseg enlarges logits to the original's size
+        sample.set_metainfo(dict(ori_shape=sample.img_shape))
     predicted, = _predict(model, image, sample)
     if name == 'resnet':
         torch.testing.assert_close(outputs[0], predicted.pred_score)
@@ -65,8 +67,9 @@ def test_deployable_model_predicts_what_the_model_does(name, calibrated):
                                    rtol=1e-4, atol=1e-2)
 
 
+# Classifiers: tests/tools/test_export_onnx.py.
 @torch.no_grad()
-@pytest.mark.parametrize('name', ['faster_rcnn', 'pspnet', 'resnet'])
+@pytest.mark.parametrize('name', ['faster_rcnn', 'pspnet'])
 def test_onnx_runtime_gives_the_integer_model(name, calibrated, tmp_path):
     cfg, model, images = calibrated(name)
     deployable = make_deployable(model, images[0].shape[2:]).eval()
