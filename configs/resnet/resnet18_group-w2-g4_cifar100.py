@@ -4,6 +4,7 @@
 _base_ = './resnet18_gdrq_cifar100.py'
 
 model = dict(
-    quantization=dict(weight=dict(bits=2, group_size=4, clip='search')))
+    quantization=dict(weight=dict(bits=2, group_size=4,
+                                  clip='search', projection=False)))
 # The output of resnet18_cifar100.py.
 load_from = 'work_dirs/resnet18_cifar100/epoch_200.pth'

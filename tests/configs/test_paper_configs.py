@@ -20,12 +20,7 @@ from gdrq_mm.state import get_state
 
 
 def cell_params(cells):
-    searched = pytest.mark.xfail(
-        strict=True, raises=ValueError,
-        reason="weight.clip='search' (Eq. 12) is not built yet")
-    return [pytest.param(cell, id=Path(cell.config).stem,
-                         marks=[searched] if cell.table == 1 else [])
-            for cell in cells]
+    return [pytest.param(cell, id=Path(cell.config).stem) for cell in cells]
 
 
 @pytest.fixture
@@ -103,6 +98,7 @@ def test_the_plan_of_the_full_model_is_the_tables(cell, monkeypatch):
         assert plan.weight.k == 2, layer
         assert plan.weight.clip == (
             'search' if cell.table == 1 else 'threshold'), layer
+        assert plan.weight.projection == (cell.table != 1), layer
         found = plan.activation and plan.activation.bits
         assert found == activation, layer
     assert set(FIRST_AND_LAST[name]) <= layers

@@ -34,6 +34,10 @@ def installed(tmp_path_factory):
     return out / 'site'
 
 
+def test_the_source_of_the_kernels_is_in_the_wheel(installed):
+    assert (installed / 'gdrq_mm' / 'kernels' / 'fused.c').exists()
+
+
 def run_away(installed, folder, *arguments):
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', *map(str, arguments)], cwd=folder,
