@@ -27,7 +27,8 @@ SCOPES = dict(faster_rcnn='mmdet', pspnet='mmseg', resnet='mmpretrain')
 FOLDERS = dict(faster_rcnn='VOCdevkit', pspnet='cityscapes', resnet='imagenet')
 QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
 _numbers = itertools.count()
-SLOW = ('models', 'deployable', 'hooks', 'test_publish.py', 'integration', 'tools')
+SLOW = ('models', 'deployable', 'hooks', 'test_publish.py', 'integration',
+        'tools')
 
 
 def pytest_collection_modifyitems(items):
