@@ -158,8 +158,8 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
     else:
         if not isinstance(model, IntegerModel):
             _need_merged(model)
-            report.float_layers = float_layers(model)
             model = to_integer(model, example, calibration)
+        report.float_layers = model.float_layers
         proto = onnx_file.qdq_proto(model, example, weights, **names)
         check = onnx_check.check_qdq
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from .calibration import observe
 from .graph import (LAYERS, RELUS, SAME_GRID, capture, fold_grids, is_sum,
                     target_of)
 from .layers import FLOAT32_EXACT, Grid, MergedLayer
-from .merge import merged_layers
+from .merge import float_layers, merged_layers
 from .ops import OPS, UINT8_OFFSET
 
 INT16_MAX, INT32_MAX = 2**15 - 1, 2**31 - 1
@@ -66,16 +66,18 @@ class IntegerModel(nn.Module):
         calls (list[IntegerCall]): Of quantized layers, in order.
         weights (dict[str, IntegerWeight]): By layer.
         sums (dict[str, Grid]): 8-bit grids of sums, by node.
+        float_layers (dict[str, str]): Layers that compute in float, and why.
     """
 
     def __init__(self, graph_module: GraphModule, calls: List[IntegerCall],
-                 weights: Dict[str, IntegerWeight], sums: Dict[str, Grid]
-                 ) -> None:
+                 weights: Dict[str, IntegerWeight], sums: Dict[str, Grid],
+                 float_layers: Dict[str, str]) -> None:
         super().__init__()
         self.graph_module = graph_module
         self.calls = calls
         self.weights = weights
         self.sums = sums
+        self.float_layers = float_layers
 
     def forward(self, *args):
         return self.graph_module(*args)
@@ -132,7 +134,7 @@ def to_integer(model: nn.Module, example: Example,
         added[node.name] = grids[node]
         _round(module, node, grids[node])
     _finish(module)
-    return IntegerModel(module, calls, weights, added)
+    return IntegerModel(module, calls, weights, added, float_layers(model))
 
 
 def _as_tuple(example: Example) -> tuple:

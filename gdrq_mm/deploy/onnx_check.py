@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from .onnx_file import layer_nodes, quant_layers
 INTEGER_KERNELS = ('QLinearConv', 'QGemm')
 EQUAL_CODES = 0.99999  # the least share, of every file
 QONNX_TOLERANCE = 1e-5
+RUNTIME_ERRORS = (onnxruntime_pybind11_state.NotImplemented,
+                  onnxruntime_pybind11_state.InvalidGraph,
+                  onnxruntime_pybind11_state.Fail)
 
 
 def session(path: Path, threads: int = 1, **options
@@ -73,7 +77,11 @@ def kernels(path: Path) -> Dict[str, str]:
 def check_qdq(path: Path, model: IntegerModel, example: tuple, report
               ) -> None:
     """Every layer must run as an integer kernel and give equal codes."""
-    report.kernels = kernels(path)
+    try:
+        report.kernels = kernels(path)
+    except RUNTIME_ERRORS as error:
+        raise RuntimeError('ONNX Runtime cannot load the file; nothing was '
+                           f'written: {error}') from error
     floats = {call: kind for call, kind in report.kernels.items()
               if kind not in INTEGER_KERNELS}
     if floats or len(report.kernels) != len(model.calls):

@@ -138,7 +138,7 @@ def test_wrong_values_are_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match='int2.* the smallest have 4'):
         export_onnx(integer, x, tmp_path / 'new', weights='int2')
     with pytest.raises(ValueError, match='not from an integer model'):
-        export_onnx(IntegerModel(None, [], {}, {}), x, tmp_path / 'new',
+        export_onnx(IntegerModel(None, [], {}, {}, {}), x, tmp_path / 'new',
                     'qonnx')
 
 
