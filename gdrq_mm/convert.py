@@ -6,6 +6,7 @@ from torch import nn
 
 from .config import QuantConfig
 from .layers import QUANT_LAYERS
+from .modes import eval_mode
 from .plan import LayerPlan, make_plan
 from .quantizers import QUANTIZERS
 from .report import QuantReport
@@ -134,18 +135,15 @@ def calibrate(model: nn.Module, forwards) -> int:
     if state is None:
         raise ValueError('calibrate needs a quantized model; call '
                          'gdrq_mm.quantize_(model, config) first')
-    modes = {module: module.training for module in model.modules()}
     batches = 0
-    model.eval()
     state.calibrating = True
     try:
-        for batches, forward in enumerate(forwards, 1):
-            forward()
-            state.update_thresholds_()
+        with eval_mode(model):
+            for batches, forward in enumerate(forwards, 1):
+                forward()
+                state.update_thresholds_()
     finally:
         state.calibrating = False
-        for module, training in modes.items():
-            module.training = training
     if not batches:
         raise ValueError('calibrate got no batches')
     return batches

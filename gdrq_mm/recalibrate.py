@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .modes import eval_mode
 from .state import get_state
 
 
@@ -42,20 +43,19 @@ def recalibrate_bn(model: nn.Module,
              and module.running_mean is not None]
     before = [(norm.momentum, *(buffer.clone() for buffer in _buffers(norm)))
               for norm in norms]
-    modes = {module: module.training for module in model.modules()}
     state = get_state(model)
     warned = state is not None and state._warned
     if state is not None:
         state._warned = True  # thresholds may come after this
     batches = 0
     try:
-        model.eval()
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over batches
-        for batches, forward in enumerate(forwards, 1):
-            forward()
+        with eval_mode(model):
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over batches
+            for batches, forward in enumerate(forwards, 1):
+                forward()
         if batches:
             _average_over_ranks(norms)
     except BaseException:
@@ -70,8 +70,6 @@ def recalibrate_bn(model: nn.Module,
                 norm.running_var.copy_(var)
             norm.num_batches_tracked.copy_(tracked)
             norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
     if not batches:
         raise ValueError('recalibrate_bn got no batches')
     return batches

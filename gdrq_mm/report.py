@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .functional import num_groups
+from .modes import eval_mode
 from .plan import LayerPlan
 
 
@@ -57,13 +58,10 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
 
     handles = [plan.module.register_forward_hook(
         watch(plan.name), with_kwargs=True) for plan in plans]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        forward()
+        with eval_mode(model):
+            forward()
     finally:
-        for module, training in modes.items():
-            module.training = training
         for handle in handles:
             handle.remove()
     for _, names in readers.values():

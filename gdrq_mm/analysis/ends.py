@@ -9,6 +9,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..modes import eval_mode
 from ..plan import LayerPlan
 
 
@@ -63,21 +64,17 @@ def first_and_last(model: nn.Module, plans: List[LayerPlan],
 
     handles = [plan.module.register_forward_hook(
         watch(plan.name), with_kwargs=True) for plan in layers]
-    modes = {module: module.training for module in model.modules()}
     frozen = [parameter for plan in layers
               for parameter in plan.module.parameters(recurse=False)
               if not parameter.requires_grad]
-    model.eval()
     try:
-        for parameter in frozen:  # they would not show in the graph
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), eval_mode(model):
+            for parameter in frozen:  # they would not show in the graph
+                parameter.requires_grad_(True)
             forward()
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, training in modes.items():
-            module.training = training
         for handle in handles:
             handle.remove()
     read = {source for name, sources in reads.items()

@@ -4,6 +4,7 @@ from typing import Dict
 import torch
 from torch import nn
 
+from ..modes import eval_mode
 from .merge import merged_layers
 
 
@@ -42,13 +43,10 @@ def merge_errors(model: nn.Module, merged: nn.Module, *args, **kwargs
             modules[name].register_forward_pre_hook(keep_input(name)),
             modules[layer.norm or name].register_forward_hook(
                 compare(name, layer))]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        model(*args, **kwargs)
+        with eval_mode(model):
+            model(*args, **kwargs)
     finally:
-        for module, training in modes.items():
-            module.training = training
         for handle in handles:
             handle.remove()
     return errors
