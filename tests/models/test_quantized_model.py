@@ -252,7 +252,8 @@ class Recorder:
 
         def call(x, weight, *args, **kwargs):
             name = self.running[-1] if self.running else None
-            self.calls[name].append((x.detach(), weight.detach()))
+            # Quantized operands live only as long as the call.
+            self.calls[name].append((x.clone(), weight.clone()))
             return function(x, weight, *args, **kwargs)
 
         return call
