@@ -7,8 +7,6 @@ import gdrq_mm
 from gdrq_mm.deploy import (IntegerModel, export_onnx, merge, onnx_check,
                             to_integer)
 
-pytest.importorskip('qonnx')
-
 
 class Net(nn.Module):
     """A shared convolution, a residual sum, 8-bit ends."""
