@@ -1,6 +1,7 @@
 """Go through the stages: skip, continue or run each, and show it."""
 import os
 import shutil
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
@@ -48,17 +49,31 @@ def run_demo(settings):
 
 
 def make_data(settings, lock, display):
-    """Make the datasets or check the ones that are there."""
-    log_path = settings.work_dir / 'data.log'
-    display.finish(f'data in {shown(settings.data)}, log '
-                   f'{shown(log_path)}')
-    command = python(
-        'tools/dataset_converters/make_demo_data.py', shown(settings.data),
-        '--tasks', *settings.tasks,
-        '--size', 'tiny' if settings.quick else 'demo')
-    log_path.unlink(missing_ok=True)
-    run(command, log_path, lock, lambda line: display.finish(
-        f'    {line.rstrip()}'), lambda: None)
+    """Make the datasets or check the ones that are there, side by side."""
+    display.finish(f'data in {shown(settings.data)}, logs '
+                   f'{shown(settings.work_dir)}/data_*.log')
+    stopped = threading.Event()
+
+    def tick():
+        if stopped.is_set():
+            raise DemoError('ended, because the demo was')
+
+    def make(task):
+        log_path = settings.work_dir / f'data_{task}.log'
+        log_path.unlink(missing_ok=True)
+        run(python('tools/dataset_converters/make_demo_data.py',
+                   shown(settings.data), '--tasks', task, '--size',
+                   'tiny' if settings.quick else 'demo'), log_path, lock,
+            lambda line: display.finish(f'    {line.rstrip()}'), tick)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for future in [pool.submit(make, task)
+                           for task in settings.tasks]:
+                future.result()
+        except BaseException:
+            stopped.set()
+            raise
 
 
 class Demo:

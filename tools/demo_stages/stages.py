@@ -102,8 +102,11 @@ def make_job(stage: Stage, configs: Configs,
     inputs['config'] = configs.text_hash(stage.task, stage.run)
     where = ['--work-dir', shown(stage.folder)]
     if stage.kind == 'train':
-        interval = max(configs.length(stage.task, stage.run) // 8, 1)
+        length = configs.length(stage.task, stage.run)
+        interval = max(length // 8, 1)
         options += [f'randomness.seed={stage.seed}',
+                    # The test has a stage of its own.
+                    f'train_cfg.val_begin={length + 1}',
                     f'default_hooks.checkpoint.interval={interval}',
                     # The one before goes before the new one is written.
                     'default_hooks.checkpoint.max_keep_ckpts=2']
