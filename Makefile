@@ -8,7 +8,7 @@ setup:
 
 test: setup
 	$(VENV) -m ruff check .
-	$(VENV) -m pytest tests
+	$(VENV) -m pytest -n 2 --dist loadfile tests
 
 demo: setup
 	$(VENV) tools/demo.py

@@ -69,5 +69,5 @@ setup(
         # onnx: qonnx 1.0.0 wants less than 1.23. torchvision: NMS, RoIAlign.
         deploy=['onnx>=1.20,<1.23', 'onnxruntime>=1.23', 'onnxscript>=0.5',
                 'qonnx>=1.0', 'torchvision'],
-        dev=['pytest', 'hypothesis', 'matplotlib', 'model-index', 'ruff',
-             'scikit-learn', 'scipy']))
+        dev=['pytest', 'pytest-xdist', 'hypothesis', 'matplotlib',
+             'model-index', 'ruff', 'scikit-learn', 'scipy']))
