@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -322,6 +323,9 @@ def test_table_command(settings, tmp_path):
     assert done.returncode == 0 and done.stdout == table(summary) + '\n'
 
 
+EVEN = SimpleNamespace(cost=lambda stage: 1.)
+
+
 @pytest.mark.parametrize('lanes', [1, 2, 3])
 def test_no_stage_begins_before_those_it_needs(settings, monkeypatch, lanes):
     stages, log, busy = all_stages(settings), [], []
@@ -341,7 +345,7 @@ def test_no_stage_begins_before_those_it_needs(settings, monkeypatch, lanes):
 
     monkeypatch.setattr(engine, 'StageRunner', Runner)
     monkeypatch.setattr(engine, 'make_job', lambda stage, *_: None)
-    demo = Demo(None, None, None, None, lanes, len(stages))
+    demo = Demo(None, None, EVEN, None, lanes, len(stages))
     demo.run_all(stages)
     assert sorted(log) == sorted(stage.name for stage in stages)
     assert set(demo.records) == set(log)
@@ -356,6 +360,35 @@ def test_no_stage_begins_before_those_it_needs(settings, monkeypatch, lanes):
             assert all(log.index(other.name) <= begun for other in stages
                        if (other.task, other.seed)
                        == (stage.task, stage.seed))
+
+
+def test_what_most_waits_for_begins_first(settings, monkeypatch):
+    log = []
+
+    class Runner:
+
+        def __init__(self, demo, stage, job, label):
+            self.stage = stage
+
+        def run(self):
+            log.append((self.stage.task, self.stage.run))
+            return {}
+
+    def cost(stage):
+        return dict(det=2., seg=3., cls=1.)[stage.task] * dict(
+            start=1., w2a4=2.).get(stage.run, .1)
+
+    monkeypatch.setattr(engine, 'StageRunner', Runner)
+    monkeypatch.setattr(engine, 'make_job', lambda stage, *_: None)
+    stages = all_stages(settings)
+    demo = Demo(None, None, SimpleNamespace(cost=cost), None, 1, len(stages))
+    demo.run_all(stages)
+    order = list(dict.fromkeys(log))
+    trainings = [each for each in order if each[1] in ('start', 'w2a4')]
+    assert trainings == [
+        ('seg', 'start'), ('seg', 'w2a4'), ('det', 'start'), ('det', 'w2a4'),
+        ('cls', 'start'), ('cls', 'w2a4')]
+    assert order[-1] == ('cls', 'all')
 
 
 def test_a_failed_stage_ends_the_demo(settings, monkeypatch):
@@ -375,7 +408,7 @@ def test_a_failed_stage_ends_the_demo(settings, monkeypatch):
     monkeypatch.setattr(engine, 'StageRunner', Runner)
     monkeypatch.setattr(engine, 'make_job', lambda stage, *_: None)
     stages = all_stages(settings)
-    demo = Demo(None, None, None, None, 1, len(stages))
+    demo = Demo(None, None, EVEN, None, 1, len(stages))
     with pytest.raises(DemoError, match='no checkpoint'):
         demo.run_all(stages)
     assert demo.stopped and not any('look' in name for name in begun)

@@ -231,17 +231,25 @@ def profile(name: str, row: str, args) -> list:
     return found
 
 
-def environment(args) -> dict:
+def environment(device: str) -> dict:
+    """Versions and the machine, to stand in every result."""
     cpu = next((line.split(':')[1].strip() for line in
                 Path('/proc/cpuinfo').read_text().splitlines()
                 if line.startswith('model name')), platform.processor())
     return dict(
         gdrq_mm=gdrq_mm.__version__, torch=torch.__version__,
         python=platform.python_version(), cpu=cpu, cores=os.cpu_count(),
-        device=torch.cuda.get_device_name() if args.device == 'cuda' else cpu,
-        kernels=kernels.status(args.device), **{
+        device=torch.cuda.get_device_name() if device == 'cuda' else cpu,
+        kernels=kernels.status(device), **{
             name: importlib.import_module(name).__version__
             for name in ('brevitas', ) if name in rows()})
+
+
+def write_result(path: Path, result: dict) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix('.part')
+    partial.write_text(json.dumps(result, indent=1) + '\n')
+    partial.replace(path)
 
 
 def main() -> None:
@@ -275,12 +283,9 @@ def main() -> None:
             found[name] = measure(name, args)
             show(name, found[name], WORKLOADS[name], args)
     if args.json:
-        result = dict(command=sys.argv, environment=environment(args),
-                      seed=args.seed, bits=args.bits,
-                      models=found)
-        partial = args.json.with_suffix('.part')
-        partial.write_text(json.dumps(result, indent=1) + '\n')
-        partial.replace(args.json)
+        write_result(args.json, dict(
+            command=sys.argv, environment=environment(args.device),
+            seed=args.seed, bits=args.bits, models=found))
 
 
 if __name__ == '__main__':

@@ -97,12 +97,14 @@ class Demo:
 
     def run_all(self, stages):
         """Run the stages of each training one after the other, and those of
-        different trainings side by side."""
+        different trainings side by side: first those that most waits for,
+        so that no lane is left alone with a long rest."""
         chains = {}
         for number, stage in enumerate(stages, 1):
             key = stage.task, stage.seed, stage.run
             chains.setdefault(key, []).append((number, stage))
-        waiting, running = dict(chains), {}
+        first = sorted(chains, key=lambda key: -self.longest(key, chains))
+        waiting, running = {key: chains[key] for key in first}, {}
         with ThreadPoolExecutor(self.lanes) as pool:
             try:
                 while waiting or running:
@@ -120,6 +122,13 @@ class Demo:
             except BaseException:  # an interruption, too, ends every lane
                 self.stopped = True
                 raise
+
+    def longest(self, key, chains):
+        """Seconds from the begin of a training to the end of the last that
+        needs it, were there lanes for all."""
+        own = sum(self.configs.cost(stage) for _, stage in chains[key])
+        return own + max((self.longest(other, chains) for other in chains
+                          if key in needs(other, chains)), default=0.)
 
     def run_chain(self, numbered_stages):
         """Run stages one after the other."""

@@ -74,14 +74,14 @@ class Configs:
         return self.get(task, run).train_cfg.get('max_epochs') or 1
 
     def cost(self, stage) -> float:
-        """A guess of its seconds on two cores."""
+        """A guess of its seconds on one core."""
         if stage.kind != 'train':
             return 2 * STARTUP if stage.kind == 'look' else STARTUP
         steps = self.length(stage.task, stage.run)
         if self.get(stage.task, stage.run).train_cfg.get('max_epochs'):
             batch = self.get(stage.task, stage.run).train_dataloader.batch_size
             steps *= -(-self.stamp(stage.task)['counts'][0] // batch)
-        slower = 1.3 if stage.run in QUANTIZED else 1.
+        slower = 1.15 if stage.run in QUANTIZED else 1.
         return STARTUP + steps * TASKS[stage.task].seconds * slower
 
     def stamp(self, task: str) -> dict:

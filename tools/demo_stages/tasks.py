@@ -22,8 +22,8 @@ class Task:
         metric (str): Name in the log of the test tool.
         metric_name (str): Name in the table.
         points (float): Factor that makes it points of 100.
-        seconds (float): Of a training iteration on two cores; only the
-            first guess of the remaining time.
+        seconds (float): Of a training iteration on one core: the first
+            guess of the remaining time, and of what to begin with.
     """
     title: str
     configs: Dict[str, str]
@@ -44,15 +44,15 @@ TASKS = dict(
     det=Task(
         'Faster R-CNN, VOC format',
         _configs('faster_rcnn/faster-rcnn_r18-small_fpn', 'demo-voc'),
-        'VOCdevkit', 'pascal_voc/mAP', 'mAP', 100., .27),
+        'VOCdevkit', 'pascal_voc/mAP', 'mAP', 100., .28),
     seg=Task(
         'PSPNet, Cityscapes format',
         _configs('pspnet/pspnet_r18-small', 'demo-cityscapes'),
-        'cityscapes', 'mIoU', 'mIoU', 1., .2),
+        'cityscapes', 'mIoU', 'mIoU', 1., .45),
     cls=Task(
         'ResNet-18, ImageNet format',
         _configs('resnet/resnet18-small', 'demo-imagenet'),
-        'imagenet', 'accuracy/top1', 'top-1', 1., .05))
+        'imagenet', 'accuracy/top1', 'top-1', 1., .09))
 
 # Two epochs or iterations, so that there is one to be interrupted after.
 _QUICK_EPOCHS = ['train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
