@@ -19,8 +19,8 @@ from torch import Tensor
 from ..functional import num_levels
 
 SOURCE = Path(__file__).with_name('fused.c')
-# Larger temporaries are left to the allocator: 64 MB of float32.
-MAX_SCRATCH = 1 << 24
+# Larger temporaries are left to the allocator: 128 MB of float32.
+MAX_SCRATCH = 1 << 25
 _FLAGS = ('-O3', '-fPIC', '-fno-math-errno', '-fno-trapping-math',
           '-ffp-contract=off')
 # The threads are those of torch: its OpenMP library is in the process
