@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/datasets/demo_cityscapes.py'
 ]
 
-max_iters = 400
+max_iters = 500
 # Synchronised BN needs several GPUs.
 norm_cfg = dict(type='BN', requires_grad=True)
 data_preprocessor = dict(size=_base_.crop_size)

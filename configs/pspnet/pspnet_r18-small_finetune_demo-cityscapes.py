@@ -3,7 +3,7 @@
 # load_from to the checkpoint of the config it inherits.
 _base_ = './pspnet_r18-small_demo-cityscapes.py'
 
-max_iters = 300
+max_iters = 350
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=0.004, weight_decay=0.01))
 param_scheduler = [

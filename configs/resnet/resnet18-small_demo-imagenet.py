@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/datasets/demo_imagenet.py'
 ]
 
-max_epochs = 5
+max_epochs = 6
 
 model = dict(
     # Stride 2 also in the first stage: a quarter of the work.

@@ -3,7 +3,7 @@
 # load_from to the checkpoint of the config it inherits.
 _base_ = './resnet18-small_demo-imagenet.py'
 
-max_epochs = 3
+max_epochs = 4
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(optimizer=dict(lr=0.0015, weight_decay=0.01))
 param_scheduler = [
