@@ -135,7 +135,11 @@ def _check_entries(state, state_dict, prefix: str) -> None:
 
 def _check_schemes(own: Tensor, encoded: Tensor) -> None:
     ours = json.loads(bytes(own.tolist()))
-    theirs = json.loads(bytes(encoded.tolist()))
+    try:
+        theirs = json.loads(bytes(encoded.tolist()))
+    except (TypeError, ValueError) as error:
+        raise RuntimeError('the quantized checkpoint is damaged: its schemes '
+                           'are no JSON. Nothing was loaded.') from error
     if ours == theirs:
         return
     differing = sorted(
@@ -152,6 +156,7 @@ def _check_schemes(own: Tensor, encoded: Tensor) -> None:
         '\nUse the config it was trained with (the runner keeps a copy in '
         'its work_dir). To start a new training from its weights alone, '
         'make a float checkpoint of it:\n'
+        '  import gdrq_mm, torch\n'
         '  checkpoint = torch.load(path, map_location="cpu")\n'
         f'  del checkpoint["state_dict"]["{NAME}.schemes"]\n'
         '  torch.save(checkpoint, new_path)')
