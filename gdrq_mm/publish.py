@@ -172,7 +172,8 @@ def _float_bytes(model) -> int:
 def _check_published(config: Path, checkpoint: Path, model) -> None:
     """The file must load and quantize to the very same weights."""
     copied = build_model(Config.fromfile(config))
-    load_checkpoint(copied, str(checkpoint), map_location='cpu', strict=True)
+    load_checkpoint(copied, str(checkpoint), map_location='cpu', strict=True,
+                    logger='silent')
     layers = get_state(copied).layers
     for name, layer in get_state(model).layers.items():
         if getattr(layer, 'weight_quantizer', None) is None:

@@ -2,6 +2,7 @@
 import copy
 import os
 import re
+import textwrap
 
 import pytest
 import torch
@@ -156,15 +157,50 @@ def test_a_model_of_another_kind_refuses_a_packed_file(other, message,
     assert_unchanged(model, before)
 
 
-def test_a_latent_file_is_sealed_and_starts_models_with_other_heads(trained):
+@pytest.fixture(scope='module')
+def latent(trained, folder):
+    """A file that keeps the float weights."""
     state_dict = dict(trained.state_dict())
     seal(state_dict, NAME)
+    torch.save(dict(state_dict=state_dict), folder / 'latent.pth')
+    return folder / 'latent.pth'
+
+
+def test_a_latent_file_is_sealed(latent, trained):
+    state_dict = torch.load(latent, weights_only=True)['state_dict']
     model = make_model(seed=1)
     model.load_state_dict(dict(state_dict))
     assert_unchanged(model, snapshot(trained))
     state_dict['0.weight'] = state_dict['0.weight'] + 1e-6
     with pytest.raises(RuntimeError, match='damaged'):
         make_model().load_state_dict(state_dict)
+
+
+def test_a_latent_file_starts_a_model_with_another_head(latent, trained):
+    model = make_model(classes=8, seed=1)
+    head = model[3].weight.detach().clone()
+    load_checkpoint(model, str(latent), map_location='cpu')
+    assert torch.equal(model[0].weight, trained[0].weight)
+    assert torch.equal(model[0].weight_quantizer.clip,
+                       trained[0].weight_quantizer.clip)
+    assert torch.equal(model[3].weight, head)
+    # The clip values of the other head have the same shape, but are not its.
+    assert trained[3].weight_quantizer.clip.shape == (2, )
+    assert not model[3].weight_quantizer.clip.any()  # set as it trains
+    assert train(model)[3].weight_quantizer.clip.all()
+
+
+def test_the_advice_for_other_bits_makes_a_float_checkpoint(latent, trained,
+                                                            tmp_path):
+    model = make_model(bits=4, seed=1)
+    with pytest.raises(RuntimeError, match='another quantization') as error:
+        load_checkpoint(model, str(latent), map_location='cpu')
+    code = textwrap.dedent(str(error.value).partition('not packed:\n')[2])
+    new = str(tmp_path / 'float.pth')
+    exec(code, dict(path=str(latent), new_path=new))
+    load_checkpoint(model, new, map_location='cpu')
+    assert torch.equal(model[0].weight, trained[0].weight)
+    assert not model[0].weight_quantizer.clip.any()  # set as it trains
 
 
 class Hostile:
