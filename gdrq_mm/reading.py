@@ -1,20 +1,28 @@
-"""Checkpoint files that cannot be read: one error that says what is wrong.
+"""How mmengine reads checkpoint files: no code, and errors that teach.
 
-torch names neither the file nor a remedy, and for a file with code in it
-suggests ``weights_only=False``, which would run it.
+mmengine leaves URLs to ``torch.hub``, which loads them with
+``weights_only=False``: code in them runs. For a file that cannot be read
+torch names neither the file nor a remedy, and for one with code in it
+suggests ``weights_only=False`` as well.
 """
 import pickle
 import re
+from pathlib import Path
+from urllib.parse import urlparse
 
+import torch
+from mmengine.dist import barrier, get_dist_info
+from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner import CheckpointLoader
 
 
-def explain_unreadable_files() -> None:
-    """Let all that loads local files by mmengine's loader say what is wrong:
-    ``load_from``, ``--resume``, the test tools, the inferencers."""
-    CheckpointLoader.register_scheme(
-        prefixes='', loader=load_from_local, force=True)
+def register_loaders() -> None:
+    """For all that loads by mmengine's loader: ``load_from``, ``--resume``,
+    the test tools, the inferencers."""
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http,
+                                     force=True)
 
 
 def load_from_local(filename: str, map_location=None):
@@ -37,18 +45,47 @@ def load_from_local(filename: str, map_location=None):
                            'Nothing was loaded.') from None
 
 
+def load_from_http(filename: str, map_location=None):
+    """Download a checkpoint to torch's cache, once, and load that file.
+
+    Args:
+        filename (str): URL of the checkpoint.
+        map_location: As ``torch.load`` takes it.
+
+    Raises:
+        OSError: It cannot be downloaded.
+        RuntimeError: As :func:`load_from_local`.
+    """
+    path = (Path(torch.hub.get_dir()) / 'checkpoints'
+            / Path(urlparse(filename).path).name)
+
+    def download():
+        if not path.exists():
+            print_log(f'Downloads {filename} to {path}', 'current')
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(filename, str(path))
+
+    rank, world_size = get_dist_info()
+    if rank == 0:
+        download()
+    if world_size > 1:
+        barrier()
+        download()  # on other machines
+    return load_from_local(str(path), map_location)
+
+
 def _reason(error: Exception) -> str:
     named = re.search(r'GLOBAL (\S+)', str(error))
     if named:
         return (f'it asks for {named[1]}, which is no plain data. It holds '
                 'code, which was not run, or objects of a training, or it is '
-                'damaged. Get it as plain tensors from a source that you '
-                'trust.')
+                'damaged. Get it as plain tensors, or allow what you trust by '
+                'torch.serialization.add_safe_globals.')
     said = re.split(r'\n|\. ', str(error).strip())[0].rstrip('.')
     if isinstance(error, pickle.UnpicklingError) or not said:
         said = 'it is no file of torch.save'
-    return (f'{said}. It may be cut off or damaged: copy or download it '
-            'again.')
+    return (f'{said}. It may be cut off or damaged: remove it, and copy or '
+            'download it again.')
 
 
 def read_checkpoint(path: str) -> dict:

@@ -198,18 +198,20 @@ def test_init_detector_opens_the_pair_and_names_the_classes(trained,
     assert torch.equal(found.scores, expected.scores)
 
 
-@pytest.mark.parametrize('bits, smaller', [(2, 12), (4, 6.5)])
-def test_a_resnet_50_shrinks_with_its_bits(bits, smaller, tmp_path,
+@pytest.mark.parametrize('bits, ends, smaller', [
+    (2, 2, 12), (4, 4, 6.5), (2, 8, 11.9), (4, 8, 6.5)])
+def test_a_resnet_50_shrinks_with_its_bits(bits, ends, smaller, tmp_path,
                                            monkeypatch, capsys):
-    """All layers of full width at one bit width, random weights; by the
-    tool."""
+    """Of full width, random weights; by the tool. ``ends``: bits of the first
+    and the last layer."""
     config = tmp_path / 'resnet50.py'
     config.write_text(
         "_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'\n"
         "custom_imports = dict(imports=['gdrq_mm'])\n"
         "model = dict(type='QuantizedModel', architecture='ImageClassifier', "
         f'quantization=dict(weight=dict(bits={bits}), '
-        'activation=dict(bits=4)))\n')
+        f'activation=dict(bits=4), rules=[dict(match=name, weight=dict('
+        f"bits={ends})) for name in ('backbone.conv1', 'head.fc')]))\n")
     cfg = Config.fromfile(str(config))
     model = build_of_config(cfg)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
@@ -218,6 +220,7 @@ def test_a_resnet_50_shrinks_with_its_bits(bits, smaller, tmp_path,
         str(tmp_path / 'zoo'), '--packed'])
     runpy.run_path(str(ROOT / 'tools/publish_model.py'), run_name='__main__')
     out = capsys.readouterr().out
+    print(out)
     ratio = float(re.search(r'packed .* MB \(1/([\d.]+)\)', out)[1])
     assert ratio >= smaller
     path, = (tmp_path / 'zoo').glob('*.pth')

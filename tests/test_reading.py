@@ -1,13 +1,16 @@
 """Files that cannot be read: one error with name, reason and remedy."""
+import functools
+import http.server
 import os
 import pickle
+import threading
 
 import pytest
 import torch
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-import gdrq_mm  # noqa: F401, replaces mmengine's loader of local files
+import gdrq_mm  # noqa: F401, replaces mmengine's loaders
 from gdrq_mm.reading import read_checkpoint
 
 
@@ -29,13 +32,13 @@ def write_code(path):
     torch.save(dict(state_dict=dict(a=Hostile(path.parent / 'ran'))), path)
 
 
-CUT = 'It may be cut off or damaged: copy or download it again'
+CUT = 'may be cut off or damaged: remove it, and copy or download it again'
 FILES = {
     'truncated': (write_truncated, f'PytorchStreamReader .*{CUT}'),
     'empty': (lambda path: path.write_bytes(b''), f'no file of torch.*{CUT}'),
     'html': (lambda path: path.write_text('<html>404</html>'),
              f'no file of torch.save.*{CUT}'),
-    'code': (write_code, r'asks for \w+.mkdir, .*not run.* you trust'),
+    'code': (write_code, r'asks for \w+.mkdir, .*which was not run.*damaged'),
     'bare pickle with code': (
         lambda path: path.write_bytes(pickle.dumps(Hostile(
             path.parent / 'ran'))), 'no file of torch.save'),
@@ -78,3 +81,38 @@ def test_a_checkpoint_that_is_no_dict_is_named(tmp_path):
     torch.save(torch.ones(3), tmp_path / 'tensor.pth')
     with pytest.raises(ValueError, match='tensor.pth .*holds a Tensor'):
         read_checkpoint(str(tmp_path / 'tensor.pth'))
+
+
+@pytest.fixture
+def url(tmp_path, monkeypatch):
+    """URL of a server of ``tmp_path``, and an empty cache of torch.hub."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler,
+                                directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_code_behind_a_url_is_not_run(url, tmp_path):
+    """mmengine's own loader of URLs runs it."""
+    write_code(tmp_path / 'bad.pth')
+    model = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match='cache.*bad.pth .*asks for'):
+        load_checkpoint(model, f'{url}/bad.pth', map_location='cpu')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_a_url_is_downloaded_once(url, tmp_path):
+    model, other = nn.Linear(2, 3), nn.Linear(2, 3)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'good.pth')
+    for _ in range(2):
+        load_checkpoint(other, f'{url}/good.pth', map_location='cpu')
+        assert torch.equal(other.weight, model.weight)
+        (tmp_path / 'good.pth').unlink(missing_ok=True)
+
+
+def test_an_absent_url_is_an_error_of_the_connection(url):
+    with pytest.raises(OSError, match='404'):
+        load_checkpoint(nn.Linear(1, 1), f'{url}/absent.pth')
