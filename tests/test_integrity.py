@@ -48,8 +48,8 @@ def folder(tmp_path_factory):
 def published(trained, folder):
     """A packed file with metadata."""
     path = folder / 'published.pth'
-    torch.save(dict(meta=dict(cfg='x = 1\n' * 50), state_dict=pack(trained)),
-               path)
+    torch.save(dict(meta=dict(cfg='x = 1\n' * 50, gdrq_format='packed'),
+                    state_dict=pack(trained)), path)
     return path
 
 
@@ -82,10 +82,12 @@ def test_a_flipped_bit_is_refused_or_without_effect(
     except RuntimeError as error:
         assert re.search('Nothing was loaded|No state_dict found', str(error))
         assert_unchanged(model, before)
-    else:  # in metadata, padding or a checksum of the container
+    else:  # in what the container says of itself
         expected = make_model(seed=2)
         expected.load_state_dict(pack(trained))
         assert_unchanged(model, snapshot(expected))
+        assert torch.load(folder / 'flipped.pth')['meta'] == torch.load(
+            published)['meta']
 
 
 @settings(max_examples=50, deadline=None)
