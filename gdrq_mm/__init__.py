@@ -5,12 +5,14 @@ from .config import QuantConfig
 from .convert import calibrate, quantize_
 from .hooks import GDRQHook
 from .models import QuantizedModel
+from .reading import register_loaders
 from .recalibrate import recalibrate_bn
 from .report import QuantReport
 from .version import __version__
 
 allow_gdrq_mm_configs()
 allow_mmengine_checkpoints()
+register_loaders()
 
 __all__ = ['GDRQHook', 'QuantConfig', 'QuantReport', 'QuantizedModel',
            '__version__', 'calibrate', 'functional', 'quantize_',

@@ -68,17 +68,25 @@ def open_seal(state_dict: Dict[str, Tensor], prefix: str, name: str) -> None:
                 'or was published before gdrq_mm had one. Nothing was loaded; '
                 'publish the training checkpoint again.')
         return
-    if version is not None and not torch.equal(version.cpu(),
-                                               torch.tensor(FORMAT)):
+    if isinstance(version, Tensor) and version.tolist() != FORMAT:
         raise RuntimeError(
             f'the checkpoint is of format {version.tolist()}, this gdrq_mm '
             f'reads format {FORMAT}. Nothing was loaded; install the gdrq_mm '
             'that published it (meta["gdrq_mm_version"] of the checkpoint) '
             'or a later one.')
-    if stored is None or bytes(stored.tolist()) != digest(entries):
+    if not _is_digest(stored, entries):
         raise RuntimeError(
             'the checkpoint is damaged: the hash inside does not fit its '
             'weights. Nothing was loaded; copy or download it again (its '
             'name ends in the first 8 digits of its SHA-256).')
     for part in ('format', 'digest'):
         del state_dict[f'{prefix}{name}.{part}']
+
+
+def _is_digest(stored, entries: dict) -> bool:
+    """Whether it is the hash of the entries, all of which are tensors."""
+    if not all(isinstance(each, Tensor) for each in [stored,
+                                                     *entries.values()]):
+        return False
+    expected = torch.tensor(list(digest(entries)), dtype=torch.uint8)
+    return stored.dtype == torch.uint8 and torch.equal(stored.cpu(), expected)

@@ -68,10 +68,15 @@ def before_layer_load(layer, state_dict, prefix, *_) -> None:
     of a backbone). Packed codes become the weight they stand for.
     """
     unpack_weight(layer, state_dict, prefix)
-    own = layer.quantizer_state()
-    if not any(prefix + key in state_dict for key in own):
-        for key, value in own.items():
-            state_dict[prefix + key] = torch.zeros_like(value)
+    fresh = layer.quantizer_state()
+    if any(prefix + key in state_dict for key in fresh):
+        # The weight of another head is not loaded: nor are its clip values.
+        weight = state_dict.get(f'{prefix}weight')
+        other = weight is not None and weight.shape != layer.weight.shape
+        fresh = {key: value for key, value in fresh.items()
+                 if other and key.startswith('weight_quantizer.')}
+    for key, value in fresh.items():
+        state_dict[prefix + key] = torch.zeros_like(value)
     layer.forget()
 
 
@@ -135,7 +140,11 @@ def _check_entries(state, state_dict, prefix: str) -> None:
 
 def _check_schemes(own: Tensor, encoded: Tensor) -> None:
     ours = json.loads(bytes(own.tolist()))
-    theirs = json.loads(bytes(encoded.tolist()))
+    try:
+        theirs = json.loads(bytes(encoded.tolist()))
+    except (TypeError, ValueError) as error:
+        raise RuntimeError('the quantized checkpoint is damaged: its schemes '
+                           'are no JSON. Nothing was loaded.') from error
     if ours == theirs:
         return
     differing = sorted(
@@ -150,8 +159,11 @@ def _check_schemes(own: Tensor, encoded: Tensor) -> None:
         'the checkpoint was trained with another quantization than the '
         f'config asks for, {len(differing)} layers differ:\n{shown}{more}'
         '\nUse the config it was trained with (the runner keeps a copy in '
-        'its work_dir). To start a new training from its weights alone, '
-        'make a float checkpoint of it:\n'
-        '  checkpoint = torch.load(path, map_location="cpu")\n'
-        f'  del checkpoint["state_dict"]["{NAME}.schemes"]\n'
-        '  torch.save(checkpoint, new_path)')
+        'its work_dir, a published file in meta["cfg"]). To start a new '
+        'training from its weights alone, make a float checkpoint of one '
+        'that is not packed:\n'
+        '  import gdrq_mm, torch\n'
+        '  weights = torch.load(path, map_location="cpu")["state_dict"]\n'
+        '  weights = {key: value for key, value in weights.items()\n'
+        f'             if not key.startswith("{NAME}.")}}\n'
+        '  torch.save(dict(state_dict=weights), new_path)')

@@ -8,12 +8,12 @@ from typing import Callable, Iterator, Optional
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import _load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
 from .convert import calibrate
 from .publish import inference_config
+from .reading import read_checkpoint
 from .recalibrate import recalibrate_bn
 from .scopes import build_model
 from .state import NAME
@@ -63,8 +63,8 @@ def calibrate_checkpoint(config: str,
 
     Raises:
         ValueError: ``batches`` is no positive number, the config quantizes
-            nothing, or the checkpoint is quantized already.
-        RuntimeError: The checkpoint does not fit the config.
+            nothing, or the checkpoint is quantized already or none at all.
+        RuntimeError: The checkpoint is damaged, or does not fit the config.
         FileExistsError: ``out`` is there.
     """
     if batches < 1:
@@ -76,7 +76,7 @@ def calibrate_checkpoint(config: str,
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(cfg_options or {})
     model_cfg = inference_config(cfg)
-    trained = _load_checkpoint(checkpoint, map_location='cpu')
+    trained = read_checkpoint(checkpoint)
     weights = trained.get('state_dict', trained)
     if f'{NAME}.schemes' in weights:
         raise ValueError(f'{checkpoint} is quantized already; calibrate the '

@@ -3,7 +3,6 @@ import copy
 import datetime
 import hashlib
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any, Optional, Tuple
@@ -11,11 +10,11 @@ from typing import Any, Optional, Tuple
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import load_checkpoint
-from mmengine.runner.checkpoint import _load_checkpoint
 
 from .deploy import pack
 from .integrity import FORMAT, seal
 from .loading import NAME, is_quantizer_entry
+from .reading import read_checkpoint
 from .scopes import build_model
 from .state import get_state
 from .version import __version__
@@ -44,8 +43,25 @@ def quantization_of(cfg: Config) -> dict:
 def _gdrq_hooks(cfg: Config) -> list:
     """Entries of custom_hooks, by name, scoped name or class."""
     return [hook for hook in cfg.get('custom_hooks') or ()
-            if str(getattr(hook.get('type'), '__name__', hook.get('type'))
-                   ).rpartition('.')[2] == 'GDRQHook']
+            if _type_name(hook) == 'GDRQHook']
+
+
+def _type_name(cfg: dict) -> str:
+    kind = cfg.get('type')
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
+def _custom_imports(cfg: Config) -> dict:
+    """gdrq_mm, and what the training imported.
+
+    Code of hooks or data sets need not be where a published model is opened:
+    a module that is absent there gives a warning.
+    """
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else imports
+    others = [name for name in imports if name != 'gdrq_mm']
+    return dict(imports=['gdrq_mm', *others],
+                allow_failed_imports=bool(others))
 
 
 def inference_config(cfg: Config) -> Config:
@@ -55,7 +71,7 @@ def inference_config(cfg: Config) -> Config:
     """
     quantization = quantization_of(cfg)
     cfg = copy.deepcopy(cfg)
-    if cfg.model.type != 'QuantizedModel':
+    if _type_name(cfg.model) != 'QuantizedModel':
         model = cfg.model.to_dict()
         cfg.model = ConfigDict(
             type='QuantizedModel', architecture=model.pop('type'),
@@ -64,6 +80,7 @@ def inference_config(cfg: Config) -> Config:
         hook.pop('quantization', None)
     for key in _RUN_KEYS:
         cfg.pop(key, None)
+    cfg.custom_imports = _custom_imports(cfg)
     return cfg
 
 
@@ -93,13 +110,13 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
     Raises:
         ValueError: The config quantizes nothing, or the checkpoint is a float
             one or none at all.
-        RuntimeError: The checkpoint does not fit the config.
+        RuntimeError: The checkpoint is damaged, or does not fit the config.
         FileExistsError: A file of that name is there.
     """
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(cfg_options or {})
     cfg = inference_config(cfg)
-    trained = _read(checkpoint)
+    trained = read_checkpoint(checkpoint)
     if f'{NAME}.schemes' not in trained.get('state_dict', {}):
         raise ValueError(
             f'{checkpoint} holds a float model: nothing in it is quantized. '
@@ -143,17 +160,6 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
     return target, target_cfg
 
 
-def _read(checkpoint: str) -> dict:
-    """A checkpoint's content; code in it is not run."""
-    try:
-        return _load_checkpoint(checkpoint, map_location='cpu')
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition('\n')[0]
-        raise ValueError(
-            f'{checkpoint} is damaged, or not a checkpoint that torch loads '
-            f'with weights_only=True: {reason}') from error
-
-
 def _float_bytes(model) -> int:
     """Size of a file of the float model's weights."""
     with tempfile.TemporaryFile() as file:
@@ -166,7 +172,8 @@ def _float_bytes(model) -> int:
 def _check_published(config: Path, checkpoint: Path, model) -> None:
     """The file must load and quantize to the very same weights."""
     copied = build_model(Config.fromfile(config))
-    load_checkpoint(copied, str(checkpoint), map_location='cpu', strict=True)
+    load_checkpoint(copied, str(checkpoint), map_location='cpu', strict=True,
+                    logger='silent')
     layers = get_state(copied).layers
     for name, layer in get_state(model).layers.items():
         if getattr(layer, 'weight_quantizer', None) is None:

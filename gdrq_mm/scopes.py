@@ -1,4 +1,5 @@
 """What differs between the OpenMMLab packages, by their default scope."""
+import copy
 import importlib
 from pathlib import Path
 from typing import Tuple
@@ -44,7 +45,7 @@ def build_model(cfg: Config) -> nn.Module:
     from mmengine.registry import MODELS
     scope_of(cfg)
     init_default_scope(cfg.default_scope)
-    model = cfg.model
+    model = copy.deepcopy(cfg.model)  # builders add defaults to it
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(model)

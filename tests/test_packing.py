@@ -79,6 +79,47 @@ def test_a_packed_model_gives_the_very_same_outputs(bits, group_size, trained):
                for key, value in packed.items())
 
 
+@fixed
+@given(bits=st.integers(1, 8), rows=st.integers(1, 7),
+       columns=st.integers(1, 9),
+       group_size=st.integers(-1, 9).filter(bool),
+       k=st.sampled_from([2., 3.5]),
+       clip=st.sampled_from(['threshold', 'search']),
+       projection=st.booleans(), trained=st.booleans(),
+       exponent=st.integers(-45, 38), seed=st.integers(0, 10**6))
+def test_every_weight_is_packed_exactly(bits, rows, columns, group_size, k,
+                                        clip, projection, trained, exponent,
+                                        seed):
+    """Of any size and magnitude, in any groups, filters of zeros too."""
+
+    def make():
+        model = nn.Sequential(nn.Linear(columns, rows))
+        gdrq_mm.quantize_(model, dict(weight=dict(
+            bits=bits, group_size=group_size, k=k, clip=clip,
+            projection=projection)))
+        return model.eval()
+
+    generator = np.random.default_rng(seed)
+    weight = generator.standard_normal((rows, columns)) * 10.**exponent
+    weight *= generator.integers(0, 3, (rows, 1))
+    model, copied = make(), make()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.from_numpy(weight.clip(-3e38, 3e38)))
+    if trained:
+        model[0].called = True
+        get_state(model.train()).step_()
+        model.eval()
+    packed = pack(model)
+    copied.load_state_dict(packed)
+    expected = model[0].quantized_weight()
+    assert torch.isfinite(expected).all()
+    assert torch.equal(copied[0].quantized_weight(), expected)
+    # The same codes and the same scales, too.
+    for ours, theirs in zip(*(layer.weight_quantizer.codes(layer.weight)
+                              for layer in (model[0], copied[0]))):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize('weight', [
     dict(clip='search'), dict(clip='search', projection=False),
     dict(projection=False)])

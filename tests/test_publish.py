@@ -198,18 +198,20 @@ def test_init_detector_opens_the_pair_and_names_the_classes(trained,
     assert torch.equal(found.scores, expected.scores)
 
 
-@pytest.mark.parametrize('bits, smaller', [(2, 12), (4, 6.5)])
-def test_a_resnet_50_shrinks_with_its_bits(bits, smaller, tmp_path,
+@pytest.mark.parametrize('bits, ends, smaller', [
+    (2, 2, 12), (4, 4, 6.5), (2, 8, 11.9), (4, 8, 6.5)])
+def test_a_resnet_50_shrinks_with_its_bits(bits, ends, smaller, tmp_path,
                                            monkeypatch, capsys):
-    """All layers of full width at one bit width, random weights; by the
-    tool."""
+    """Of full width, random weights; by the tool. ``ends``: bits of the first
+    and the last layer."""
     config = tmp_path / 'resnet50.py'
     config.write_text(
         "_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'\n"
         "custom_imports = dict(imports=['gdrq_mm'])\n"
         "model = dict(type='QuantizedModel', architecture='ImageClassifier', "
         f'quantization=dict(weight=dict(bits={bits}), '
-        'activation=dict(bits=4)))\n')
+        f'activation=dict(bits=4), rules=[dict(match=name, weight=dict('
+        f"bits={ends})) for name in ('backbone.conv1', 'head.fc')]))\n")
     cfg = Config.fromfile(str(config))
     model = build_of_config(cfg)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
@@ -218,6 +220,7 @@ def test_a_resnet_50_shrinks_with_its_bits(bits, smaller, tmp_path,
         str(tmp_path / 'zoo'), '--packed'])
     runpy.run_path(str(ROOT / 'tools/publish_model.py'), run_name='__main__')
     out = capsys.readouterr().out
+    print(out)
     ratio = float(re.search(r'packed .* MB \(1/([\d.]+)\)', out)[1])
     assert ratio >= smaller
     path, = (tmp_path / 'zoo').glob('*.pth')
@@ -330,9 +333,17 @@ def test_a_checkpoint_that_is_none_is_refused_in_one_line(
         torch.save(dict(state_dict=dict(a=subprocess.Popen)), bad)
     else:
         bad.write_bytes(Path(checkpoint).read_bytes()[:-1000])
-    with pytest.raises(ValueError, match='bad.pth is damaged, or not') as e:
+    with pytest.raises(RuntimeError, match='bad.pth cannot be read') as e:
         publish(config, str(bad), str(tmp_path / 'zoo'))
     assert '\n' not in str(e.value)
+    assert not (tmp_path / 'zoo').exists()
+
+
+def test_a_file_of_something_else_is_no_checkpoint(trained, tmp_path):
+    config, _ = trained('resnet')
+    torch.save([1, 2], tmp_path / 'list.pth')
+    with pytest.raises(ValueError, match='list.pth is no checkpoint'):
+        publish(config, str(tmp_path / 'list.pth'), str(tmp_path / 'zoo'))
     assert not (tmp_path / 'zoo').exists()
 
 
@@ -392,6 +403,67 @@ def test_the_published_config_trains_with_the_hooks_own_phases():
     assert published.custom_hooks == [
         dict(type='EMAHook'), dict(type='GDRQHook', begin_iter=5)]
     assert 'load_from' not in published and 'work_dir' not in published
+    assert published.custom_imports == dict(
+        imports=['gdrq_mm'], allow_failed_imports=False)
     # Nothing was changed in place, and it is idempotent.
     assert cfg.model.type == 'Net' and quantization_of(cfg) == QUANTIZATION
     assert inference_config(published)._cfg_dict == published._cfg_dict
+
+
+def test_it_opens_where_the_code_of_the_training_is_absent(
+        trained, tmp_path, monkeypatch):
+    """A config with a hook of the user's own, in a module of the user's."""
+    (tmp_path / 'my_hooks.py').write_text(
+        'from mmengine.hooks import Hook\n'
+        'from mmengine.registry import HOOKS\n'
+        '@HOOKS.register_module(force=True)\n'
+        'class MyHook(Hook):\n    pass\n')
+    config, checkpoint = trained('resnet')
+    cfg = Config.fromfile(config)
+    cfg.custom_imports = dict(imports='my_hooks')  # gdrq_mm: not named
+    cfg.custom_hooks.append(dict(type='MyHook'))
+    cfg.dump(config)
+    with monkeypatch.context() as context:
+        context.syspath_prepend(str(tmp_path))
+        path, path_cfg = publish(config, checkpoint, str(tmp_path / 'zoo'))
+    sys.modules.pop('my_hooks')
+    with pytest.warns(UserWarning, match='my_hooks failed to import'):
+        published = Config.fromfile(str(path_cfg))
+    assert published.custom_imports.imports == ['gdrq_mm', 'my_hooks']
+    with pytest.warns(UserWarning, match='my_hooks failed to import'):
+        found = infer('resnet', str(path_cfg), str(path))
+    assert found[0].sum() == pytest.approx(1)
+
+
+def test_configs_in_pure_python_style_are_published(tmp_path):
+    """Their types are classes."""
+    for name, head in (
+            ('hook', 'type=ImageClassifier'),
+            ('model', 'type=QuantizedModel, architecture=ImageClassifier, '
+             f'quantization={QUANTIZATION}')):
+        config = tmp_path / f'{name}.py'
+        config.write_text(
+            'from mmpretrain.models import (GlobalAveragePooling, '
+            'ImageClassifier, LinearClsHead, ResNet)\n'
+            'from gdrq_mm import GDRQHook, QuantizedModel\n'
+            "default_scope = 'mmpretrain'\n"
+            'data_preprocessor = dict(num_classes=3)\n'
+            f'model = dict({head}, backbone=dict(type=ResNet, depth=18, '
+            'base_channels=8, stem_channels=8), '
+            'neck=dict(type=GlobalAveragePooling), head=dict('
+            'type=LinearClsHead, num_classes=3, in_channels=64))\n'
+            'custom_hooks = [dict(type=GDRQHook'
+            + (f', quantization={QUANTIZATION}' if name == 'hook' else '')
+            + ')]\n')
+        model = build_of_config(inference_config(
+            Config.fromfile(str(config))))
+        checkpoint = tmp_path / 'trained.pth'
+        torch.save(dict(state_dict=model.state_dict()), checkpoint)
+        path, path_cfg = publish(str(config), str(checkpoint),
+                                 str(tmp_path / 'zoo'))
+        published = Config.fromfile(str(path_cfg))
+        assert published.model.type.endswith('QuantizedModel')
+        assert published.model.quantization == QUANTIZATION
+        assert 'quantization' not in published.custom_hooks[0]
+        assert published.custom_imports.imports == ['gdrq_mm']
+        load_checkpoint(build_of_config(published), str(path), strict=True)

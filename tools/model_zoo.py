@@ -10,6 +10,7 @@ writes nothing and fails where a file is not up to date.
 """
 import argparse
 import json
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -161,7 +162,9 @@ def main() -> None:
             return
         outdated.append(str(path.relative_to(ROOT)))
         if not check:
-            path.write_text(text)
+            partial = path.with_name(f'{path.name}.part')
+            partial.write_text(text)
+            os.replace(partial, path)
 
     for name in FAMILIES:
         write(ROOT / 'configs' / name / 'metafile.yml',

@@ -193,7 +193,8 @@ class ScaleClipWeight(nn.Module):
             clip (Tensor): Clip values, shape ``(num_groups, )``.
         """
         top = self.top(codes, clip)
-        return codes * (top / F.num_levels(max(self.bits, 2)))
+        _, scale = F.quantize_codes(top, top, self.bits)
+        return codes * scale
 
     def forward(self, weight: Tensor, rounding: bool = True) -> Tensor:
         if not rounding:  # the float model is reshaped

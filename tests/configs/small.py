@@ -151,7 +151,7 @@ def datasets_of(dataset) -> list:
 def shrink_schedule(cfg: Config) -> None:
     """Two epochs or iterations; what began at their end still does."""
     unit = 'epochs' if cfg.train_cfg.get('max_epochs') else 'iters'
-    hook = cfg.custom_hooks[-1]
+    hook = (cfg.get('custom_hooks') or [{}])[-1]  # float ones have none
     begin = hook.get(f'begin_{unit[:-1]}', 0)
     if begin:
         end = begin == cfg.train_cfg[f'max_{unit}']

@@ -137,6 +137,19 @@ def test_it_says_where_its_float_start_comes_from(cell):
                                  f'{start.train_cfg.max_epochs}.pth')
 
 
+def test_the_float_start_of_the_cifar_tables_trains(small, data_roots,
+                                                    make_runner):
+    """The only one that no mm package has a config of."""
+    cfg = small(FLOAT_CIFAR)
+    shrink_data(cfg, data_roots)
+    shrink_schedule(cfg)
+    runner = make_runner(cfg)
+    runner.train()
+    assert runner.epoch == 2
+    assert all(torch.isfinite(torch.tensor(value))
+               for step in runner.record.losses for value in step.values())
+
+
 @pytest.mark.parametrize('cell', cell_params(CELLS))
 def test_it_trains_from_its_start(cell, small, data_roots, make_runner,
                                   run_log, tmp_path):
