@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from .config import QuantConfig
-from .layers import QUANT_LAYERS
+from .layers import QUANT_LAYERS, OutputQuantizer, attach_output
 from .modes import eval_mode
 from .plan import LayerPlan, make_plan
 from .quantizers import QUANTIZERS
@@ -78,6 +78,11 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
         return QUANTIZERS[scheme.type].activation(
             bits=scheme.bits, k=scheme.k, lr=scheme.lr).to(device)
 
+    if plan.output:
+        layer = OutputQuantizer(state, activation_quantizer())
+        attach_output(plan.module, layer)
+        state.add(plan.name, layer.train(plan.module.training))
+        return
     layer.__class__ = QUANT_LAYERS[type(layer)]
     if isinstance(layer, nn.ReLU):
         parent = modules[plan.name.rpartition('.')[0]]
