@@ -124,9 +124,9 @@ def shortest_patterns(names: List[str], model: nn.Module) -> List[str]:
             for pattern in map('.'.join, itertools.product(*parts))}
         allowed = [pattern for pattern, matched in matches.items()
                    if set(matched) <= set(names)]
-        # The most names; of those the fewest asterisks.
+        # The most names that are left; of those the fewest asterisks.
         best = max(allowed, key=lambda pattern: (
-            len(matches[pattern]), -pattern.count('*')))
+            len(set(matches[pattern]) & set(left)), -pattern.count('*')))
         patterns.append(best)
         left = [name for name in left if name not in matches[best]]
     return patterns
