@@ -224,18 +224,17 @@ def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
                 value, constant(np.array([0]), 'pack.begin'),
                 constant(np.array([codes.size]), f'{name}.size')],
                 f'{name}.all')
-        if (factor != same).any():
-            shape = constant(np.array(codes.shape), f'{name}.shape')
-            value = node('Reshape', [value, shape], f'{name}.unit')
+        uniform = (factor == same).all()
+        value = node('Reshape', [value, constant(
+            np.array(codes.shape), f'{name}.shape')],
+            name if uniform else f'{name}.unit')
+        if not uniform:
             value = node('Cast', [value], f'{name}.wide',
                          to=TensorProto.INT32)
             value = node('Mul', [value, constant(
                 factor.reshape(-1, *[1] * (codes.ndim - 1)),
                 f'{name}.factor')], f'{name}.product')
             node('Cast', [value], name, to=TensorProto.INT8)
-        else:
-            node('Reshape', [value, constant(
-                np.array(codes.shape), f'{name}.shape')], name)
     nodes += list(graph.node)
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
