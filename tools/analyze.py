@@ -23,7 +23,6 @@ from gdrq_mm.analysis import (first_and_last, residual_outputs,
                               shortest_patterns)
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.convert import calibrate
-from gdrq_mm.deployable import make_deployable
 from gdrq_mm.plan import make_plan
 from gdrq_mm.publish import inference_config, quantization_of
 from gdrq_mm.report import QuantReport, trace_layers
@@ -59,6 +58,7 @@ def ends(args) -> None:
 
 
 def residuals(args) -> None:
+    from gdrq_mm.deployable import make_deployable  # needs torchvision
     cfg = read_config(args)
     model = build_model(inference_config(cfg))
     shape = tuple(args.shape)
