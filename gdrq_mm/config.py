@@ -141,7 +141,8 @@ class ResidualScheme:
     Args:
         type (str): Name in ``QUANTIZERS``. Defaults to 'ScaleClip'.
         bits (int): 2 to 8. Defaults to 8.
-        k (float, optional): As of :class:`ActivationScheme`.
+        k (float, optional): As of :class:`ActivationScheme`. Defaults to
+            None: three times the default of activations.
         lr (float): Likewise. Defaults to 0.01.
         outputs (sequence of str): Modules that return one tensor, or patterns
             whose ``*`` stands for one part of a dotted name. Defaults to

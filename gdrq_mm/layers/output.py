@@ -12,6 +12,9 @@ from ..kernels import Grid
 from .fused import refuse_second_derivative
 
 NAME = 'output_quantizer'  # the child of a module whose output is quantized
+# Sums and what goes into them have few large values, which a branch of the
+# network carries on; 8 bits have the room for them (docs/deploy.md).
+HEADROOM = 3.
 
 
 class _Round(torch.autograd.Function):

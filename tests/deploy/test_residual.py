@@ -157,3 +157,12 @@ def test_the_float_form_rounds_nothing():
     assert (floats(x) - merged(x)).abs().max() > 0
     assert not any(getattr(module, 'grid', None)
                    for module in floats.modules())
+
+
+@torch.no_grad()
+def test_qonnx_has_them_as_quant_nodes(tmp_path):
+    model, x = trained()
+    reports = [export_onnx(each, x[:1], tmp_path / name, 'qonnx')
+               for each, name in ((model, 'a'), (trained([])[0], 'b'))]
+    assert reports[0].quant_nodes == reports[1].quant_nodes + len(OUTPUTS)
+    assert reports[0].difference < 1e-5
