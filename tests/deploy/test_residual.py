@@ -9,7 +9,7 @@ from gdrq_mm.deploy import (export_onnx, merge, merged_layers, onnx_check,
 from gdrq_mm.deploy.check import merge_errors
 from gdrq_mm.deploy.speed import float_form
 
-OUTPUTS = ['stem.1', 'norm', 'relu', 'plain']
+OUTPUTS = ['stem.1', 'norm', 'relu', 'plain', 'last']
 
 
 class Net(nn.Module):
@@ -21,7 +21,7 @@ class Net(nn.Module):
                                   nn.MaxPool2d(2))
         self.first, self.norm = nn.Conv2d(8, 8, 3, padding=1), \
             nn.BatchNorm2d(8)
-        self.relu = nn.ReLU(inplace=True)
+        self.relu, self.last = nn.ReLU(inplace=True), nn.ReLU()
         self.plain = nn.Conv2d(8, 8, 3, padding=1)
         self.mid = nn.Conv2d(8, 8, 1)
         self.head = nn.Linear(8, 5)
@@ -33,7 +33,7 @@ class Net(nn.Module):
         y += x
         y = self.relu(y)
         z = self.plain(self.mid(y).relu()) + y
-        return self.head(z.relu().mean((2, 3)))
+        return self.head(self.last(z).mean((2, 3)))
 
 
 @torch.enable_grad()
@@ -48,7 +48,7 @@ def trained(outputs=OUTPUTS, bits=4):
         optimizer.zero_grad()
         model(torch.randn(4, 3, 12, 12)).square().mean().backward()
         optimizer.step()
-    return model.eval(), torch.randn(16, 3, 12, 12)
+    return model.eval(), torch.randn(32, 3, 12, 12)
 
 
 @torch.no_grad()
@@ -72,15 +72,15 @@ def test_nothing_is_left_to_round_and_the_models_agree():
     model, x = trained()
     integer = to_integer(merge(model, x), x)
     assert [call.added for call in integer.calls] == [False] * 5
-    assert len(integer.sums) == 1  # the last one, functional, into a mean
+    assert not integer.sums
+    # Biases are rounded, too, which moves a code between two others here and
+    # there.
+    same = ((integer(x) - model(x)).abs() < 1e-3).all(1)
+    assert same.float().mean() > 0.9
     plain, _ = trained(outputs=[])
     rounded = to_integer(merge(plain, x), x)
+    assert sum(call.added for call in rounded.calls) == 3
     assert len(rounded.sums) == 2
-
-    def error(ours, theirs):
-        return float((ours(x) - theirs(x)).abs().mean())
-
-    assert error(integer, model) < 0.3 * error(rounded, plain)
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def test_onnx_runtime_equals_the_integer_model(weights, bits, tmp_path):
     assert set(report.kernels.values()) == {'QLinearConv', 'QGemm'}
     assert all(equal == total for equal, total in report.codes.values())
     runner = onnx_check.session(path)
-    for image in x.split(1):
+    for image in x[:8].split(1):
         result, = onnx_check.run(runner, [image])
         torch.testing.assert_close(torch.from_numpy(result), integer(image),
                                    rtol=1e-6, atol=1e-6)
