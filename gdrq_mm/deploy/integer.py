@@ -91,7 +91,8 @@ def to_integer(model: nn.Module, example: Example,
     The graph is captured by ``torch.export`` for inputs of the shape of the
     example. Outputs of convolutions that more than one quantizer reads, or
     that float operators read, and the sums of such outputs get quantizers of
-    8 bits with a scale of least squared error on ``calibration``.
+    8 bits with a scale of least squared error on ``calibration``, unless the
+    model was trained with theirs (``residual`` in :class:`QuantConfig`).
 
     Args:
         model (nn.Module): What :func:`gdrq_mm.deploy.merge` gave; tensors in

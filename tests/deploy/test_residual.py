@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import gdrq_mm
-from gdrq_mm.deploy import (export_onnx, merge, merged_layers, onnx_check,
-                            to_integer)
+from gdrq_mm.deploy import (align_biases_, export_onnx, merge, merged_layers,
+                            onnx_check, to_integer)
 from gdrq_mm.deploy.check import merge_errors
 from gdrq_mm.deploy.speed import float_form
 
@@ -81,6 +81,42 @@ def test_nothing_is_left_to_round_and_the_models_agree():
     rounded = to_integer(merge(plain, x), x)
     assert sum(call.added for call in rounded.calls) == 3
     assert len(rounded.sums) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('bits', [2, 4])
+def test_with_aligned_biases_all_codes_are_equal(bits):
+    model, x = trained(bits=bits)
+    before = model(x)
+    merged = merge(model, x)
+    assert align_biases_(model, merged, to_integer(merged, x)) == []
+    integer = to_integer(merge(model, x), x)
+    expected = model(x)
+    torch.testing.assert_close(integer(x), expected, rtol=1e-5, atol=1e-5)
+    assert 0 < (expected - before).abs().mean() < 0.05 * before.abs().mean()
+
+
+@torch.no_grad()
+def test_norms_that_two_layers_share_are_left_alone():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(self.a(x)), self.norm(self.b(x))
+
+    torch.manual_seed(0)
+    model, x = Shared(), torch.randn(1, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    assert {merged.a.norm, merged.b.norm} == {'norm'}
+    before = model(x)
+    assert align_biases_(model, merged, to_integer(merged, x)) == ['a', 'b']
+    assert all(map(torch.equal, model(x), before))
 
 
 @torch.no_grad()
