@@ -129,6 +129,48 @@ class ActivationScheme:
                "'input' or 'relu'")
 
 
+@dataclass(frozen=True)
+class ResidualScheme:
+    """Which module outputs are quantized whatever reads them, and how.
+
+    Integer kernels give 8 bits where more than one quantizer reads a tensor
+    (residual sums and what goes into them). Named here, such tensors are
+    rounded in training already; else the export rounds them afterwards.
+    ``tools/analyze.py residuals`` prints the names.
+
+    Args:
+        type (str): Name in ``QUANTIZERS``. Defaults to 'ScaleClip'.
+        bits (int): 2 to 8. Defaults to 8.
+        k (float, optional): As of :class:`ActivationScheme`. Defaults to
+            None: three times the default of activations.
+        lr (float): Likewise. Defaults to 0.01.
+        outputs (sequence of str): Modules that return one tensor, or patterns
+            whose ``*`` stands for one part of a dotted name. Defaults to
+            none.
+    """
+    type: str = 'ScaleClip'
+    bits: int = 8
+    k: Optional[float] = None
+    lr: float = 0.01
+    outputs: Tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _check(isinstance(self.outputs, (list, tuple)) and all(
+            isinstance(name, str) and name for name in self.outputs),
+            'residual.outputs', self.outputs,
+            'a list of module names or patterns such as "backbone.layer*.*"')
+        _check(self.bits is not None, 'residual.bits', self.bits, '2 to 8')
+        object.__setattr__(self, 'outputs', tuple(self.outputs))
+        self.activation()
+
+    def activation(self) -> ActivationScheme:
+        """The scheme of each of these quantizers."""
+        try:
+            return ActivationScheme(self.type, self.bits, self.k, self.lr)
+        except ValueError as error:
+            raise ValueError(f'residual: {error}') from None
+
+
 def _check_type(side: str, name: str) -> None:
     names = [key for key, pair in QUANTIZERS.items() if getattr(pair, side)]
     if name not in names:
@@ -178,6 +220,8 @@ class QuantConfig:
         activation (dict or ActivationScheme): Defaults to float activations.
         rules (sequence of dict or Rule): Per-layer changes; the first rule
             that matches a layer wins.
+        residual (dict or ResidualScheme): Defaults to none: no output is
+            quantized.
 
     Raises:
         ValueError: An unknown field or a value that is not allowed.
@@ -192,6 +236,7 @@ class QuantConfig:
     weight: WeightScheme = WeightScheme()
     activation: ActivationScheme = ActivationScheme()
     rules: Tuple[Rule, ...] = ()
+    residual: ResidualScheme = ResidualScheme()
 
     @classmethod
     def from_dict(cls, config: Union[dict, 'QuantConfig']) -> 'QuantConfig':
@@ -212,7 +257,9 @@ class QuantConfig:
                    else config.weight, 'weight'),
             _build(ActivationScheme, {} if config.activation is None
                    else config.activation, 'activation'),
-            rules)
+            rules,
+            _build(ResidualScheme, {} if config.residual is None
+                   else config.residual, 'residual'))
         for rule in rules:
             self._apply(rule)  # the values of rules are checked here
         return self
@@ -222,9 +269,13 @@ class QuantConfig:
         rules = [{key: dict(value) if isinstance(value, dict) else value
                   for key, value in dataclasses.asdict(rule).items() if value}
                  for rule in self.rules]
-        return dict(weight=dataclasses.asdict(self.weight),
-                    activation=dataclasses.asdict(self.activation),
-                    rules=rules)
+        config = dict(weight=dataclasses.asdict(self.weight),
+                      activation=dataclasses.asdict(self.activation),
+                      rules=rules)
+        if self.residual.outputs:
+            config['residual'] = dict(dataclasses.asdict(self.residual),
+                                      outputs=list(self.residual.outputs))
+        return config
 
     def rule_of(self, name: str) -> Optional[Rule]:
         """The first rule that matches layer ``name``."""
@@ -286,3 +337,4 @@ class _Sections:
     weight: Optional[dict] = None
     activation: Optional[dict] = None
     rules: Optional[tuple] = None
+    residual: Optional[dict] = None

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from .config import QuantConfig
-from .layers import QUANT_LAYERS
+from .layers import QUANT_LAYERS, OutputQuantizer, attach_output
+from .layers.output import HEADROOM as OUTPUT_HEADROOM
 from .modes import eval_mode
 from .plan import LayerPlan, make_plan
 from .quantizers import QUANTIZERS
@@ -73,11 +74,17 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
     layer = plan.module
     device = next(modules[''].parameters()).device
 
-    def activation_quantizer():
+    def activation_quantizer(**options):
         scheme = plan.activation
         return QUANTIZERS[scheme.type].activation(
-            bits=scheme.bits, k=scheme.k, lr=scheme.lr).to(device)
+            bits=scheme.bits, k=scheme.k, lr=scheme.lr, **options).to(device)
 
+    if plan.output:
+        layer = OutputQuantizer(state, activation_quantizer(
+            headroom=OUTPUT_HEADROOM))
+        attach_output(plan.module, layer)
+        state.add(plan.name, layer.train(plan.module.training))
+        return
     layer.__class__ = QUANT_LAYERS[type(layer)]
     if isinstance(layer, nn.ReLU):
         parent = modules[plan.name.rpartition('.')[0]]

@@ -15,7 +15,8 @@ from .packing import is_packed, packed_shapes, unpack_weight
 NAME = 'quantization_state'  # the child of the converted model
 
 # What converted layers add, as submodules.
-QUANTIZER_NAMES = ('weight_quantizer', 'input_quantizer', 'site_quantizers')
+QUANTIZER_NAMES = ('weight_quantizer', 'input_quantizer', 'site_quantizers',
+                   'output_quantizer')
 
 
 def prepare(state, model, state_dict: dict, prefix: str) -> Optional[int]:

@@ -4,23 +4,27 @@ from typing import List, Optional
 
 from torch import nn
 
-from .config import ActivationScheme, QuantConfig, WeightScheme
+from .config import (ActivationScheme, QuantConfig, ResidualScheme,
+                     WeightScheme)
 from .layers import QUANT_LAYERS
+from .layers.output import NAME as OUTPUT_QUANTIZER
 from .layers.relu import count_call_sites
+from .outputs import find_outputs
 
 
 @dataclass
 class LayerPlan:
-    """What happens to one layer.
+    """What happens to one layer, or to the output of one module.
 
     Args:
-        name (str): Name in the model.
-        module (nn.Module): The layer.
+        name (str): Name in the model; of outputs, that of the quantizer.
+        module (nn.Module): The layer, or the module that returns the output.
         weight (WeightScheme, optional): None where the weight stays float.
         activation (ActivationScheme, optional): None where no activation is
             quantized here.
         sites (int): Number of activation thresholds.
         reason (str): Why, in words; for quantized layers the rule behind it.
+        output (bool): Whether it is about what ``module`` returns.
     """
     name: str
     module: nn.Module
@@ -28,6 +32,12 @@ class LayerPlan:
     activation: Optional[ActivationScheme] = None
     sites: int = 0
     reason: str = ''
+    output: bool = False
+
+    @property
+    def parameter(self) -> Optional[nn.Parameter]:
+        """The weight of the layer, None for ReLUs and outputs."""
+        return None if self.output else getattr(self.module, 'weight', None)
 
     @property
     def quantized(self) -> bool:
@@ -57,7 +67,8 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
     """Decide for every layer of ``model`` whether and how to quantize it.
 
     Changes nothing. Layers are all modules that own a weight of two or more
-    dimensions and, with ``site='relu'``, the ReLUs.
+    dimensions and, with ``site='relu'``, the ReLUs; the outputs that
+    ``residual`` names come after them.
 
     Args:
         model (nn.Module): A float model.
@@ -68,7 +79,8 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
 
     Raises:
         ValueError: A rule matches no layer, two layers share one weight but
-            get different schemes, or a part is quantized already.
+            get different schemes, a part is quantized already, or a pattern
+            of ``residual`` matches no module.
     """
     modules = dict(model.named_modules())
     plans = []
@@ -81,7 +93,15 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
     aliases = _name_aliases(model, plans)
     config.check_rules([plan.name for plan in plans], aliases)
     _check_shared_weights(plans)
-    return plans
+    return plans + _plan_outputs(model, config.residual)
+
+
+def _plan_outputs(model: nn.Module, residual: ResidualScheme
+                  ) -> List[LayerPlan]:
+    return [LayerPlan(f'{name}.{OUTPUT_QUANTIZER}', module,
+                      activation=residual.activation(), sites=1,
+                      reason='residual', output=True)
+            for name, module in find_outputs(model, residual.outputs).items()]
 
 
 def _name_aliases(model: nn.Module, plans: List[LayerPlan]) -> dict:

@@ -39,25 +39,28 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
     traces = {plan.name: LayerTrace() for plan in plans}
     readers = {}  # id of a tensor -> (the tensor, kept alive; its readers)
 
-    def watch(name):
+    def watch(plan):
 
         def hook(module, args, kwargs, output):
-            trace, x = traces[name], next(
+            trace, x = traces[plan.name], output if plan.output else next(
                 value for value in (*args, *kwargs.values())
                 if isinstance(value, torch.Tensor))
             trace.calls += 1
             trace.signed |= bool(x.numel() and x.amin() < 0)
-            weight = getattr(module, 'weight', None)
+            if plan.output:
+                return
+            weight = plan.parameter
             if weight is not None:
                 each = x if getattr(module, 'transposed', False) else output
                 trace.macs += each.numel() * weight[0].numel()
             version = 0 if x.is_inference() else x._version
-            readers.setdefault((id(x), version), (x, []))[1].append(name)
+            readers.setdefault((id(x), version), (x, []))[1].append(
+                plan.name)
 
         return hook
 
     handles = [plan.module.register_forward_hook(
-        watch(plan.name), with_kwargs=True) for plan in plans]
+        watch(plan), with_kwargs=True) for plan in plans]
     try:
         with eval_mode(model):
             forward()
@@ -91,7 +94,7 @@ class QuantReport:
     def bytes_of(plan: LayerPlan) -> tuple:
         """tuple[int, int]: bytes of the weight in float32 and packed (codes
         at their bit width, a float32 scale a group)."""
-        weight = getattr(plan.module, 'weight', None)
+        weight = plan.parameter
         if weight is None:
             return 0, 0
         before = 4 * weight.numel()
@@ -106,7 +109,9 @@ class QuantReport:
             trace = self.traces[plan.name]
             return ('not called' if not trace.calls else
                     'signed' if trace.signed else 'unsigned')
-        quantizers = getattr(plan.module, 'activation_quantizers', tuple)()
+        layer = getattr(plan.module, 'output_quantizer', None) \
+            if plan.output else plan.module
+        quantizers = getattr(layer, 'activation_quantizers', tuple)()
         signs = [quantizer.is_signed for _, quantizer in quantizers
                  if quantizer.initialized]
         if not signs:
@@ -117,12 +122,12 @@ class QuantReport:
         """Names of the layers that read the same tensor, where data told."""
         if self.traces is not None:
             return self.traces[plan.name].same_input
-        return getattr(plan.module, 'same_input', [])
+        return [] if plan.output else getattr(plan.module, 'same_input', [])
 
     def totals(self) -> dict:
         """Shares of weights and MACs that are quantized, bytes in all."""
-        weights = [(plan, plan.module.weight.numel()) for plan in self.layers
-                   if getattr(plan.module, 'weight', None) is not None]
+        weights = [(plan, plan.parameter.numel()) for plan in self.layers
+                   if plan.parameter is not None]
         total = sum(number for _, number in weights)
         sizes = [self.bytes_of(plan) for plan in self.layers]
         totals = dict(
@@ -147,7 +152,8 @@ class QuantReport:
         for plan in self.layers:
             before, after = self.bytes_of(plan)
             row = dict(layer=plan.name, type=type(plan.module).__name__)
-            row['w bits'] = plan.weight.bits if plan.weight else 'float'
+            row['w bits'] = '' if plan.output else \
+                plan.weight.bits if plan.weight else 'float'
             row['a bits'] = plan.activation.bits if plan.activation else \
                 'float'
             row['group size'] = plan.weight.group_size if plan.weight else ''
@@ -182,7 +188,7 @@ class QuantReport:
         """
         groups: Dict[str, list] = {}
         for plan in self.layers:
-            if getattr(plan.module, 'weight', None) is None:
+            if plan.parameter is None:
                 continue
             bits = [scheme.bits if scheme else 'float'
                     for scheme in (plan.weight, plan.activation)]

@@ -336,3 +336,25 @@ def test_changing_what_to_dict_gave_does_not_change_the_config():
 def test_rules_may_be_objects():
     rule = Rule('fc', weight=dict(bits=8))
     assert make(rule) == make(dict(match='fc', weight=dict(bits=8)))
+
+
+def test_residual_outputs_are_read_and_given_back():
+    values = dict(residual=dict(outputs=['backbone.layer*.*'], k=6.))
+    config = QuantConfig.from_dict(values)
+    assert config.residual.bits == 8
+    assert config.residual.outputs == ('backbone.layer*.*', )
+    assert config.residual.activation().k == 6.
+    assert QuantConfig.from_dict(config.to_dict()) == config
+    assert 'residual' not in QuantConfig.from_dict({}).to_dict()
+
+
+@pytest.mark.parametrize('residual, message', [
+    (dict(outputs='backbone'), 'residual.outputs is .backbone., allowed: a '
+     'list'),
+    (dict(bits=None), 'residual.bits is None, allowed: 2 to 8'),
+    (dict(bits=9), 'residual: activation.bits is 9'),
+    (dict(output=['a']), "residual has no field 'output'; did you mean "
+     "'outputs'")])
+def test_a_wrong_residual_is_an_error(residual, message):
+    with pytest.raises(ValueError, match=message):
+        QuantConfig.from_dict(dict(residual=residual))

@@ -3,21 +3,28 @@
 Usage:
     python tools/analyze.py plan CONFIG [--shape 224 224]
     python tools/analyze.py ends CONFIG [--bits 8 | --float]
+    python tools/analyze.py residuals CONFIG
 
 plan prints every layer: quantized or not and why, bits, groups, thresholds,
 sign of its input, what it shares its input with, size before and after.
 
 ends prints the rules that give first and last layers other bits, to paste
 into the quantization. The config may be that of the float model.
+
+residuals prints the outputs that integer kernels round to 8 bits (residual
+sums and what goes into them), to train with that rounding in place.
 """
 import argparse
+from collections import Counter
 
 from mmengine.config import Config
 
-from gdrq_mm.analysis import first_and_last
+from gdrq_mm.analysis import (first_and_last, residual_outputs,
+                              shortest_patterns)
 from gdrq_mm.config import QuantConfig
+from gdrq_mm.convert import calibrate
 from gdrq_mm.plan import make_plan
-from gdrq_mm.publish import quantization_of
+from gdrq_mm.publish import inference_config, quantization_of
 from gdrq_mm.report import QuantReport, trace_layers
 from gdrq_mm.scopes import build_model, example_batch, scope_of
 from gdrq_mm.state import get_state
@@ -50,11 +57,34 @@ def ends(args) -> None:
               f'{", ".join(found.uncalled)}')
 
 
+def residuals(args) -> None:
+    from gdrq_mm.deployable import make_deployable  # needs torchvision
+    cfg = read_config(args)
+    model = build_model(inference_config(cfg))
+    shape = tuple(args.shape)
+    image = example_batch(scope_of(cfg), shape)['inputs'][0].view(
+        1, 3, *shape).float()
+    deployable = make_deployable(model, shape)
+    calibrate(model, [lambda: deployable(image)])
+    found = residual_outputs(deployable.eval(), image)
+    print('residual=dict(outputs=[')
+    for pattern in shortest_patterns(found.outputs, model):
+        print(f'    {pattern!r},')
+    print('])')
+    for name, times in Counter(found.others).items():
+        print(f'# {name}: {times} more, which no module returns; these are '
+              'rounded when the model is exported')
+
+
+def read_config(args) -> Config:
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    return cfg
+
+
 def open_config(args, quantization):
     """The config, its model, and what becomes of the layers."""
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args)
     quantization = quantization(cfg)
     model = build_model(cfg)
     state = get_state(model)
@@ -68,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
     for run, text in ((plan, 'dry run of the conversion'),
+                      (residuals, 'outputs that are rounded to 8 bits'),
                       (ends, 'rules for first and last layers')):
         command = commands.add_parser(run.__name__, help=text)
         command.add_argument('config')

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 from mmengine.config import DictAction
+from mmengine.runner.checkpoint import _load_checkpoint
 
-from gdrq_mm.deploy import export_onnx, merge, to_integer
+from gdrq_mm.deploy import align_biases_, export_onnx, merge, to_integer
 from gdrq_mm.deploy.export import CONTAINERS, FORMATS
 from gdrq_mm.deployable import (evaluate, first_images, load_model,
                                 make_deployable)
@@ -36,6 +37,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--calibration-images', type=int, default=32,
                         help='training images that set the scales of 8-bit '
                         'residual sums')
+    parser.add_argument('--align', metavar='FILE',
+                        help='round the biases of the model to those of '
+                        'integer kernels first, and write that checkpoint')
     parser.add_argument('--eval', action='store_true',
                         help='metric on the test set: quantized model, '
                         'integer model, ONNX Runtime')
@@ -52,19 +56,28 @@ def parse_args() -> argparse.Namespace:
 def export(args: argparse.Namespace) -> dict:
     """Export, print the report, return its figures."""
     out = Path(args.out or f'{args.checkpoint}.{args.format}.onnx')
-    if out.exists():
-        raise FileExistsError(f'{out} exists; remove it or give --out')
+    for path in filter(None, (out, args.align and Path(args.align))):
+        if path.exists():
+            raise FileExistsError(f'{path} exists; remove it or give another '
+                                  'name')
     cfg, model = load_model(args.config, args.checkpoint, args.cfg_options)
     images = first_images(cfg, max(args.calibration_images, 1),
                           size=args.shape)
     size = tuple(args.shape or images[0].shape[2:])
-    model = make_deployable(model, size).eval()
+    trained, model = model, make_deployable(model, size).eval()
     reference = merged = merge(model, images[0])
+    if args.align:
+        left = align_biases_(model, merged, to_integer(
+            merged, images[0], images))
+        print(f'biases left as they were: {", ".join(left) or "none"}')
+        reference = merged = merge(model, images[0])
     if args.format == 'qdq':
         reference = to_integer(merged, images[0], images)
     report = export_onnx(
         reference, images[0], out, args.format, weights=args.weights,
         input_names=model.input_names, output_names=model.output_names)
+    if args.align:
+        _save(trained, args.checkpoint, Path(args.align))
     print(report)
     figures = report.figures()
     if args.format == 'qdq':
@@ -85,6 +98,14 @@ def export(args: argparse.Namespace) -> dict:
         part.write_text(json.dumps(figures, indent=1) + '\n')
         os.replace(part, args.json)
     return figures
+
+
+def _save(model: torch.nn.Module, source: str, path: Path) -> None:
+    """A checkpoint with the meta of another one."""
+    meta = _load_checkpoint(source, map_location='cpu').get('meta', {})
+    part = Path(f'{path}.part')
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), part)
+    os.replace(part, path)
 
 
 def _evaluate(args, cfg, model, reference, out: Path, size) -> dict:

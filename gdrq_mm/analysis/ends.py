@@ -46,7 +46,7 @@ def first_and_last(model: nn.Module, plans: List[LayerPlan],
         Ends: First, last and uncalled layers.
     """
     layers = [plan for plan in plans
-              if getattr(plan.module, 'weight', None) is not None]
+              if plan.parameter is not None]
     reads: Dict[str, set] = {}
     written = {}  # node of autograd, kept alive -> the layer that made it
 

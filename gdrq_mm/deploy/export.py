@@ -13,8 +13,7 @@ from .integer import Example, IntegerModel, to_integer
 from .merge import float_layers, merge, merged_layers
 
 FORMATS = ('qdq', 'qonnx')
-# Container of weight codes -> (its bits, the ONNX opset that has it).
-CONTAINERS = dict(int8=(8, 21), int4=(4, 21), int2=(2, 25))
+CONTAINERS = dict(int8=8, int4=4, int2=2)  # of weight codes -> their bits
 
 
 @dataclass

@@ -111,7 +111,9 @@ def trace_flow(model: nn.Module, forward: Callable) -> Dict[nn.Module,
         if isinstance(module, QuantLayer):
             flows[module] = LayerFlow()
             handles += [module.register_forward_pre_hook(watch.before_layer),
-                        module.register_forward_hook(watch.after_layer)]
+                        # Before a quantizer of its output.
+                        module.register_forward_hook(watch.after_layer,
+                                                     prepend=True)]
         elif isinstance(module, ScaleClipReLU):
             handles.append(module.register_forward_hook(watch.after_relu))
         elif isinstance(module, _BatchNorm):

@@ -35,8 +35,27 @@ def capture(model: nn.Module, example: Tuple[Any, ...]) -> GraphModule:
     for part in module.modules():  # eval() is refused here
         part.training = False
     fold_grids(module.graph)
+    _hoist_grids(module.graph)
     module.recompile()
     return module
+
+
+def _hoist_grids(graph: Graph) -> None:
+    """Quantize before operators that only choose among values, where nothing
+    else reads those: a convolution then gives the codes itself."""
+    for node in reversed(list(graph.nodes)):
+        if target_of(node) is not OPS.quantize.default:
+            continue
+        chosen = node.args[0]
+        while target_of(chosen) in SAME_GRID and len(chosen.users) == 1 \
+                and len(chosen.args[0].users) == 1:
+            with graph.inserting_before(chosen):
+                codes = graph.call_function(
+                    node.target, (chosen.args[0], *node.args[1:]))
+            chosen.replace_input_with(chosen.args[0], codes)
+            node.replace_all_uses_with(chosen)
+            graph.erase_node(node)
+            node, chosen = codes, codes.args[0]
 
 
 def fold_grids(graph: Graph) -> None:

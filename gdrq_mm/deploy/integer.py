@@ -91,7 +91,8 @@ def to_integer(model: nn.Module, example: Example,
     The graph is captured by ``torch.export`` for inputs of the shape of the
     example. Outputs of convolutions that more than one quantizer reads, or
     that float operators read, and the sums of such outputs get quantizers of
-    8 bits with a scale of least squared error on ``calibration``.
+    8 bits with a scale of least squared error on ``calibration``, unless the
+    model was trained with theirs (``residual`` in :class:`QuantConfig`).
 
     Args:
         model (nn.Module): What :func:`gdrq_mm.deploy.merge` gave; tensors in
@@ -114,7 +115,7 @@ def to_integer(model: nn.Module, example: Example,
     example = _as_tuple(example)
     module = capture(model, example)
     layers = dict(model.named_modules(remove_duplicate=False))
-    outputs, sums = _find_sites(module)
+    outputs, sums = find_sites(module)
     grids = observe(
         module, [act for _, act, grid in outputs if grid is None] + sums,
         [example, *map(_as_tuple, calibration)])
@@ -141,7 +142,9 @@ def _as_tuple(example: Example) -> tuple:
     return example if isinstance(example, tuple) else (example, )
 
 
-def _find_sites(module: GraphModule):
+def find_sites(module: GraphModule
+               ) -> Tuple[List[Tuple[Node, Node, Optional[Grid]]],
+                          List[Node]]:
     """Where layers and sums give their codes.
 
     Returns:

@@ -133,6 +133,21 @@ class MergedReLU(ScaleClipReLU):
         return x if grid is None else grid.round(x)
 
 
+class RoundedOutput(nn.Module):
+    """Merged form of an output quantizer.
+
+    Args:
+        grid (Grid, optional): None where the threshold was never set.
+    """
+
+    def __init__(self, grid: Optional[Grid]) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.grid is None else self.grid.round(x)
+
+
 class RoundedInput(nn.Sequential):
     """A float layer that reads a quantized activation."""
 

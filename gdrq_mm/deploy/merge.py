@@ -3,16 +3,18 @@
 Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Fig. 4b.
 """
 import copy
+from collections import OrderedDict
 from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import QuantLayer, QuantLinear, ScaleClipReLU
+from ..layers import (OutputQuantizer, QuantLayer, QuantLinear, ScaleClipReLU,
+                      attach_output)
 from ..state import NAME, QuantizationState
 from .flow import LayerFlow, trace_flow
 from .layers import (TINY, Grid, MergedConv2d, MergedLayer, MergedLinear,
-                     MergedReLU, RoundedInput)
+                     MergedReLU, RoundedInput, RoundedOutput)
 
 
 @torch.no_grad()
@@ -24,6 +26,7 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     signs of the codes, a zero factor leaves codes of zero). Every other
     quantized layer gets an explicit rescale: its group scales as one scale a
     channel. Quantized layers then compute with integer codes of one range.
+    Output quantizers stay, also where the module they belong to goes away.
 
     Layers that the example does not call, and layers with float weights or
     inputs, stay float and are listed by :func:`float_layers`.
@@ -63,11 +66,22 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
             replaced[flow.norm] = nn.Identity()
     for module in list(merged.modules()):
         if isinstance(module, ScaleClipReLU):
-            grids = [Grid.of(each) if each.initialized else None
-                     for each in module.site_quantizers]
+            grids = [_grid_of(each) for each in module.site_quantizers]
             module.__class__ = MergedReLU
             module.start_merged(grids)
+        for name, child in list(module.named_children()):
+            if isinstance(child, OutputQuantizer):
+                rounded = RoundedOutput(_grid_of(child.quantizer))
+                module._modules[name] = rounded
+                kept = replaced.get(module)
+                if kept is not None:
+                    attach_output(kept[0] if isinstance(
+                        kept, RoundedInput) else kept, rounded)
     return _replace(merged, replaced)
+
+
+def _grid_of(quantizer: nn.Module) -> Optional[Grid]:
+    return Grid.of(quantizer) if quantizer.initialized else None
 
 
 def merged_layers(model: nn.Module) -> Dict[str, MergedLayer]:
@@ -176,7 +190,7 @@ def _float_layer(layer: QuantLayer, flow: LayerFlow,
         layer.weight_quantizer(layer.weight)
     plain._parameters = {**layer._parameters, 'weight': nn.Parameter(
         weight.detach().clone(), requires_grad=False)}
-    plain._modules = {}
+    plain._modules, plain._forward_hooks = {}, OrderedDict()
     plain.float_reason = (
         'the example does not call it' if not flow.calls else
         'its input is float' if not quantizers else 'its weight is float')

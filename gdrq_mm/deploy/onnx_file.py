@@ -2,7 +2,6 @@
 from pathlib import Path
 from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
-import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -12,16 +11,16 @@ from qonnx.transformation.infer_shapes import InferShapes
 from torch import nn
 from torch.fx import GraphModule
 
+from ..functional import num_levels
 from .export import CONTAINERS
 from .graph import capture
 from .integer import IntegerModel, IntegerWeight
 from .layers import MergedLayer
 from .merge import merged_layers
 from .onnx_ops import QDQ_TRANSLATIONS, QONNX_DOMAIN, QONNX_TRANSLATIONS
-from .ops import UINT8_OFFSET
 
 Names = Optional[Sequence[str]]
-IR_VERSION = 10  # INT4; 13 has INT2
+OPSET, IR_VERSION = 18, 10
 LAYER_OPS = ('Conv', 'Gemm')
 
 
@@ -44,8 +43,8 @@ def qdq_proto(model: IntegerModel, example: tuple, weights: str,
               input_names: Names = None, output_names: Names = None
               ) -> ModelProto:
     """QDQ form of an integer model, weights in containers of ``weights``."""
-    bits, opset = CONTAINERS[weights]
-    proto = _export(model.graph_module, example, QDQ_TRANSLATIONS, opset,
+    bits = CONTAINERS[weights]
+    proto = _export(model.graph_module, example, QDQ_TRANSLATIONS,
                     input_names, output_names)
     counts: Dict[str, int] = {}
     for each in layer_nodes(proto):
@@ -69,7 +68,7 @@ def qonnx_proto(model: nn.Module, example: tuple, input_names: Names = None,
     module = capture(model, example)
     for name, layer in merged_layers(model).items():
         _spell_out(module, name, layer)
-    proto = _export(module, example, QONNX_TRANSLATIONS, 18, input_names,
+    proto = _export(module, example, QONNX_TRANSLATIONS, input_names,
                     output_names)
     if not any(each.domain == QONNX_DOMAIN for each in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(QONNX_DOMAIN, 1))
@@ -88,11 +87,10 @@ def _spell_out(module: GraphModule, name: str, layer: MergedLayer) -> None:
 
 
 def _export(module: GraphModule, example: tuple, translations: dict,
-            opset: int, input_names: Names, output_names: Names
-            ) -> ModelProto:
+            input_names: Names, output_names: Names) -> ModelProto:
     program = torch.export.export(module, example, strict=False)
     proto = torch.onnx.export(
-        program, (), dynamo=True, verbose=False, opset_version=opset,
+        program, (), dynamo=True, verbose=False, opset_version=OPSET,
         custom_translation_table=translations, input_names=input_names,
         output_names=output_names).model_proto
     # Codes are float32 in PyTorch and integers here; and where in whose
@@ -159,49 +157,88 @@ def quant_layers(proto: ModelProto) -> Iterator[Tuple[str, str]]:
                 node.op_type == 'MatMul' else result
 
 
+def pack_codes(codes: np.ndarray, bits: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Weight codes as digits of bytes, and what every byte stands for.
+
+    Codes ``-L .. L`` are digits to the base ``2 L + 1``: five ternary codes
+    (2 bits) a byte, or two of 4 bits.
+
+    Args:
+        codes (ndarray): int8, any shape.
+        bits (int): 2 to 8.
+
+    Returns:
+        tuple[ndarray, ndarray]: uint8 of shape ``(ceil(codes / digits), )``;
+        int8 table of shape ``(bytes there are, digits)``.
+
+    Examples:
+        >>> packed, table = pack_codes(np.array([1, 0, -1], np.int8), bits=2)
+        >>> table[packed].ravel()[:3]
+        array([ 1,  0, -1], dtype=int8)
+    """
+    levels = num_levels(bits)
+    base, digits = 2 * levels + 1, 1
+    while base**(digits + 1) <= 256:
+        digits += 1
+    powers = base**np.arange(digits)
+    flat = codes.ravel().astype(np.int64) + levels
+    rows = np.pad(flat, (0, -flat.size % digits)).reshape(-1, digits)
+    table = np.arange(base**digits)[:, None] // powers % base - levels
+    return (rows * powers).sum(1).astype(np.uint8), table.astype(np.int8)
+
+
 def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
           ) -> None:
-    """Store weights in a container of 2 or 4 bits.
+    """Store the weights of some layers as packed codes of ``bits``.
 
-    Integer kernels read 8 bits: a Cast (with the layer's factor) unpacks the
-    codes, once, when the file is loaded.
+    A Gather from a table (of codes times the layer's factor) unpacks them to
+    int8, once, when the file is loaded.
     """
-    kind = {4: ml_dtypes.int4, 2: ml_dtypes.int2}[bits]
-    if bits == 2:
-        proto.ir_version = 13
     graph, nodes = proto.graph, []
-    kept = [each for each in graph.initializer
-            if each.name.rpartition('.')[0] not in weights
-            or not each.name.endswith('.weight')]
+    tensors = {each.name: each for each in graph.initializer
+               if each.name.rpartition('.')[0] not in weights
+               or not each.name.endswith('.weight')}
 
-    def add(array, name):
-        kept.append(numpy_helper.from_array(np.asarray(array), name))
+    def constant(array, name):
+        tensors[name] = numpy_helper.from_array(np.asarray(array), name)
         return name
 
+    def node(kind, inputs, output, **attributes):
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
     for layer, weight in weights.items():
-        name = f'{layer}.weight'
-        add(weight.codes.numpy().astype(kind), f'{name}.codes')
-        unsigned = weight.stored.dtype == torch.uint8
-        to = TensorProto.UINT8 if unsigned else TensorProto.INT8
-        factor = weight.factor.view(-1, *[1] * (weight.codes.dim() - 1))
-        steps = [('Mul', factor.numpy())] if (factor != 1).any() else []
-        if unsigned:
-            steps.append(('Add', np.int32(UINT8_OFFSET)))
-        value = f'{name}.codes'
-        if steps:
-            nodes.append(helper.make_node(
-                'Cast', [value], [f'{value}.int32'], to=TensorProto.INT32))
-            value += '.int32'
-        for step, operand in steps:
-            operand = add(operand, f'{name}.{step}.operand')
-            nodes.append(helper.make_node(
-                step, [value, operand], [f'{name}.{step}']))
-            value = f'{name}.{step}'
-        nodes.append(helper.make_node('Cast', [value], [name], to=to))
+        name, codes = f'{layer}.weight', weight.codes.numpy()
+        factor = weight.factor.numpy()
+        # 1 to 127 times a code that fits, within int8.
+        same = int(factor[0]) if (factor == factor[0]).all() else 1
+        packed, table = pack_codes(codes, bits)
+        table = constant(table * np.int8(same), f'table.{bits}.{same}')
+        value = node('Cast', [constant(packed, f'{name}.codes')],
+                     f'{name}.index', to=TensorProto.INT32)
+        value = node('Gather', [table, value], f'{name}.rows')
+        if packed.size * tensors[table].dims[1] != codes.size:
+            value = node('Reshape', [value, constant(
+                np.array([-1]), 'pack.flat')], f'{name}.flat')
+            value = node('Slice', [
+                value, constant(np.array([0]), 'pack.begin'),
+                constant(np.array([codes.size]), f'{name}.size')],
+                f'{name}.all')
+        uniform = (factor == same).all()
+        value = node('Reshape', [value, constant(
+            np.array(codes.shape), f'{name}.shape')],
+            name if uniform else f'{name}.unit')
+        if not uniform:
+            value = node('Cast', [value], f'{name}.wide',
+                         to=TensorProto.INT32)
+            value = node('Mul', [value, constant(
+                factor.reshape(-1, *[1] * (codes.ndim - 1)),
+                f'{name}.factor')], f'{name}.product')
+            node('Cast', [value], name, to=TensorProto.INT8)
     nodes += list(graph.node)
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(kept)
+    graph.initializer.extend(tensors.values())
 
 
 def write(proto: ModelProto, path: Path) -> None:

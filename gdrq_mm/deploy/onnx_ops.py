@@ -31,7 +31,10 @@ def _tensor(value):
 
 def _to_codes(x, scale: float, low: int, high: int):
     codes = op.QuantizeLinear(x, _float(scale), _uint8(-low))
-    if high - low == 255:  # saturates by itself
+    # Of codes that become other codes, ONNX Runtime would make one rounding.
+    again = x.producer() is not None and \
+        x.producer().op_type == 'DequantizeLinear'
+    if high - low == 255 and not again:  # saturates by itself
         return codes
     return op.Clip(codes, _uint8(0), _uint8(high - low))
 
@@ -40,17 +43,23 @@ def _to_float(codes, scale: float, low: int):
     return op.DequantizeLinear(codes, _float(scale), _uint8(-low))
 
 
-def _parameters(weight, x_scale, w_scale, bias):
-    """Dequantized weight and bias of a layer."""
-    wide = weight.dtype is not None and weight.dtype.name == 'UINT8'
-    zero = op.Expand(
-        op.Constant(value=_tensor(np.uint8(UINT8_OFFSET) if wide
-                                  else np.int8(0))), op.Shape(w_scale))
-    zero_bias = op.Expand(op.Constant(value=_tensor(np.int32(0))),
-                          op.Shape(w_scale))
-    return (op.DequantizeLinear(weight, w_scale, zero, axis=0),
+def _parameters(weight, x_scale, w_scale, bias, zeros: bool = False):
+    """Dequantized weight and bias of a layer.
+
+    Args:
+        zeros (bool): Write zero points that are zero: QGemm wants them.
+    """
+    def points(value):
+        return op.Expand(op.Constant(value=_tensor(value)),
+                         op.Shape(w_scale)),
+
+    shifted = weight.dtype is not None and weight.dtype.name == 'UINT8'
+    zero = points(np.uint8(UINT8_OFFSET)) if shifted else \
+        points(np.int8(0)) if zeros else ()
+    zero_bias = points(np.int32(0)) if zeros else ()
+    return (op.DequantizeLinear(weight, w_scale, *zero, axis=0),
             op.DequantizeLinear(bias, op.Mul(w_scale, _float(x_scale)),
-                                zero_bias, axis=0))
+                                *zero_bias, axis=0))
 
 
 def _conv(x, weight, bias, stride, padding, dilation, groups):
@@ -68,7 +77,7 @@ def _integer_conv2d(codes, weight, x_scale: float, w_scale, bias, low: int,
 
 
 def _gemm(codes, weight, x_scale, w_scale, bias, low):
-    weight, bias = _parameters(weight, x_scale, w_scale, bias)
+    weight, bias = _parameters(weight, x_scale, w_scale, bias, zeros=True)
     return op.Gemm(_to_float(codes, x_scale, low), weight, bias, transB=1)
 
 

@@ -9,7 +9,8 @@ from typing import Dict, List
 import torch
 from torch import Tensor, nn
 
-from .layers import MergedConv2d, MergedLayer, MergedReLU, RoundedInput
+from .layers import (MergedConv2d, MergedLayer, MergedReLU, RoundedInput,
+                     RoundedOutput)
 from .onnx_check import run, session
 
 
@@ -41,6 +42,8 @@ def float_form(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         if isinstance(module, MergedReLU):
             module.grids = [None] * len(module.grids)
+        elif isinstance(module, RoundedOutput):
+            module.grid = None
         for name, child in list(module._modules.items()):
             if isinstance(child, MergedLayer):
                 module._modules[name] = _Float(child)

@@ -6,6 +6,7 @@ from torch import nn
 from .base import QuantLayer
 from .conv import QuantConv2d
 from .linear import QuantLinear
+from .output import OutputQuantizer, attach_output
 from .relu import ScaleClipReLU
 
 QUANT_LAYERS: Dict[Type[nn.Module], Type[nn.Module]] = {}
@@ -26,5 +27,6 @@ register_quant_layer(nn.Conv2d, QuantConv2d)
 register_quant_layer(nn.Linear, QuantLinear)
 register_quant_layer(nn.ReLU, ScaleClipReLU)
 
-__all__ = ['QUANT_LAYERS', 'QuantConv2d', 'QuantLayer', 'QuantLinear',
-           'ScaleClipReLU', 'register_quant_layer']
+__all__ = ['OutputQuantizer', 'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer',
+           'QuantLinear', 'ScaleClipReLU', 'attach_output',
+           'register_quant_layer']

@@ -218,16 +218,20 @@ class ScaleClipActivation(nn.Module):
             sign, see :func:`default_k`.
         lr (float): Step of Eq. 10; the first steps average instead. Defaults
             to 0.01.
+        headroom (float): Factor of the default ``k``, for tensors with longer
+            tails than a half-normal distribution. Defaults to 1.
     """
 
     # Updates during which a negative value makes the input a signed one.
     SIGN_UPDATES = 10
 
-    def __init__(self, bits: int, k: Optional[float], lr: float) -> None:
+    def __init__(self, bits: int, k: Optional[float], lr: float,
+                 headroom: float = 1.) -> None:
         super().__init__()
         self.bits = bits
         self.k = k
         self.lr = lr
+        self.headroom = headroom
         self.register_buffer('clip', torch.zeros(()))
         self.register_buffer('signed', torch.zeros((), dtype=torch.bool))
         self.register_buffer('num_updates', torch.zeros(
@@ -279,7 +283,8 @@ class ScaleClipActivation(nn.Module):
         return float(scale), -levels if self.is_signed else 0, levels
 
     def k_of(self, signed: bool) -> float:
-        return default_k(self.bits, signed) if self.k is None else self.k
+        return self.headroom * default_k(self.bits, signed) \
+            if self.k is None else self.k
 
     def grid(self, seen: Optional[Tensor] = None) -> Optional[Grid]:
         """What an input is quantized to; None: it passes unchanged.

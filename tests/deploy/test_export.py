@@ -1,11 +1,17 @@
+import math
+
+import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import gdrq_mm
 from gdrq_mm.deploy import (IntegerModel, export_onnx, merge, onnx_check,
                             to_integer)
+from gdrq_mm.deploy.onnx_file import pack_codes
 
 
 class Net(nn.Module):
@@ -89,7 +95,40 @@ def test_small_containers_make_small_files(tmp_path):
              for weights in ('int8', 'int4', 'int2')]
     size = 4 * model[0].weight.numel()
     assert sizes[0] < size / 3.7 and sizes[1] < size / 7 \
-        and sizes[2] < size / 13
+        and sizes[2] < size / 16
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(data=st.data(), bits=st.integers(2, 8),
+       shape=st.sampled_from([(1, ), (7, 5), (3, 2, 3, 3), (4, 5)]))
+def test_packed_codes_are_what_their_bytes_stand_for(data, bits, shape):
+    top = 2**(bits - 1) - 1
+    codes = np.array(data.draw(st.lists(
+        st.integers(-top, top), min_size=math.prod(shape),
+        max_size=math.prod(shape))), np.int8).reshape(shape)
+    packed, table = pack_codes(codes, bits)
+    digits = {2: 5, 3: 2, 4: 2}.get(bits, 1)
+    assert packed.dtype == np.uint8 and table.dtype == np.int8
+    assert table.shape == ((2 * top + 1)**digits, digits)
+    assert packed.size == -(-codes.size // digits)
+    assert np.array_equal(table[packed].ravel()[:codes.size], codes.ravel())
+
+
+def test_channels_of_different_factors_are_unpacked_exactly(tmp_path):
+    """A channel whose bias fills int32 leaves no room for a factor."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), \
+        torch.rand(1, 3, 9, 9)
+    model[1].weight.data = torch.tensor([1., 1e-7, 1e-6, -1.])
+    model[1].bias.data = torch.tensor([0., 1., -3., 1.])
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=2),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    integer = to_integer(merge(model.eval(), x), x)
+    assert len(set(integer.weights['0'].factor.tolist())) > 1
+    report = export_onnx(integer, x, tmp_path / 'model.onnx', weights='int2')
+    (equal, total), = report.codes.values()
+    assert equal == total
 
 
 def test_nothing_is_written_where_a_layer_runs_in_float(tmp_path,

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = dict(
@@ -58,3 +59,19 @@ def test_ends_prints_rules_to_paste(policy, change, monkeypatch, capsys):
     pasted = eval('dict(' + capsys.readouterr().out + ')')
     assert pasted['rules'] == [dict(match='backbone.conv1', **change),
                                dict(match='head.fc', **change)]
+
+
+def test_residuals_prints_outputs_to_paste(monkeypatch, capsys):
+    tool = str(ROOT / 'tools' / 'analyze.py')
+    monkeypatch.setattr(sys, 'argv', [
+        tool, 'residuals', str(ROOT / 'configs' / CONFIGS['cls']), '--shape',
+        '32', '32'])
+    runpy.run_path(tool, run_name='__main__')
+    pasted = eval('dict(' + capsys.readouterr().out + ')')
+    assert pasted['residual']['outputs'] == [
+        'backbone.layer*.0', 'backbone.layer*.*.bn2',
+        'backbone.layer*.0.downsample.1', 'backbone.layer4.1']
+    with_them = Config.fromfile(
+        ROOT / 'configs' / CONFIGS['cls'].replace('w2a4', 'w4a4-r8'))
+    assert with_them.custom_hooks[0].quantization.residual.outputs == \
+        pasted['residual']['outputs']

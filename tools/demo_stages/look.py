@@ -137,7 +137,7 @@ def shares_by_bits(report):
     """
     weights, macs = {}, {}
     for plan in report.layers:
-        weight = getattr(plan.module, 'weight', None)
+        weight = plan.parameter
         if weight is None:
             continue
         bits = str(plan.weight.bits) if plan.weight else 'float'

@@ -1,0 +1,24 @@
+# The small ResNet-18 with 4-bit weights and activations, and with the 8-bit
+# residual sums of integer kernels in training.
+_base_ = './resnet18-small_finetune_demo-imagenet.py'
+
+custom_hooks = [
+    dict(
+        type='GDRQHook',
+        quantization=dict(
+            weight=dict(type='ScaleClip', bits=4, group_size=4, k=2.0),
+            activation=dict(type='ScaleClip', bits=4),
+            # First and last layers at 8 bits.
+            rules=[
+                dict(match=name, weight=dict(bits=8), activation=dict(bits=8))
+                for name in ('backbone.conv1',
+                             'head.fc')
+            ],
+            # From tools/analyze.py residuals.
+            residual=dict(outputs=[
+                'backbone.layer*.0',
+                'backbone.layer*.*.bn2',
+                'backbone.layer*.0.downsample.1',
+                'backbone.layer4.1',
+            ])))
+]
