@@ -2,6 +2,7 @@
 import functools
 import itertools
 import logging
+import time
 import os
 import random
 import subprocess
@@ -121,6 +122,9 @@ def make_runner(load_config, tmp_path):
         cfg.work_dir = str(work_dir)
         # Runners of the same name and second share logger and message hub.
         cfg.experiment_name = f'test_{next(_numbers)}'
+        # And those of the same folder and second the log file.
+        while Path(work_dir, time.strftime('%Y%m%d_%H%M%S')).exists():
+            time.sleep(.05)
         runner = Runner.from_cfg(cfg)
         runner.record = RecordingHook()
         runner.register_hook(runner.record)
