@@ -2,11 +2,11 @@
 import functools
 import itertools
 import logging
-import time
 import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
