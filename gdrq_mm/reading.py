@@ -7,7 +7,6 @@ suggests ``weights_only=False`` as well. The checksums that ``torch.save``
 writes, of metadata too, it does not verify.
 """
 import os
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -109,8 +108,8 @@ def _reason(error: Exception) -> str:
                 'damaged. Get it as plain tensors, or allow what you trust by '
                 'torch.serialization.add_safe_globals.')
     said = re.split(r'\n|\. ', str(error).strip())[0].rstrip('.')
-    if isinstance(error, pickle.UnpicklingError) or not said:
-        said = 'it is no file of torch.save'
+    if type(error) not in (RuntimeError, ValueError):  # said to programmers
+        said = 'it is no intact file of torch.save'
     return (f'{said}. It may be cut off or damaged: remove it, and copy or '
             'download it again.')
 
