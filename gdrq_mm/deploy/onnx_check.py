@@ -1,5 +1,6 @@
 """Load an exported file and compare what it computes with PyTorch."""
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Dict, List, Sequence
 
@@ -199,18 +200,22 @@ def layer_differences(proto: onnx.ModelProto, model: nn.Module,
     """
     module = capture(model, example)
     tensors, differences = module.state_dict(), {}
-    nodes = [node for node in module.graph.nodes if target_of(node) in LAYERS]
+    nodes = [(node.args[1].target.rpartition('.')[0], node)
+             for node in module.graph.nodes if target_of(node) in LAYERS]
     layers = list(quant_layers(proto))
-    if len(layers) != len(nodes):
-        raise RuntimeError(f'the file has {len(layers)} quantized layers, the '
-                           f'model {len(nodes)}; nothing was written')
-    for node, (source, result) in zip(nodes, layers):
-        x = torch.from_numpy(values[source])
+    counts = [Counter(each[0] for each in side) for side in (layers, nodes)]
+    if counts[0] != counts[1]:
+        raise RuntimeError(
+            f'the file has {len(layers)} calls of quantized layers, the model '
+            f'{len(nodes)}; they differ in '
+            f'{sorted({*counts[0]} ^ {*counts[1]})}; nothing was written')
+    calls = dict(nodes)  # those of one layer differ in their input only
+    for layer, source, result in layers:
+        node, x = calls[layer], torch.from_numpy(values[source])
         arguments = [
             tensors[value.target] if hasattr(value, 'target') else value
             for value in node.args[1:]]
         expected = node.target(torch.round(x / node.args[2]), *arguments)
-        layer = node.args[1].target.rpartition('.')[0]
         while layer in differences:
             layer += "'"
         differences[layer] = difference(expected, [values[result]])

@@ -136,25 +136,28 @@ def layer_nodes(proto: ModelProto) -> Iterator[LayerNode]:
                         source_of(node.input[0]), result)
 
 
-def quant_layers(proto: ModelProto) -> Iterator[Tuple[str, str]]:
-    """Names of input and result of the quantized layers of a QONNX file, in
-    order."""
+def quant_layers(proto: ModelProto) -> Iterator[Tuple[str, str, str]]:
+    """Quantized layers of a QONNX file: name, input and result, in the order
+    of the file, which qonnx may have changed."""
     producers = {name: node for node in proto.graph.node
                  for name in node.output}
     sums = {node.input[0]: node.output[0] for node in proto.graph.node
             if node.op_type == 'Add'}
 
-    def is_quantized(name):
+    def weight_of(name):
         node = producers.get(name)
         if node is not None and node.op_type == 'Transpose':
             node = producers.get(node.input[0])
-        return node is not None and node.op_type == 'Quant'
+        return node.input[0] if node is not None \
+            and node.op_type == 'Quant' else None
 
     for node in proto.graph.node:
-        if node.op_type in ('Conv', 'MatMul') and is_quantized(node.input[1]):
+        weight = weight_of(node.input[1]) if node.op_type in (
+            'Conv', 'MatMul') else None
+        if weight is not None:
             result = node.output[0]
-            yield node.input[0], sums[result] if \
-                node.op_type == 'MatMul' else result
+            yield weight.rpartition('.')[0], node.input[0], sums[result] \
+                if node.op_type == 'MatMul' else result
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> Tuple[np.ndarray, np.ndarray]:
