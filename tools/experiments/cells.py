@@ -128,8 +128,8 @@ class Study:
             add(cells[name].reference)
             found.append(name)
 
-        for row in self.rows:
-            for name in row.cells:
+        for part in (*self.rows, *self.claims):
+            for name in part.cells:
                 add(name)
         return found
 

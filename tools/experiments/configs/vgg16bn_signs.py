@@ -10,7 +10,7 @@ custom_imports = dict(
     allow_failed_imports=False)
 model = dict(
     backbone=dict(type='NarrowVGG', divisor=8, num_classes=-1),
-    neck=dict(type='GlobalAveragePooling'),
+    neck=dict(_delete_=True, type='GlobalAveragePooling'),
     head=dict(
         _delete_=True,
         type='LinearClsHead',
