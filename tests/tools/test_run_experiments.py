@@ -294,6 +294,18 @@ def test_limits_and_equality_are_judged_by_the_mean():
         '-0.1, -1.0', '2', 'not seen (1 of 2 so, 1 the other way)']
 
 
+def test_fig8_is_drawn_from_what_is_there(tmp_path, monkeypatch):
+    cells = {name: dict(reference='', seeds={}) for name in
+             STUDIES['fig8'].cells(CELLS)}
+    for name in ('resnet18/fig8-k2-w2', 'resnet18/fig8-k2-w4',
+                 'resnet18/fig8-kinf-w4'):
+        cells[name]['seeds']['0'] = dict(metric=50.)
+    write_json(tmp_path / 'docs' / 'results' / 'fig8.json', dict(cells=cells))
+    monkeypatch.setattr(results_page, 'ROOT', tmp_path)
+    results_page.draw_fig8(tmp_path / 'fig8.png')
+    assert (tmp_path / 'fig8.png').stat().st_size > 5000
+
+
 def test_the_page_has_every_study_and_is_what_the_results_give():
     text = results_page.PAGE.read_text()
     shown = [name for _, name, _ in results_page.SECTION.findall(text)]

@@ -15,6 +15,7 @@ FAMILIES = dict(
 CELLS, STUDIES = {}, {}
 GROUP_SIZES = {'1': 1, '4': 4, '16': 16, 'layer': -1}
 PAIRS = ((2, 2), (2, 4), (4, 4))
+ITERS = 150  # of a fine-tuning
 
 
 def add(name, config, **fields) -> str:
@@ -23,7 +24,7 @@ def add(name, config, **fields) -> str:
     return name
 
 
-def finetune(iters=300, lr=2e-3) -> dict:
+def finetune(iters=ITERS, lr=2e-3) -> dict:
     """The schedule that follows the training from scratch."""
     return {
         'train_cfg.max_iters': iters,
@@ -31,8 +32,8 @@ def finetune(iters=300, lr=2e-3) -> dict:
         'optim_wrapper.optimizer.weight_decay': .01,
         'param_scheduler': [
             dict(type='LinearLR', start_factor=.05, by_epoch=False, begin=0,
-                 end=30),
-            dict(type='CosineAnnealingLR', eta_min=lr / 100, begin=30,
+                 end=15),
+            dict(type='CosineAnnealingLR', eta_min=lr / 100, begin=15,
                  end=iters, by_epoch=False)]}
 
 
@@ -73,7 +74,7 @@ def weights_only(bits, **weight) -> dict:
 
 def reshaped(**weight) -> dict:
     """A float model whose weights are reshaped: rounding never begins."""
-    return hook(dict(bits=2, **weight), rules=CONVOLUTIONS, begin_iter=300)
+    return hook(dict(bits=2, **weight), rules=CONVOLUTIONS, begin_iter=ITERS)
 
 
 for label, size in GROUP_SIZES.items():
@@ -233,7 +234,7 @@ variants('choices', 'How reshaping and rounding are done', {
         ('staged: from a reshaped model', 'staged', dict(
             start='resnet18/reshape-4')),
         ('staged: first half of the training', 'halves', dict(
-            begin_iter=150)))})
+            begin_iter=ITERS // 2)))})
 variants('group_size', 'Group size, weights and activations', {
     f'group_size={size}': [
         choice(f'gs{label}', pair, weight=dict(group_size=size))
@@ -251,18 +252,19 @@ variants('k_a', 'k_a of activations, weights at 4 bits', {
     for factor in (.35, .5, .7, 1.4, 2)}, [(4, bits) for bits in DEFAULT_K_A])
 
 TRIED = ((2, 4), (4, 4))
-add('resnet18/float-600', RESNET18, options=finetune(600), start=FLOAT)
+TWICE = add('resnet18/float-twice', RESNET18, options=finetune(2 * ITERS),
+            start=FLOAT)
 for lr in (1e-3, 4e-3):
     add(f'resnet18/float-lr{lr}', RESNET18, options=finetune(lr=lr),
         start=FLOAT)
 add('resnet18/from-w4a4-w2a4', RESNET18, options=CELLS[
     'resnet18/base-w2a4'].options, start='resnet18/base-w4a4',
-    reference='resnet18/float-600', latent=True)
+    reference=TWICE, latent=True)
 variants('tries', 'What could make the drop smaller', {
     label: [choice(name, pair, **fields) for pair in TRIED]
     for label, name, fields in (
         ('twice as long', 'long', dict(
-            schedule=dict(iters=600), reference='resnet18/float-600')),
+            schedule=dict(iters=2 * ITERS), reference=TWICE)),
         ('half the learning rate', 'lr0.001', dict(
             schedule=dict(lr=1e-3), reference='resnet18/float-lr0.001')),
         ('twice the learning rate', 'lr0.004', dict(
