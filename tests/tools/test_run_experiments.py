@@ -291,7 +291,7 @@ def test_limits_and_equality_are_judged_by_the_mean():
     assert found.judge(Claim('', limits=dict(a=.2)))[-1] == 'contradicted'
     equal = Claim('', equal=[('a', 'b'), ('a', 'ref')])
     assert found.judge(equal) == [
-        '-0.1, -1.0', '2', 'not seen (1 of 2 so, 1 the other way)']
+        '-0.1; -1.0', '2', 'not seen (1 of 2 so, 1 the other way)']
 
 
 def test_fig8_is_drawn_from_what_is_there(tmp_path, monkeypatch):

@@ -99,7 +99,8 @@ class Results:
         for name, limit in claim.limits.items():
             vote(self.drops(name), lambda values, mean: mean <= limit,
                  lambda values, mean: mean > limit + NOISE,
-                 'drop {:.1f}'.format)
+                 lambda mean, limit=limit: f'drop {mean:.1f}' + (
+                     f', {mean - limit:.1f} too much' if mean > limit else ''))
         number = len(claim.better) + len(claim.equal) + len(claim.limits)
         if not votes:
             return ['', '', 'not run yet']
@@ -111,5 +112,5 @@ class Results:
         if len(votes) < number:
             verdict += f'; {len(votes)} of {number} run'
         few, many = min(seeds), max(seeds)
-        return [', '.join(texts), str(few) if few == many else
+        return ['; '.join(texts), str(few) if few == many else
                 f'{few} to {many}', verdict]
