@@ -1,7 +1,10 @@
 """Training experiments: the engine, the list of studies, the results page."""
 import dataclasses
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,34 @@ def test_a_cell_that_fails_stops_only_what_begins_with_it(settings):
         assert not settings.record_path(f'toy/{name}', 0).exists()
     assert 'Traceback' in settings.folder('toy/bad', 0).with_suffix(
         '.log').read_text()
+
+
+def test_a_training_ends_with_a_run_that_is_killed(tmp_path):
+    """Else the next run and it would write to the same folder."""
+    script = ('from experiments.worker import Worker\n'
+              'worker = Worker("fake_cells:wait")\n'
+              f'worker.begin("cell", dict(folder={str(tmp_path)!r}), '
+              f'{str(tmp_path / "log")!r})\nworker.result()')
+    main = subprocess.Popen([sys.executable, '-c', script], env=dict(
+        os.environ, PYTHONPATH=f'{ROOT / "tools"}:{Path(__file__).parent}'))
+    pid = tmp_path / 'pid'
+    try:
+        wait_for(lambda: pid.exists() and pid.read_text().endswith('\n'))
+    finally:
+        main.kill()
+        main.wait()
+    state = Path('/proc', pid.read_text().strip(), 'stat')
+    # Ended, or only its entry in the table of processes is left.
+    wait_for(lambda: not state.exists()
+             or state.read_text().rpartition(')')[2].split()[0] == 'Z')
+
+
+def wait_for(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(.1)
+    raise AssertionError('a minute has passed')
 
 
 def test_results_are_collected_and_those_of_other_configs_left_out(

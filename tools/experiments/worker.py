@@ -3,23 +3,29 @@
 Importing torch and the mm packages takes as long as many a cell, so a process
 does it once. This module, with which a new process begins, imports neither.
 """
+import os
 import pkgutil
 import signal
+import threading
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+
+
+def end_with_parent() -> None:
+    """Where the main process was killed, nothing may write on."""
+    parent_process().join()
+    os._exit(1)
 
 
 def serve(conn, function: str) -> None:
     """Run what comes through a connection, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends us
+    threading.Thread(target=end_with_parent, daemon=True).start()
     call = pkgutil.resolve_name(function)  # imports torch and mm, once
     while True:
-        try:
-            arguments, log_path = conn.recv()
-        except EOFError:  # the main process was killed
-            return
+        arguments, log_path = conn.recv()
         with open(log_path, 'w') as log, redirect_stdout(log), \
                 redirect_stderr(log):
             try:
