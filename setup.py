@@ -19,7 +19,8 @@ MM = dict(
 MIM = ('configs', 'tools', 'model-index.yml')
 # What needs the checkout is not installed.
 NOT_INSTALLED = ('__pycache__', 'setup_env.py', 'demo.py', 'demo_stages',
-                 'model_zoo.py')
+                 'model_zoo.py', 'experiments', 'run_experiments.py',
+                 'results_page.py')
 
 
 class BuildWithMim(build_py):

@@ -38,6 +38,7 @@ DATASET = dict(
     cls=('mmpretrain', lambda root, split: dict(
         type='CustomDataset', data_root=f'{root}/',
         data_prefix=('train', 'val')[split])))
+DATASET['signs'] = DATASET['cls']
 
 
 @pytest.mark.parametrize('split', [0, 1])

@@ -8,6 +8,7 @@ classes of MMDetection, MMSegmentation and MMPretrain read them::
     OUT/VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/Main}
     OUT/cityscapes/{leftImg8bit,gtFine}/{train,val}/<city>
     OUT/imagenet/{train,val}/<class>
+    OUT/signs/{train,val}/<class>    100 classes of the same kind, much harder
 
 Equal seeds give equal files. A folder that is complete is left as it is;
 nothing is ever overwritten.
@@ -27,20 +28,24 @@ import scenes
 # Raise it with every change of what is drawn or written.
 VERSION = 2
 STAMP = 'demo_data.json'
-FOLDERS = dict(det='VOCdevkit', seg='cityscapes', cls='imagenet')
+FOLDERS = dict(det='VOCdevkit', seg='cityscapes', cls='imagenet',
+               signs='signs')
 # Images of the training and of the test split.
 SIZES = dict(
-    tiny=dict(det=(12, 12), seg=(12, 12), cls=(20, 20)),
-    demo=dict(det=(1600, 500), seg=(600, 200), cls=(8000, 4000)))
+    tiny=dict(det=(12, 12), seg=(12, 12), cls=(20, 20), signs=(100, 100)),
+    demo=dict(det=(1600, 500), seg=(600, 200), cls=(8000, 4000),
+              signs=(8000, 3000)))
 # Digit 0 is annotated as an aeroplane, digit 9 as a cow: the first ten class
 # names of VOC, so that ``VOCDataset`` needs no other class list.
 VOC_CLASSES = ('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car',
                'cat', 'chair', 'cow')
 CLS_CLASSES = tuple(f'{style}_{digit}' for style in ('digit', 'ring')
                     for digit in range(10))
+SIGN_CLASSES = tuple(f'outline{outline}_{digit}' for outline in range(10)
+                     for digit in range(10))
 CITIES = dict(train='digitstadt', val='ziffernburg')
 # Seeds the generator of an image, next to its split and number.
-TASK_IDS = dict(det=0, seg=1, cls=2)
+TASK_IDS = dict(det=0, seg=1, cls=2, signs=3)
 
 
 class DemoDataError(RuntimeError):
@@ -58,7 +63,8 @@ def image_names(task, split, count):
         return [f'leftImg8bit/{split_name}/{city}/'
                 f'{city}_{i:06d}_000019_leftImg8bit.png'
                 for i in range(count)]
-    return [f'{split_name}/{CLS_CLASSES[i % len(CLS_CLASSES)]}/{i:05d}.png'
+    classes = CLS_CLASSES if task == 'cls' else SIGN_CLASSES
+    return [f'{split_name}/{classes[i % len(classes)]}/{i:05d}.png'
             for i in range(count)]
 
 
@@ -186,9 +192,12 @@ def write_split(folder, task, split, count, seed):
         elif task == 'seg':
             image, labels = scenes.street_scene(rng, digits)
             write_image(folder / annotation_name(task, name), labels)
-        else:
+        elif task == 'cls':
             image = scenes.classification_scene(rng, digits,
                                                 number % len(CLS_CLASSES))
+        else:
+            image = scenes.sign_scene(rng, digits,
+                                      number % len(SIGN_CLASSES))
         write_image(folder / name, image)
         if (number + 1) % 1000 == 0:
             print(f'{FOLDERS[task]}: {number + 1} of {count}', flush=True)

@@ -63,6 +63,35 @@ def ring(opacity, thickness):
     return np.maximum(plate, circle / 255.)
 
 
+# Outlines of signs: corners (0: none; 64: a circle) and turn in degrees.
+OUTLINES = ((0, 0), (64, 0), (3, -90), (3, 90), (4, 0), (4, 45), (5, -90),
+            (5, 90), (6, 0), (8, 22.5))
+
+
+def outlined(opacity, outline, side):
+    """The opacity map in the middle of a square plate, with an outline.
+
+    Args:
+        opacity (ndarray): A digit.
+        outline (tuple[int, float]): One of ``OUTLINES``.
+        side (int): Of the plate, in pixels.
+    """
+    corners, turn = outline
+    plate = np.zeros((side, side))
+    top, left = ((side - part) // 2 for part in opacity.shape)
+    plate[top:top + opacity.shape[0], left:left + opacity.shape[1]] = opacity
+    if corners:
+        angles = np.radians(turn) + np.arange(corners) * 2 * np.pi / corners
+        points = np.stack([np.cos(angles), np.sin(angles)], 1)
+        # As wide as the plate, wherever the corners are.
+        points = (points - points.min(0)) / (points.max(0) - points.min(0))
+        lines = np.zeros(plate.shape, np.uint8)
+        cv2.polylines(lines, [np.int32(1.5 + points * (side - 4))], True, 255,
+                      2, cv2.LINE_AA)
+        plate = np.maximum(plate, lines / 255.)
+    return plate
+
+
 def colour(rng, low=0, high=255):
     return rng.uniform(low, high, 3)
 
@@ -143,6 +172,20 @@ def classification_scene(rng, digits, label, size=32):
                  for side in opacity.shape)
     paste(rng, image, opacity, left, top, 110)
     return finish(rng, image, (3, 12), .7)
+
+
+def sign_scene(rng, digits, label, size=32):
+    """Image of a sign: a digit (``label % 10``) and an outline around it."""
+    image = background(rng, size, size)
+    clutter(rng, image, int(rng.integers(1, 5)), 14)
+    glyph = digits.draw(rng, label % 10, rng.uniform(.36, .44) * size)
+    opacity = outlined(glyph, OUTLINES[label // 10],
+                       int(rng.integers(size - 7, size - 1)))
+    top, left = (int(rng.integers(size - side + 1))
+                 for side in opacity.shape)
+    paste(rng, image, opacity, left, top, 80)
+    clutter(rng, image, int(rng.integers(0, 2)), 6)  # in front of it
+    return finish(rng, image, (4, 16), .8)
 
 
 def detection_scene(rng, digits, size=128):

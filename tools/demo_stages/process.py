@@ -47,7 +47,7 @@ class Lock:
         except OSError:
             self.file.seek(0)
             raise DemoError(
-                f'another demo, or a stage of one that was killed, still runs '
+                f'another run, or a part of one that was killed, still works '
                 f'in {work_dir} (process {self.file.read().strip()}). Wait '
                 'for it, end it, or give another --work-dir.') from None
         self.pids = {os.getpid()}

@@ -1,0 +1,345 @@
+"""Training experiments: the engine, the list of studies, the results page."""
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from gdrq_mm import QuantConfig
+from gdrq_mm.publish import quantization_of
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+import results_page  # noqa: E402
+import run_experiments  # noqa: E402
+from demo_stages.records import write_json  # noqa: E402
+from experiments.cells import Cell, Claim, Configs, Family  # noqa: E402
+from experiments.cells import Row, Study, from_demo  # noqa: E402
+from experiments.engine import Engine, Settings  # noqa: E402
+from experiments.results import collect, list_studies  # noqa: E402
+from experiments.studies import CELLS, FAMILIES, STUDIES  # noqa: E402
+from experiments.tables import Results  # noqa: E402
+
+CONFIG = 'tools/experiments/configs/resnet18_signs.py'
+
+
+# -- the engine, with cells that train nothing --------------------------------
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A chain, a cell beside it, and one that fails with what follows it."""
+    cells = {cell.name: cell for cell in (
+        Cell('toy/start', CONFIG), Cell('toy/next', CONFIG,
+                                        start='toy/start'),
+        Cell('toy/other', CONFIG), Cell('toy/bad', CONFIG),
+        Cell('toy/after', CONFIG, start='toy/bad'),
+        Cell('toy/dying', CONFIG))}
+    return Settings(cells, dict(toy=Family('Toy', 'cls', 'signs')),
+                    tmp_path / 'work', tmp_path / 'data', jobs=2,
+                    function='fake_cells:run')
+
+
+def run(settings, *names, seeds=(0, )):
+    engine = Engine(settings, [(f'toy/{name}', seed) for seed in seeds
+                               for name in names])
+    return engine.run()
+
+
+def metric(settings, name, seed=0):
+    record = json.loads(settings.record_path(f'toy/{name}', seed).read_text())
+    return record['results']['metric']
+
+
+def test_cells_begin_with_the_model_of_their_start(settings):
+    assert run(settings, 'next', 'start', 'other', seeds=(0, 1)) == {}
+    for seed in (0, 1):
+        text = (settings.folder('toy/next', seed) / 'last.pth').read_text()
+        start = settings.folder('toy/start', seed) / 'last.pth'
+        assert text == f'toy/next {seed} from {start}'
+        record = json.loads(settings.record_path(
+            'toy/next', seed).read_text())
+        assert record['inputs']['seed'] == seed
+        assert record['inputs']['load_from'] and record['versions']['torch']
+    assert 'at work on toy/next' in settings.folder(
+        'toy/next', 0).with_suffix('.log').read_text()
+
+
+def test_what_is_done_is_not_run_again_and_what_changed_is(settings):
+    run(settings, 'start', 'next', 'other')
+    run(settings, 'start', 'next', 'other')
+    assert metric(settings, 'next') == metric(settings, 'other') == 1
+    # Interrupted: no record was written. Another start: its followers, too.
+    settings.record_path('toy/other', 0).unlink()
+    changed = dataclasses.replace(settings.cells['toy/start'],
+                                  options={'train_cfg.max_iters': 7})
+    settings.cells['toy/start'] = changed
+    (settings.folder('toy/start', 0) / 'last.pth').write_text('another')
+    run(settings, 'start', 'next', 'other')
+    assert [metric(settings, name) for name in ('start', 'other')] == [2, 2]
+    assert list(settings.work_dir.rglob('.*partial')) == []
+
+
+def test_a_cell_that_fails_stops_only_what_begins_with_it(settings):
+    failed = run(settings, 'bad', 'after', 'dying', 'start', 'next')
+    assert failed.keys() == {('toy/bad', 0), ('toy/after', 0),
+                             ('toy/dying', 0)}
+    assert 'it is a bad cell' in failed['toy/bad', 0]
+    assert 'seed0.log' in failed['toy/bad', 0]
+    assert failed['toy/after', 0] == 'toy/bad failed'
+    assert run(settings, 'after') == {
+        ('toy/after', 0): 'toy/bad was not asked for'}
+    assert 'exit code 3' in failed['toy/dying', 0]
+    assert metric(settings, 'next') == 1
+    for name in ('bad', 'after', 'dying'):
+        assert not settings.record_path(f'toy/{name}', 0).exists()
+    assert 'Traceback' in settings.folder('toy/bad', 0).with_suffix(
+        '.log').read_text()
+
+
+def test_a_training_ends_with_a_run_that_is_killed(tmp_path):
+    """Else the next run and it would write to the same folder."""
+    script = ('from experiments.worker import Worker\n'
+              'worker = Worker("fake_cells:wait")\n'
+              f'worker.begin("cell", dict(folder={str(tmp_path)!r}), '
+              f'{str(tmp_path / "log")!r})\nworker.result()')
+    main = subprocess.Popen([sys.executable, '-c', script], env=dict(
+        os.environ, PYTHONPATH=f'{ROOT / "tools"}:{Path(__file__).parent}'))
+    pid = tmp_path / 'pid'
+    try:
+        wait_for(lambda: pid.exists() and pid.read_text().endswith('\n'))
+    finally:
+        main.kill()
+        main.wait()
+    state = Path('/proc', pid.read_text().strip(), 'stat')
+    # Ended, or only its entry in the table of processes is left.
+    wait_for(lambda: not state.exists()
+             or state.read_text().rpartition(')')[2].split()[0] == 'Z')
+
+
+def wait_for(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(.1)
+    raise AssertionError('a minute has passed')
+
+
+def test_results_are_collected_and_those_of_other_configs_left_out(
+        settings, tmp_path):
+    study = Study('A study', '', ['start', 'next'],
+                  [Row('metric', ['toy/start', 'toy/next'], 'metric')])
+    run(settings, 'start', 'next', seeds=(0, 2))
+    path = collect(settings, 'toy', study, tmp_path / 'out')
+    result = json.loads(path.read_text())
+    assert result['cells']['toy/next']['seeds'].keys() == {'0', '2'}
+    assert result['cells']['toy/next']['config'] == CONFIG
+    assert str(tmp_path) not in path.read_text()
+    assert '  4 of   6' in list_studies(settings, dict(toy=study))
+    settings.cells['toy/next'] = dataclasses.replace(
+        settings.cells['toy/next'], options={'train_cfg.max_iters': 7})
+    result = json.loads(collect(settings, 'toy', study,
+                                tmp_path / 'out').read_text())
+    assert result['cells']['toy/next']['seeds'] == {}
+
+
+def test_models_of_the_demo_are_taken_over_if_they_are_the_same(tmp_path):
+    cell = Cell('det/w4a4', CONFIG, demo='det/w4a4')
+    folder = tmp_path / 'det' / 'seed1' / 'w4a4'
+    inputs = dict(gdrq_mm='0.1.0', config='abc')
+    checkpoint = folder / 'train' / 'epoch_2.pth'
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    write_json(folder / 'train.json', dict(
+        status='done', inputs=inputs, seconds=1, results=dict(
+            checkpoint='det/seed1/w4a4/train/epoch_2.pth')))
+    write_json(folder / 'test.json', dict(
+        status='done', inputs=inputs, seconds=1, results=dict(metric=83.5)))
+    args = [tmp_path / 'nothing', tmp_path], lambda task, run: 'abc'
+    found = from_demo(cell, 1, *args)
+    assert (found['metric'], found['checkpoint']) == (83.5, str(checkpoint))
+    assert from_demo(cell, 2, *args) is None
+    assert from_demo(cell, 1, args[0], lambda task, run: 'other') is None
+
+
+# -- the list of studies ------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def configs():
+    return Configs(Path('data'))
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_every_cell_of_a_study_is_there_behind_what_it_needs(name):
+    study = STUDIES[name]
+    cells = study.cells(CELLS)
+    for cell in map(CELLS.get, cells):
+        assert (ROOT / cell.config).exists() and cell.family in FAMILIES
+        for needed in filter(None, (cell.start, cell.reference)):
+            assert cells.index(needed) < cells.index(cell.name)
+    for row in study.rows:
+        assert len(row.cells) <= len(study.columns)
+        assert all(CELLS[cell].reference for cell in row.cells
+                   if cell and row.show == 'drop')
+    assert {cell for claim in study.claims for cell in claim.cells} <= \
+        {*cells}
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_every_config_is_valid(family, configs):
+    for cell in CELLS.values():
+        if cell.family != family:
+            continue
+        cfg = configs.get(cell, 0)
+        if cfg.get('custom_hooks'):
+            QuantConfig.from_dict(quantization_of(cfg))
+        assert cell.name.count('/') == 1
+        assert cfg.randomness.seed == 0 and cfg.val_dataloader is None
+
+
+def length(cell, configs):
+    """Iterations or epochs from scratch up to this model."""
+    if cell is None:
+        return 0
+    cfg = configs.get(CELLS[cell], 0).train_cfg
+    own = cfg.get('max_iters') or cfg.max_epochs
+    return length(CELLS[cell].start, configs) + (
+        own if CELLS[cell].kind == 'train' else 0)
+
+
+def test_models_were_trained_as_long_as_what_they_are_compared_with(configs):
+    for cell in CELLS.values():
+        if cell.reference:
+            assert length(cell.name, configs) == \
+                length(cell.reference, configs), cell.name
+
+
+def test_the_command_lists_what_there_is(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, 'argv', [
+        'run_experiments.py', '--list', '--work-dir', str(tmp_path)])
+    run_experiments.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(STUDIES)
+    monkeypatch.setattr(sys, 'argv', ['run_experiments.py', 'table9'])
+    with pytest.raises(SystemExit):
+        run_experiments.main()
+    assert 'no study table9; there are table1' in capsys.readouterr().err
+
+
+# -- real trainings -----------------------------------------------------------
+
+
+def test_a_cell_is_reshaped_rounded_and_calibrated(demo_data, tmp_path):
+    """Two iterations each, by mmengine's runner."""
+    from experiments.train_cell import run_cell
+    configs = Configs(demo_data)
+
+    def go(name, out, start=None, **options):
+        cfg = configs.at_data(configs.get(CELLS[name], 3))
+        cfg.merge_from_dict(options)
+        cfg.train_cfg.max_iters = 2
+        cfg.train_dataloader.batch_size = 4
+        for split in ('train', 'test'):
+            cfg[f'{split}_dataloader'].dataset.indices = 10
+        (tmp_path / out).mkdir()
+        cell = CELLS[name]
+        return run_cell(name=name, seed=3, config=cfg.to_dict(), task='cls',
+                        folder=str(tmp_path / out), start=start,
+                        kind=cell.kind, latent=cell.latent)
+
+    reshaped = go('resnet18/reshape-4', 'reshape')
+    assert reshaped['gdrq_phase'] == 0 and 0 <= reshaped['metric'] <= 100
+    start = reshaped['checkpoint']
+    before = go('resnet18/gdrq-w2-4-before', 'before', start)
+    assert before['gdrq_phase'] == 1 and 'checkpoint' not in before
+    assert before['gdrq_ql'] > .3  # three levels
+    after = go('resnet18/gdrq-w1-4', 'after', start)
+    assert '[1,float]: 20 layers' in after['policy']
+    four = go('resnet18/base-w4a4', 'four')
+    two = go('resnet18/from-w4a4-w2a4', 'two', four['checkpoint'])
+    assert '[2,4]: ' in two['policy']
+    float_model = go('resnet18/float', 'float')
+    calibrated = go('resnet18/calibrated-search-w4a4', 'calibrated',
+                    float_model['checkpoint'])
+    assert calibrated['gdrq_act_clip'] > 0
+    assert calibrated['policy'].startswith('[weight,activation] bits: [4,4]')
+
+
+def test_the_narrow_vgg_has_an_eighth_of_the_channels(build_model):
+    cfg = Config.fromfile(ROOT / 'tools/experiments/configs'
+                          / 'vgg16bn_signs.py')
+    model = build_model(cfg)
+    widths = [layer.out_channels for layer in model.backbone.features
+              if hasattr(layer, 'conv')]
+    assert widths == [8] * 2 + [16] * 2 + [32] * 3 + [64] * 6
+
+
+# -- tables and verdicts ------------------------------------------------------
+
+
+def results(claims=(), seeds=3, **metrics):
+    """Results of cells with these metrics, one a seed."""
+    study = Study('', '', ['a', 'b'], [Row('drop', ['a', 'b']),
+                                       Row('metric', [None, 'a'], 'metric')],
+                  claims, seeds)
+    return Results(study, dict(cells={
+        name: dict(reference='ref', seeds={
+            str(seed): dict(metric=value)
+            for seed, value in enumerate(values)})
+        for name, values in metrics.items()}))
+
+
+def test_drops_are_those_of_the_same_seed():
+    table = results(a=[70, 69, 71], b=[60.], ref=[72, 72, 72]).table()
+    assert '| drop | 2.0 (1.0 to 3.0) | 12.0 [1] |' in table
+    assert '| metric |  | 70.0 (69.0 to 71.0) |' in table
+    assert 'not run' in results(a=[], b=[1], ref=[1]).table()
+
+
+@pytest.mark.parametrize('a, b, verdict', [
+    ([72, 73, 74], [70, 70, 70], 'confirmed'),
+    ([70, 70, 70], [72, 73, 74], 'contradicted'),
+    ([72, 69, 74], [70, 70, 70], 'not seen'),  # one seed says otherwise
+    ([70.3, 70.3, 70.3], [70, 70, 70], 'not seen'),  # chance
+    ([], [70], 'not run yet')])
+def test_a_claim_needs_all_seeds_and_more_than_chance(a, b, verdict):
+    claim = Claim('a is better', better=[('a', 'b')])
+    assert results([claim], a=a, b=b, ref=[75, 75, 75]).judge(
+        claim)[-1] == verdict
+
+
+def test_limits_and_equality_are_judged_by_the_mean():
+    found = results(a=[72, 70], b=[72.1, 70.1], ref=[73, 71])
+    assert found.judge(Claim('', limits=dict(a=1.)))[-1] == 'confirmed'
+    assert found.judge(Claim('', limits=dict(a=.5)))[-1] == 'not seen'
+    assert found.judge(Claim('', limits=dict(a=.2)))[-1] == 'contradicted'
+    equal = Claim('', equal=[('a', 'b'), ('a', 'ref')])
+    assert found.judge(equal) == [
+        '-0.1; -1.0', '2', 'not seen (1 of 2 so, 1 the other way)']
+
+
+def test_fig8_is_drawn_from_what_is_there(tmp_path, monkeypatch):
+    cells = {name: dict(reference='', seeds={}) for name in
+             STUDIES['fig8'].cells(CELLS)}
+    for name in ('resnet18/fig8-k2-w2', 'resnet18/fig8-k2-w4',
+                 'resnet18/fig8-kinf-w4'):
+        cells[name]['seeds']['0'] = dict(metric=50.)
+    write_json(tmp_path / 'docs' / 'results' / 'fig8.json', dict(cells=cells))
+    monkeypatch.setattr(results_page, 'ROOT', tmp_path)
+    results_page.draw_fig8(tmp_path / 'fig8.png')
+    assert (tmp_path / 'fig8.png').stat().st_size > 5000
+
+
+def test_the_page_has_every_study_and_is_what_the_results_give():
+    text = results_page.PAGE.read_text()
+    shown = [name for _, name, _ in results_page.SECTION.findall(text)]
+    assert sorted(shown) == sorted(STUDIES)
+    assert results_page.page(text) == text, \
+        'run python tools/results_page.py'

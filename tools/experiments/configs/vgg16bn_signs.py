@@ -1,0 +1,19 @@
+# VGG-16-BN, an eighth as wide; its three fully connected layers, which are
+# made for 224 pixels, are one behind a global average.
+_base_ = [
+    'mmpretrain::_base_/models/vgg16bn.py',
+    'mmpretrain::_base_/default_runtime.py', './signs.py'
+]
+
+custom_imports = dict(
+    imports=['gdrq_mm', 'experiments.narrow_vgg'],
+    allow_failed_imports=False)
+model = dict(
+    backbone=dict(type='NarrowVGG', divisor=8, num_classes=-1),
+    neck=dict(_delete_=True, type='GlobalAveragePooling'),
+    head=dict(
+        _delete_=True,
+        type='LinearClsHead',
+        num_classes=100,
+        in_channels=64,
+        loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))

@@ -1,0 +1,116 @@
+"""Tables and verdicts, from the JSON of a study."""
+from typing import Dict, List
+
+from demo_stages.summary import spread
+
+from .cells import Claim, Row, Study
+
+# Points that two models differ by chance: of 3000 test images, they give
+# other answers to some 500, in either direction.
+NOISE = .7
+
+
+class Results:
+    """The measured cells of a study.
+
+    Args:
+        study (Study): Its table.
+        measured (dict): Its JSON.
+    """
+
+    def __init__(self, study: Study, measured: dict) -> None:
+        self.study = study
+        self.cells = measured['cells']
+
+    def metrics(self, name: str) -> Dict[str, float]:
+        """Seed -> metric of a cell."""
+        return {seed: result['metric'] for seed, result
+                in self.cells[name]['seeds'].items()}
+
+    def differences(self, name: str, other: str) -> List[float]:
+        """Metric of a cell minus that of another, of each common seed."""
+        ours, theirs = self.metrics(name), self.metrics(other)
+        return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+    def drops(self, name: str) -> List[float]:
+        return [-value for value in self.differences(
+            name, self.cells[name]['reference'])]
+
+    def text(self, values: List[float]) -> str:
+        """'1.3 (0.9 to 1.6)', with the number of seeds where some lack."""
+        if not values:
+            return 'not run'
+        found = spread(values)
+        text = f'{found["mean"]:.1f}'
+        if len(values) > 1:
+            text += f' ({found["min"]:.1f} to {found["max"]:.1f})'
+        return text + (f' [{len(values)}]'
+                       if len(values) != self.study.seeds else '')
+
+    def table(self) -> str:
+        """Markdown."""
+        head = [self.study.corner, *self.study.columns]
+        lines = [head, ['---'] * len(head)]
+        for row in self.study.rows:
+            lines.append(self._filled(row.label, [
+                self._cell(row, name) for name in row.cells]))
+            if row.paper:
+                lines.append(self._filled('the paper', row.paper))
+        return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+    def _cell(self, row: Row, name) -> str:
+        if name is None:
+            return ''
+        return self.text(list(self.metrics(name).values())
+                         if row.show == 'metric' else self.drops(name))
+
+    def _filled(self, label: str, cells) -> list:
+        return [label, *cells,
+                *[''] * (len(self.study.columns) - len(cells))]
+
+    def claims(self) -> str:
+        """Markdown: what was claimed, what came out, the verdict."""
+        lines = [['claim', 'came out', 'seeds', 'verdict'], ['---'] * 4]
+        lines += [[claim.words, *self.judge(claim)]
+                  for claim in self.study.claims]
+        return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+    def judge(self, claim: Claim) -> List[str]:
+        """What came out, of how many seeds, and the verdict."""
+        votes, texts, seeds = [], [], []
+
+        def vote(values, is_so, is_not, text):
+            if values:
+                mean = sum(values) / len(values)
+                votes.append(1 if is_so(values, mean) else
+                             -1 if is_not(values, mean) else 0)
+                texts.append(text(mean))
+                seeds.append(len(values))
+
+        for pair in claim.better:
+            vote(self.differences(*pair),
+                 lambda values, mean: min(values) > 0 and mean > NOISE,
+                 lambda values, mean: max(values) < 0 and mean < -NOISE,
+                 '{:+.1f}'.format)
+        for pair in claim.equal:
+            vote(self.differences(*pair),
+                 lambda values, mean: abs(mean) <= NOISE,
+                 lambda values, mean: True, '{:+.1f}'.format)
+        for name, limit in claim.limits.items():
+            vote(self.drops(name), lambda values, mean: mean <= limit,
+                 lambda values, mean: mean > limit + NOISE,
+                 lambda mean, limit=limit: f'drop {mean:.1f}' + (
+                     f', {mean - limit:.1f} too much' if mean > limit else ''))
+        number = len(claim.better) + len(claim.equal) + len(claim.limits)
+        if not votes:
+            return ['', '', 'not run yet']
+        verdict = ('confirmed' if min(votes) == 1 else
+                   'contradicted' if max(votes) == -1 else 'not seen')
+        if number > 1 and verdict == 'not seen':
+            verdict += (f' ({votes.count(1)} of {len(votes)} so, '
+                        f'{votes.count(-1)} the other way)')
+        if len(votes) < number:
+            verdict += f'; {len(votes)} of {number} run'
+        few, many = min(seeds), max(seeds)
+        return ['; '.join(texts), str(few) if few == many else
+                f'{few} to {many}', verdict]

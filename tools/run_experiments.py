@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Train what the claims of the paper are tested with; keep every result.
+
+Usage: python tools/run_experiments.py STUDY... [--seeds 0 1 2] [--jobs 2]
+       python tools/run_experiments.py --list
+
+A study is a table; its cells are small models that OpenMMLab's runner trains.
+Cells that have a result with the same config, data and start are not run
+again: after an interruption the same command goes on. At the end, and with
+--collect alone, all results are written to docs/results/<study>.json;
+tools/results_page.py makes docs/results.md from those.
+"""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from demo_stages.process import ROOT, DemoError, Lock, shown
+from experiments.engine import Engine, Settings, prepare_environment
+from experiments.results import collect, list_studies
+from experiments.studies import CELLS, FAMILIES, STUDIES
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('studies', nargs='*', metavar='STUDY',
+                        help=f'{", ".join(STUDIES)}, or all')
+    parser.add_argument('--seeds', nargs='+', type=int, metavar='SEED',
+                        help='default: as many as each study wants')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(),
+                        help='one-thread processes (default: cores)')
+    parser.add_argument('--work-dir', type=Path,
+                        default=ROOT / 'work_dirs' / 'experiments')
+    parser.add_argument('--data', type=Path, default=ROOT / 'data' / 'demo',
+                        help='where the datasets are, or are made (default: '
+                        'data/demo)')
+    parser.add_argument('--demos', type=Path, nargs='*',
+                        default=[ROOT / 'work_dirs' / 'demo'],
+                        help='work dirs of tools/demo.py: models of Tables 5 '
+                        'and 6 that it has trained are taken over')
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'results',
+                        help='default: docs/results')
+    parser.add_argument('--list', action='store_true',
+                        help='what there is, and what is done')
+    parser.add_argument('--collect', action='store_true',
+                        help='train nothing')
+    args = parser.parse_args()
+    unknown = set(args.studies) - {*STUDIES, 'all'}
+    if unknown:
+        parser.error(f'no study {", ".join(sorted(unknown))}; there are '
+                     f'{", ".join(STUDIES)}')
+    if not args.studies and not args.list:
+        parser.error('name one or more studies, or all, or --list')
+    if 'all' in args.studies:
+        args.studies = list(STUDIES)
+    return args
+
+
+def make_data(cells, data):
+    """Make the datasets that are missing; check the others."""
+    sys.path.insert(0, str(ROOT / 'tools' / 'dataset_converters'))
+    from make_demo_data import FOLDERS, DemoDataError, make
+    wanted = {FAMILIES[CELLS[name].family].data for name in cells}
+    for task, folder in FOLDERS.items():
+        if folder in wanted:
+            try:
+                make(task, data)
+            except DemoDataError as error:
+                raise DemoError(str(error)) from None
+
+
+def tasks_of(args):
+    """Cells and seeds, in order: the first seed of all studies first."""
+    tasks = []
+    for seed in args.seeds or range(max(
+            STUDIES[study].seeds for study in args.studies)):
+        for study in args.studies:
+            if args.seeds or seed < STUDIES[study].seeds:
+                tasks += [(name, seed)
+                          for name in STUDIES[study].cells(CELLS)]
+    return tasks
+
+
+def main():
+    args = parse_args()
+    settings = Settings(CELLS, FAMILIES, args.work_dir.resolve(),
+                        args.data.resolve(),
+                        [path.resolve() for path in args.demos], args.jobs)
+    if args.list:
+        print(list_studies(settings, STUDIES))
+        return
+    failed = {}
+    if not args.collect:
+        prepare_environment()
+        lock = Lock(settings.work_dir)  # held until the end
+        tasks = tasks_of(args)
+        make_data([name for name, _ in tasks], settings.data)
+        failed = Engine(settings, tasks).run()
+        del lock
+    for study in args.studies:
+        path = collect(settings, study, STUDIES[study], args.out)
+        print(f'{study}: {shown(path)}')
+    if failed:
+        raise DemoError(f'{len(failed)} cells failed; the same command tries '
+                        'them again:\n' + '\n'.join(
+                            f'    {name} seed {seed}: {why}'
+                            for (name, seed), why in failed.items()))
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except DemoError as error:
+        sys.exit(f'run_experiments: {error}')
+    except KeyboardInterrupt:
+        sys.exit('\nrun_experiments: interrupted; the same command goes on')
