@@ -46,10 +46,10 @@ def page(text: str) -> str:
 
 def draw_fig8(path: Path) -> None:
     """Fig. 8 (b): one line a k."""
-    from experiments.records import new_figure, write_image
     measured = read_json(ROOT / 'docs' / 'results' / 'fig8.json')
     if measured is None:
         return
+    from experiments.records import new_figure, write_image
     study = STUDIES['fig8']
     results = Results(study, measured)
     figure, axes = new_figure(1, 1, 5, 3.4)

@@ -1,6 +1,5 @@
 """Load an exported file and compare what it computes with PyTorch."""
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Dict, List, Sequence
 
@@ -14,9 +13,9 @@ from qonnx.core.onnx_exec import execute_onnx
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .graph import LAYERS, capture, target_of
+from .graph import capture
 from .integer import IntegerModel
-from .onnx_file import layer_nodes, quant_layers
+from .onnx_file import layer_calls, layer_nodes, quant_layers
 
 # What ONNX Runtime calls them in its optimised graph.
 INTEGER_KERNELS = ('QLinearConv', 'QGemm')
@@ -200,25 +199,18 @@ def layer_differences(proto: onnx.ModelProto, model: nn.Module,
     """
     module = capture(model, example)
     tensors, differences = module.state_dict(), {}
-    nodes = [(node.args[1].target.rpartition('.')[0], node)
-             for node in module.graph.nodes if target_of(node) in LAYERS]
-    layers = list(quant_layers(proto))
-    counts = [Counter(each[0] for each in side) for side in (layers, nodes)]
-    if counts[0] != counts[1]:
+    calls, layers = layer_calls(module), list(quant_layers(proto))
+    if sorted(calls) != sorted(name for name, *_ in layers):
         raise RuntimeError(
             f'the file has {len(layers)} calls of quantized layers, the model '
-            f'{len(nodes)}; they differ in '
-            f'{sorted({*counts[0]} ^ {*counts[1]})}; nothing was written')
-    calls = dict(nodes)  # those of one layer differ in their input only
-    for layer, source, result in layers:
-        node, x = calls[layer], torch.from_numpy(values[source])
+            f'{len(calls)}, or of other names; nothing was written')
+    for name, source, result in layers:
+        node, x = calls[name], torch.from_numpy(values[source])
         arguments = [
             tensors[value.target] if hasattr(value, 'target') else value
             for value in node.args[1:]]
         expected = node.target(torch.round(x / node.args[2]), *arguments)
-        while layer in differences:
-            layer += "'"
-        differences[layer] = difference(expected, [values[result]])
+        differences[name] = difference(expected, [values[result]])
     return differences
 
 

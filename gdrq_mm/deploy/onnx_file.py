@@ -9,11 +9,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.transformation.infer_shapes import InferShapes
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from ..functional import num_levels
 from .export import CONTAINERS
-from .graph import capture
+from .graph import LAYERS, capture, target_of
 from .integer import IntegerModel, IntegerWeight
 from .layers import MergedLayer
 from .merge import merged_layers
@@ -72,6 +72,11 @@ def qonnx_proto(model: nn.Module, example: tuple, input_names: Names = None,
                     output_names)
     if not any(each.domain == QONNX_DOMAIN for each in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(QONNX_DOMAIN, 1))
+    # By name, since qonnx sorts nodes anew, and equal weights are stored once.
+    names = {name: call for (name, *_), call in zip(
+        quant_layers(proto), layer_calls(module))}
+    for node in proto.graph.node:
+        node.name = names.get(node.name, node.name)
     return ModelWrapper(proto).transform(InferShapes()).model
 
 
@@ -136,28 +141,38 @@ def layer_nodes(proto: ModelProto) -> Iterator[LayerNode]:
                         source_of(node.input[0]), result)
 
 
+def layer_calls(module: GraphModule) -> Dict[str, Node]:
+    """The calls of quantized layers in a captured graph, by the name of the
+    layer, from the second call on with its number."""
+    calls: Dict[str, Node] = {}
+    counts: Dict[str, int] = {}
+    for node in module.graph.nodes:
+        if target_of(node) in LAYERS:
+            layer = node.args[1].target.rpartition('.')[0]
+            count = counts[layer] = counts.get(layer, 0) + 1
+            calls[layer + (f'#{count}' if count > 1 else '')] = node
+    return calls
+
+
 def quant_layers(proto: ModelProto) -> Iterator[Tuple[str, str, str]]:
-    """Quantized layers of a QONNX file: name, input and result, in the order
-    of the file, which qonnx may have changed."""
+    """Names of node, input and result of the quantized layers of a QONNX
+    file, in its order."""
     producers = {name: node for node in proto.graph.node
                  for name in node.output}
     sums = {node.input[0]: node.output[0] for node in proto.graph.node
             if node.op_type == 'Add'}
 
-    def weight_of(name):
+    def is_quantized(name):
         node = producers.get(name)
         if node is not None and node.op_type == 'Transpose':
             node = producers.get(node.input[0])
-        return node.input[0] if node is not None \
-            and node.op_type == 'Quant' else None
+        return node is not None and node.op_type == 'Quant'
 
     for node in proto.graph.node:
-        weight = weight_of(node.input[1]) if node.op_type in (
-            'Conv', 'MatMul') else None
-        if weight is not None:
+        if node.op_type in ('Conv', 'MatMul') and is_quantized(node.input[1]):
             result = node.output[0]
-            yield weight.rpartition('.')[0], node.input[0], sums[result] \
-                if node.op_type == 'MatMul' else result
+            yield node.name, node.input[0], sums[result] if \
+                node.op_type == 'MatMul' else result
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> Tuple[np.ndarray, np.ndarray]:

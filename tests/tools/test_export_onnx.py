@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from gdrq_mm.deployable import load_model
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export_onnx.py'
 
@@ -31,7 +34,7 @@ def test_a_checked_and_measured_file_is_written_or_none(
     out, figures = tmp_path / 'model.onnx', tmp_path / 'figures.json'
     arguments = (*trained, '--out', out, '--eval', '--json', figures,
                  '--weights', 'int4', '--calibration-images', '4',
-                 '--speed-rounds', '2')
+                 '--speed-rounds', '2', '--align', tmp_path / 'aligned.pth')
     result = export(*arguments)
     assert result.returncode == 0, result.stderr
     assert 'float: head.fc (not quantized)' in result.stdout
@@ -39,6 +42,14 @@ def test_a_checked_and_measured_file_is_written_or_none(
     assert set(figures['kernels'].values()) == {'QLinearConv'}
     assert figures['codes_equal'] == figures['codes'] > 0
     assert figures['size'] == out.stat().st_size < figures['float_size']
+    assert 'biases left as they were: none' in result.stdout
+    _, aligned = load_model(str(trained[0]), str(tmp_path / 'aligned.pth'))
+    _, before = load_model(*map(str, trained))
+    pairs = zip(aligned.state_dict().items(), before.state_dict().values())
+    changed = [key for (key, ours), theirs in pairs
+               if not torch.equal(ours, theirs)]
+    assert changed and all('bn' in key or 'downsample.1' in key
+                           for key in changed)
     metrics = figures['metrics']
     assert metrics['onnxruntime']['accuracy/top1'] == \
         metrics['integer']['accuracy/top1']

@@ -112,5 +112,7 @@ class Results:
         if len(votes) < number:
             verdict += f'; {len(votes)} of {number} run'
         few, many = min(seeds), max(seeds)
+        if few == 1:
+            verdict = f'so far {verdict}'
         return ['; '.join(texts), str(few) if few == many else
                 f'{few} to {many}', verdict]
