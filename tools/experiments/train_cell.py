@@ -10,6 +10,7 @@ from mmengine.utils import import_modules_from_strings
 
 from gdrq_mm.loading import is_quantizer_entry
 from gdrq_mm.post_training import calibrate_checkpoint
+from gdrq_mm.reading import read_checkpoint
 from gdrq_mm.report import QuantReport
 from gdrq_mm.state import get_state
 
@@ -87,7 +88,7 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
 
 def float_weights(checkpoint: str, out: Path) -> str:
     """Write a checkpoint without what quantizers added."""
-    loaded = torch.load(checkpoint, map_location='cpu', weights_only=False)
+    loaded = read_checkpoint(checkpoint)
     weights = {key: value for key, value in loaded['state_dict'].items()
                if not is_quantizer_entry(key)}
     torch.save(dict(meta={}, state_dict=weights), out)
