@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import warnings
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,8 @@ def main() -> None:
     parser.add_argument('--check', action='store_true',
                         help='write nothing, fail where a file is outdated')
     check = parser.parse_args().check
+    # Of mmengine, once for every inherited package.
+    warnings.filterwarnings('ignore', '.*pkg_resources')
     results = json.loads((ROOT / 'docs/results/demo.json').read_text())
     outdated = []
 

@@ -1,5 +1,6 @@
 """OpenMMLab models as functions: equal to their own predictions, and as ONNX
 files in ONNX Runtime."""
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -91,6 +92,33 @@ def test_onnx_runtime_gives_the_integer_model(name, calibrated, tmp_path):
         'agreement')
     assert metrics['integer'] == pytest.approx(
         metrics['onnxruntime'], abs=0.2, nan_ok=True)
+
+
+@torch.no_grad()
+def test_qonnx_executor_gives_every_layer_of_a_detector(
+        build_model, load_config, tmp_path):
+    """Every layer given its own input, at 2, 3, 4 and 8 bits; NMS and
+    RoIAlign run as well."""
+    cfg = load_config('faster_rcnn')
+    model, image = build_model(cfg), first_images(cfg, 1, 'test')[0]
+    parts = {'backbone.*': 2, 'neck.*': 3, 'rpn_head.*': 4, 'roi_head.*': 8}
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4), rules=[
+            dict(match=name, weight=dict(bits=bits),
+                 activation=dict(bits=bits)) for name, bits in parts.items()]))
+    deployable = make_deployable(model, image.shape[2:]).eval()
+    gdrq_mm.calibrate(model, [lambda: deployable(image)])
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(deployable, image, path, 'qonnx',
+                         output_names=deployable.output_names)
+    calls = len(to_integer(merge(deployable, image), image).calls)
+    assert len(report.layers) == calls > 30
+    assert max(report.layers.values()) <= 1e-5
+    proto = onnx.load(str(path))
+    values = {each.name: onnx.numpy_helper.to_array(each)
+              for each in proto.graph.initializer}
+    assert {int(values[node.input[3]]) for node in proto.graph.node
+            if node.op_type == 'Quant'} == set(parts.values())
 
 
 def test_parts_that_cannot_be_exported_are_named(build_model):
