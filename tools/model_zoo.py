@@ -12,8 +12,8 @@ import argparse
 import json
 import os
 import re
-import warnings
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict
