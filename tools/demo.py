@@ -18,7 +18,7 @@ from pathlib import Path
 
 from demo_stages.process import ROOT, DemoError
 from demo_stages.records import read_json
-from demo_stages.tasks import QUANTIZED, TASKS
+from demo_stages.tasks import DEFAULT_RUNS, QUANTIZED, TASKS
 
 
 def parse_args():
@@ -33,8 +33,8 @@ def parse_args():
                         metavar='SEED', help='one training of each model a '
                         'seed; the first one is published (default: 0)')
     parser.add_argument('--quantized', nargs='+', choices=QUANTIZED,
-                        default=list(QUANTIZED), help='models to train from '
-                        'the float one (default: all)')
+                        default=list(DEFAULT_RUNS), help='models to train '
+                        'from the float one (default: w4a4 w2a4)')
     parser.add_argument('--work-dir', type=Path,
                         help='default: work_dirs/demo, with --quick '
                         'work_dirs/demo_quick')

@@ -9,7 +9,8 @@ from mmengine.config import Config, DictAction
 
 from .process import ROOT, DemoError, shown
 from .records import read_json, text_hash
-from .tasks import FLOAT, QUANTIZED, QUICK_OPTIONS, START, TASKS
+from .tasks import (DEFAULT_RUNS, FLOAT, QUANTIZED, QUICK_OPTIONS, START,
+                    TASKS)
 
 STARTUP = 12.  # seconds, of a process that imports torch and an mm package
 
@@ -22,7 +23,7 @@ class Settings:
     work_dir: Path
     data: Path
     quick: bool = False
-    quantized: List[str] = field(default_factory=lambda: list(QUANTIZED))
+    quantized: List[str] = field(default_factory=lambda: list(DEFAULT_RUNS))
 
     @property
     def runs(self) -> List[str]:

@@ -4,9 +4,12 @@ from typing import Dict
 
 # The quantized models go on from the trained float one; the float reference
 # goes on in the same way, so that a drop is not flattered by longer training.
-START, FLOAT, QUANTIZED = 'start', 'float', ('w4a4', 'w2a4')
-RUNS = (START, FLOAT, *QUANTIZED)
-LABELS = dict(start='start', float='float', w4a4='[4,4]', w2a4='[2,4]')
+START, FLOAT = 'start', 'float'
+LABELS = {START: 'start', FLOAT: 'float', 'w4a4': '[4,4]', 'w2a4': '[2,4]',
+          'w4a4-r8': '[4,4], 8-bit residual sums'}
+RUNS = tuple(LABELS)
+QUANTIZED = RUNS[2:]
+DEFAULT_RUNS = ('w4a4', 'w2a4')  # what else there is takes longer than a demo
 QUICK_NOTE = ('--quick: a few iterations on a handful of images. These '
               'figures are no results.')
 
@@ -36,8 +39,8 @@ class Task:
 
 def _configs(stem, dataset):
     return {run: f'configs/{stem}_{part}{dataset}.py' for run, part in (
-        (START, ''), (FLOAT, 'finetune_'), ('w4a4', 'gdrq-w4a4_'),
-        ('w2a4', 'gdrq-w2a4_'))}
+        (START, ''), (FLOAT, 'finetune_'),
+        *((run, f'gdrq-{run}_') for run in QUANTIZED))}
 
 
 TASKS = dict(
