@@ -205,6 +205,11 @@ class QuantizationState(nn.Module):
                 if getattr(layer, 'weight_quantizer', None) is not None
                 and not layer.called]
 
+    def uncalled_outputs(self) -> List[str]:
+        """Modules whose quantized output was never seen."""
+        return [plan.name.rpartition('.')[0] for plan in self.plans
+                if plan.output and not self.layers[plan.name].called]
+
     # -- the training step ---------------------------------------------------
 
     @torch.no_grad()

@@ -174,6 +174,14 @@ class GDRQHook(Hook):
                 'reads their weight (some attention modules do), they are '
                 'not quantized: add dict(match=..., skip=True) to the '
                 'rules.', 'current', logging.WARNING)
+        unseen = self.state.uncalled_outputs()
+        if unseen:
+            print_log(
+                'residual.outputs names modules that were not called in the '
+                f'first iteration: {", ".join(unseen[:5])}. If other code '
+                'calls their forward directly (mmseg does so with decode '
+                'heads), their output is not quantized: name the module '
+                'inside whose output it is.', 'current', logging.WARNING)
 
     def _recalibrate_bn(self, runner) -> None:
         if not self.bn_batches:

@@ -7,6 +7,7 @@ from typing import Any, Iterator, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..kernels import Grid
 from .fused import refuse_second_derivative
@@ -48,6 +49,7 @@ class OutputQuantizer(nn.Module):
         super().__init__()
         self.quantizer = quantizer
         self._shared = (state, )  # in a tuple: it is no submodule
+        self.called = False  # code may call a module's forward past its hooks
 
     def activation_quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
         yield 'quantizer', self.quantizer
@@ -62,6 +64,8 @@ class OutputQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         state = self._shared[0]
+        if not self.called:
+            self.called = True
         if state.is_plain:
             return state.activation(self.quantizer, x)
         grid = state.activation_grid(self.quantizer, x)
@@ -71,7 +75,20 @@ class OutputQuantizer(nn.Module):
 def attach_output(module: nn.Module, quantizer: nn.Module) -> None:
     """Let ``quantizer`` change what ``module`` returns from now on."""
     module.add_module(NAME, quantizer)
-    module.register_forward_hook(_quantize_output)
+
+
+def _hook_owner(module: nn.Module, name: str, child: Any) -> None:
+    """Whatever module gets an output quantizer as its child is hooked.
+
+    Code that puts another normalization in the place of one (mmengine does,
+    for SyncBN) hands children on, but no hooks.
+    """
+    if name == NAME and isinstance(child, OutputQuantizer) and \
+            _quantize_output not in module._forward_hooks.values():
+        module.register_forward_hook(_quantize_output)
+
+
+register_module_module_registration_hook(_hook_owner)
 
 
 def _quantize_output(module: nn.Module, args: tuple, output: Any) -> Tensor:

@@ -346,6 +346,15 @@ def test_report_of_all_layers_is_in_the_log(make_runner, run_log):
     assert 'rpn_head.rpn_cls = rpn_head.rpn_reg' in shared
 
 
+def test_outputs_whose_module_is_bypassed_are_warned_of(make_runner, run_log):
+    """mmseg calls the forward of its decode heads, not the heads."""
+    runner = make_runner('pspnet', hook(dict(QUANTIZATION, residual=dict(
+        outputs=['decode_head', 'decode_head.conv_seg']))))
+    runner.train()
+    assert 'residual.outputs names modules that were not called in the ' \
+        'first iteration: decode_head. ' in run_log(runner)
+
+
 # -- evaluation --------------------------------------------------------------
 
 

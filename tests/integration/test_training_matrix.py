@@ -225,6 +225,24 @@ def test_sync_bn_that_the_runner_puts_into_a_quantized_model(train):
     assert get_state(converted).any_threshold()
 
 
+def test_sync_bn_whose_output_is_quantized(train):
+    """A QuantizedModel with 8-bit residual sums trains bit for bit as that of
+    plain BN, whose norms mmengine does not replace; all outputs have
+    thresholds."""
+    outputs = ['backbone.layer*.*.bn2', 'backbone.layer*.0']
+    model = {'model.type': 'QuantizedModel',
+             'model.architecture': 'ImageClassifier',
+             'model.quantization': dict(HOOK['quantization'], residual=dict(
+                 outputs=outputs))}
+    hook = dict(type='GDRQHook')
+    runner = train(hook=hook, **model, **{
+        'model.backbone.norm_cfg': dict(type='SyncBN')})
+    assert_same(runner, train(hook=hook, **model))
+    clips = {key: value for key, value in entries(runner).items()
+             if key.endswith('output_quantizer.quantizer.clip')}
+    assert len(clips) == 12 and all(clip > 0 for clip in clips.values())
+
+
 def test_ema(train):
     """The model trains bit for bit as without it; the average is that of its
     weights after each step."""

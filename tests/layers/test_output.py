@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from torch import nn
 
 import gdrq_mm
@@ -100,6 +101,34 @@ def test_copies_train_alone_and_pickles_compute_the_same():
     x = torch.randn(2, 3, 6, 6)
     loaded = pickle.loads(pickle.dumps(model.eval()))
     assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize('norm, swap', [
+    (nn.SyncBatchNorm, revert_sync_batchnorm),
+    (nn.BatchNorm2d, lambda model: convert_sync_batchnorm(model, 'torch'))])
+def test_a_norm_that_takes_the_place_of_another_rounds_as_well(norm, swap):
+    """mmengine puts others in the place of SyncBN, or SyncBN in theirs."""
+    plain, model = train(quantized(), 12).eval(), Net()
+    model.norm = norm(3)
+    gdrq_mm.quantize_(model, get_state(plain).config)
+    before = model.norm
+    model = swap(model)
+    model.load_state_dict(plain.state_dict())
+    assert model.norm is not before and type(model.norm) is not norm
+    assert len(model.norm._forward_hooks) == 1
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(model.eval()(x), plain(x))
+    again = swap(model)  # changes nothing
+    assert len(again.norm._forward_hooks) == 1
+
+
+def test_outputs_that_were_never_seen_are_known():
+    model, x = quantized(), torch.randn(2, 3, 6, 6)
+    assert get_state(model).uncalled_outputs() == ['conv', 'norm']
+    model.norm.forward(model.conv(x))  # past its hooks
+    assert get_state(model).uncalled_outputs() == ['norm']
+    model(x)
+    assert get_state(model).uncalled_outputs() == []
 
 
 @pytest.mark.parametrize('packed', [False, True])
