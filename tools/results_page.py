@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from demo_stages.records import read_json
+from demo_stages.records import read_json, write_text
 from experiments.studies import STUDIES
 from experiments.tables import Results
 
@@ -77,7 +77,7 @@ def main() -> None:
             sys.exit(f'results_page: {PAGE.name} is outdated; run python '
                      'tools/results_page.py')
         return
-    PAGE.write_text(page(text))
+    write_text(PAGE, page(text))
     draw_fig8(ROOT / 'docs' / 'images' / 'fig8_accuracy.png')
 
 

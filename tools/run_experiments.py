@@ -7,7 +7,7 @@ Usage: python tools/run_experiments.py STUDY... [--seeds 0 1 2] [--jobs 2]
 A study is a table; its cells are small models that OpenMMLab's runner trains.
 Cells that have a result with the same config, data and start are not run
 again: after an interruption the same command goes on. At the end, and with
---collect alone, all results are written to docs/results/<study>.json;
+--collect alone, all results are added to docs/results/<study>.json;
 tools/results_page.py makes docs/results.md from those.
 """
 import argparse
@@ -29,7 +29,7 @@ def parse_args():
                         help=f'{", ".join(STUDIES)}, or all')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='SEED',
                         help='default: as many as each study wants')
-    parser.add_argument('--jobs', type=int, default=os.cpu_count(),
+    parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1,
                         help='one-thread processes (default: cores)')
     parser.add_argument('--work-dir', type=Path,
                         default=ROOT / 'work_dirs' / 'experiments')
@@ -53,7 +53,9 @@ def parse_args():
                      f'{", ".join(STUDIES)}')
     if not args.studies and not args.list:
         parser.error('name one or more studies, or all, or --list')
-    if 'all' in args.studies:
+    if args.jobs < 1:
+        parser.error(f'--jobs must be 1 or more, got {args.jobs}')
+    if 'all' in args.studies or not args.studies:
         args.studies = list(STUDIES)
     return args
 
@@ -89,7 +91,8 @@ def main():
                         args.data.resolve(),
                         [path.resolve() for path in args.demos], args.jobs)
     if args.list:
-        print(list_studies(settings, STUDIES))
+        print(list_studies(settings, {name: STUDIES[name]
+                                      for name in args.studies}))
         return
     failed = {}
     if not args.collect:
@@ -101,7 +104,7 @@ def main():
         del lock
     for study in args.studies:
         path = collect(settings, study, STUDIES[study], args.out)
-        print(f'{study}: {shown(path)}')
+        print(f'{study}: {shown(path) if path else "nothing to write yet"}')
     if failed:
         raise DemoError(f'{len(failed)} cells failed; the same command tries '
                         'them again:\n' + '\n'.join(

@@ -5,13 +5,18 @@ import os
 from pathlib import Path
 
 
-def write_json(path, data):
-    """Write a JSON file whole or not at all."""
+def write_text(path, text):
+    """Write a file whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
-    partial.write_text(json.dumps(data, indent=2) + '\n')
+    partial.write_text(text)
     os.replace(partial, path)
+
+
+def write_json(path, data):
+    """Write a JSON file whole or not at all."""
+    write_text(path, json.dumps(data, indent=2) + '\n')
 
 
 def read_json(path):

@@ -188,23 +188,30 @@ class Configs:
             load_from=start and file_hash(start), gdrq_mm=gdrq_mm_version())
 
 
-def from_demo(cell: Cell, seed: int, folders: Sequence[Path],
-              config_hash: Callable) -> Optional[dict]:
+def from_demo(cell: Cell, seed: int, folders: Sequence[Path], data: dict,
+              config_hash: Callable) -> Optional[Tuple[dict, dict]]:
     """The result of a cell that the demo has trained already.
 
     Args:
         cell (Cell): With ``demo``.
         seed (int): Of the training.
         folders (sequence[Path]): Work dirs of demos.
+        data (dict): What the dataset says of itself.
         config_hash (callable): Of a task and a run, as the demo has it.
+
+    Returns:
+        tuple[dict, dict]: The result, and the versions that gave it.
     """
     task, run = cell.demo.split('/')
     for root in folders:
         train, test = (read_json(root / task / f'seed{seed}' / run
                                  / f'{kind}.json') or {}
                        for kind in ('train', 'test'))
+        summary = read_json(root / 'summary.json')
         if (train.get('status'), test.get('status')) != ('done', 'done') \
+                or not summary \
                 or train['inputs']['gdrq_mm'] != gdrq_mm_version() \
+                or train['inputs']['data'] != data \
                 or train['inputs']['config'] != config_hash(task, run):
             continue
         checkpoint = root / train['results']['checkpoint']
@@ -212,7 +219,7 @@ def from_demo(cell: Cell, seed: int, folders: Sequence[Path],
             return dict(
                 metric=test['results']['metric'], by='python tools/demo.py',
                 seconds=round(train['seconds'] + test['seconds'], 1),
-                checkpoint=str(checkpoint))
+                checkpoint=str(checkpoint)), summary['versions']
     return None
 
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 from demo_stages.process import ROOT, shown
 from demo_stages.progress import format_seconds
@@ -100,28 +100,41 @@ class Engine:
                 self._fail(task, f'{cell.start} was not asked for')
             elif cell.start and before not in self.records:
                 continue
-            elif self._is_done(cell, seed):
-                waiting.remove(task)
             else:
-                idle = [worker for worker in workers if not worker.task]
-                if not idle:
-                    if len(workers) == self.settings.jobs:
-                        return
-                    idle = [Worker(self.settings.function)]
-                    workers += idle
+                try:
+                    if not self._is_done(cell, seed):
+                        worker = self._idle(workers)
+                        if worker is None:
+                            return
+                        self._begin(worker, cell, seed)
+                except Exception as error:  # of this cell alone
+                    self._fail(task, f'{type(error).__name__}: {error}')
                 waiting.remove(task)
-                self._begin(idle[0], cell, seed)
+
+    def _idle(self, workers) -> Optional[Worker]:
+        """A process for the next cell, None where all are busy."""
+        workers[:] = [worker for worker in workers
+                      if worker.task or worker.process.is_alive()]
+        for worker in workers:
+            if not worker.task:
+                return worker
+        if len(workers) >= self.settings.jobs:
+            return None
+        workers.append(Worker(self.settings.function))
+        return workers[-1]
 
     def _is_done(self, cell: Cell, seed: int) -> bool:
         path = self.settings.record_path(cell.name, seed)
         inputs, record = self._inputs(cell, seed), read_json(path)
         if decide(record, inputs, ROOT)[0] != 'done':
             found = cell.demo and from_demo(
-                cell, seed, self.settings.demos, self.demo_configs.text_hash)
+                cell, seed, self.settings.demos, inputs['data'],
+                self.demo_configs.text_hash)
             if not found:
                 return False
-            record = self._write(cell, seed, inputs, found)
-            self._say(cell.name, seed, f'{found["metric"]:.2f}, of the demo')
+            record = self._write(cell, seed, inputs, *found)
+            self._say(cell.name, seed,
+                      f'{record["results"]["metric"]:.2f}, of the demo')
         self.records[cell.name, seed] = record
         return True
 
@@ -153,19 +166,19 @@ class Engine:
             return
         cell, results = self.settings.cells[name], result['results']
         self.records[name, seed] = self._write(
-            cell, seed, self._inputs(cell, seed), results)
+            cell, seed, self._inputs(cell, seed), results, versions())
         self.seconds.append(results['seconds'])
         self._say(name, seed, f'{results["metric"]:.2f}, '
                   f'{format_seconds(results["seconds"])}')
 
     def _write(self, cell: Cell, seed: int, inputs: dict,
-               results: dict) -> dict:
+               results: dict, made_by: dict) -> dict:
         record = dict(
             status='done', inputs=inputs, results=results,
             outputs=[results['checkpoint']] if 'checkpoint' in results
             else [], cell=dict(config=cell.config, options=cell.options,
                                start=cell.start, kind=cell.kind,
-                               latent=cell.latent), versions=versions())
+                               latent=cell.latent), versions=made_by)
         write_json(self.settings.record_path(cell.name, seed), record)
         return record
 

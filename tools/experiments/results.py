@@ -1,67 +1,108 @@
 """Collect what the cells of a study gave into one JSON file."""
 from pathlib import Path
+from typing import Optional
 
-from demo_stages.records import read_json, write_json
+from demo_stages.process import ROOT
+from demo_stages.records import decide, read_json, write_json
 
 from .cells import Configs, Study
 
 
-def finished(settings, configs: Configs, name: str) -> dict:
-    """Seed -> record of a cell, of those that its config of today gave."""
-    found = {}
-    folder = settings.work_dir / name
-    for path in sorted(folder.glob('seed*.json')):
-        record = read_json(path)
-        seed = int(path.stem.removeprefix('seed'))
-        if record and record['inputs']['config'] == configs.hash(
-                settings.cells[name], seed):
-            found[seed] = record
-    return dict(sorted(found.items()))
+class Finished:
+    """The records whose config, data, version and start are those of today.
+
+    Args:
+        settings (Settings): Of the engine.
+    """
+
+    def __init__(self, settings) -> None:
+        self.settings, self.configs = settings, Configs(settings.data)
+        self._known = {}
+
+    def get(self, name: str, seed: int) -> Optional[dict]:
+        """Record of a cell, None where it has to be run (again)."""
+        if (name, seed) not in self._known:
+            self._known[name, seed] = self._get(
+                self.settings.cells[name], seed)
+        return self._known[name, seed]
+
+    def _get(self, cell, seed) -> Optional[dict]:
+        record = read_json(self.settings.record_path(cell.name, seed))
+        start = cell.start and self.get(cell.start, seed)
+        if record is None or (cell.start and start is None):
+            return None
+        inputs = self.configs.inputs(
+            cell, seed, self.settings.families[cell.family],
+            start and start['results']['checkpoint'])
+        return record if decide(record, inputs, ROOT)[0] == 'done' else None
+
+    def seeds(self, name: str) -> dict:
+        """Seed -> record of a cell."""
+        numbers = sorted(int(path.stem.removeprefix('seed')) for path in
+                         (self.settings.work_dir / name).glob('seed*.json'))
+        found = {seed: self.get(name, seed) for seed in numbers}
+        return {seed: record for seed, record in found.items() if record}
 
 
-def collect(settings, name: str, study: Study, out: Path) -> Path:
+def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
     """Write ``<name>.json`` of a study.
+
+    What that file has of other seeds, of the same configs and data, is kept:
+    a machine need not have them all.
 
     Args:
         settings (Settings): Of the engine.
         name (str): Of the study.
         study (Study): Its table.
         out (Path): Folder to write to.
+
+    Returns:
+        Path: The file; None where there is nothing to write.
     """
-    configs = Configs(settings.data)
-    cells, versions = {}, []
+    finished, path = Finished(settings), out / f'{name}.json'
+    before = read_json(path) or dict(data={}, versions=[], cells={})
+    data = {family: read_json(
+        settings.data / settings.families[family].data / 'demo_data.json')
+        or before['data'].get(family) for family in dict.fromkeys(
+            settings.cells[cell].family for cell in study.cells(
+                settings.cells))}
+    cells, versions, new = {}, list(before['versions']), 0
     for cell_name in study.cells(settings.cells):
-        cell = settings.cells[cell_name]
-        records = finished(settings, configs, cell_name)
-        versions += [record['versions'] for record in records.values()]
-        cells[cell_name] = dict(
-            config=cell.config, options=cell.options, start=cell.start,
-            reference=cell.reference, kind=cell.kind, latent=cell.latent,
-            seeds={str(seed): dict(
+        cell, seeds = settings.cells[cell_name], {}
+        if before['data'].get(cell.family) == data[cell.family]:
+            seeds = {seed: result for seed, result in before['cells'].get(
+                cell_name, dict(seeds={}))['seeds'].items()
+                if result['config_hash'] == finished.configs.hash(
+                    cell, int(seed))}
+        for seed, record in finished.seeds(cell_name).items():
+            new += 1
+            seeds[str(seed)] = dict(
                 {key: value for key, value in record['results'].items()
                  if key != 'checkpoint'},
                 config_hash=record['inputs']['config'],
                 start_hash=record['inputs']['load_from'])
-                for seed, record in records.items()})
-    path = out / f'{name}.json'
+            if record['versions'] not in versions:
+                versions.append(record['versions'])
+        cells[cell_name] = dict(
+            config=cell.config, options=cell.options, start=cell.start,
+            reference=cell.reference, kind=cell.kind, latent=cell.latent,
+            seeds=dict(sorted(seeds.items())))
+    if not new:
+        return None
     write_json(path, dict(
         study=name, title=study.title, seeds=study.seeds,
-        command=f'python tools/run_experiments.py {name}',
-        data={family: read_json(
-            settings.data / settings.families[family].data
-            / 'demo_data.json') for family in dict.fromkeys(
-                settings.cells[cell].family for cell in cells)},
-        versions=[one for index, one in enumerate(versions)
-                  if one not in versions[:index]], cells=cells))
+        command=f'python tools/run_experiments.py {name}', data=data,
+        versions=versions, cells=cells))
     return path
 
 
 def list_studies(settings, studies) -> str:
     """How much of every study is there."""
-    configs, lines = Configs(settings.data), []
+    finished, lines = Finished(settings), []
     for name, study in studies.items():
         cells = study.cells(settings.cells)
-        done = sum(len(finished(settings, configs, cell)) for cell in cells)
+        done = sum(bool(finished.get(cell, seed)) for cell in cells
+                   for seed in range(study.seeds))
         lines.append(f'{name:12} {done:3} of {len(cells) * study.seeds:3} '
                      f'trainings and tests: {study.title}')
     return '\n'.join(lines)

@@ -1,13 +1,24 @@
 """Tables and verdicts, from the JSON of a study."""
-from typing import Dict, List
+from typing import Dict, List, Tuple
 
 from demo_stages.summary import spread
+from scipy import stats
 
 from .cells import Claim, Row, Study
 
-# Points that two models differ by chance: of 3000 test images, they give
-# other answers to some 500, in either direction.
-NOISE = .7
+EQUAL = 1.  # points within which two models are about equal
+
+
+def interval(values: List[float]) -> Tuple[float, float]:
+    """Where the mean of further seeds would lie, 19 times of 20 on each side.
+
+    Student's t: two seeds say little, and one nothing.
+    """
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return float('-inf'), float('inf')
+    half = float(stats.t.ppf(.95, len(values) - 1) * stats.sem(values))
+    return mean - half, mean + half
 
 
 class Results:
@@ -25,7 +36,7 @@ class Results:
     def metrics(self, name: str) -> Dict[str, float]:
         """Seed -> metric of a cell."""
         return {seed: result['metric'] for seed, result
-                in self.cells[name]['seeds'].items()}
+                in self.cells.get(name, dict(seeds={}))['seeds'].items()}
 
     def differences(self, name: str, other: str) -> List[float]:
         """Metric of a cell minus that of another, of each common seed."""
@@ -33,8 +44,8 @@ class Results:
         return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
 
     def drops(self, name: str) -> List[float]:
-        return [-value for value in self.differences(
-            name, self.cells[name]['reference'])]
+        reference = self.cells.get(name, {}).get('reference')
+        return [-value for value in self.differences(name, reference)]
 
     def text(self, values: List[float]) -> str:
         """'1.3 (0.9 to 1.6)', with the number of seeds where some lack."""
@@ -81,38 +92,37 @@ class Results:
 
         def vote(values, is_so, is_not, text):
             if values:
+                low, high = interval(values)
                 mean = sum(values) / len(values)
-                votes.append(1 if is_so(values, mean) else
-                             -1 if is_not(values, mean) else 0)
+                votes.append(1 if is_so(low, mean, high) else
+                             -1 if is_not(low, mean, high) else 0)
                 texts.append(text(mean))
                 seeds.append(len(values))
 
         for pair in claim.better:
-            vote(self.differences(*pair),
-                 lambda values, mean: min(values) > 0 and mean > NOISE,
-                 lambda values, mean: max(values) < 0 and mean < -NOISE,
-                 '{:+.1f}'.format)
+            vote(self.differences(*pair), lambda low, mean, high: low > 0,
+                 lambda low, mean, high: high < 0, '{:+.1f}'.format)
         for pair in claim.equal:
-            vote(self.differences(*pair),
-                 lambda values, mean: abs(mean) <= NOISE,
-                 lambda values, mean: True, '{:+.1f}'.format)
+            vote(self.differences(*pair), lambda low, mean, high:
+                 -EQUAL <= low and high <= EQUAL,
+                 lambda low, mean, high: (low > 0 or high < 0)
+                 and abs(mean) > EQUAL, '{:+.1f}'.format)
         for name, limit in claim.limits.items():
-            vote(self.drops(name), lambda values, mean: mean <= limit,
-                 lambda values, mean: mean > limit + NOISE,
+            vote(self.drops(name), lambda low, mean, high: mean <= limit,
+                 lambda low, mean, high: low > limit,
                  lambda mean, limit=limit: f'drop {mean:.1f}' + (
                      f', {mean - limit:.1f} too much' if mean > limit else ''))
         number = len(claim.better) + len(claim.equal) + len(claim.limits)
         if not votes:
             return ['', '', 'not run yet']
-        verdict = ('confirmed' if min(votes) == 1 else
-                   'contradicted' if max(votes) == -1 else 'not seen')
-        if number > 1 and verdict == 'not seen':
+        few, many = min(seeds), max(seeds)
+        verdict = ('one seed: no verdict' if many == 1 else
+                   'confirmed' if min(votes) == 1 else
+                   'contradicted' if min(votes) == -1 else 'not seen')
+        if number > 1 and many > 1 and min(votes) < 1:
             verdict += (f' ({votes.count(1)} of {len(votes)} so, '
                         f'{votes.count(-1)} the other way)')
         if len(votes) < number:
             verdict += f'; {len(votes)} of {number} run'
-        few, many = min(seeds), max(seeds)
-        if few == 1:
-            verdict = f'so far {verdict}'
         return ['; '.join(texts), str(few) if few == many else
                 f'{few} to {many}', verdict]
