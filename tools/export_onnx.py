@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 from mmengine.config import DictAction
-from mmengine.runner.checkpoint import _load_checkpoint
 
+import gdrq_mm
 from gdrq_mm.deploy import align_biases_, export_onnx, merge, to_integer
 from gdrq_mm.deploy.export import CONTAINERS, FORMATS
 from gdrq_mm.deployable import (evaluate, first_images, load_model,
                                 make_deployable)
+from gdrq_mm.reading import read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,10 +57,11 @@ def parse_args() -> argparse.Namespace:
 def export(args: argparse.Namespace) -> dict:
     """Export, print the report, return its figures."""
     out = Path(args.out or f'{args.checkpoint}.{args.format}.onnx')
-    for path in filter(None, (out, args.align and Path(args.align))):
-        if path.exists():
-            raise FileExistsError(f'{path} exists; remove it or give another '
-                                  'name')
+    paths = [out, *(Path(path) for path in (args.align, args.json) if path)]
+    for path in paths:
+        if path.exists() or paths.count(path) > 1:
+            raise FileExistsError(f'{path} exists or is to be written twice; '
+                                  'remove it or give another name')
     cfg, model = load_model(args.config, args.checkpoint, args.cfg_options)
     images = first_images(cfg, max(args.calibration_images, 1),
                           size=args.shape)
@@ -70,14 +72,21 @@ def export(args: argparse.Namespace) -> dict:
         left = align_biases_(model, merged, to_integer(
             merged, images[0], images))
         print(f'biases left as they were: {", ".join(left) or "none"}')
+        aligned = _save(trained, args.checkpoint, Path(args.align))
         reference = merged = merge(model, images[0])
     if args.format == 'qdq':
         reference = to_integer(merged, images[0], images)
-    report = export_onnx(
-        reference, images[0], out, args.format, weights=args.weights,
-        input_names=model.input_names, output_names=model.output_names)
+    try:
+        report = export_onnx(
+            reference, images[0], out, args.format, weights=args.weights,
+            input_names=model.input_names, output_names=model.output_names)
+    except BaseException:
+        if args.align:
+            aligned.unlink()
+        raise
     if args.align:
-        _save(trained, args.checkpoint, Path(args.align))
+        os.replace(aligned, args.align)
+    import onnxruntime  # not before what says how to install it
     print(report)
     figures = report.figures()
     if args.format == 'qdq':
@@ -93,6 +102,9 @@ def export(args: argparse.Namespace) -> dict:
                   f'export\'s {figures["float_ms"]:.2f} ms')
     if args.eval:
         figures['metrics'] = _evaluate(args, cfg, model, reference, out, size)
+    figures.update(arguments=vars(args), versions=dict(
+        gdrq_mm=gdrq_mm.__version__, torch=torch.__version__,
+        onnxruntime=onnxruntime.__version__))
     if args.json:
         part = Path(f'{args.json}.part')
         part.write_text(json.dumps(figures, indent=1) + '\n')
@@ -100,12 +112,14 @@ def export(args: argparse.Namespace) -> dict:
     return figures
 
 
-def _save(model: torch.nn.Module, source: str, path: Path) -> None:
-    """A checkpoint with the meta of another one."""
-    meta = _load_checkpoint(source, map_location='cpu').get('meta', {})
+def _save(model: torch.nn.Module, source: str, path: Path) -> Path:
+    """Write a checkpoint with the meta of another, under a partial name."""
+    meta = {key: value for key, value in
+            read_checkpoint(source).get('meta', {}).items()
+            if not key.startswith('gdrq_format')}  # not packed any more
     part = Path(f'{path}.part')
     torch.save(dict(meta=meta, state_dict=model.state_dict()), part)
-    os.replace(part, path)
+    return part
 
 
 def _evaluate(args, cfg, model, reference, out: Path, size) -> dict:

@@ -40,6 +40,8 @@ def test_a_checked_and_measured_file_is_written_or_none(
     assert 'float: head.fc (not quantized)' in result.stdout
     figures = json.loads(figures.read_text())
     assert set(figures['kernels'].values()) == {'QLinearConv'}
+    assert figures['arguments']['weights'] == 'int4'
+    assert figures['versions'].keys() == {'gdrq_mm', 'torch', 'onnxruntime'}
     assert figures['codes_equal'] == figures['codes'] > 0
     assert figures['size'] == out.stat().st_size < figures['float_size']
     assert 'biases left as they were: none' in result.stdout
@@ -53,14 +55,18 @@ def test_a_checked_and_measured_file_is_written_or_none(
     metrics = figures['metrics']
     assert metrics['onnxruntime']['accuracy/top1'] == \
         metrics['integer']['accuracy/top1']
+    assert sorted(tmp_path.glob('*.part')) == []
     before = out.read_bytes()
     result = export(*arguments)
     assert result.returncode == 1
     assert 'exists' in result.stderr and 'Traceback' not in result.stderr
     assert out.read_bytes() == before
 
-    other = tmp_path / 'other.onnx'
-    result = export(*trained, '--out', other, '--weights', 'int2')
+    other, aligned = tmp_path / 'other.onnx', tmp_path / 'other.pth'
+    result = export(*trained, '--out', other, '--weights', 'int2',
+                    '--align', aligned)
     assert result.returncode == 1
     assert 'no layer has weights of 2 or fewer bits' in result.stderr
-    assert not other.exists()
+    assert not other.exists() and sorted(tmp_path.glob('other*')) == []
+    result = export(*trained, '--out', other, '--align', other)
+    assert result.returncode == 1 and 'written twice' in result.stderr

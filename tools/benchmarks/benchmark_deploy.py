@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--json', help='write the figures there')
     args = parser.parse_args()
+    if args.json and Path(args.json).exists():
+        parser.error(f'{args.json} exists; remove it or give another name')
     figures = benchmark(args)
     if args.json:
         part = Path(f'{args.json}.part')

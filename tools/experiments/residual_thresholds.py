@@ -77,6 +77,8 @@ def main() -> None:
                         help='write the figures there as well')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args()
+    if args.out and args.out.exists():
+        parser.error(f'{args.out} exists; remove it or give another name')
     rows = [row_of(*item) for item in outputs_of(args).items()]
     keys = rows[0]['error']
     mean = {key: sum(row['error'][key] for row in rows) / len(rows)
@@ -89,8 +91,10 @@ def main() -> None:
         print(title, json.dumps({key: round(value, 1)
                                  for key, value in values.items()}))
     if args.out:
-        write_json(args.out, dict(environment=environment(), rows=rows,
-                                  mean=mean, worst=worst))
+        write_json(args.out, dict(
+            environment=environment(), config=args.config,
+            checkpoint=args.checkpoint, images=args.images, rows=rows,
+            mean=mean, worst=worst))
 
 
 if __name__ == '__main__':
