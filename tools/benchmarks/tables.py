@@ -2,8 +2,8 @@
 
 Usage: python tools/benchmarks/tables.py docs/results/benchmark_training.json
 """
+import argparse
 import json
-import sys
 from pathlib import Path
 
 ROWS = dict(gdrq_input="GDRQ, site 'input'", gdrq_relu="GDRQ, site 'relu'",
@@ -52,9 +52,9 @@ def growth_table(result: dict) -> list:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    result = json.loads(Path(sys.argv[1]).read_text())
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('json', type=Path, help='that a benchmark wrote')
+    result = json.loads(parser.parse_args().json.read_text())
     print('\n'.join(training_tables(result) if 'models' in result else
                     growth_table(result)))
 

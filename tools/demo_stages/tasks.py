@@ -6,7 +6,7 @@ from typing import Dict
 # goes on in the same way, so that a drop is not flattered by longer training.
 START, FLOAT = 'start', 'float'
 LABELS = {START: 'start', FLOAT: 'float', 'w4a4': '[4,4]', 'w2a4': '[2,4]',
-          'w4a4-r8': '[4,4], 8-bit residual sums'}
+          'w4a4-r8': '[4,4] r8'}  # residual sums at 8 bits
 RUNS = tuple(LABELS)
 QUANTIZED = RUNS[2:]
 DEFAULT_RUNS = ('w4a4', 'w2a4')  # what else there is takes longer than a demo
