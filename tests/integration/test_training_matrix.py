@@ -15,6 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 
+from gdrq_mm import quantize_
 from gdrq_mm.functional import expand_clip
 from gdrq_mm.layers import QuantLayer
 from gdrq_mm.state import get_state
@@ -289,6 +290,49 @@ def test_compile(train):
                                rtol=1e-2, atol=0)
     assert distance(runner, plain, start.weights) < .05
     assert_inside(runner)
+
+
+class Block(torch.nn.Module):
+    """A residual block between a stem and a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.bn1, self.bn2 = torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+        self.fc = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.bn1(self.stem(x)).relu()
+        x = (self.bn2(self.conv(x)) + x).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def test_generated_code():
+    """torch.compile with inductor: losses and weights of the plain run up to
+    float noise. A small network, without mmengine: with torch 2.14 inductor
+    ends the process in the backward pass of the tiny ResNet, also of the
+    float one."""
+    def train(compiled):
+        torch.manual_seed(0)
+        model = Block()
+        quantize_(model, HOOK['quantization'])
+        forward = torch.compile(model) if compiled else model
+        optimizer = torch.optim.SGD(model.parameters(), .05)
+        losses = []
+        for _ in range(3):
+            loss = forward(torch.randn(4, 3, 8, 8)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+        return losses, model.state_dict()
+
+    (ours, weights), (theirs, expected) = train(True), train(False)
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    for key, value in expected.items():
+        torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=1e-5,
+                                   msg=key)
 
 
 # -- everything at once -------------------------------------------------------
