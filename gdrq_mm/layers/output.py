@@ -75,20 +75,25 @@ class OutputQuantizer(nn.Module):
 def attach_output(module: nn.Module, quantizer: nn.Module) -> None:
     """Let ``quantizer`` change what ``module`` returns from now on."""
     module.add_module(NAME, quantizer)
+    _hook(module)
 
 
-def _hook_owner(module: nn.Module, name: str, child: Any) -> None:
+def _hook(module: nn.Module) -> None:
+    if _quantize_output not in module._forward_hooks.values():
+        module.register_forward_hook(_quantize_output)
+
+
+def _attach_again(module: nn.Module, name: str, child: Any) -> None:
     """Whatever module gets an output quantizer as its child is hooked.
 
     Code that puts another normalization in the place of one (mmengine does,
     for SyncBN) hands children on, but no hooks.
     """
-    if name == NAME and isinstance(child, OutputQuantizer) and \
-            _quantize_output not in module._forward_hooks.values():
-        module.register_forward_hook(_quantize_output)
+    if name == NAME and isinstance(child, OutputQuantizer):
+        _hook(module)
 
 
-register_module_module_registration_hook(_hook_owner)
+register_module_module_registration_hook(_attach_again)
 
 
 def _quantize_output(module: nn.Module, args: tuple, output: Any) -> Tensor:
