@@ -17,3 +17,16 @@ model = dict(
         num_classes=100,
         in_channels=64,
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))
+# Without shortcuts it learns slower, and at the rate of the others not at all.
+max_iters = 5000
+train_cfg = dict(max_iters=max_iters)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=2e-5,
+        begin=100,
+        end=max_iters,
+        by_epoch=False)
+]
