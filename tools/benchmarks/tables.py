@@ -1,11 +1,16 @@
-"""Markdown tables of docs/performance.md from the results of the benchmarks.
+"""Markdown tables of docs/performance.md and docs/deploy.md.
 
-Usage: python tools/benchmarks/tables.py docs/results/benchmark_training.json
+Usage: python tools/benchmarks/tables.py JSON...
+
+Of what benchmark_training.py, benchmark_growth.py, benchmark_deploy.py and
+tools/export_onnx.py --eval wrote; files of the last make one table.
 """
 import argparse
 import json
 from pathlib import Path
 
+# Name in the results of a test -> factor that makes it points of 100.
+METRICS = {'accuracy/top1': 1, 'mIoU': 1, 'pascal_voc/mAP': 100}
 ROWS = dict(gdrq_input="GDRQ, site 'input'", gdrq_relu="GDRQ, site 'relu'",
             torch_ao='torch.ao', brevitas='Brevitas')
 
@@ -51,12 +56,58 @@ def growth_table(result: dict) -> list:
     return lines
 
 
+def deploy_table(result: dict) -> list:
+    """The table of benchmark_deploy.py."""
+    lines = [_row('weights', 'time, of ONNX Runtime float (least to greatest)',
+                  'file, of float', 'peak memory: ours / float'),
+             _row(*['---'] * 4)]
+    return lines + [
+        _row(weights, f'{each["time_ratio"]:.2f} '
+             f'({each["time_ratio_least"]:.2f} to '
+             f'{each["time_ratio_greatest"]:.2f})',
+             f'1/{each["float_size"] / each["size"]:.1f}',
+             f'{each["peak_memory"] / 1e6:.0f} / '
+             f'{each["float_peak_memory"] / 1e6:.0f} MB')
+        for weights, each in result['rows'].items()]
+
+
+def export_table(results: list) -> list:
+    """One row a file that tools/export_onnx.py --eval wrote."""
+    lines = [_row('config', 'options', 'metric', 'quantized model',
+                  'integer model', 'ONNX Runtime', 'predictions equal to the '
+                  "quantized model's", "codes equal to the integer model's",
+                  'file, of the float export'), _row(*['---'] * 9)]
+    for result in results:
+        arguments, metrics = result['arguments'], result['metrics']
+        name, points = next(each for each in METRICS.items()
+                            if each[0] in metrics['quantized'])
+        values = [f'{points * metrics[each][name]:.2f}'
+                  for each in ('quantized', 'integer', 'onnxruntime')]
+        aligned = ', aligned' if arguments['align'] else ''
+        lines.append(_row(
+            Path(arguments['config']).stem, arguments['weights'] + aligned,
+            name.rpartition('/')[2], *values,
+            f'{metrics["onnxruntime"]["agreement"]:.2f}%',
+            f'{result["codes_equal"]} of {result["codes"]}',
+            f'1/{result["float_size"] / result["size"]:.1f}'))
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('json', type=Path, help='that a benchmark wrote')
-    result = json.loads(parser.parse_args().json.read_text())
-    print('\n'.join(training_tables(result) if 'models' in result else
-                    growth_table(result)))
+    parser.add_argument('json', type=Path, nargs='+',
+                        help='that benchmarks wrote')
+    exported = []
+    for path in parser.parse_args().json:
+        result = json.loads(path.read_text())
+        if 'arguments' in result:
+            exported.append(result)
+            continue
+        table = (training_tables if 'models' in result else growth_table
+                 if 'settings' in result else deploy_table)
+        print('\n'.join(table(result)))
+    if exported:
+        print('\n'.join(export_table(exported)))
 
 
 if __name__ == '__main__':
