@@ -74,7 +74,7 @@ class WeightScheme:
     projection: bool = True
 
     def __post_init__(self):
-        _check_type('weight', self.type)
+        _check_type('weight', 'weight', self.type)
         _check(self.bits is None or _is_int(self.bits) and 1 <= self.bits <= 8,
                'weight.bits', self.bits, '1 to 8, or None for float')
         _check(_is_int(self.group_size)
@@ -117,14 +117,9 @@ class ActivationScheme:
     site: str = 'input'
 
     def __post_init__(self):
-        _check_type('activation', self.type)
-        _check(self.bits is None or _is_int(self.bits) and 2 <= self.bits <= 8,
+        _check(self.bits is None or _is_activation_bits(self.bits),
                'activation.bits', self.bits, '2 to 8, or None for float')
-        _check(self.k is None or _is_number(self.k)
-               and 0 < self.k < float('inf'), 'activation.k', self.k,
-               'a positive number, or None for the default of the bits')
-        _check(_is_number(self.lr) and 0 < self.lr <= 1,
-               'activation.lr', self.lr, 'a number in (0, 1]')
+        _check_threshold('activation', self)
         _check(self.site in ('input', 'relu'), 'activation.site', self.site,
                "'input' or 'relu'")
 
@@ -145,36 +140,49 @@ class ResidualScheme:
             None: three times the default of activations.
         lr (float): Likewise. Defaults to 0.01.
         outputs (sequence of str): Modules that return one tensor, or patterns
-            whose ``*`` stands for one part of a dotted name. Defaults to
-            none.
+            whose ``*`` stands for one part of a dotted name. Must be given;
+            of none, nothing is quantized.
     """
     type: str = 'ScaleClip'
     bits: int = 8
     k: Optional[float] = None
     lr: float = 0.01
-    outputs: Tuple[str, ...] = ()
+    outputs: Tuple[str, ...] = None
 
     def __post_init__(self):
+        _check(_is_activation_bits(self.bits), 'residual.bits', self.bits,
+               '2 to 8')
+        _check_threshold('residual', self)
         _check(isinstance(self.outputs, (list, tuple)) and all(
             isinstance(name, str) and name for name in self.outputs),
             'residual.outputs', self.outputs,
-            'a list of module names or patterns such as "backbone.layer*.*"')
-        _check(self.bits is not None, 'residual.bits', self.bits, '2 to 8')
+            'a list of module names or patterns such as "backbone.layer*.*" '
+            '("python tools/analyze.py residuals CONFIG" prints it)')
         object.__setattr__(self, 'outputs', tuple(self.outputs))
-        self.activation()
 
     def activation(self) -> ActivationScheme:
         """The scheme of each of these quantizers."""
-        try:
-            return ActivationScheme(self.type, self.bits, self.k, self.lr)
-        except ValueError as error:
-            raise ValueError(f'residual: {error}') from None
+        return ActivationScheme(self.type, self.bits, self.k, self.lr)
 
 
-def _check_type(side: str, name: str) -> None:
+def _is_activation_bits(value: Any) -> bool:
+    return _is_int(value) and 2 <= value <= 8
+
+
+def _check_threshold(where: str, scheme) -> None:
+    """What the schemes of activations and of outputs have in common."""
+    _check_type(where, 'activation', scheme.type)
+    _check(scheme.k is None or _is_number(scheme.k)
+           and 0 < scheme.k < float('inf'), f'{where}.k', scheme.k,
+           'a positive number, or None for the default of the bits')
+    _check(_is_number(scheme.lr) and 0 < scheme.lr <= 1, f'{where}.lr',
+           scheme.lr, 'a number in (0, 1]')
+
+
+def _check_type(where: str, side: str, name: str) -> None:
     names = [key for key, pair in QUANTIZERS.items() if getattr(pair, side)]
     if name not in names:
-        raise ValueError(f'{side}.type is {name!r}, which is no {side} '
+        raise ValueError(f'{where}.type is {name!r}, which is no {side} '
                          f'quantizer; {did_you_mean(str(name), names)}')
 
 
@@ -236,7 +244,7 @@ class QuantConfig:
     weight: WeightScheme = WeightScheme()
     activation: ActivationScheme = ActivationScheme()
     rules: Tuple[Rule, ...] = ()
-    residual: ResidualScheme = ResidualScheme()
+    residual: ResidualScheme = ResidualScheme(outputs=())
 
     @classmethod
     def from_dict(cls, config: Union[dict, 'QuantConfig']) -> 'QuantConfig':
@@ -258,8 +266,9 @@ class QuantConfig:
             _build(ActivationScheme, {} if config.activation is None
                    else config.activation, 'activation'),
             rules,
-            _build(ResidualScheme, {} if config.residual is None
-                   else config.residual, 'residual'))
+            _build(ResidualScheme, dict(outputs=())
+                   if config.residual in (None, {}) else config.residual,
+                   'residual'))
         for rule in rules:
             self._apply(rule)  # the values of rules are checked here
         return self
@@ -272,7 +281,7 @@ class QuantConfig:
         config = dict(weight=dataclasses.asdict(self.weight),
                       activation=dataclasses.asdict(self.activation),
                       rules=rules)
-        if self.residual.outputs:
+        if self.residual != ResidualScheme(outputs=()):
             config['residual'] = dict(dataclasses.asdict(self.residual),
                                       outputs=list(self.residual.outputs))
         return config
