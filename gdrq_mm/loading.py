@@ -163,8 +163,9 @@ def _check_schemes(own: Tensor, encoded: Tensor) -> None:
         'its work_dir, a published file in meta["cfg"]). To start a new '
         'training from its weights alone, make a float checkpoint of one '
         'that is not packed:\n'
-        '  import gdrq_mm, torch\n'
+        '  import torch\n'
+        '  from gdrq_mm.loading import is_quantizer_entry\n'
         '  weights = torch.load(path, map_location="cpu")["state_dict"]\n'
         '  weights = {key: value for key, value in weights.items()\n'
-        f'             if not key.startswith("{NAME}.")}}\n'
+        '             if not is_quantizer_entry(key)}\n'
         '  torch.save(dict(state_dict=weights), new_path)')

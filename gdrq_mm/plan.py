@@ -4,12 +4,12 @@ from typing import List, Optional
 
 from torch import nn
 
-from .config import (ActivationScheme, QuantConfig, ResidualScheme,
-                     WeightScheme)
+from .config import QuantConfig
 from .layers import QUANT_LAYERS
 from .layers.output import NAME as OUTPUT_QUANTIZER
 from .layers.relu import count_call_sites
 from .outputs import find_outputs
+from .schemes import ActivationScheme, ResidualScheme, WeightScheme
 
 
 @dataclass

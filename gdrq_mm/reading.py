@@ -5,8 +5,13 @@ mmengine leaves URLs to ``torch.hub``, which loads them with
 torch names neither the file nor a remedy, and for one with code in it
 suggests ``weights_only=False`` as well. The checksums that ``torch.save``
 writes, of metadata too, it does not verify.
+
+That code is not run needs torch >= 2.6: older versions run it in every file
+that they read.
 """
+import errno
 import os
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -22,11 +27,16 @@ from .loading import NAME
 
 
 def register_loaders() -> None:
-    """For all that loads by mmengine's loader: ``load_from``, ``--resume``,
-    the test tools, the inferencers."""
+    """For local files and URLs, and for the names that mmengine looks up as
+    URLs (``torchvision://``, ``open-mmlab://``, ``mmcls://``), in all that
+    loads by mmengine: ``load_from``, ``init_cfg``, ``--resume``, the test
+    tools, the inferencers. Its storage backends (``s3://`` and the like) stay
+    as they are.
+    """
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http,
                                      force=True)
+    mmengine_checkpoint.load_from_http = load_from_http  # of such names
 
 
 def load_from_local(filename: str, map_location=None):
@@ -39,19 +49,31 @@ def load_from_local(filename: str, map_location=None):
         map_location: As ``torch.load`` takes it.
 
     Raises:
-        FileNotFoundError, PermissionError: It cannot be opened.
-        RuntimeError: It is damaged, or names what is no plain data.
+        OSError: It cannot be opened or read.
+        MemoryError, torch.cuda.OutOfMemoryError: It does not fit.
+        RuntimeError: It is damaged, names what is no plain data, or is not
+            for this machine.
     """
+    path = os.path.expanduser(filename)
     try:
         content = mmengine_checkpoint.load_from_local(filename, map_location)
         if _is_published(content):
-            _check_sums(os.path.expanduser(filename))
+            _check_sums(path)
         return content
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # torch has many, OSError is one of them
-        raise RuntimeError(f'{filename} cannot be read: {_reason(error)} '
-                           'Nothing was loaded.') from None
+    except Exception as error:  # torch has many
+        if _is_of_the_machine(error):
+            raise
+        raise RuntimeError(f'{filename} cannot be read: '
+                           f'{_reason(error, path)} Nothing was loaded.'
+                           ) from None
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether it says nothing of what is in the file."""
+    if type(error) is OSError:  # sizes in a damaged file lead nowhere
+        return error.errno not in (None, errno.EINVAL)
+    return isinstance(error, (OSError, MemoryError,
+                              torch.cuda.OutOfMemoryError))
 
 
 def _is_published(content) -> bool:
@@ -62,10 +84,10 @@ def _is_published(content) -> bool:
         parts, ('gdrq_format', f'{NAME}.digest')))
 
 
-def _check_sums(filename: str) -> None:
-    if not zipfile.is_zipfile(filename):  # torch's old format has none
+def _check_sums(path: str) -> None:
+    if not zipfile.is_zipfile(path):  # torch's old format has none
         return
-    with zipfile.ZipFile(filename) as archive:
+    with zipfile.ZipFile(path) as archive:
         part = archive.testzip()
     if part is not None:
         raise RuntimeError(f'the checksum of its part {part} is wrong')
@@ -100,18 +122,37 @@ def load_from_http(filename: str, map_location=None):
     return load_from_local(str(path), map_location)
 
 
-def _reason(error: Exception) -> str:
-    named = re.search(r'GLOBAL (\S+)', str(error))
+def _reason(error: Exception, path: str) -> str:
+    """What is wrong, and what to do about it."""
+    text = str(error).strip()
+    named = re.search(r'GLOBAL (\S+)', text)
     if named:
         return (f'it asks for {named[1]}, which is no plain data. It holds '
                 'code, which was not run, or objects of a training, or it is '
                 'damaged. Get it as plain tensors, or allow what you trust by '
                 'torch.serialization.add_safe_globals.')
-    said = re.split(r'\n|\. ', str(error).strip())[0].rstrip('.')
+    if 'Attempting to deserialize' in text or _is_intact(path):
+        if isinstance(error, pickle.UnpicklingError):
+            text = re.split(r'WeightsUnpickler error:\s*', text)[-1]
+        elif not isinstance(error, (RuntimeError, ValueError)):
+            text = repr(error)  # of some only a word is said
+        return text.partition('\n')[0].rstrip('.') + '.'
+    said = re.split(r'\n|\. ', text)[0].rstrip('.')
     if type(error) not in (RuntimeError, ValueError):  # said to programmers
         said = 'it is no intact file of torch.save'
     return (f'{said}. It may be cut off or damaged: remove it, and copy or '
             'download it again.')
+
+
+def _is_intact(path: str) -> bool:
+    """Whether all is there and has the checksums that were written."""
+    try:
+        _check_sums(path)
+    except Exception as error:  # of zipfile and zlib, which has many as well
+        if _is_of_the_machine(error):
+            raise
+        return False
+    return zipfile.is_zipfile(path)
 
 
 def read_checkpoint(path: str) -> dict:

@@ -35,6 +35,10 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
         model (nn.Module): Float or quantized; put in eval mode for the time.
         plans (list[LayerPlan]): The layers to look at.
         forward (callable): Runs the model on a batch.
+
+    Raises:
+        ValueError: A module whose output is to be quantized returns something
+            else than one tensor.
     """
     traces = {plan.name: LayerTrace() for plan in plans}
     readers = {}  # id of a tensor -> (the tensor, kept alive; its readers)
@@ -42,6 +46,12 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
     def watch(plan):
 
         def hook(module, args, kwargs, output):
+            if plan.output and not isinstance(output, torch.Tensor):
+                raise ValueError(
+                    f'{plan.name} cannot quantize what a '
+                    f'{type(module).__name__} returns, a '
+                    f'{type(output).__name__}; residual.outputs takes modules '
+                    'that return one tensor')
             trace, x = traces[plan.name], output if plan.output else next(
                 value for value in (*args, *kwargs.values())
                 if isinstance(value, torch.Tensor))

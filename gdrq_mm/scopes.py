@@ -45,9 +45,11 @@ def build_model(cfg: Config) -> nn.Module:
     from mmengine.registry import MODELS
     scope_of(cfg)
     init_default_scope(cfg.default_scope)
-    model = copy.deepcopy(cfg.model)  # builders add defaults to it
+    # Copies, because builders add defaults to what they get.
+    model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        model.setdefault('data_preprocessor',
+                         copy.deepcopy(cfg.data_preprocessor))
     return MODELS.build(model)
 
 

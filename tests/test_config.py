@@ -36,7 +36,8 @@ def test_defaults_are_float_layers_with_scale_clip_settings():
 
 @pytest.mark.parametrize('config', [
     dict(weight=None), dict(activation=None), dict(rules=None),
-    dict(rules=[]), dict(weight={}, activation={}, rules=())])
+    dict(rules=[]), dict(residual=None), dict(residual=dict(outputs=[])),
+    dict(weight={}, activation={}, rules=(), residual={})])
 def test_empty_sections_are_the_defaults(config):
     assert QuantConfig.from_dict(config) == QuantConfig()
 
@@ -294,7 +295,10 @@ schemes = dict(
         clip=st.sampled_from(['threshold', 'search']))),
     activation=st.fixed_dictionaries({}, optional=dict(
         bits=st.none() | st.integers(2, 8), k=st.none() | st.floats(.1, 20),
-        lr=st.floats(1e-4, 1), site=st.sampled_from(['input', 'relu']))))
+        lr=st.floats(1e-4, 1), site=st.sampled_from(['input', 'relu']))),
+    residual=st.fixed_dictionaries(
+        dict(outputs=st.lists(st.sampled_from(NAMES), max_size=2)),
+        optional=dict(bits=st.integers(2, 8), k=st.floats(.1, 20))))
 rules = st.lists(st.one_of(
     st.fixed_dictionaries(dict(match=st.sampled_from(NAMES),
                                skip=st.just(True))),
@@ -352,7 +356,16 @@ def test_residual_outputs_are_read_and_given_back():
     (dict(outputs='backbone'), 'residual.outputs is .backbone., allowed: a '
      'list'),
     (dict(bits=None), 'residual.bits is None, allowed: 2 to 8'),
-    (dict(bits=9), 'residual: activation.bits is 9'),
+    (dict(bits=6), 'residual.outputs is None, allowed: a list of .*analyze.py '
+     'residuals CONFIG" prints it'),
+    (dict(outputs=['']), r"residual.outputs is \[''\], allowed: a list"),
+    (dict(bits=9, outputs=['a']), 'residual.bits is 9, allowed: 2 to 8$'),
+    (dict(bits=1, outputs=['a']), 'residual.bits is 1, allowed: 2 to 8$'),
+    (dict(bits=True, outputs=['a']), 'residual.bits is True'),
+    (dict(k=0, outputs=['a']), 'residual.k is 0, allowed: a positive number'),
+    (dict(lr=2, outputs=['a']), 'residual.lr is 2, allowed: a number'),
+    (dict(type='Scale', outputs=['a']), "residual.type is 'Scale', which is "
+     "no activation quantizer; did you mean 'ScaleClip'"),
     (dict(output=['a']), "residual has no field 'output'; did you mean "
      "'outputs'")])
 def test_a_wrong_residual_is_an_error(residual, message):

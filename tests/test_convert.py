@@ -581,6 +581,22 @@ def test_layers_that_are_called_with_keywords_are_traced():
     assert traces[plans[0].name].calls == 1
 
 
+class Pair(nn.Identity):
+
+    def forward(self, x):
+        return x, x
+
+
+def test_an_output_that_is_no_tensor_is_named_by_the_trace():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Pair())
+    plans = make_plan(model, QuantConfig.from_dict(
+        dict(residual=dict(outputs=['1']))))
+    with pytest.raises(ValueError, match='1.output_quantizer cannot .* a '
+                       'Pair returns, a tuple; residual.outputs takes'):
+        trace_layers(model, plans, lambda: model(torch.randn(1, 3, 6, 6)))
+    assert not any(module._forward_hooks for module in model)
+
+
 def test_macs_of_transposed_convolutions_are_counted():
     model = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2), nn.Conv2d(4, 5, 1))
     plans = make_plan(model, QuantConfig.from_dict(

@@ -17,11 +17,15 @@ from gdrq_mm.integrity import FORMAT, digest, open_seal, seal
 from gdrq_mm.state import NAME, get_state
 
 
-def make_model(bits=2, width=6, classes=5, norm=True, seed=0):
+def make_float(width=6, classes=5, norm=True, seed=0):
     torch.manual_seed(seed)
-    model = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(3, width, 3), nn.BatchNorm2d(width) if norm else nn.ReLU(),
         nn.Flatten(), nn.Linear(width * 36, classes))
+
+
+def make_model(bits=2, **options):
+    model = make_float(**options)
     gdrq_mm.quantize_(model, dict(weight=dict(bits=bits),
                                   activation=dict(bits=4)))
     return model
@@ -200,9 +204,12 @@ def test_the_advice_for_other_bits_makes_a_float_checkpoint(latent, trained,
     code = textwrap.dedent(str(error.value).partition('not packed:\n')[2])
     new = str(tmp_path / 'float.pth')
     exec(code, dict(path=str(latent), new_path=new))
-    load_checkpoint(model, new, map_location='cpu')
+    load_checkpoint(model, new, map_location='cpu', strict=True)
     assert torch.equal(model[0].weight, trained[0].weight)
     assert not model[0].weight_quantizer.clip.any()  # set as it trains
+    plain = make_float(seed=2)
+    load_checkpoint(plain, new, map_location='cpu', strict=True)
+    assert torch.equal(plain[3].weight, trained[3].weight)
 
 
 class Hostile:

@@ -159,7 +159,7 @@ class GDRQHook(Hook):
         """What only data tell: signs, shared inputs, layers not called."""
         report = QuantReport(self.state.plans)
         signed = [plan.name for plan in report.layers
-                  if report.input_of(plan) == 'signed']
+                  if not plan.output and report.input_of(plan) == 'signed']
         shared = sorted({' = '.join(sorted({plan.name, *same}))
                          for plan in report.layers
                          for same in [report.same_input(plan)] if same})

@@ -243,7 +243,9 @@ class ScaleClipActivation(nn.Module):
         self._initialized = self._is_signed = False
 
     def extra_repr(self) -> str:
-        return f'bits={self.bits}, k={self.k}, lr={self.lr}'
+        text = f'bits={self.bits}, k={self.k}, lr={self.lr}'
+        return text if self.headroom == 1 else \
+            f'{text}, headroom={self.headroom}'
 
     def forget(self) -> None:
         """Look at the buffers anew: something else may have written them."""

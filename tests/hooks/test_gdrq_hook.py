@@ -331,7 +331,8 @@ def test_figures_are_computed_for_logged_iterations_only(make_runner):
 
 
 def test_report_of_all_layers_is_in_the_log(make_runner, run_log):
-    runner = make_runner('faster_rcnn', hook())
+    runner = make_runner('faster_rcnn', hook(dict(
+        QUANTIZATION, residual=dict(outputs=['backbone.layer1.0.bn2']))))
     runner.train()
     log = run_log(runner)
     for name in ('backbone.conv1', 'neck.fpn_convs.0.conv',
@@ -343,6 +344,7 @@ def test_report_of_all_layers_is_in_the_log(make_runner, run_log):
     line = next(line for line in log.splitlines() if 'signed inputs' in line)
     signed, _, shared = line.partition('layers that read the same tensor: ')
     assert 'backbone.conv1' in signed and 'layer1.0.conv2' not in signed
+    assert 'output_quantizer' not in signed  # it is of no input
     assert 'rpn_head.rpn_cls = rpn_head.rpn_reg' in shared
 
 

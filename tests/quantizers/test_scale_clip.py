@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from gdrq_mm import functional as F
 from gdrq_mm.clip_search import search_clip
-from gdrq_mm.quantizers import QUANTIZERS
+from gdrq_mm.convert import quantize_
+from gdrq_mm.quantizers import QUANTIZERS, QuantizerPair
 from gdrq_mm.quantizers.scale_clip import (ScaleClipActivation,
                                            ScaleClipWeight, default_k)
 
@@ -32,6 +33,35 @@ def groups_of(weight, group_size):
 
 def test_scale_clip_is_registered_for_both_sides():
     assert QUANTIZERS['ScaleClip'] == (ScaleClipWeight, ScaleClipActivation)
+
+
+def test_a_quantizer_of_ones_own_needs_what_its_pair_says(monkeypatch):
+
+    class Mine(ScaleClipActivation):
+
+        def __init__(self, *, bits, k, lr, headroom=1.):
+            super().__init__(bits, k, lr, headroom)
+
+    class MyWeight(ScaleClipWeight):
+
+        def __init__(self, *, num_filters, bits, group_size, k, clip,
+                     projection):
+            super().__init__(num_filters, bits, group_size, k, clip,
+                             projection)
+
+    monkeypatch.setitem(QUANTIZERS, 'Mine', QuantizerPair(MyWeight, Mine))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(),
+                                torch.nn.Conv2d(4, 4, 1))
+    quantize_(model, dict(
+        weight=dict(type='Mine', bits=4), activation=dict(type='Mine', bits=4),
+        residual=dict(type='Mine', outputs=['2'])))
+    assert isinstance(model[0].weight_quantizer, MyWeight)
+    assert isinstance(model[0].input_quantizer, Mine)
+    output = model[2].output_quantizer.quantizer
+    assert isinstance(output, Mine)
+    assert output.k_of(True) == 3 * default_k(8, True)
+    assert repr(output) == 'Mine(bits=8, k=None, lr=0.01, headroom=3.0)'
+    assert repr(model[0].input_quantizer) == 'Mine(bits=4, k=None, lr=0.01)'
 
 
 # -- default k ----------------------------------------------------------------
