@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import ScaleClipReLU
-from ..layers.output import NAME as OUTPUT_NAME
+from ..layers.output import NAME as OUTPUT_QUANTIZER
 from .ops import OPS
 
 FLOAT32_EXACT = 2**24  # integers below it are exact in float32
@@ -172,8 +172,8 @@ def take_hooks(source: nn.Module, target: nn.Module) -> None:
     that of a quantizer of the output included."""
     for name in _HOOKS:
         getattr(target, name).update(getattr(source, name))
-    if hasattr(source, OUTPUT_NAME):
-        target.add_module(OUTPUT_NAME, getattr(source, OUTPUT_NAME))
+    if hasattr(source, OUTPUT_QUANTIZER):
+        target.add_module(OUTPUT_QUANTIZER, getattr(source, OUTPUT_QUANTIZER))
 
 
 def drop_hooks(module: nn.Module) -> None:

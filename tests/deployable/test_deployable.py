@@ -100,7 +100,8 @@ def test_qonnx_executor_gives_every_layer_of_a_detector(
         build_model, load_config, tmp_path):
     """Every layer given its own input, at 2, 3, 4 and 8 bits; NMS and
     RoIAlign run as well."""
-    cfg = load_config('faster_rcnn')
+    cfg = load_config('faster_rcnn', **{
+        'model.backbone.depth': 18, 'model.neck.in_channels': [4, 8, 16, 32]})
     model, image = build_model(cfg), first_images(cfg, 1, 'test')[0]
     parts = {'backbone.*': 2, 'neck.*': 3, 'rpn_head.*': 4, 'roi_head.*': 8}
     gdrq_mm.quantize_(model, dict(
