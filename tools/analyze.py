@@ -12,7 +12,8 @@ ends prints the rules that give first and last layers other bits, to paste
 into the quantization. The config may be that of the float model.
 
 residuals prints the outputs that integer kernels round to 8 bits (residual
-sums and what goes into them), to train with that rounding in place.
+sums and what goes into them), to train with that rounding in place; together
+with those that the config names already.
 """
 import argparse
 from collections import Counter
@@ -67,10 +68,16 @@ def residuals(args) -> None:
     deployable = make_deployable(model, shape)
     calibrate(model, [lambda: deployable(image)])
     found = residual_outputs(deployable.eval(), image)
-    print('residual=dict(outputs=[')
-    for pattern in shortest_patterns(found.outputs, model):
-        print(f'    {pattern!r},')
-    print('])')
+    if found.outputs:
+        # Beside those of the config, so that the line replaces its line.
+        there = [plan.name.rpartition('.')[0]
+                 for plan in get_state(model).plans if plan.output]
+        print('residual=dict(outputs=[')
+        for pattern in shortest_patterns([*there, *found.outputs], model):
+            print(f'    {pattern!r},')
+        print('])')
+    else:
+        print('# no output of a module is left to round')
     for name, times in Counter(found.others).items():
         print(f'# {name}: {times} more, which no module returns; these are '
               'rounded when the model is exported')

@@ -3,6 +3,7 @@
 Which tensors have more than one reader, or none that quantizes them, does
 not follow from names: it is seen in the graph that the export captures.
 """
+import glob
 import itertools
 import re
 from collections import Counter
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from ..config import did_you_mean
 from ..deploy import merge, merged_layers
-from ..deploy.graph import LAYERS, capture, target_of
+from ..deploy.graph import LAYERS, capture, layer_of, target_of
 from ..deploy.integer import find_sites
 from ..outputs import match_output
 
@@ -51,7 +53,7 @@ def residual_outputs(model: nn.Module, *example: Tensor) -> Residuals:
     sites = [(node, list(_returned_by(node))) for node in sums]
     for node, act, grid in outputs:
         if grid is None and LAYERS[target_of(node)] == 'conv2d':
-            layer = node.args[1].target.rpartition('.')[0]
+            layer = layer_of(node)
             behind = [] if act is node else list(_returned_by(act))
             sites.append((node, [*behind, layers[layer].norm or layer]))
     # A module that is called elsewhere too, as the one ReLU of a block, would
@@ -62,7 +64,7 @@ def residual_outputs(model: nn.Module, *example: Tensor) -> Residuals:
         name = next((name for name in names if times[name] == calls[name]),
                     None)
         if name is None:
-            others.append(_modules_of(node)[-1])
+            others.append(_modules_of(node)[-1] or 'the model itself')
         else:
             found.add(name)
     return Residuals([name for name, _ in merged.named_modules()
@@ -108,22 +110,31 @@ def shortest_patterns(names: List[str], model: nn.Module) -> List[str]:
 
     Numbers become ``*`` where that says the same with fewer patterns.
 
+    Raises:
+        ValueError: The model has no module of that name.
+
     Examples:
         >>> model = nn.ModuleDict(dict(a1=nn.ReLU(), a2=nn.ReLU()))
         >>> shortest_patterns(['a1', 'a2'], model)
         ['a*']
     """
-    everything = [name for name, _ in model.named_modules() if name]
+    modules = {name: module for name, module in model.named_modules(
+        remove_duplicate=False) if name}
+    for name in names:
+        if name not in modules:
+            raise ValueError(f'the model has no module {name!r}; '
+                             f'{did_you_mean(name, list(modules))}')
+    wanted = {modules[name] for name in names}
     left, patterns = list(names), []
     while left:
         parts = [sorted({part, re.sub(r'\d+$', '*', part)})
-                 for part in left[0].split('.')]
+                 for part in map(glob.escape, left[0].split('.'))]
+        # All of them match left[0], so that it is done with.
         matches = {
-            pattern: [name for name in everything
-                      if match_output(name, pattern)]
+            pattern: [name for name in modules if match_output(name, pattern)]
             for pattern in map('.'.join, itertools.product(*parts))}
         allowed = [pattern for pattern, matched in matches.items()
-                   if set(matched) <= set(names)]
+                   if {modules[name] for name in matched} <= wanted]
         # The most names that are left; of those the fewest asterisks.
         best = max(allowed, key=lambda pattern: (
             len(set(matches[pattern]) & set(left)), -pattern.count('*')))

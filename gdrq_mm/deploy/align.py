@@ -26,7 +26,7 @@ def align_biases_(model: nn.Module, merged: nn.Module, integer: IntegerModel
 
     Returns:
         list[str]: Layers whose bias stays as it was, because its
-        normalization has none or is shared with another layer.
+        normalization has none or another layer has the same.
 
     Examples:
         >>> merged = merge(model, images)
@@ -36,16 +36,16 @@ def align_biases_(model: nn.Module, merged: nn.Module, integer: IntegerModel
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = merged_layers(merged)
-    owners = Counter(layers[name].norm for name in integer.weights)
-    left = []
-    for name in integer.weights:
+    biases = {name: modules[layers[name].norm or name].bias
+              for name in integer.weights}
+    readers, left = Counter(map(id, biases.values())), []
+    for name, bias in biases.items():
         layer, part = layers[name], integer.graph_module.get_submodule(name)
         step = part.w_scale.double() * layer.grid.scale
         change = part.bias.double() * step - layer.bias.double()
-        owner = modules[layer.norm or name]
-        if owner.bias is None or layer.norm and owners[layer.norm] > 1:
+        if bias is None or readers[id(bias)] > 1:
             if change.any():
                 left.append(name)
             continue
-        owner.bias.copy_(owner.bias.double() + change)
+        bias.copy_(bias.double() + change)
     return left

@@ -1,6 +1,6 @@
 """Which normalization follows which layer, seen in a real forward."""
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..layers import QuantLayer, ScaleClipReLU
+from ..layers import OutputQuantizer, QuantLayer, ScaleClipReLU
 from ..layers.relu import is_on_grid
 
 
@@ -48,6 +48,7 @@ class _Watch(TorchDispatchMode):
         self.grids: Dict[int, tuple] = {}  # outputs of ScaleClipReLU
         self.calls: Dict[nn.Module, List[nn.Module]] = {}
         self.strangers = set()  # norms that read something else
+        self.rounded: Set[nn.Module] = set()  # output quantizers
         self.inside = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -77,6 +78,9 @@ class _Watch(TorchDispatchMode):
         site = (relu._next_site - 1) % len(relu.site_quantizers)
         self.grids[id(output)] = (output, relu.site_quantizers[site])
 
+    def after_output(self, quantizer, args, output) -> None:
+        self.rounded.add(quantizer)
+
     def before_norm(self, norm, args) -> None:
         self.inside += 1
         output = self.outputs.get(id(args[0]))
@@ -90,8 +94,8 @@ class _Watch(TorchDispatchMode):
 
 
 @torch.no_grad()
-def trace_flow(model: nn.Module, forward: Callable) -> Dict[nn.Module,
-                                                            LayerFlow]:
+def trace_flow(model: nn.Module, forward: Callable
+               ) -> Tuple[Dict[nn.Module, LayerFlow], Set[nn.Module]]:
     """Run ``forward`` once and find the normalization of every layer.
 
     A pair of layer and normalization is one where the very tensor that the
@@ -103,7 +107,8 @@ def trace_flow(model: nn.Module, forward: Callable) -> Dict[nn.Module,
         forward (callable): Runs it and returns what it gives.
 
     Returns:
-        dict[nn.Module, LayerFlow]: For every quantized layer with a weight.
+        tuple: The :class:`LayerFlow` of every quantized layer with a weight;
+        the output quantizers that were called.
     """
     watch, handles = _Watch(), []
     flows = {}
@@ -116,6 +121,8 @@ def trace_flow(model: nn.Module, forward: Callable) -> Dict[nn.Module,
                                                      prepend=True)]
         elif isinstance(module, ScaleClipReLU):
             handles.append(module.register_forward_hook(watch.after_relu))
+        elif isinstance(module, OutputQuantizer):
+            handles.append(module.register_forward_hook(watch.after_output))
         elif isinstance(module, _BatchNorm):
             handles += [module.register_forward_pre_hook(watch.before_norm),
                         module.register_forward_hook(watch.after_norm)]
@@ -130,7 +137,7 @@ def trace_flow(model: nn.Module, forward: Callable) -> Dict[nn.Module,
         flows[layer].calls = len(quantizers)
         flows[layer].quantizers = list(dict.fromkeys(quantizers))
     _pair(flows, watch)
-    return flows
+    return flows, watch.rounded
 
 
 def _pair(flows: Dict[nn.Module, LayerFlow], watch: _Watch) -> None:
@@ -144,6 +151,9 @@ def _pair(flows: Dict[nn.Module, LayerFlow], watch: _Watch) -> None:
         every = all(each.norms for each in outputs.get(layer, ()))
         if not flow.calls:
             flow.reason = 'not called'
+        elif layer.weight_quantizer is None or not set(
+                flow.quantizers) - {None}:
+            flow.reason = 'it stays float'
         elif not norms:
             flow.reason = 'no batch normalization reads its output'
         elif len(norms) > 1 or not every:

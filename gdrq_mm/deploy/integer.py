@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from .calibration import observe
 from .graph import (LAYERS, RELUS, SAME_GRID, capture, fold_grids, is_sum,
-                    target_of)
+                    layer_of, target_of)
 from .layers import FLOAT32_EXACT, Grid, MergedLayer
 from .merge import float_layers, merged_layers
 from .ops import OPS, UINT8_OFFSET
@@ -114,14 +114,13 @@ def to_integer(model: nn.Module, example: Example,
                          'gdrq_mm.deploy.merge first')
     example = _as_tuple(example)
     module = capture(model, example)
-    layers = dict(model.named_modules(remove_duplicate=False))
     outputs, sums = find_sites(module)
     grids = observe(
         module, [act for _, act, grid in outputs if grid is None] + sums,
         [example, *map(_as_tuple, calibration)])
     weights, calls, added = {}, [], {}
     for node, act, grid in outputs:
-        name = node.args[1].target.rpartition('.')[0]
+        name = layer_of(node)
         if name not in weights:
             weights[name] = _store_integers(
                 layers[name], module.get_submodule(name))

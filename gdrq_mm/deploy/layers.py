@@ -1,4 +1,5 @@
 """Layers of merged models: integer codes, one scale and bias a channel."""
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import List, Optional
 
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import ScaleClipReLU
+from ..layers.output import NAME as OUTPUT_QUANTIZER
 from .ops import OPS
 
 FLOAT32_EXACT = 2**24  # integers below it are exact in float32
@@ -137,7 +139,8 @@ class RoundedOutput(nn.Module):
     """Merged form of an output quantizer.
 
     Args:
-        grid (Grid, optional): None where the threshold was never set.
+        grid (Grid, optional): None where the threshold was never set, in
+            modules that nothing called.
     """
 
     def __init__(self, grid: Optional[Grid]) -> None:
@@ -156,4 +159,24 @@ class RoundedInput(nn.Sequential):
         self.grid = grid
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.grid.round(x))
+        return self[0](self.grid.round(x))
+
+
+_HOOKS = ('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs',
+          '_forward_hooks', '_forward_hooks_with_kwargs',
+          '_forward_hooks_always_called')
+
+
+def take_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Let ``target`` run the forward hooks of the module that it replaces,
+    that of a quantizer of the output included."""
+    for name in _HOOKS:
+        getattr(target, name).update(getattr(source, name))
+    if hasattr(source, OUTPUT_QUANTIZER):
+        target.add_module(OUTPUT_QUANTIZER, getattr(source, OUTPUT_QUANTIZER))
+
+
+def drop_hooks(module: nn.Module) -> None:
+    """Forget the forward hooks of a shallow copy; the original keeps its."""
+    for name in _HOOKS:
+        setattr(module, name, OrderedDict())

@@ -3,18 +3,18 @@
 Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Fig. 4b.
 """
 import copy
-from collections import OrderedDict
 from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import (OutputQuantizer, QuantLayer, QuantLinear, ScaleClipReLU,
-                      attach_output)
+from ..layers import (OutputQuantizer, QuantLayer, QuantLinear,
+                      ScaleClipReLU)
 from ..state import NAME, QuantizationState
 from .flow import LayerFlow, trace_flow
 from .layers import (TINY, Grid, MergedConv2d, MergedLayer, MergedLinear,
-                     MergedReLU, RoundedInput, RoundedOutput)
+                     MergedReLU, RoundedInput, RoundedOutput, drop_hooks,
+                     take_hooks)
 
 
 @torch.no_grad()
@@ -26,7 +26,8 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     signs of the codes, a zero factor leaves codes of zero). Every other
     quantized layer gets an explicit rescale: its group scales as one scale a
     channel. Quantized layers then compute with integer codes of one range.
-    Output quantizers stay, also where the module they belong to goes away.
+    Output quantizers stay, also where the module they belong to goes away,
+    and so do your own forward hooks.
 
     Layers that the example does not call, and layers with float weights or
     inputs, stay float and are listed by :func:`float_layers`.
@@ -42,8 +43,8 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
 
     Raises:
         ValueError: Nothing is quantized, weights are still float ('reshape'
-            phase), an activation threshold is not set, or a layer reads
-            inputs of several scales.
+            phase), the threshold of a layer's input or of an output is not
+            set, or a layer reads inputs of several scales.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -57,31 +58,40 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     """
     merged = copy.deepcopy(model).eval()
     _check_quantized(merged)
-    flows = trace_flow(merged, lambda: merged(*args, **kwargs))
+    flows, outputs = trace_flow(merged, lambda: merged(*args, **kwargs))
     names = {module: name for name, module in merged.named_modules()}
     replaced: Dict[nn.Module, nn.Module] = {}
-    for layer, flow in flows.items():
-        replaced[layer] = _merged_layer(layer, flow, names)
-        if flow.norm is not None:
-            replaced[flow.norm] = nn.Identity()
-    for module in list(merged.modules()):
+    for module, name in names.items():
         if isinstance(module, ScaleClipReLU):
             grids = [_grid_of(each) for each in module.site_quantizers]
             module.__class__ = MergedReLU
             module.start_merged(grids)
-        for name, child in list(module.named_children()):
+        for key, child in list(module.named_children()):
             if isinstance(child, OutputQuantizer):
-                rounded = RoundedOutput(_grid_of(child.quantizer))
-                module._modules[name] = rounded
-                kept = replaced.get(module)
-                if kept is not None:
-                    attach_output(kept[0] if isinstance(
-                        kept, RoundedInput) else kept, rounded)
+                module._modules[key] = _rounded_output(
+                    name, child, child in outputs)
+    for layer, flow in flows.items():
+        replaced[layer] = _merged_layer(layer, flow, names)
+        take_hooks(layer, replaced[layer])
+        if flow.norm is not None:
+            replaced[flow.norm] = nn.Identity()
+            take_hooks(flow.norm, replaced[flow.norm])
     return _replace(merged, replaced)
 
 
 def _grid_of(quantizer: nn.Module) -> Optional[Grid]:
     return Grid.of(quantizer) if quantizer.initialized else None
+
+
+def _rounded_output(name: str, output: OutputQuantizer, called: bool
+                    ) -> RoundedOutput:
+    """What takes the place of the output quantizer of a module."""
+    grid = _grid_of(output.quantizer)
+    if grid is None and called:
+        raise ValueError(
+            f'{name or "the model"}: the threshold of its output is not set; '
+            'load a trained checkpoint, train, or call gdrq_mm.calibrate')
+    return RoundedOutput(grid)
 
 
 def merged_layers(model: nn.Module) -> Dict[str, MergedLayer]:
@@ -190,7 +200,8 @@ def _float_layer(layer: QuantLayer, flow: LayerFlow,
         layer.weight_quantizer(layer.weight)
     plain._parameters = {**layer._parameters, 'weight': nn.Parameter(
         weight.detach().clone(), requires_grad=False)}
-    plain._modules, plain._forward_hooks = {}, OrderedDict()
+    plain._modules = {}
+    drop_hooks(plain)
     plain.float_reason = (
         'the example does not call it' if not flow.calls else
         'its input is float' if not quantizers else 'its weight is float')

@@ -1,6 +1,7 @@
 """Integer and merged models -> ONNX protos."""
 from pathlib import Path
-from typing import Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import (Dict, Iterable, Iterator, NamedTuple, Optional, Sequence,
+                    Tuple)
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from ..functional import num_levels
 from .export import CONTAINERS
-from .graph import LAYERS, capture, target_of
+from .graph import LAYERS, capture, layer_of, target_of
 from .integer import IntegerModel, IntegerWeight
 from .layers import MergedLayer
 from .merge import merged_layers
@@ -28,12 +29,10 @@ class LayerNode(NamedTuple):
     """A quantized layer in a QDQ file.
 
     Args:
-        layer (str): Its name in the model.
         node (NodeProto): The Conv or Gemm.
         source (str): Name of the codes that go in.
         result (str): Name of the codes or float values that come out.
     """
-    layer: str
     node: onnx.NodeProto
     source: str
     result: str
@@ -46,10 +45,10 @@ def qdq_proto(model: IntegerModel, example: tuple, weights: str,
     bits = CONTAINERS[weights]
     proto = _export(model.graph_module, example, QDQ_TRANSLATIONS,
                     input_names, output_names)
-    counts: Dict[str, int] = {}
-    for each in layer_nodes(proto):
-        count = counts[each.layer] = counts.get(each.layer, 0) + 1
-        each.node.name = each.layer + (f'#{count}' if count > 1 else '')
+    # Not by their weights: equal ones are stored once.
+    names = numbered(call.layer for call in model.calls)
+    for each, name in zip(layer_nodes(proto), names):
+        each.node.name = name
     if bits < 8:
         fitting = {name: weight for name, weight in model.weights.items()
                    if weight.bits <= bits}
@@ -66,26 +65,23 @@ def qonnx_proto(model: nn.Module, example: tuple, input_names: Names = None,
                 output_names: Names = None) -> ModelProto:
     """QONNX form of a merged model."""
     module = capture(model, example)
-    for name, layer in merged_layers(model).items():
-        _spell_out(module, name, layer)
+    layers, calls = merged_layers(model), layer_calls(module)
+    for name in {layer_of(node) for node in calls.values()}:
+        _spell_out(module.get_submodule(name), layers[name])
     proto = _export(module, example, QONNX_TRANSLATIONS, input_names,
                     output_names)
     if not any(each.domain == QONNX_DOMAIN for each in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(QONNX_DOMAIN, 1))
     # By name, since qonnx sorts nodes anew, and equal weights are stored once.
     names = {name: call for (name, *_), call in zip(
-        quant_layers(proto), layer_calls(module))}
+        quant_layers(proto), calls)}
     for node in proto.graph.node:
         node.name = names.get(node.name, node.name)
     return ModelWrapper(proto).transform(InferShapes()).model
 
 
-def _spell_out(module: GraphModule, name: str, layer: MergedLayer) -> None:
+def _spell_out(part: nn.Module, layer: MergedLayer) -> None:
     """Give a layer of the graph float weights, as Quant nodes read them."""
-    try:
-        part = module.get_submodule(name)
-    except AttributeError:  # the example does not call it
-        return
     shape = (-1, *[1] * (layer.weight.dim() - 1))
     part.w_scale = layer.w_scale.view(shape)
     part.weight = layer.weight * part.w_scale
@@ -129,29 +125,34 @@ def layer_nodes(proto: ModelProto) -> Iterator[LayerNode]:
             0].op_type == kind else None
 
     for node in proto.graph.node:
-        weight = source_of(node.input[1]) if node.op_type in LAYER_OPS \
-            else None
-        if weight is None:
+        if node.op_type not in LAYER_OPS or source_of(
+                node.input[1]) is None:
             continue
         result = node.output[0]
         codes = only(result, 'QuantizeLinear')
         if codes is not None:
             result = only(codes, 'Clip') or codes
-        yield LayerNode(weight.rpartition('.')[0], node,
-                        source_of(node.input[0]), result)
+        yield LayerNode(node, source_of(node.input[0]), result)
 
 
 def layer_calls(module: GraphModule) -> Dict[str, Node]:
-    """The calls of quantized layers in a captured graph, by the name of the
-    layer, from the second call on with its number."""
-    calls: Dict[str, Node] = {}
+    """The calls of quantized layers in a captured graph, by name."""
+    nodes = [node for node in module.graph.nodes if target_of(node) in LAYERS]
+    return dict(zip(numbered(map(layer_of, nodes)), nodes))
+
+
+def numbered(layers: Iterable[str]) -> Iterator[str]:
+    """Names of calls: that of the layer, from the second call on with its
+    number.
+
+    Examples:
+        >>> list(numbered(['stem', 'conv', 'conv']))
+        ['stem', 'conv', 'conv#2']
+    """
     counts: Dict[str, int] = {}
-    for node in module.graph.nodes:
-        if target_of(node) in LAYERS:
-            layer = node.args[1].target.rpartition('.')[0]
-            count = counts[layer] = counts.get(layer, 0) + 1
-            calls[layer + (f'#{count}' if count > 1 else '')] = node
-    return calls
+    for layer in layers:
+        count = counts[layer] = counts.get(layer, 0) + 1
+        yield layer + (f'#{count}' if count > 1 else '')
 
 
 def quant_layers(proto: ModelProto) -> Iterator[Tuple[str, str, str]]:
@@ -161,15 +162,18 @@ def quant_layers(proto: ModelProto) -> Iterator[Tuple[str, str, str]]:
                  for name in node.output}
     sums = {node.input[0]: node.output[0] for node in proto.graph.node
             if node.op_type == 'Add'}
+    stored = {each.name for each in proto.graph.initializer}
 
-    def is_quantized(name):
+    def is_weight(name):
         node = producers.get(name)
         if node is not None and node.op_type == 'Transpose':
             node = producers.get(node.input[0])
-        return node is not None and node.op_type == 'Quant'
+        # A product of two activations may read a Quant node as well.
+        return node is not None and node.op_type == 'Quant' \
+            and node.input[0] in stored
 
     for node in proto.graph.node:
-        if node.op_type in ('Conv', 'MatMul') and is_quantized(node.input[1]):
+        if node.op_type in ('Conv', 'MatMul') and is_weight(node.input[1]):
             result = node.output[0]
             yield node.name, node.input[0], sums[result] if \
                 node.op_type == 'MatMul' else result
@@ -213,6 +217,10 @@ def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
     int8, once, when the file is loaded.
     """
     graph, nodes = proto.graph, []
+    stored = {each.name for each in graph.initializer}
+    # Of layers with equal weights, one has them.
+    weights = {layer: weight for layer, weight in weights.items()
+               if f'{layer}.weight' in stored}
     tensors = {each.name: each for each in graph.initializer
                if each.name.rpartition('.')[0] not in weights
                or not each.name.endswith('.weight')}

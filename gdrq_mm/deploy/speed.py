@@ -4,13 +4,13 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Union
 
 import torch
 from torch import Tensor, nn
 
 from .layers import (MergedConv2d, MergedLayer, MergedReLU, RoundedInput,
-                     RoundedOutput)
+                     RoundedOutput, take_hooks)
 from .onnx_check import run, session
 
 
@@ -45,11 +45,16 @@ def float_form(model: nn.Module) -> nn.Module:
         elif isinstance(module, RoundedOutput):
             module.grid = None
         for name, child in list(module._modules.items()):
-            if isinstance(child, MergedLayer):
-                module._modules[name] = _Float(child)
-            elif isinstance(child, RoundedInput):
-                module._modules[name] = child[0]
-    return _Float(model) if isinstance(model, MergedLayer) else model
+            if isinstance(child, (MergedLayer, RoundedInput)):
+                module._modules[name] = _float_layer(child)
+    return _float_layer(model) if isinstance(
+        model, (MergedLayer, RoundedInput)) else model
+
+
+def _float_layer(layer: Union[MergedLayer, RoundedInput]) -> nn.Module:
+    plain = layer[0] if isinstance(layer, RoundedInput) else _Float(layer)
+    take_hooks(layer, plain)
+    return plain
 
 
 @torch.no_grad()

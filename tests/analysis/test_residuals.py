@@ -1,4 +1,5 @@
 """Outputs that integer kernels round, by what reads what."""
+import pytest
 import torch
 from torch import nn
 
@@ -106,6 +107,37 @@ def test_sums_that_no_module_returns_are_told():
     assert found.others == ['neck']
 
 
+def test_sums_of_the_model_itself_are_told():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.a(x) + self.b(x)
+
+    x = torch.randn(1, 3, 8, 8)
+    found = residual_outputs(calibrated(Sum(), x), x)
+    assert found == (['a', 'b'], ['the model itself'])
+
+
+def test_modules_of_two_names_go_by_the_first():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+            self.norm, self.out = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+            self.b, self.act, self.bn = self.a, self.relu, self.norm
+
+        def forward(self, x):
+            y = self.act(self.bn(self.b(x)))
+            return self.out(y).sigmoid() * y
+
+    x = torch.randn(1, 3, 8, 8)
+    assert residual_outputs(calibrated(Twice(), x), x) == (
+        ['relu', 'out'], [])
+
+
 def test_quantizers_move_in_front_of_pooling():
     """The convolution then gives the few bits itself."""
     torch.manual_seed(0)
@@ -129,3 +161,23 @@ def test_patterns_match_these_modules_and_no_others():
     assert shortest_patterns(names[:2], model) == ['layer1.*.bn2']
     assert shortest_patterns([*names, 'layer2.1'], model) == [
         'layer*.*.bn2', 'layer2.1']
+
+
+def test_patterns_of_names_that_patterns_would_read_are_literal():
+    model = nn.ModuleDict({'a[1]': nn.ReLU(), 'a1': nn.ReLU(),
+                           'b*': nn.ReLU(), 'bc': nn.ReLU()})
+    assert shortest_patterns(['a[1]', 'b*'], model) == ['a[[]1]', 'b[*]']
+
+
+def test_patterns_match_no_other_name_of_a_module():
+    model = nn.ModuleDict(dict(a1=nn.ReLU(), a2=nn.ReLU(), b=nn.ReLU()))
+    model['a3'] = model['b']
+    assert shortest_patterns(['a1', 'a2'], model) == ['a1', 'a2']
+    assert shortest_patterns(['a1', 'a2', 'a3'], model) == ['a*']
+
+
+def test_names_that_are_no_modules_are_refused():
+    model = nn.ModuleDict(dict(conv=nn.ReLU()))
+    for name in ('cnov', '', 'con*'):
+        with pytest.raises(ValueError, match='no module'):
+            shortest_patterns([name], model)

@@ -131,6 +131,63 @@ def test_channels_of_different_factors_are_unpacked_exactly(tmp_path):
     assert equal == total
 
 
+class Equal(nn.Module):
+    """Two layers with the same weights, one of them under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.b.load_state_dict(self.a.state_dict())
+        self.head = nn.Conv2d(4, 4, 1)
+        self.again = self.b
+
+    def forward(self, x):
+        return self.head(self.again(self.a(x).relu()).relu())
+
+
+class Attention(nn.Module):
+    """A product of two activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = (nn.Conv2d(4, 4, 1) for _ in range(3))
+
+    def forward(self, x):
+        return self.head(torch.matmul(self.a(x), self.b(x)))
+
+
+def calibrated(model, **quantization):
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 8, 8)
+    gdrq_mm.quantize_(model, dict(dict(
+        weight=dict(bits=2), activation=dict(bits=4)), **quantization))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    return model.eval(), x
+
+
+@pytest.mark.parametrize('format, weights', [
+    ('qdq', 'int8'), ('qdq', 'int2'), ('qonnx', 'int8')])
+def test_layers_of_equal_weights_and_of_two_names_keep_their_names(
+        format, weights, tmp_path):
+    model, x = calibrated(Equal())
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model, x, path, format, weights=weights)
+    assert list(report.codes or report.layers) == ['a', 'b', 'head']
+    proto = onnx.load(str(path)).graph
+    assert [node.name for node in proto.node if node.op_type == 'Conv'] == [
+        'a', 'b', 'head']
+    read = {name for node in proto.node for name in node.input}
+    assert {each.name for each in proto.initializer} <= read
+
+
+@pytest.mark.parametrize('outputs', [[], ['a', 'b']])
+def test_products_of_two_activations_are_no_layers(outputs, tmp_path):
+    model, x = calibrated(Attention(), residual=dict(outputs=outputs))
+    report = export_onnx(model, x, tmp_path / 'model.onnx', 'qonnx')
+    assert list(report.layers) == ['a', 'b', 'head']
+    assert report.difference < 1e-5
+
+
 def test_nothing_is_written_where_a_layer_runs_in_float(tmp_path,
                                                         monkeypatch):
     model, x = quantized(4)

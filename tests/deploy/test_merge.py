@@ -260,6 +260,64 @@ def test_unset_threshold_is_refused_by_name():
         merge(model, torch.randn(1, 3, 8, 8))
 
 
+def test_unset_threshold_of_an_output_is_refused_by_name():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+        def forward(self, x, act=False):
+            return self.act(self.conv(x)) if act else self.conv(x)
+
+    model, x = Optional(), torch.randn(1, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4),
+        residual=dict(outputs=['act'])))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)  # does not call it
+    assert merged.act.output_quantizer.grid is None
+    with pytest.warns(UserWarning, match='threshold'), \
+            pytest.raises(ValueError,
+                          match='^act: the threshold of its output'):
+        merge(model, x, act=True)
+
+
+@pytest.mark.parametrize('outputs', [[], ['norm', 'second']])
+@pytest.mark.parametrize('rules', [
+    [], [dict(match='second', weight=dict(bits=None))],
+    [dict(match='second', activation=dict(bits=None))],
+    [dict(match='first', weight=dict(bits=None))]])
+def test_forward_hooks_are_kept(rules, outputs):
+    """On layers that merge or stay float, and on norms that go away."""
+    class Hooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.second = nn.Conv2d(4, 4, 3)
+
+        def forward(self, x):
+            return self.second(self.norm(self.first(x)))
+
+    torch.manual_seed(0)
+    model, x = Hooked(), torch.randn(1, 3, 8, 8)
+    randomize_norm(model.norm)
+    model.norm.register_forward_hook(lambda module, args, y: 2 * y)
+    model.second.register_forward_pre_hook(
+        lambda module, args, kwargs: ((args[0] + 0.3, ), kwargs),
+        with_kwargs=True)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4), rules=rules,
+        residual=dict(outputs=outputs)))
+    model.second.register_forward_hook(lambda module, args, y: 3 * y)
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    expected = model.eval()(x)
+    merged = merge(model, x)
+    # A float layer keeps its normalization.
+    assert isinstance(merged.norm, nn.BatchNorm2d if rules and rules[0][
+        'match'] == 'first' else nn.Identity)
+    torch.testing.assert_close(merged(x), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_inputs_of_two_scales_are_refused():
     class TwoSites(nn.Module):
         def __init__(self):

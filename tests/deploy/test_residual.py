@@ -120,6 +120,54 @@ def test_norms_that_two_layers_share_are_left_alone():
 
 
 @torch.no_grad()
+def test_biases_that_two_layers_share_are_left_alone():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+            self.b.weight, self.b.bias = self.a.weight, self.a.bias
+            self.head = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.head(self.a(x) + self.b(3 * x))
+
+    torch.manual_seed(0)
+    model, x = Shared(), torch.randn(1, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    before = model.eval().a.bias.clone()
+    merged = merge(model, x)
+    assert align_biases_(model, merged, to_integer(merged, x)) == ['a', 'b']
+    assert torch.equal(model.a.bias, before)
+
+
+@torch.no_grad()
+def test_layers_of_two_names_are_aligned():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.b = self.a
+
+        def forward(self, x):
+            return self.head(self.b(x).relu())
+
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(1, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged, before = merge(model.eval(), x), model.a.bias.clone()
+    assert align_biases_(model, merged, to_integer(merged, x)) == []
+    assert not torch.equal(model.a.bias, before)
+    again = to_integer(merge(model, x), x).graph_module.a
+    step = again.w_scale.double() * merged.a.grid.scale
+    torch.testing.assert_close(again.bias * step, model.a.bias.double(),
+                               rtol=1e-6, atol=1e-9)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('weights, bits', [('int8', 4), ('int2', 2)])
 def test_onnx_runtime_equals_the_integer_model(weights, bits, tmp_path):
     """4-bit codes of 8-bit codes, too."""
@@ -186,13 +234,18 @@ def test_float_layers_keep_theirs():
 
 @torch.no_grad()
 def test_the_float_form_rounds_nothing():
+    """Against the float network, with the weights that the layers have."""
     model, x = trained()
-    merged = merge(model, x)
-    assert merged.norm.output_quantizer.grid is not None
-    floats = float_form(merged)
-    assert (floats(x) - merged(x)).abs().max() > 0
-    assert not any(getattr(module, 'grid', None)
-                   for module in floats.modules())
+    expected = Net().eval()
+    expected.load_state_dict(
+        {key: value for key, value in model.state_dict().items()
+         if 'quantiz' not in key})
+    for name in ('stem.0', 'first', 'plain', 'mid', 'head'):
+        expected.get_submodule(name).weight.copy_(
+            model.get_submodule(name).quantized_weight())
+    floats = float_form(merge(model, x))
+    torch.testing.assert_close(floats(x), expected(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model(x), expected(x), rtol=1e-2, atol=1e-3)
 
 
 @torch.no_grad()

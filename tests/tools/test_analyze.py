@@ -61,17 +61,40 @@ def test_ends_prints_rules_to_paste(policy, change, monkeypatch, capsys):
                                dict(match='head.fc', **change)]
 
 
-def test_residuals_prints_outputs_to_paste(monkeypatch, capsys):
-    tool = str(ROOT / 'tools' / 'analyze.py')
-    monkeypatch.setattr(sys, 'argv', [
-        tool, 'residuals', str(ROOT / 'configs' / CONFIGS['cls']), '--shape',
-        '32', '32'])
-    runpy.run_path(tool, run_name='__main__')
-    pasted = eval('dict(' + capsys.readouterr().out + ')')
-    assert pasted['residual']['outputs'] == [
-        'backbone.layer*.0', 'backbone.layer*.*.bn2',
-        'backbone.layer*.0.downsample.1', 'backbone.layer4.1']
-    with_them = Config.fromfile(
-        ROOT / 'configs' / CONFIGS['cls'].replace('w2a4', 'w4a4-r8'))
-    assert with_them.custom_hooks[0].quantization.residual.outputs == \
-        pasted['residual']['outputs']
+WITH_RESIDUAL = ROOT / 'configs' / CONFIGS['cls'].replace('w2a4', 'w4a4-r8')
+OUTPUTS = ['backbone.layer*.0', 'backbone.layer*.*.bn2',
+           'backbone.layer*.0.downsample.1', 'backbone.layer4.1']
+
+
+@pytest.fixture
+def residuals(monkeypatch, capsys):
+    """What ``residuals`` prints for a config."""
+
+    def run(config, *args):
+        tool = str(ROOT / 'tools' / 'analyze.py')
+        monkeypatch.setattr(sys, 'argv', [
+            tool, 'residuals', str(config), '--shape', '32', '32', *args])
+        runpy.run_path(tool, run_name='__main__')
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_residuals_prints_outputs_to_paste(residuals):
+    pasted = eval('dict(' + residuals(ROOT / 'configs' / CONFIGS['cls']) + ')')
+    assert pasted['residual']['outputs'] == OUTPUTS
+    with_them = Config.fromfile(WITH_RESIDUAL)
+    assert with_them.custom_hooks[0].quantization.residual.outputs == OUTPUTS
+
+
+def test_residuals_says_that_nothing_is_left_to_round(residuals):
+    assert residuals(WITH_RESIDUAL) == \
+        '# no output of a module is left to round\n'
+
+
+def test_residuals_keeps_the_outputs_of_the_config(residuals):
+    part = 'custom_hooks.0.quantization.residual.outputs'
+    shown = residuals(WITH_RESIDUAL, '--cfg-options',
+                      f"{part}=['{OUTPUTS[0]}','{OUTPUTS[1]}']")
+    assert set(eval('dict(' + shown + ')')['residual']['outputs']) == \
+        set(OUTPUTS)
