@@ -72,28 +72,23 @@ class OutputQuantizer(nn.Module):
         return x if grid is None else _Round.apply(x, grid)
 
 
-def attach_output(module: nn.Module, quantizer: nn.Module) -> None:
+def attach_output(module: nn.Module, quantizer: OutputQuantizer) -> None:
     """Let ``quantizer`` change what ``module`` returns from now on."""
-    module.add_module(NAME, quantizer)
-    _hook(module)
+    module.add_module(NAME, quantizer)  # _hook_owner does the rest
 
 
-def _hook(module: nn.Module) -> None:
-    if _quantize_output not in module._forward_hooks.values():
-        module.register_forward_hook(_quantize_output)
-
-
-def _attach_again(module: nn.Module, name: str, child: Any) -> None:
+def _hook_owner(module: nn.Module, name: str, child: Any) -> None:
     """Whatever module gets an output quantizer as its child is hooked.
 
     Code that puts another normalization in the place of one (mmengine does,
     for SyncBN) hands children on, but no hooks.
     """
-    if name == NAME and isinstance(child, OutputQuantizer):
-        _hook(module)
+    if name == NAME and isinstance(child, OutputQuantizer) and \
+            _quantize_output not in module._forward_hooks.values():
+        module.register_forward_hook(_quantize_output)
 
 
-register_module_module_registration_hook(_attach_again)
+register_module_module_registration_hook(_hook_owner)
 
 
 def _quantize_output(module: nn.Module, args: tuple, output: Any) -> Tensor:
