@@ -43,8 +43,8 @@ class Worker:
         # Not forked: torch's threads do not survive that.
         context = get_context('spawn')
         self.conn, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, function),
-                                       daemon=True)
+        # Not daemonic: mmdet's VOC metric starts processes of its own.
+        self.process = context.Process(target=serve, args=(theirs, function))
         self.process.start()
         theirs.close()
         self.task = None
