@@ -389,6 +389,16 @@ def test_the_interval_of_the_mean_holds_it_nine_times_of_ten():
         assert inside / 4000 == pytest.approx(.9, abs=.02)
 
 
+def test_models_with_other_references_are_compared_by_their_drops():
+    found = results(a=[70, 70.1, 69.9], b=[75, 75.1, 74.9],
+                    ref=[72, 72, 72])
+    found.cells['b']['reference'] = 'other'
+    found.cells['other'] = dict(seeds={
+        str(seed): dict(metric=80.) for seed in range(3)})
+    assert found.judge(Claim('', better=[('a', 'b')])) == [
+        '+3.0', '3', 'confirmed']
+
+
 def test_limits_and_equality():
     found = results(a=[72, 70.1, 71], b=[72.1, 70.1, 71.2],
                     ref=[73, 71, 72], c=[70, 68.1, 69.2])

@@ -82,7 +82,7 @@ class Claim:
     Args:
         words (str): The paper's, or those of a goal.
         better (sequence[tuple[str, str]]): Pairs of cells; the first one has
-            the higher metric.
+            the smaller drop.
         equal (sequence[tuple[str, str]]): Pairs of cells with about the same
             metric.
         limits (dict[str, float]): Cell -> drop that it must not exceed.

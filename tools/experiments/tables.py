@@ -21,6 +21,13 @@ def interval(values: List[float]) -> Tuple[float, float]:
     return mean - half, mean + half
 
 
+def minus(ours: Dict[str, float], theirs: Dict[str, float]
+          ) -> Dict[str, float]:
+    """Differences of the seeds that both have."""
+    return {seed: ours[seed] - theirs[seed] for seed in ours
+            if seed in theirs}
+
+
 class Results:
     """The measured cells of a study.
 
@@ -38,14 +45,10 @@ class Results:
         return {seed: result['metric'] for seed, result
                 in self.cells.get(name, dict(seeds={}))['seeds'].items()}
 
-    def differences(self, name: str, other: str) -> List[float]:
-        """Metric of a cell minus that of another, of each common seed."""
-        ours, theirs = self.metrics(name), self.metrics(other)
-        return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-
-    def drops(self, name: str) -> List[float]:
+    def drops(self, name: str) -> Dict[str, float]:
+        """Seed -> metric of the reference of a cell minus its own."""
         reference = self.cells.get(name, {}).get('reference')
-        return [-value for value in self.differences(name, reference)]
+        return minus(self.metrics(reference), self.metrics(name))
 
     def text(self, values: List[float]) -> str:
         """'1.3 (0.9 to 1.6)', with the number of seeds where some lack."""
@@ -72,8 +75,8 @@ class Results:
     def _cell(self, row: Row, name) -> str:
         if name is None:
             return ''
-        return self.text(list(self.metrics(name).values())
-                         if row.show == 'metric' else self.drops(name))
+        values = self.metrics if row.show == 'metric' else self.drops
+        return self.text(list(values(name).values()))
 
     def _filled(self, label: str, cells) -> list:
         return [label, *cells,
@@ -90,7 +93,8 @@ class Results:
         """What came out, of how many seeds, and the verdict."""
         votes, texts, seeds = [], [], []
 
-        def vote(values, is_so, is_not, text):
+        def vote(by_seed, is_so, is_not, text):
+            values = list(by_seed.values())
             if values:
                 low, high = interval(values)
                 mean = sum(values) / len(values)
@@ -99,12 +103,13 @@ class Results:
                 texts.append(text(mean))
                 seeds.append(len(values))
 
-        for pair in claim.better:
-            vote(self.differences(*pair), lambda low, mean, high: low > 0,
+        for ours, theirs in claim.better:
+            vote(minus(self.drops(theirs), self.drops(ours)),
+                 lambda low, mean, high: low > 0,
                  lambda low, mean, high: high < 0, '{:+.1f}'.format)
-        for pair in claim.equal:
-            vote(self.differences(*pair), lambda low, mean, high:
-                 -EQUAL <= low and high <= EQUAL,
+        for ours, theirs in claim.equal:
+            vote(minus(self.metrics(ours), self.metrics(theirs)),
+                 lambda low, mean, high: -EQUAL <= low and high <= EQUAL,
                  lambda low, mean, high: (low > 0 or high < 0)
                  and abs(mean) > EQUAL, '{:+.1f}'.format)
         for name, limit in claim.limits.items():

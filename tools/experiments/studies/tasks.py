@@ -1,0 +1,101 @@
+"""Detection and segmentation: choices, and tries to lose less."""
+from ..cells import Claim, Row, Study
+from .architectures import FIRST_AND_LAST
+from .choices import DEFAULT_K_A
+from .common import CELLS, STUDIES, add, at_8_bits
+
+QUANTIZATION = 'custom_hooks.0.quantization'
+HEADS = ['Faster R-CNN', 'PSPNet']
+LENGTHS = dict(  # of the fine-tuning, where its configs have it
+    det=('train_cfg.max_epochs', 2, ('end', 'T_max')),
+    seg=('train_cfg.max_iters', 350, ('end', )))
+RATES = dict(det=1e-3, seg=4e-3)
+
+
+def variant(name, label, options=(), start=None, reference=None, **fields):
+    """A cell that differs from another one in some options."""
+    cell = CELLS[name]
+    return add(f'{name}-{label}', cell.config, options=dict(options),
+               start=start or cell.start,
+               reference=reference or cell.reference, **fields)
+
+
+# -- What is better on signs, on the other tasks as well? ---------------------
+
+RUNS = [f'{family}/{run}' for family in LENGTHS for run in ('w2a4', 'w4a4')]
+KA = [variant(name, 'ka1.4', {
+    f'{QUANTIZATION}.activation.k': round(1.4 * DEFAULT_K_A[4], 2),
+    f'{QUANTIZATION}.rules': at_8_bits(
+        *FIRST_AND_LAST[name.partition('/')[0]])}) for name in RUNS]
+SEARCHED = [variant(name, 'search', {f'{QUANTIZATION}.weight.clip': 'search'})
+            for name in RUNS]
+STUDIES['tasks'] = Study(
+    'Detection and segmentation: the choices that did well on signs',
+    'drop of mAP or mIoU', [f'{head} {pair}' for head in HEADS
+                            for pair in ('[2,4]', '[4,4]')],
+    [Row('**default**', RUNS),
+     Row('k_a of 4 bits: 1.4 of the default', KA),
+     Row("clip='search'", SEARCHED)],
+    [Claim('the default is better than 1.4 of its k_a',
+           better=[*zip(RUNS, KA)]),
+     Claim("the default is better than clip='search'",
+           better=[*zip(RUNS, SEARCHED)])])
+
+# -- What could make the drop smaller? ----------------------------------------
+
+
+def longer(family, factor) -> dict:
+    key, length, ends = LENGTHS[family]
+    return {key: factor * length, **{
+        f'param_scheduler.1.{end}': factor * length for end in ends}}
+
+
+def rate(family, factor) -> dict:
+    return {'optim_wrapper.optimizer.lr': factor * RATES[family],
+            'param_scheduler.1.eta_min': factor * RATES[family] / 100}
+
+
+def tries(family) -> dict:
+    """Label -> cell at [2,4], each against a float model trained alike."""
+    name = f'{family}/w2a4'
+    start, floating = CELLS[name].start, f'{family}/float'
+
+    def float_model(label, options=(), start=start):
+        return add(f'{floating}-{label}', CELLS[floating].config,
+                   options=dict(options), start=start)
+
+    again = float_model('longer', start=floating)
+    found = {'**default**': name}
+    for label, suffix, options in (
+            ('twice as long', 'long', longer(family, 2)),
+            ('half the learning rate', 'lr0.5', rate(family, .5)),
+            ('twice the learning rate', 'lr2', rate(family, 2))):
+        found[label] = variant(name, suffix, options, reference=float_model(
+            suffix, options))
+    for label, suffix, options in (
+            ('batch normalization recalibrated', 'bn',
+             {'custom_hooks.0.bn_batches': 16}),
+            ('first and last layers float', 'ends', {
+                f'{QUANTIZATION}.rules': [
+                    dict(match=layer, skip=True)
+                    for layer in FIRST_AND_LAST[family]]}),
+            ('group_size=1', 'gs1', {f'{QUANTIZATION}.weight.group_size': 1}),
+            ('group_size=-1', 'layer',
+             {f'{QUANTIZATION}.weight.group_size': -1})):
+        found[label] = variant(name, suffix, options)
+    found['from the fine-tuned float model'] = variant(
+        name, 'from-float', start=floating, reference=again)
+    found['from the weights of [4,4]'] = variant(
+        name, 'from-w4a4', start=f'{family}/w4a4', reference=again,
+        latent=True)
+    return found
+
+
+DET, SEG = map(tries, LENGTHS)
+STUDIES['tries_tasks'] = Study(
+    'The same for detection and segmentation, at [2,4]',
+    'drop of mAP or mIoU', HEADS,
+    [Row(label, [DET[label], SEG[label]]) for label in DET],
+    [Claim(f'the default loses less than "{label}"', better=[
+        (tried['**default**'], tried[label]) for tried in (DET, SEG)])
+     for label in list(DET)[1:]])
