@@ -4,6 +4,7 @@ from typing import Callable, Dict, List, Optional
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from .functional import num_groups
 from .modes import eval_mode
@@ -24,6 +25,13 @@ class LayerTrace:
     macs: int = 0
     signed: bool = False
     same_input: List[str] = field(default_factory=list)
+
+
+def first_tensor(values) -> Optional[torch.Tensor]:
+    """The first tensor in arguments or results; users' own layers may have
+    them in tuples."""
+    return next((value for value in tree_leaves(values)
+                 if isinstance(value, torch.Tensor)), None)
 
 
 @torch.no_grad()
@@ -52,16 +60,18 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
                     f'{type(module).__name__} returns, a '
                     f'{type(output).__name__}; residual.outputs takes modules '
                     'that return one tensor')
-            trace, x = traces[plan.name], output if plan.output else next(
-                value for value in (*args, *kwargs.values())
-                if isinstance(value, torch.Tensor))
+            trace = traces[plan.name]
             trace.calls += 1
+            x = output if plan.output else first_tensor((args, kwargs))
+            if x is None:
+                return
             trace.signed |= bool(x.numel() and x.amin() < 0)
             if plan.output:
                 return
             weight = plan.parameter
             if weight is not None:
-                each = x if getattr(module, 'transposed', False) else output
+                each = x if getattr(module, 'transposed', False) \
+                    else first_tensor(output)
                 trace.macs += each.numel() * weight[0].numel()
             version = 0 if x.is_inference() else x._version
             readers.setdefault((id(x), version), (x, []))[1].append(

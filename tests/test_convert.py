@@ -597,6 +597,21 @@ def test_an_output_that_is_no_tensor_is_named_by_the_trace():
     assert not any(module._forward_hooks for module in model)
 
 
+class TwoOutputs(nn.Conv2d):
+
+    def forward(self, xs):
+        return [super(TwoOutputs, self).forward(x) for x in xs], 1
+
+
+def test_layers_of_users_that_take_and_give_lists_are_traced():
+    model = TwoOutputs(3, 4, 1)
+    plans = make_plan(model, QuantConfig.from_dict(
+        dict(weight=dict(bits=4), activation=dict(bits=4))))
+    trace, = trace_layers(model, plans, lambda: model(
+        [torch.rand(1, 3, 6, 6)])).values()
+    assert (trace.calls, trace.macs) == (1, 4 * 36 * 3)
+
+
 def test_macs_of_transposed_convolutions_are_counted():
     model = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2), nn.Conv2d(4, 5, 1))
     plans = make_plan(model, QuantConfig.from_dict(

@@ -1,9 +1,12 @@
 """The graph of a merged model, as ``torch.export`` captures it."""
-from typing import Any, Tuple
+import operator
+from typing import Any, Dict, List, Tuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from .ops import OPS
 
@@ -27,15 +30,17 @@ def capture(model: nn.Module, example: Tuple[Any, ...]) -> GraphModule:
         example (tuple): What it is called with.
 
     Returns:
-        GraphModule: Quantizers and merged layers are single nodes; equal
-        quantizers of one tensor are one node. Modules that are registered
-        twice go by their first name, as in ``named_modules()``.
+        GraphModule: Quantizers and merged layers are single nodes; what
+        computes the same from the same is one node, the first. Modules that
+        are registered twice go by their first name, as in
+        ``named_modules()``.
     """
     program = torch.export.export(model, example, strict=False)
     module = program.run_decompositions({}).module(check_guards=False)
     for part in module.modules():  # eval() is refused here
         part.training = False
     _use_first_names(module, model)
+    _fold_equal(module)
     fold_grids(module.graph)
     _hoist_grids(module.graph)
     module.recompile()
@@ -88,6 +93,49 @@ def _move(source: nn.Module, target: nn.Module, key: str) -> None:
         target.register_parameter(key, value)
     else:
         target.register_buffer(key, value)
+
+
+def _fold_equal(module: GraphModule) -> None:
+    """Compute the same but once, layers of equal weights included.
+
+    The exporter does so, whatever the layers are called; calls would then
+    be missing in its file.
+    """
+    first: Dict[tuple, Node] = {}
+    tensors: Dict[tuple, List[Tensor]] = {}
+    values: Dict[Node, Any] = {}
+
+    def same_tensor(node):
+        tensor = operator.attrgetter(node.target)(module)
+        if not isinstance(tensor, Tensor):
+            return node.target
+        kind = tensor.dtype, tensor.shape
+        known = tensors.setdefault(kind, [])
+        for number, other in enumerate(known):
+            if tensor is other or torch.equal(tensor, other):
+                return kind, number
+        known.append(tensor)
+        return kind, len(known) - 1
+
+    for node in list(module.graph.nodes):
+        values[node] = node.name
+        if node.op == 'get_attr':
+            values[node] = same_tensor(node)
+        elif _is_function(target_of(node)):
+            key = node.target, repr(map_arg(
+                (node.args, node.kwargs), lambda arg: (values[arg], )))
+            if key in first:
+                node.replace_all_uses_with(first[key])
+                values[node] = first[key].name
+            first.setdefault(key, node)
+    module.graph.eliminate_dead_code()
+
+
+def _is_function(target: Any) -> bool:
+    """Whether an operator gives the same whenever it is given the same."""
+    return target is operator.getitem or (
+        isinstance(target, OpOverload) and not target._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in target.tags)
 
 
 def _hoist_grids(graph: Graph) -> None:

@@ -145,6 +145,21 @@ class Equal(nn.Module):
         return self.head(self.again(self.a(x).relu()).relu())
 
 
+class Twins(nn.Module):
+    """Two layers of equal weights that read the same, in two depths."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c, self.head = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        self.b, self.d = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.b.load_state_dict(self.a.state_dict())
+        self.d.load_state_dict(self.c.state_dict())
+
+    def forward(self, x):
+        left, right = self.c(self.a(x).relu()), self.d(self.b(x).relu())
+        return self.head(left.relu() + 2 * right.relu())
+
+
 class Attention(nn.Module):
     """A product of two activations."""
 
@@ -178,6 +193,14 @@ def test_layers_of_equal_weights_and_of_two_names_keep_their_names(
         'a', 'b', 'head']
     read = {name for node in proto.node for name in node.input}
     assert {each.name for each in proto.initializer} <= read
+
+
+@pytest.mark.parametrize('format', ['qdq', 'qonnx'])
+def test_what_twins_compute_is_computed_once(format, tmp_path):
+    model, x = calibrated(Twins())
+    report = export_onnx(model, x, tmp_path / 'model.onnx', format)
+    assert list(report.codes or report.layers) == ['a', 'c', 'head']
+    assert report.difference < 1e-5
 
 
 @pytest.mark.parametrize('outputs', [[], ['a', 'b']])

@@ -50,3 +50,16 @@ def test_modules_of_several_names_go_by_the_first():
     assert sorted(module.state_dict()) == sorted(
         f'{layer}.{key}' for layer in ('one.conv', 'last')
         for key in ('weight', 'w_scale', 'bias'))
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return torch.rand_like(x) - torch.rand_like(x), x.exp() - x.exp()
+
+
+def test_only_what_gives_the_same_is_computed_once():
+    module = capture(Noise(), (torch.randn(1, 8), ))
+    noise, nothing = module(torch.randn(1, 8))
+    assert noise.abs().min() > 0 and nothing.abs().max() == 0
+    targets = [target_of(node) for node in module.graph.nodes]
+    assert targets.count(torch.ops.aten.exp.default) == 1
