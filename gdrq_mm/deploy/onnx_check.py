@@ -85,7 +85,11 @@ def check_qdq(path: Path, model: IntegerModel, example: tuple, report
                            f'written: {error}') from error
     floats = {call: kind for call, kind in report.kernels.items()
               if kind not in INTEGER_KERNELS}
-    if floats or len(report.kernels) != len(model.calls):
+    if len(report.kernels) != len(model.calls):
+        raise RuntimeError(
+            f'the file has {len(report.kernels)} calls of quantized layers, '
+            f'the model {len(model.calls)}; nothing was written')
+    if floats:
         shown = '\n'.join(f'  {call}: {kind}'
                           for call, kind in floats.items())
         raise RuntimeError(
