@@ -82,7 +82,7 @@ for lr in (1e-3, 4e-3):
 add('resnet18/from-w4a4-w2a4', RESNET18, options=CELLS[
     'resnet18/base-w2a4'].options, start='resnet18/base-w4a4',
     reference=TWICE, latent=True)
-variants('tries', 'What could make the drop smaller', {
+variants('tries', 'What could make the drop smaller: ResNet-18, 100 signs', {
     label: [choice(name, pair, **fields) for pair in TRIED]
     for label, name, fields in (
         ('twice as long', 'long', dict(

@@ -2,10 +2,9 @@
 from ..cells import Claim, Row, Study
 from .architectures import FIRST_AND_LAST
 from .choices import DEFAULT_K_A
-from .common import CELLS, STUDIES, add, at_8_bits
+from .common import CELLS, FAMILIES, STUDIES, add, at_8_bits
 
 QUANTIZATION = 'custom_hooks.0.quantization'
-HEADS = ['Faster R-CNN', 'PSPNet']
 LENGTHS = dict(  # of the fine-tuning, where its configs have it
     det=('train_cfg.max_epochs', 2, ('end', 'T_max')),
     seg=('train_cfg.max_iters', 350, ('end', )))
@@ -31,8 +30,8 @@ SEARCHED = [variant(name, 'search', {f'{QUANTIZATION}.weight.clip': 'search'})
             for name in RUNS]
 STUDIES['tasks'] = Study(
     'Detection and segmentation: the choices that did well on signs',
-    'drop of mAP or mIoU', [f'{head} {pair}' for head in HEADS
-                            for pair in ('[2,4]', '[4,4]')],
+    'drop of mAP or mIoU', ['Faster R-CNN [2,4]', '[4,4]', 'PSPNet [2,4]',
+                            '[4,4]'],
     [Row('**default**', RUNS),
      Row('k_a of 4 bits: 1.4 of the default', KA),
      Row("clip='search'", SEARCHED)],
@@ -65,7 +64,7 @@ def tries(family) -> dict:
                    options=dict(options), start=start)
 
     again = float_model('longer', start=floating)
-    found = {'**default**': name}
+    found = {}
     for label, suffix, options in (
             ('twice as long', 'long', longer(family, 2)),
             ('half the learning rate', 'lr0.5', rate(family, .5)),
@@ -91,11 +90,12 @@ def tries(family) -> dict:
     return found
 
 
-DET, SEG = map(tries, LENGTHS)
-STUDIES['tries_tasks'] = Study(
-    'The same for detection and segmentation, at [2,4]',
-    'drop of mAP or mIoU', HEADS,
-    [Row(label, [DET[label], SEG[label]]) for label in DET],
-    [Claim(f'the default loses less than "{label}"', better=[
-        (tried['**default**'], tried[label]) for tried in (DET, SEG)])
-     for label in list(DET)[1:]])
+for family in LENGTHS:
+    default, tried = f'{family}/w2a4', tries(family)
+    STUDIES[f'tries_{family}'] = Study(
+        f'What could make the drop smaller: {FAMILIES[family].title}',
+        'drop of mAP' if family == 'det' else 'drop of mIoU', ['[2,4]'],
+        [Row('**default**', [default]),
+         *(Row(label, [name]) for label, name in tried.items())],
+        [Claim(f'the default loses less than "{label}"',
+               better=[(default, name)]) for label, name in tried.items()])
