@@ -40,7 +40,8 @@ def variants(name, title, rows, pairs=PAIRS) -> None:
             if theirs]) for label, cells in rows.items()])
 
 
-for pair in (*PAIRS, (4, 2), (4, 8)):
+K_PAIRS = (*PAIRS[:2], (3, 4), PAIRS[2], (8, 8))
+for pair in (*K_PAIRS, (4, 2), (4, 8)):
     choice('base', pair)
 variants('choices', 'How reshaping and rounding are done', {
     label: [choice(name, pair, **fields) for pair in PAIRS]
@@ -63,7 +64,7 @@ variants('group_size', 'Group size, weights and activations', {
     for label, size in GROUP_SIZES.items() if size != 4})
 variants('k', 'k of weights', {
     f'k={k}': [choice(f'k{k}', pair, weight=dict(k=float(k)))
-               for pair in PAIRS] for k in KS[1:-1]})
+               for pair in K_PAIRS] for k in (*KS[1:-1], '6')}, K_PAIRS)
 # Defaults of unsigned inputs: 4.9, 7.3 and 10.5 at 2, 4 and 8 bits.
 DEFAULT_K_A = {2: 4.9, 4: 7.3, 8: 10.5}
 variants('k_a', 'k_a of activations, weights at 4 bits', {
