@@ -22,31 +22,38 @@ def variant(name, label, options=(), start=None, reference=None, **fields):
 # -- What is better on signs, on the other tasks as well? ---------------------
 
 RUNS = [f'{family}/{run}' for family in LENGTHS for run in ('w2a4', 'w4a4')]
-KA = [variant(name, 'ka1.4', {
-    f'{QUANTIZATION}.activation.k': round(1.4 * DEFAULT_K_A[4], 2),
-    f'{QUANTIZATION}.rules': at_8_bits(
-        *FIRST_AND_LAST[name.partition('/')[0]])}) for name in RUNS]
-SEARCHED = [variant(name, 'search', {f'{QUANTIZATION}.weight.clip': 'search'})
-            for name in RUNS]
-# At 2 bits that is first and last layers alone.
-WIDER = [variant(name, 'k3', {f'{QUANTIZATION}.weight.k': 3.}
-                 if name.endswith('w4a4') else {f'{QUANTIZATION}.rules': [
-                     dict(match=layer, weight=dict(bits=8, k=3.),
-                          activation=dict(bits=8))
-                     for layer in FIRST_AND_LAST[name.partition('/')[0]]]})
-         for name in RUNS]
+
+
+def first_and_last(name):
+    return FIRST_AND_LAST[CELLS[name].family]
+
+
+def wider(name) -> dict:
+    """Options for k = 3; at 2 bits of first and last layers alone."""
+    if name.endswith('w4a4'):
+        return {f'{QUANTIZATION}.weight.k': 3.}
+    return {f'{QUANTIZATION}.rules': [
+        dict(match=layer, weight=dict(bits=8, k=3.), activation=dict(bits=8))
+        for layer in first_and_last(name)]}
+
+
+CHOICES = {
+    'k_a of 4 bits: 1.4 of the default': [variant(name, 'ka1.4', {
+        f'{QUANTIZATION}.activation.k': round(1.4 * DEFAULT_K_A[4], 2),
+        f'{QUANTIZATION}.rules': at_8_bits(*first_and_last(name))})
+        for name in RUNS],
+    "clip='search'": [variant(name, 'search', {
+        f'{QUANTIZATION}.weight.clip': 'search'}) for name in RUNS],
+    'k=3 at 4 and 8 bits': [variant(name, 'k3', wider(name))
+                            for name in RUNS]}
 STUDIES['tasks'] = Study(
     'Detection and segmentation: the choices that did well on signs',
     'drop of mAP or mIoU', ['Faster R-CNN [2,4]', '[4,4]', 'PSPNet [2,4]',
                             '[4,4]'],
     [Row('**default**', RUNS),
-     Row('k_a of 4 bits: 1.4 of the default', KA),
-     Row("clip='search'", SEARCHED),
-     Row('k=3 at 4 and 8 bits', WIDER)],
-    [Claim(f'the default loses less than "{label}"', better=[*zip(RUNS, variants)])
-     for label, variants in (('1.4 of its k_a', KA),
-                             ("clip='search'", SEARCHED),
-                             ('k=3 at 4 and 8 bits', WIDER))])
+     *(Row(label, cells) for label, cells in CHOICES.items())],
+    [Claim(f'the default loses less than "{label}"',
+           better=[*zip(RUNS, cells)]) for label, cells in CHOICES.items()])
 
 # -- What could make the drop smaller? ----------------------------------------
 
