@@ -9,6 +9,7 @@ from .layers import QUANT_LAYERS
 from .layers.output import NAME as OUTPUT_QUANTIZER
 from .layers.relu import count_call_sites
 from .outputs import find_outputs
+from .quantizers.scale_clip import default_weight_k
 from .schemes import ActivationScheme, ResidualScheme, WeightScheme
 
 
@@ -53,7 +54,8 @@ class LayerPlan:
             if self.weight.clip == 'search':
                 described['weight'] += ', searched clip'
             elif self.weight.bits == 1:  # the level is clip / k
-                described['weight'] += f', k {self.weight.k}'
+                k = self.weight.k or default_weight_k(1)
+                described['weight'] += f', k {k}'
             if not self.weight.projection:
                 described['weight'] += ', no projection'
         if self.activation:

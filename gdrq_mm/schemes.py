@@ -40,8 +40,9 @@ class WeightScheme:
         bits (int, optional): 1 to 8. Defaults to None: weights stay float.
         group_size (int): Filters that share a clip value; -1 for the whole
             layer. Defaults to 4.
-        k (float): ``T = k * mean|G|``; 2 reshapes towards the uniform
-            distribution, less shrinks the weights. Defaults to 2.0.
+        k (float, optional): ``T = k * mean|G|``; 2 reshapes towards the
+            uniform distribution, less shrinks the weights. Defaults to None:
+            by bits, 2 up to 3 bits and 3 from 4 on.
         clip (str): Where the clip values of quantization come from:
             'threshold' is ``T`` (Algorithm 1); 'search' is that of the least
             quantized loss (Eq. 12), for weights that were not reshaped or
@@ -54,7 +55,7 @@ class WeightScheme:
     type: str = 'ScaleClip'
     bits: Optional[int] = None
     group_size: int = 4
-    k: float = 2.0
+    k: Optional[float] = None
     clip: str = 'threshold'
     projection: bool = True
 
@@ -66,13 +67,13 @@ class WeightScheme:
               and (self.group_size >= 1 or self.group_size == -1),
               'weight.group_size', self.group_size,
               'a number of filters >= 1, or -1 for the whole layer')
-        check(_is_number(self.k) and 0 < self.k < float('inf'),
-              'weight.k', self.k, 'a positive number')
+        _check_k('weight', self.k)
         check(self.clip in ('threshold', 'search'), 'weight.clip', self.clip,
               "'threshold' or 'search'")
         check(isinstance(self.projection, bool), 'weight.projection',
               self.projection, 'True or False')
-        if self.bits is not None and self.projection and self.k < 2:
+        if None not in (self.bits, self.k) and self.projection \
+                and self.k < 2:
             warnings.warn(
                 f'weight.k is {self.k}: below 2 every projection shrinks the '
                 'weights towards zero; use k >= 2', stacklevel=3)
@@ -157,11 +158,14 @@ def _is_activation_bits(value: Any) -> bool:
 def _check_threshold(where: str, scheme) -> None:
     """What the schemes of activations and of outputs have in common."""
     _check_type(where, 'activation', scheme.type)
-    check(scheme.k is None or _is_number(scheme.k)
-          and 0 < scheme.k < float('inf'), f'{where}.k', scheme.k,
-          'a positive number, or None for the default of the bits')
+    _check_k(where, scheme.k)
     check(_is_number(scheme.lr) and 0 < scheme.lr <= 1, f'{where}.lr',
           scheme.lr, 'a number in (0, 1]')
+
+
+def _check_k(where: str, k: Any) -> None:
+    check(k is None or _is_number(k) and 0 < k < float('inf'), f'{where}.k',
+          k, 'a positive number, or None for the default of the bits')
 
 
 def _check_type(where: str, side: str, name: str) -> None:

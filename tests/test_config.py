@@ -27,7 +27,7 @@ def test_defaults_are_float_layers_with_scale_clip_settings():
     config = QuantConfig.from_dict({})
     assert config == QuantConfig()
     assert config.weight == WeightScheme(
-        type='ScaleClip', bits=None, group_size=4, k=2.0, clip='threshold',
+        type='ScaleClip', bits=None, group_size=4, k=None, clip='threshold',
         projection=True)
     assert config.activation == ActivationScheme(
         type='ScaleClip', bits=None, k=None, lr=0.01, site='input')
@@ -136,10 +136,6 @@ def test_lr_out_of_range_is_refused(lr):
 @pytest.mark.parametrize('side', ['weight', 'activation'])
 def test_k_that_is_no_positive_number_is_refused(side, k):
     refused({side: dict(k=k)}, f'{side}.k is {k!r}', 'a positive number')
-
-
-def test_k_of_weights_is_needed():
-    refused(dict(weight=dict(k=None)), 'weight.k is None')
 
 
 @pytest.mark.parametrize('rule', [
@@ -324,7 +320,7 @@ def test_to_dict_and_json_give_the_config_back(config):
 
 def test_to_dict_shows_all_values_in_primitive_types():
     assert make(dict(match='*', weight=dict(bits=8))).to_dict() == dict(
-        weight=dict(type='ScaleClip', bits=4, group_size=8, k=2.0,
+        weight=dict(type='ScaleClip', bits=4, group_size=8, k=None,
                     clip='threshold', projection=True),
         activation=dict(type='ScaleClip', bits=5, k=None, lr=.1,
                         site='input'),

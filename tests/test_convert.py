@@ -164,15 +164,16 @@ def test_weight_only_layer_computes_with_brute_force_levels(bits):
     w = model.conv2.weight.detach().double().numpy()
     quantized = np.empty_like(w)
     top = 2**(bits - 1) - 1
+    k = 3 if bits > 3 else 2
     for start in (0, 4):
         group = w[start:start + 4]
         mean = np.abs(group).mean()
         if bits == 1:
             quantized[start:start + 4] = np.where(group < 0, -mean, mean)
         else:
-            step = 2 * mean / top
+            step = k * mean / top
             quantized[start:start + 4] = np.rint(
-                np.clip(group, -2 * mean, 2 * mean) / step) * step
+                np.clip(group, -k * mean, k * mean) / step) * step
     x = torch.randn(2, 6, 5, 5)
     expected = TF.conv2d(x.double(), torch.tensor(quantized),
                          model.conv2.bias.double(), padding=1)
@@ -270,7 +271,7 @@ def test_layers_that_share_a_weight_share_its_clip_values():
 def test_shared_weight_is_projected_once_a_step():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    quantize_(model, dict(weight=dict(bits=4, group_size=-1)))
+    quantize_(model, dict(weight=dict(bits=4, group_size=-1, k=2.)))
     weight = model[0].weight
     optimizer = torch.optim.SGD([weight], lr=0.)
     before = weight.detach().double().numpy().copy()
@@ -532,6 +533,17 @@ def test_policy_names_a_few_of_many_layers():
     assert report.policy() == (
         '[weight,activation] bits: [3,float]: 1 layers; [2,float]: '
         '1, 2, 3, 4, 5, 6, 7, 8 and 2 more')
+
+
+def test_k_of_weights_is_that_of_the_bits_of_each_layer():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3),
+                          nn.Conv2d(4, 4, 3))
+    rules = [dict(match='0', weight=dict(bits=8)),
+             dict(match='1', weight=dict(k=4.))]
+    for k, expected in ((None, [3, 4, 2]), (2.5, [2.5, 4, 2.5])):
+        net = copy.deepcopy(model)
+        quantize_(net, dict(weight=dict(bits=2, k=k), rules=rules))
+        assert [net[i].weight_quantizer.k for i in range(3)] == expected
 
 
 @pytest.mark.parametrize('config', CONFIGS)

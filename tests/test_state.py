@@ -489,7 +489,7 @@ def test_reshape_projects_weights_and_passes_gradients():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.)
     weight = model.conv2.weight.detach().clone()
     train_step(model, optimizer, batch())
-    clips, expected = project_oracle(weight, 2, 4)
+    clips, expected = project_oracle(weight, 3, 4)
     np.testing.assert_allclose(model.conv2.weight.detach(), expected,
                                rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(model.conv2.weight_quantizer.clip, clips,

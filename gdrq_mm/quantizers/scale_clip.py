@@ -19,6 +19,15 @@ BEST_CLIP_OF_HALF_NORMAL = {
     1: 1.55, 3: 2.45, 7: 3.1, 15: 3.65, 31: 4.1, 63: 4.5, 127: 4.9, 255: 5.25}
 
 
+def default_weight_k(bits: int) -> float:
+    """Default ``k`` of weights: the paper's 2 up to 3 bits.
+
+    From 4 bits on the levels reach further, and at 2 the reshaped weights
+    lose more than they win (docs/results.md, "k of weights").
+    """
+    return 2. if bits <= 3 else 3.
+
+
 def default_k(bits: int, signed: bool) -> float:
     """Default ``k_a`` of activations (the paper only says "large").
 
@@ -51,7 +60,8 @@ class ScaleClipWeight(nn.Module):
         num_filters (int): First dimension of the weight.
         bits (int): 1 to 8.
         group_size (int): Filters a group, -1 for the whole layer.
-        k (float): Threshold factor; 2 reshapes towards uniform.
+        k (float, optional): Threshold factor; 2 reshapes towards uniform.
+            None: by bits, see :func:`default_weight_k`.
         clip (str): 'threshold' or 'search'. Defaults to 'threshold'.
         projection (bool): Clip the stored weights to ``T`` after each step.
             Otherwise they keep their values, and clipping acts in the forward
@@ -61,12 +71,12 @@ class ScaleClipWeight(nn.Module):
     SEARCH_INTERVAL = 100  # steps between two searches
 
     def __init__(self, num_filters: int, bits: int, group_size: int,
-                 k: float, clip: str = 'threshold',
+                 k: Optional[float], clip: str = 'threshold',
                  projection: bool = True) -> None:
         super().__init__()
         self.bits = bits
         self.group_size = group_size
-        self.k = k
+        self.k = default_weight_k(bits) if k is None else k
         self.searches = clip == 'search'
         self.projection = projection
         self.clip = nn.Parameter(

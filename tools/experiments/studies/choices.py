@@ -10,11 +10,13 @@ ENDS = at_8_bits('backbone.conv1', 'head.fc')
 
 def choice(name, pair, weight={}, activation={}, start=FLOAT,
            reference=LONGER, rules=ENDS, schedule={}, **arguments) -> str:
+    # The paper's k at all bits: choices are compared at one.
     return add(
         f'resnet18/{name}-w{pair[0]}a{pair[1]}', RESNET18,
         options={**finetune(**schedule), **hook(
-            dict(bits=pair[0], **weight), dict(bits=pair[1], **activation),
-            rules, **arguments)}, start=start, reference=reference)
+            {'bits': pair[0], 'k': 2., **weight},
+            dict(bits=pair[1], **activation), rules, **arguments)},
+        start=start, reference=reference)
 
 
 def base(pair) -> str:
@@ -22,7 +24,7 @@ def base(pair) -> str:
 
 
 def variants(name, title, rows, pairs=PAIRS) -> None:
-    """A study of variants of the default, a row each.
+    """A study of variants of the base, a row each.
 
     Args:
         name (str): Of the study.
@@ -30,13 +32,13 @@ def variants(name, title, rows, pairs=PAIRS) -> None:
         rows (dict[str, list[str]]): Label -> cells.
         pairs (sequence): Bits of the columns.
     """
-    default = [base(pair) for pair in pairs]
+    bases = [base(pair) for pair in pairs]
     STUDIES[name] = Study(
         title, 'drop of top-1', columns(pairs), [
-            Row('**default**', default),
+            Row('**base**', bases),
             *(Row(label, cells) for label, cells in rows.items())],
-        [Claim(f'the default loses less than "{label}"', better=[
-            (ours, theirs) for ours, theirs in zip(default, cells)
+        [Claim(f'the base loses less than "{label}"', better=[
+            (ours, theirs) for ours, theirs in zip(bases, cells)
             if theirs]) for label, cells in rows.items()])
 
 
@@ -83,6 +85,8 @@ for lr in (1e-3, 4e-3):
 add('resnet18/from-w4a4-w2a4', RESNET18, options=CELLS[
     'resnet18/base-w2a4'].options, start='resnet18/base-w4a4',
     reference=TWICE, latent=True)
+BY_BITS = dict(weight=dict(k=None))  # the default
+WIDE = dict(BY_BITS, activation=dict(k=round(1.4 * DEFAULT_K_A[4], 2)))
 variants('tries', 'What could make the drop smaller: ResNet-18, 100 signs', {
     label: [choice(name, pair, **fields) for pair in TRIED]
     for label, name, fields in (
@@ -98,7 +102,11 @@ variants('tries', 'What could make the drop smaller: ResNet-18, 100 signs', {
         ('first and last layers alike', 'alike', dict(rules=())),
         ('first and last layers float', 'ends', dict(rules=[
             dict(match=name, skip=True)
-            for name in ('backbone.conv1', 'head.fc')])))} | {
+            for name in ('backbone.conv1', 'head.fc')])),
+        ('k by bits: 3 at 4 and 8 bits', 'bybits', BY_BITS),
+        ('the same and 1.4 of k_a', 'wide', WIDE),
+        ('both, ten times as long', 'wide-tenfold', dict(
+            WIDE, schedule=dict(iters=10 * ITERS), reference=TENFOLD)))} | {
     'from the weights of [4,4]': [
         'resnet18/from-w4a4-w2a4', None]}, TRIED)
 for pair in (*TRIED, (8, 8)):

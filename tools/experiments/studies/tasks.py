@@ -50,9 +50,9 @@ STUDIES['tasks'] = Study(
     'Detection and segmentation: the choices that did well on signs',
     'drop of mAP or mIoU', ['Faster R-CNN [2,4]', '[4,4]', 'PSPNet [2,4]',
                             '[4,4]'],
-    [Row('**default**', RUNS),
+    [Row('**base**', RUNS),
      *(Row(label, cells) for label, cells in CHOICES.items())],
-    [Claim(f'the default loses less than "{label}"',
+    [Claim(f'the base loses less than "{label}"',
            better=[*zip(RUNS, cells)]) for label, cells in CHOICES.items()])
 
 # -- What could make the drop smaller? ----------------------------------------
@@ -106,11 +106,11 @@ def tries(family) -> dict:
 
 
 for family in LENGTHS:
-    default, tried = f'{family}/w2a4', tries(family)
+    base, tried = f'{family}/w2a4', tries(family)
     STUDIES[f'tries_{family}'] = Study(
         f'What could make the drop smaller: {FAMILIES[family].title}',
         'drop of mAP' if family == 'det' else 'drop of mIoU', ['[2,4]'],
-        [Row('**default**', [default]),
+        [Row('**base**', [base]),
          *(Row(label, [name]) for label, name in tried.items())],
-        [Claim(f'the default loses less than "{label}"',
-               better=[(default, name)]) for label, name in tried.items()])
+        [Claim(f'the base loses less than "{label}"',
+               better=[(base, name)]) for label, name in tried.items()])
