@@ -64,7 +64,7 @@ variants('group_size', 'Group size, weights and activations', {
         choice(f'gs{label}', pair, weight=dict(group_size=size))
         for pair in PAIRS]
     for label, size in GROUP_SIZES.items() if size != 4})
-variants('k', 'k of weights', {
+variants('k', 'k of weights (base: k=2)', {
     f'k={k}': [choice(f'k{k}', pair, weight=dict(k=float(k)))
                for pair in K_PAIRS] for k in (*KS[1:-1], '6')}, K_PAIRS)
 # Defaults of unsigned inputs: 4.9, 7.3 and 10.5 at 2, 4 and 8 bits.
