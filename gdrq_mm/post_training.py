@@ -7,7 +7,7 @@ from typing import Callable, Iterator, Optional
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -47,7 +47,8 @@ def calibrate_checkpoint(config: str,
 
     Batch normalization is recalibrated to the quantized weights, activation
     thresholds are set, and it is recalibrated to the quantized activations.
-    Weights that were not reshaped lose least with ``clip='search'``.
+    Random numbers, of augmentation too, begin with the seed of the config's
+    ``randomness`` (0 where it has none): the result is always the same.
 
     Args:
         config (str): With the ``quantization``, in a GDRQHook or in the model.
@@ -85,9 +86,12 @@ def calibrate_checkpoint(config: str,
     model.load_state_dict(weights)
     model.to('cuda' if torch.cuda.is_available() else 'cpu')
 
+    seed = cfg.get('randomness', {}).get('seed') or 0
+
     def forwards():
-        # A new loader each time: the same batches where nothing is random.
-        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+        # A new loader each time, and the same batches.
+        set_random_seed(seed)
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=seed)
         return training_forwards(model, loader, batches)
 
     with torch.no_grad():

@@ -71,6 +71,25 @@ def test_fewer_batches_than_asked_for_are_counted_and_bn_may_stay(
                for key, value in before.items())
 
 
+def test_the_same_checkpoint_comes_out_with_random_augmentation(
+        float_model, tmp_path):
+    config, checkpoint = float_model('resnet')
+    cfg = Config.fromfile(config)
+    cfg.train_dataloader.dataset.pipeline.insert(
+        1, dict(type='RandomFlip', prob=.5))
+    cfg.dump(config)
+    saved = []
+    for seed in (0, 0, 1):
+        out = str(tmp_path / f'{len(saved)}.pth')
+        calibrate_checkpoint(config, checkpoint, out, 2, cfg_options=dict(
+            randomness=dict(seed=seed)))
+        saved.append(torch.load(out, weights_only=True)['state_dict'])
+    one, same, other = saved
+    assert all(torch.equal(value, same[key]) for key, value in one.items())
+    assert not all(torch.equal(value, other[key])
+                   for key, value in one.items())
+
+
 def test_what_cannot_be_calibrated_is_refused(float_model, tmp_path):
     config, checkpoint = float_model('resnet')
     out = tmp_path / 'out.pth'

@@ -4,8 +4,8 @@ normalization from a few training batches.
 Usage: python tools/calibrate.py CONFIG CHECKPOINT OUT [--batches 32]
            [--no-bn] [--cfg-options ...]
 
-CONFIG says the quantization, in a GDRQHook or in a QuantizedModel; weights
-that were not reshaped lose least with weight=dict(clip='search').
+CONFIG says the quantization, in a GDRQHook or in a QuantizedModel. The same
+command gives the same checkpoint, random augmentation or not.
 """
 import argparse
 
