@@ -12,7 +12,7 @@ model = dict(
     type='QuantizedModel',
     architecture='ImageClassifier',
     quantization=dict(
-        weight=dict(bits=4, group_size=4),
+        weight=dict(bits=4, group_size=4, k=2.0),
         activation=dict(bits=4),
         rules=[
             dict(match=name, weight=dict(bits=8), activation=dict(bits=8))

@@ -239,7 +239,7 @@ def test_sums_beyond_float32_are_exact():
     conv = nn.Conv2d(14000, 1, 1)
     nn.init.uniform_(conv.weight, 0.9, 1.1)
     x = torch.rand(1, 14000, 2, 2)
-    gdrq_mm.quantize_(conv, dict(weight=dict(bits=8),
+    gdrq_mm.quantize_(conv, dict(weight=dict(bits=8, k=2.),
                                  activation=dict(bits=8)))
     gdrq_mm.calibrate(conv, [lambda: conv(x)])
     layer = merge(conv, x)

@@ -19,11 +19,11 @@ ENDS = dict(faster_rcnn='backbone.conv1', pspnet='backbone.stem.0',
 def calibrated(build_model, load_config):
     """Function name -> config and quantized model with thresholds."""
 
-    def build(name):
+    def build(name, activation_bits=4):
         cfg = load_config(name)
         model = build_model(cfg)
         gdrq_mm.quantize_(model, dict(
-            weight=dict(bits=4), activation=dict(bits=4),
+            weight=dict(bits=4), activation=dict(bits=activation_bits),
             rules=[dict(match=ENDS[name], weight=dict(bits=8))]))
         with torch.no_grad():
             images = first_images(cfg, 2, 'test')
@@ -45,7 +45,8 @@ def _predict(model, image, sample):
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['faster_rcnn', 'pspnet', 'resnet'])
 def test_deployable_model_predicts_what_the_model_does(name, calibrated):
-    cfg, model, _ = calibrated(name)
+    # Rounded activations would make steps of the last bits of float sums.
+    cfg, model, _ = calibrated(name, activation_bits=None)
     image, sample = next(images_of(cfg, 'test'))
     deployable = make_deployable(model, image.shape[2:]).eval()
     outputs = deployable(image)
