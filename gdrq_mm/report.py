@@ -4,7 +4,7 @@ from typing import Callable, Dict, List, Optional
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from .functional import num_groups
 from .modes import eval_mode
@@ -30,7 +30,7 @@ class LayerTrace:
 def first_tensor(values) -> Optional[torch.Tensor]:
     """The first tensor in arguments or results; users' own layers may have
     them in tuples."""
-    return next((value for value in tree_leaves(values)
+    return next((value for value in tree_flatten(values)[0]
                  if isinstance(value, torch.Tensor)), None)
 
 
@@ -72,7 +72,8 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
             if weight is not None:
                 each = x if getattr(module, 'transposed', False) \
                     else first_tensor(output)
-                trace.macs += each.numel() * weight[0].numel()
+                if each is not None:
+                    trace.macs += each.numel() * weight[0].numel()
             version = 0 if x.is_inference() else x._version
             readers.setdefault((id(x), version), (x, []))[1].append(
                 plan.name)

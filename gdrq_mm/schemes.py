@@ -45,8 +45,8 @@ class WeightScheme:
             by bits, 2 up to 3 bits and 3 from 4 on.
         clip (str): Where the clip values of quantization come from:
             'threshold' is ``T`` (Algorithm 1); 'search' is that of the least
-            quantized loss (Eq. 12), which does not depend on ``k``. Defaults
-            to 'threshold'.
+            quantized loss (Eq. 12), whatever ``k`` is. Defaults to
+            'threshold'.
         projection (bool): Reshape the stored weights: clip them in place to
             ``T`` after each optimizer step. False: they keep their values,
             and only the forward sees them clipped (to ``T``, or to the

@@ -536,14 +536,14 @@ def test_policy_names_a_few_of_many_layers():
 
 
 def test_k_of_weights_is_that_of_the_bits_of_each_layer():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3),
-                          nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(4)))
     rules = [dict(match='0', weight=dict(bits=8)),
-             dict(match='1', weight=dict(k=4.))]
-    for k, expected in ((None, [3, 4, 2]), (2.5, [2.5, 4, 2.5])):
+             dict(match='1', weight=dict(k=4.)),
+             dict(match='2', weight=dict(bits=5, k=None))]
+    for k, expected in ((None, [3, 4, 3, 2]), (2.5, [2.5, 4, 3, 2.5])):
         net = copy.deepcopy(model)
         quantize_(net, dict(weight=dict(bits=2, k=k), rules=rules))
-        assert [net[i].weight_quantizer.k for i in range(3)] == expected
+        assert [net[i].weight_quantizer.k for i in range(4)] == expected
 
 
 @pytest.mark.parametrize('config', CONFIGS)
@@ -615,13 +615,21 @@ class TwoOutputs(nn.Conv2d):
         return [super(TwoOutputs, self).forward(x) for x in xs], 1
 
 
-def test_layers_of_users_that_take_and_give_lists_are_traced():
-    model = TwoOutputs(3, 4, 1)
+class NoTensor(nn.Conv2d):
+
+    def forward(self, x):
+        return 'nothing'
+
+
+@pytest.mark.parametrize('kind, macs', [(TwoOutputs, 4 * 36 * 3),
+                                        (NoTensor, 0)])
+def test_layers_of_users_that_give_no_single_tensor_are_traced(kind, macs):
+    model = kind(3, 4, 1)
     plans = make_plan(model, QuantConfig.from_dict(
         dict(weight=dict(bits=4), activation=dict(bits=4))))
     trace, = trace_layers(model, plans, lambda: model(
         [torch.rand(1, 3, 6, 6)])).values()
-    assert (trace.calls, trace.macs) == (1, 4 * 36 * 3)
+    assert (trace.calls, trace.macs) == (1, macs)
 
 
 def test_macs_of_transposed_convolutions_are_counted():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from ..layers import OutputQuantizer, QuantLayer, ScaleClipReLU
 from ..layers.relu import is_on_grid
@@ -54,7 +54,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not self.inside:
-            self.read(tree_leaves((args, kwargs)))
+            self.read(tree_flatten((args, kwargs))[0])
         return func(*args, **kwargs)
 
     def read(self, values) -> None:
@@ -132,7 +132,7 @@ def trace_flow(model: nn.Module, forward: Callable
     finally:
         for handle in handles:
             handle.remove()
-    watch.read(tree_leaves(result))
+    watch.read(tree_flatten(result)[0])
     for layer, quantizers in watch.calls.items():
         flows[layer].calls = len(quantizers)
         flows[layer].quantizers = list(dict.fromkeys(quantizers))

@@ -101,15 +101,17 @@ def _fold_equal(module: GraphModule) -> None:
     The exporter does so, whatever the layers are called; calls would then
     be missing in its file.
     """
+    written = {arg.target for node in module.graph.nodes if _is_mutable(node)
+               for arg in node.all_input_nodes if arg.op == 'get_attr'}
     first: Dict[tuple, Node] = {}
     tensors: Dict[tuple, List[Tensor]] = {}
     values: Dict[Node, Any] = {}
 
     def same_tensor(node):
         tensor = operator.attrgetter(node.target)(module)
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or node.target in written:
             return node.target
-        kind = tensor.dtype, tensor.shape
+        kind = tensor.dtype, tensor.device, tensor.shape
         known = tensors.setdefault(kind, [])
         for number, other in enumerate(known):
             if tensor is other or torch.equal(tensor, other):
@@ -121,7 +123,7 @@ def _fold_equal(module: GraphModule) -> None:
         values[node] = node.name
         if node.op == 'get_attr':
             values[node] = same_tensor(node)
-        elif _is_function(target_of(node)):
+        elif _is_function(node):
             key = node.target, repr(map_arg(
                 (node.args, node.kwargs), lambda arg: (values[arg], )))
             if key in first:
@@ -131,10 +133,16 @@ def _fold_equal(module: GraphModule) -> None:
     module.graph.eliminate_dead_code()
 
 
-def _is_function(target: Any) -> bool:
-    """Whether an operator gives the same whenever it is given the same."""
+def _is_mutable(node: Node) -> bool:
+    target = target_of(node)
+    return isinstance(target, OpOverload) and target._schema.is_mutable
+
+
+def _is_function(node: Node) -> bool:
+    """Whether a node gives the same whenever it is given the same."""
+    target = target_of(node)
     return target is operator.getitem or (
-        isinstance(target, OpOverload) and not target._schema.is_mutable
+        isinstance(target, OpOverload) and not _is_mutable(node)
         and torch.Tag.nondeterministic_seeded not in target.tags)
 
 

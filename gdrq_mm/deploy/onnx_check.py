@@ -12,7 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from .graph import capture
 from .integer import IntegerModel
@@ -157,7 +157,7 @@ def difference(expected, results: Sequence[np.ndarray]) -> float:
     """Greatest difference of outputs, relative to their greatest values; of
     integers the share that differs."""
     greatest = 0.
-    for ours, theirs in zip(tree_leaves(expected), results):
+    for ours, theirs in zip(tree_flatten(expected)[0], results):
         theirs = torch.from_numpy(theirs)
         if not ours.is_floating_point():  # labels: the share that differs
             greatest = max(greatest, float((ours != theirs).float().mean()))

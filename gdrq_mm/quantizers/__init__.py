@@ -13,7 +13,8 @@ class QuantizerPair(NamedTuple):
 
     Args:
         weight (type, optional): Takes ``num_filters, bits, group_size, k,
-            clip, projection``, see :class:`ScaleClipWeight`.
+            clip, projection``, see :class:`ScaleClipWeight`; ``k`` may be
+            None.
         activation (type, optional): Takes ``bits, k, lr`` and, for the
             outputs of ``residual``, ``headroom``, see
             :class:`ScaleClipActivation`.

@@ -63,3 +63,24 @@ def test_only_what_gives_the_same_is_computed_once():
     assert noise.abs().min() > 0 and nothing.abs().max() == 0
     targets = [target_of(node) for node in module.graph.nodes]
     assert targets.count(torch.ops.aten.exp.default) == 1
+
+
+class Counters(nn.Module):
+    """Buffers that are equal at first, and one that is written to."""
+
+    def __init__(self):
+        super().__init__()
+        for name in 'abc':
+            self.register_buffer(name, torch.zeros(1))
+
+    def forward(self, x):
+        results = self.a + x, self.b + x, self.c + x
+        self.a.add_(1)
+        return results
+
+
+def test_buffers_that_are_written_to_stand_for_themselves():
+    model, x = Counters(), torch.ones(1)
+    module = capture(model, (x, ))
+    assert [[float(value) for value in module(x)] for _ in range(2)] == [
+        [1, 1, 1], [2, 1, 1]]

@@ -42,11 +42,14 @@ def _predict(model, image, sample):
                            dict(inputs=image, data_samples=[sample]))
 
 
+# Rounded activations make steps of the last bits of float sums.
 @torch.no_grad()
+@pytest.mark.parametrize('activation_bits, tolerance', [
+    (None, dict(rtol=1e-5, atol=1e-5)), (4, dict(rtol=.02, atol=.02))])
 @pytest.mark.parametrize('name', ['faster_rcnn', 'pspnet', 'resnet'])
-def test_deployable_model_predicts_what_the_model_does(name, calibrated):
-    # Rounded activations would make steps of the last bits of float sums.
-    cfg, model, _ = calibrated(name, activation_bits=None)
+def test_deployable_model_predicts_what_the_model_does(
+        name, activation_bits, tolerance, calibrated):
+    cfg, model, _ = calibrated(name, activation_bits)
     image, sample = next(images_of(cfg, 'test'))
     deployable = make_deployable(model, image.shape[2:]).eval()
     outputs = deployable(image)
@@ -54,7 +57,8 @@ def test_deployable_model_predicts_what_the_model_does(name, calibrated):
         sample.set_metainfo(dict(ori_shape=sample.img_shape))
     predicted, = _predict(model, image, sample)
     if name == 'resnet':
-        torch.testing.assert_close(outputs[0], predicted.pred_score)
+        torch.testing.assert_close(outputs[0], predicted.pred_score,
+                                   **tolerance)
     elif name == 'pspnet':
         classes = predicted.pred_sem_seg.data
         assert (outputs == classes).float().mean() > 0.999
@@ -63,7 +67,10 @@ def test_deployable_model_predicts_what_the_model_does(name, calibrated):
         there = labels >= 0
         expected = predicted.pred_instances
         assert there.sum() == len(expected) > 0
-        torch.testing.assert_close(scores[there], expected.scores)
+        torch.testing.assert_close(scores[there], expected.scores,
+                                   **tolerance)
+        if activation_bits is not None:  # near scores may change places
+            return
         assert torch.equal(labels[there], expected.labels)
         scale = torch.tensor(sample.scale_factor).repeat(2)
         torch.testing.assert_close(boxes[there] / scale, expected.bboxes,
