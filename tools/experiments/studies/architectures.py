@@ -28,7 +28,7 @@ def table(number, family, pairs, limits, float_paper, paper) -> None:
         ['float', *columns(pairs)], [
             Row(metric, [f'{family}/float', *cells], 'metric'),
             Row('drop', [None, *cells], paper=[float_paper, *paper])],
-        [Claim('goal, the paper\'s drop at [{},{}]: at most {}'.format(
+        [Claim('goal: a drop at [{},{}] of at most {}'.format(
             *pair, limit), limits={f'{family}/w{pair[0]}a{pair[1]}': limit})
          for pair, limit in limits.items()])
 
