@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .config import QuantConfig
 from .functional import quantized_loss
 from .loading import NAME, before_layer_load, prepare
+from .optimizer_hooks import keep_optimizer_hooks
 from .plan import LayerPlan
 
 PHASES = ('reshape', 'quantize')
@@ -123,6 +124,8 @@ class QuantizationState(nn.Module):
     def first_call(self, layer: nn.Module, x: Tensor) -> None:
         """Note that ``layer`` runs, and which others read the same ``x``."""
         layer.called = True
+        if not self._first_inputs:
+            keep_optimizer_hooks()  # something may have been compiled by now
         version = 0 if x.is_inference() else x._version
         for other, reference, its_version in self._first_inputs:
             if reference() is x and version == its_version:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
+from ..optimizer_hooks import keep_optimizer_hooks
 from .eager import project_  # noqa: F401 (a few small kernels a layer)
 
 
@@ -80,6 +81,10 @@ def _mask_outside(grad, x, clip, levels):
     x = x.float()
     return torch.where((x >= -clip * levels[2]) & (x <= clip), grad,
                        torch.zeros_like(grad))
+
+
+# Compiled for the first time, in the middle of a training step.
+keep_optimizer_hooks()
 
 
 def _see(seen: Optional[Tensor], total: Tensor, number: int) -> None:
