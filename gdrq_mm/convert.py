@@ -4,14 +4,13 @@ from typing import List, Union
 import torch
 from torch import nn
 
+from .checkpoint import NAME, add_load_gate
 from .config import QuantConfig
 from .layers import QUANT_LAYERS, OutputQuantizer, attach_output
 from .layers.output import HEADROOM as OUTPUT_HEADROOM
-from .modes import eval_mode
-from .plan import LayerPlan, make_plan
+from .plan import LayerPlan, QuantReport, make_plan
 from .quantizers import QUANTIZERS
-from .report import QuantReport
-from .state import NAME, QuantizationState, get_state
+from .training import QuantizationState, get_state
 
 
 def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
@@ -60,12 +59,11 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
     if quantized:
         state = QuantizationState(config, plans, model.parameters())
         modules = dict(model.named_modules())
-        # Before those of the layers: what it refuses changes nothing.
-        model._register_load_state_dict_pre_hook(state.before_load, True)
         for plan in quantized:
             _convert_layer(plan, state, modules)
         state.to(next(model.parameters()).device).train(model.training)
         model.add_module(NAME, state)
+        add_load_gate(model, state)
     return QuantReport(plans)
 
 
@@ -121,36 +119,3 @@ def check_weights(plans: List[LayerPlan]) -> None:
                 f'{plan.name}.weight has {bad} NaN or infinite values of '
                 f'{weight.numel()}; the checkpoint or the training before it '
                 'is broken, start from another one')
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, forwards) -> int:
-    """Set activation thresholds from data, without training.
-
-    Args:
-        model (nn.Module): A quantized model; put in eval mode for the time.
-        forwards (iterable of callables): Each runs the model on one batch,
-            e.g. ``(lambda: model(x) for x in batches)``.
-
-    Returns:
-        int: Number of batches.
-
-    Raises:
-        ValueError: The model is not quantized, or no batch came.
-    """
-    state = get_state(model)
-    if state is None:
-        raise ValueError('calibrate needs a quantized model; call '
-                         'gdrq_mm.quantize_(model, config) first')
-    batches = 0
-    state.calibrating = True
-    try:
-        with eval_mode(model):
-            for batches, forward in enumerate(forwards, 1):
-                forward()
-                state.update_thresholds_()
-    finally:
-        state.calibrating = False
-    if not batches:
-        raise ValueError('calibrate got no batches')
-    return batches

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as TF
 
 from gdrq_mm import calibrate, quantize_
+from gdrq_mm.checkpoint import NAME
 from gdrq_mm.config import QuantConfig
-from gdrq_mm.plan import make_plan
-from gdrq_mm.report import trace_layers
-from gdrq_mm.state import NAME, get_state
+from gdrq_mm.plan import make_plan, trace_layers
+from gdrq_mm.training import get_state
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
 CONFIGS = [

@@ -20,15 +20,16 @@ from collections import Counter
 
 from mmengine.config import Config
 
-from gdrq_mm.analysis import (first_and_last, residual_outputs,
-                              shortest_patterns)
+from gdrq_mm.analysis import (
+    first_and_last,
+    residual_outputs,
+    shortest_patterns,
+)
 from gdrq_mm.config import QuantConfig
-from gdrq_mm.convert import calibrate
-from gdrq_mm.plan import make_plan
-from gdrq_mm.publish import inference_config, quantization_of
-from gdrq_mm.report import QuantReport, trace_layers
-from gdrq_mm.scopes import build_model, example_batch, scope_of
-from gdrq_mm.state import get_state
+from gdrq_mm.openmmlab.publish import inference_config, quantization_of
+from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
+from gdrq_mm.plan import QuantReport, make_plan, trace_layers
+from gdrq_mm.training import calibrate, get_state
 
 
 def plan(args) -> None:

@@ -11,7 +11,7 @@ import argparse
 
 from mmengine.config import DictAction
 
-from gdrq_mm.post_training import calibrate_checkpoint
+from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
 
 
 def main() -> None:

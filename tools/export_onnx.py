@@ -13,11 +13,16 @@ import torch
 from mmengine.config import DictAction
 
 import gdrq_mm
-from gdrq_mm.deploy import align_biases_, export_onnx, merge, to_integer
-from gdrq_mm.deploy.export import CONTAINERS, FORMATS
-from gdrq_mm.deployable import (evaluate, first_images, load_model,
-                                make_deployable)
-from gdrq_mm.reading import read_checkpoint
+from gdrq_mm.deploy import align_biases_, export_onnx, to_integer
+from gdrq_mm.deployable import (
+    evaluate,
+    first_images,
+    load_model,
+    make_deployable,
+)
+from gdrq_mm.export import CONTAINERS, FORMATS
+from gdrq_mm.merge import merge
+from gdrq_mm.openmmlab.reading import read_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,7 +95,7 @@ def export(args: argparse.Namespace) -> dict:
     print(report)
     figures = report.figures()
     if args.format == 'qdq':
-        from gdrq_mm.deploy.speed import speed_against_float
+        from gdrq_mm.export.speed import speed_against_float
         figures.update(speed_against_float(
             merged, out, images[0], args.speed_rounds))
         print(f'file: {figures["size"] / figures["float_size"]:.3f} of the '
@@ -123,7 +128,7 @@ def _save(model: torch.nn.Module, source: str, path: Path) -> Path:
 
 
 def _evaluate(args, cfg, model, reference, out: Path, size) -> dict:
-    from gdrq_mm.deploy.onnx_check import run, run_qonnx, session
+    from gdrq_mm.export.onnx_check import run, run_qonnx, session
     if args.format == 'qdq':
         runner = session(out)
         functions = dict(quantized=model, integer=reference,

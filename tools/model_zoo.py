@@ -23,7 +23,7 @@ import yaml
 from mmengine.config import Config
 
 from gdrq_mm.config import WeightScheme
-from gdrq_mm.publish import quantization_of
+from gdrq_mm.openmmlab.publish import quantization_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = 'Low-bit Quantization Needs Good Distribution'

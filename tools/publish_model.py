@@ -12,7 +12,7 @@ import os
 import torch
 from mmengine.config import DictAction
 
-from gdrq_mm.publish import publish
+from gdrq_mm.openmmlab.publish import publish
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import sys
 
 from mmengine.config import Config
 
-from gdrq_mm.scopes import package_tool, scope_of
+from gdrq_mm.openmmlab.scopes import package_tool, scope_of
 
 
 def run_package_tool(name: str) -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from ..config import did_you_mean
-from ..deploy import merge, merged_layers
-from ..deploy.graph import LAYERS, capture, layer_of, target_of
-from ..deploy.integer import find_sites
-from ..outputs import match_output
+from ..config.errors import did_you_mean
+from ..config.patterns import match_output
+from ..integer.graph import LAYERS, capture, layer_of, target_of
+from ..integer.integer import find_sites
+from ..merge import merge, merged_layers
 
 
 class Residuals(NamedTuple):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from ..optimizer_hooks import keep_optimizer_hooks
 from .eager import project_  # noqa: F401 (a few small kernels a layer)
+from .optimizer_hooks import keep_optimizer_hooks
 
 
 def _is_channels_last(x: Tensor) -> bool:

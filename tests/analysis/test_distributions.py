@@ -3,8 +3,12 @@ import pytest
 import torch
 from scipy import stats
 
-from gdrq_mm.analysis import (ks_to_uniform, normalize_groups,
-                              plot_weight_distributions, weight_histogram)
+from gdrq_mm.analysis import (
+    ks_to_uniform,
+    normalize_groups,
+    plot_weight_distributions,
+    weight_histogram,
+)
 
 
 def generator(seed=0):

@@ -6,9 +6,9 @@ from torch import nn
 from gdrq_mm import quantize_
 from gdrq_mm.analysis import first_and_last
 from gdrq_mm.config import QuantConfig
+from gdrq_mm.openmmlab.scopes import example_batch
 from gdrq_mm.plan import make_plan
-from gdrq_mm.scopes import example_batch
-from gdrq_mm.state import get_state
+from gdrq_mm.training import get_state
 
 W8 = QuantConfig.from_dict(dict(weight=dict(bits=8)))
 SCOPES = dict(faster_rcnn='mmdet', pspnet='mmseg', resnet='mmpretrain')

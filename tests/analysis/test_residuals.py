@@ -5,7 +5,8 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm.analysis import residual_outputs, shortest_patterns
-from gdrq_mm.deploy import merge, to_integer
+from gdrq_mm.deploy import to_integer
+from gdrq_mm.merge import merge
 
 QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
 

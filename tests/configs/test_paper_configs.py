@@ -4,20 +4,38 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import (CELLS, FASTER_RCNN, FIRST_AND_LAST, FLOAT_CIFAR,
-                   NUM_LAYERS, PSPNET, RESNET_50, SKIPPED, VGG, architecture)
+from cells import (
+    CELLS,
+    FASTER_RCNN,
+    FIRST_AND_LAST,
+    FLOAT_CIFAR,
+    NUM_LAYERS,
+    PSPNET,
+    RESNET_50,
+    SKIPPED,
+    VGG,
+    architecture,
+)
 from mmengine.registry import MODELS, init_default_scope
-from small import (ROOT, allow_small_cifar, check_levels, load,
-                   make_data_roots, narrow_vgg, shrink_data, shrink_model,
-                   shrink_schedule)
+from small import (
+    ROOT,
+    allow_small_cifar,
+    check_levels,
+    load,
+    make_data_roots,
+    narrow_vgg,
+    shrink_data,
+    shrink_model,
+    shrink_schedule,
+)
 from torch import nn
 
 from gdrq_mm.config import QuantConfig
+from gdrq_mm.openmmlab.publish import quantization_of
+from gdrq_mm.openmmlab.scopes import build_model
 from gdrq_mm.plan import make_plan
-from gdrq_mm.publish import quantization_of
 from gdrq_mm.quantizers.scale_clip import default_weight_k
-from gdrq_mm.scopes import build_model
-from gdrq_mm.state import get_state
+from gdrq_mm.training import get_state
 
 
 def cell_params(cells):

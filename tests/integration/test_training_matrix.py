@@ -18,7 +18,7 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from gdrq_mm import quantize_
 from gdrq_mm.functional import expand_clip
 from gdrq_mm.layers import QuantLayer
-from gdrq_mm.state import get_state
+from gdrq_mm.training import get_state
 
 HOOK = dict(type='GDRQHook', quantization=dict(
     weight=dict(bits=4), activation=dict(bits=4)))

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdrq_mm import kernels
 from gdrq_mm import functional as F
+from gdrq_mm import kernels
 from gdrq_mm.kernels import cpu, eager
 
 HUGE = torch.finfo(torch.float32).max

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gdrq_mm import kernels, quantize_
-from gdrq_mm.state import QuantizationState, get_state
+from gdrq_mm.training import QuantizationState, get_state
 
 LAYERS = dict(
     plain=lambda: nn.Conv2d(6, 8, 3, padding=1),

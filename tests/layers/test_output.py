@@ -8,9 +8,9 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm import functional as F
-from gdrq_mm.deploy import pack
+from gdrq_mm.checkpoint import pack
 from gdrq_mm.quantizers.scale_clip import default_k
-from gdrq_mm.state import get_state
+from gdrq_mm.training import get_state
 
 
 class Net(nn.Module):

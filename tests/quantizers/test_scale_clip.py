@@ -11,8 +11,11 @@ from gdrq_mm import functional as F
 from gdrq_mm.clip_search import search_clip
 from gdrq_mm.convert import quantize_
 from gdrq_mm.quantizers import QUANTIZERS, QuantizerPair
-from gdrq_mm.quantizers.scale_clip import (ScaleClipActivation,
-                                           ScaleClipWeight, default_k)
+from gdrq_mm.quantizers.scale_clip import (
+    ScaleClipActivation,
+    ScaleClipWeight,
+    default_k,
+)
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 

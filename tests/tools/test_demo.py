@@ -15,8 +15,12 @@ sys.path.insert(0, str(TOOLS))
 from demo_stages import engine  # noqa: E402
 from demo_stages.engine import Demo, outcome  # noqa: E402
 from demo_stages.process import DemoError, Lock, run  # noqa: E402
-from demo_stages.progress import (Estimate, StageClock, format_seconds,  # noqa: E402
-                           fraction_done)
+from demo_stages.progress import (  # noqa: E402
+    Estimate,
+    StageClock,
+    format_seconds,
+    fraction_done,
+)
 from demo_stages.records import decide, read_json, write_json  # noqa: E402
 from demo_stages.run_configs import Configs, Settings, parse_options  # noqa: E402
 from demo_stages.stages import all_stages, make_job  # noqa: E402

@@ -12,7 +12,7 @@ import pytest
 from mmengine.config import Config
 
 from gdrq_mm import QuantConfig
-from gdrq_mm.publish import quantization_of
+from gdrq_mm.openmmlab.publish import quantization_of
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -20,8 +20,15 @@ sys.path.insert(0, str(ROOT / 'tools'))
 import results_page  # noqa: E402
 import run_experiments  # noqa: E402
 from demo_stages.records import write_json  # noqa: E402
-from experiments.cells import Cell, Claim, Configs, Family  # noqa: E402
-from experiments.cells import Row, Study, from_demo  # noqa: E402
+from experiments.cells import (  # noqa: E402  # noqa: E402
+    Cell,
+    Claim,
+    Configs,
+    Family,
+    Row,
+    Study,
+    from_demo,
+)
 from experiments.engine import Engine, Settings  # noqa: E402
 from experiments.results import collect, list_studies  # noqa: E402
 from experiments.studies import CELLS, FAMILIES, STUDIES  # noqa: E402

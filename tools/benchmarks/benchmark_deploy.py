@@ -21,9 +21,10 @@ from mmpretrain.models import build_classifier
 from torch import nn
 
 import gdrq_mm
-from gdrq_mm.deploy import export_onnx, merge, to_integer
-from gdrq_mm.deploy.speed import export_float, speed_against_float
+from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.deployable import make_deployable
+from gdrq_mm.export.speed import export_float, speed_against_float
+from gdrq_mm.merge import merge
 
 
 def build(depth: int, bits: int, example: torch.Tensor) -> nn.Module:

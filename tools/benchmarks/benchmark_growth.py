@@ -13,8 +13,13 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmark_training import (WARM_UP, environment, ratios, take_turns,
-                                write_result)
+from benchmark_training import (
+    WARM_UP,
+    environment,
+    ratios,
+    take_turns,
+    write_result,
+)
 from mmengine.logging import MMLogger
 from workloads import WORKLOADS, training_step
 

@@ -30,9 +30,8 @@ from workloads import WORKLOADS, evaluation_step, training_step
 
 import gdrq_mm
 from gdrq_mm import QuantConfig, kernels, quantize_
-from gdrq_mm.plan import make_plan
-from gdrq_mm.report import trace_layers
-from gdrq_mm.state import QuantizationState
+from gdrq_mm.plan import make_plan, trace_layers
+from gdrq_mm.training import QuantizationState
 
 SITES = dict(gdrq_input='input', gdrq_relu='relu')
 WARM_UP = 12  # steps; our thresholds settle after ten

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gdrq_mm.functional import num_levels
-from gdrq_mm.report import LayerTrace
+from gdrq_mm.plan import LayerTrace
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -18,9 +18,11 @@ def to_brevitas(model: nn.Module, name: str, trace: LayerTrace,
                 bits: int) -> None:
     """Put a Brevitas layer into the place of a convolution or linear one."""
     import brevitas.nn as qnn
-    from brevitas.quant import (Int8ActPerTensorFloat,
-                                Int8WeightPerChannelFloat,
-                                Uint8ActPerTensorFloat)
+    from brevitas.quant import (
+        Int8ActPerTensorFloat,
+        Int8WeightPerChannelFloat,
+        Uint8ActPerTensorFloat,
+    )
     layer = model.get_submodule(name)
     schemes = dict(
         weight_quant=Int8WeightPerChannelFloat, weight_bit_width=bits,
@@ -42,9 +44,11 @@ def to_brevitas(model: nn.Module, name: str, trace: LayerTrace,
 def to_torch_ao(model: nn.Module, name: str, trace: LayerTrace,
                 bits: int) -> None:
     """Add torch.ao's fused observers and fake quantizers."""
-    from torch.ao.quantization import (FusedMovingAvgObsFakeQuantize,
-                                       MovingAverageMinMaxObserver,
-                                       MovingAveragePerChannelMinMaxObserver)
+    from torch.ao.quantization import (
+        FusedMovingAvgObsFakeQuantize,
+        MovingAverageMinMaxObserver,
+        MovingAveragePerChannelMinMaxObserver,
+    )
     layer = model.get_submodule(name)
     levels = num_levels(bits, trace.signed)
     layer.input_fake_quant = FusedMovingAvgObsFakeQuantize(

@@ -6,7 +6,7 @@ import torch
 from mmengine.hub import get_config
 from torch import nn
 
-from gdrq_mm.scopes import build_model, scope_of
+from gdrq_mm.openmmlab.scopes import build_model, scope_of
 
 
 @dataclass

@@ -5,12 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List
 
+from gdrq_mm.process import ROOT, DemoError, shown
+from gdrq_mm.records import read_json, text_hash
+from gdrq_mm.tasks import (
+    DEFAULT_RUNS,
+    FLOAT,
+    QUANTIZED,
+    QUICK_OPTIONS,
+    START,
+    TASKS,
+)
 from mmengine.config import Config, DictAction
-
-from .process import ROOT, DemoError, shown
-from .records import read_json, text_hash
-from .tasks import (DEFAULT_RUNS, FLOAT, QUANTIZED, QUICK_OPTIONS, START,
-                    TASKS)
 
 STARTUP = 12.  # seconds, of a process that imports torch and an mm package
 

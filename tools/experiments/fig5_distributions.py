@@ -10,8 +10,14 @@ import json
 
 import numpy as np
 import torch
-from records import (environment, new_figure, parse, spread, write_image,
-                     write_json)
+from records import (
+    environment,
+    new_figure,
+    parse,
+    spread,
+    write_image,
+    write_json,
+)
 
 from gdrq_mm.clip_search import search_clip
 from gdrq_mm.functional import linear_quantize, quantized_loss

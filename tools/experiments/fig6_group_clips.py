@@ -15,8 +15,12 @@ import torch
 from records import environment, new_figure, parse, write_image, write_json
 
 from gdrq_mm.clip_search import search_clip
-from gdrq_mm.functional import (expand_clip, linear_quantize, num_groups,
-                                quantized_loss)
+from gdrq_mm.functional import (
+    expand_clip,
+    linear_quantize,
+    num_groups,
+    quantized_loss,
+)
 
 
 def run(args):

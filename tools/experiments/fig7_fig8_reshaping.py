@@ -11,8 +11,14 @@ value (Eq. 4) at 2 to 8 bits. About four minutes on one core.
 import json
 
 import torch
-from records import (environment, new_figure, parse, spread, write_image,
-                     write_json)
+from records import (
+    environment,
+    new_figure,
+    parse,
+    spread,
+    write_image,
+    write_json,
+)
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -20,7 +26,7 @@ import gdrq_mm
 from gdrq_mm.analysis import ks_to_uniform, weight_histogram
 from gdrq_mm.clip_search import search_clip
 from gdrq_mm.functional import linear_quantize, quantized_loss
-from gdrq_mm.state import get_state
+from gdrq_mm.training import get_state
 
 KS = ['2', '2.5', '3', '4', 'inf']
 BITS = range(2, 9)

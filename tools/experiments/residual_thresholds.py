@@ -20,10 +20,10 @@ from records import environment, write_json
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.deployable import first_images, make_deployable
 from gdrq_mm.functional import linear_quantize
-from gdrq_mm.outputs import find_outputs
-from gdrq_mm.publish import quantization_of
+from gdrq_mm.openmmlab.publish import quantization_of
+from gdrq_mm.openmmlab.scopes import build_model
+from gdrq_mm.plan import find_outputs
 from gdrq_mm.quantizers.scale_clip import default_k
-from gdrq_mm.scopes import build_model
 
 MULTIPLES = (1., 1.5, 2., 3., 4.)
 STRIDE = 3  # of the values that are looked at

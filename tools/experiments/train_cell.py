@@ -3,18 +3,17 @@ import time
 from pathlib import Path
 
 import torch
+from gdrq_mm.cells import metric_of
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
-from gdrq_mm.loading import is_quantizer_entry
-from gdrq_mm.post_training import calibrate_checkpoint
-from gdrq_mm.reading import read_checkpoint
-from gdrq_mm.report import QuantReport
-from gdrq_mm.state import get_state
-
-from .cells import metric_of
+from gdrq_mm.checkpoint import is_quantizer_entry
+from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
+from gdrq_mm.openmmlab.reading import read_checkpoint
+from gdrq_mm.plan import QuantReport
+from gdrq_mm.training import get_state
 
 CALIBRATION_BATCHES = 16
 CHECKPOINT = 'last.pth'

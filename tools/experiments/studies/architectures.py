@@ -1,7 +1,14 @@
 """Tables 3 to 6: four architectures at the bit pairs of the paper."""
-from ..cells import Claim, Row, Study
-from .common import (FAMILIES, STUDIES, add, at_8_bits, columns, finetune,
-                     hook)
+from gdrq_mm.cells import Claim, Row, Study
+from gdrq_mm.common import (
+    FAMILIES,
+    STUDIES,
+    add,
+    at_8_bits,
+    columns,
+    finetune,
+    hook,
+)
 
 # Of the demo's models; tools/analyze.py ends names them.
 FIRST_AND_LAST = dict(

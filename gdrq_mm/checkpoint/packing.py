@@ -1,0 +1,173 @@
+"""Weights as codes of their true bit width, in a dense stream of bytes."""
+import math
+from typing import Dict, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import num_levels
+from ..training import get_state
+from .integrity import seal
+from .keys import NAME
+
+
+def pack_bits(values: Tensor, bits: int) -> Tensor:
+    """Pack small integers, one little-endian bit stream a row.
+
+    Args:
+        values (Tensor): Integers ``0 .. 2^bits - 1``, shape (rows, columns).
+        bits (int): 1 to 8.
+
+    Returns:
+        Tensor: uint8, shape ``(rows, ceil(columns * bits / 8))``.
+
+    Examples:
+        >>> pack_bits(torch.tensor([[1, 2, 3, 0, 1]]), bits=2)
+        tensor([[57,  1]], dtype=torch.uint8)
+    """
+    rows, columns = values.shape
+    shifts = torch.arange(bits, device=values.device)
+    stream = ((values.long()[..., None] >> shifts) & 1).flatten(1)
+    stream = torch.nn.functional.pad(stream, (0, -columns * bits % 8))
+    weights = 2**torch.arange(8, device=values.device)
+    return (stream.view(rows, -1, 8) * weights).sum(-1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, bits: int, shape: Tuple[int, int]) -> Tensor:
+    """Inverse of :func:`pack_bits`.
+
+    Args:
+        packed (Tensor): uint8, as :func:`pack_bits` gives it.
+        bits (int): 1 to 8.
+        shape (tuple[int, int]): Rows and columns of the values.
+
+    Returns:
+        Tensor: int64, of that shape.
+
+    Raises:
+        ValueError: ``packed`` is not of the size that ``shape`` needs.
+    """
+    rows, columns = shape
+    expected = (rows, -(-columns * bits // 8))
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != expected:
+        raise ValueError(
+            f'packed codes are {packed.dtype} of shape '
+            f'{tuple(packed.shape)}, expected uint8 of shape {expected}')
+    shifts = torch.arange(8, device=packed.device)
+    stream = ((packed.long()[..., None] >> shifts) & 1).flatten(1)
+    stream = stream[:, :columns * bits].reshape(rows, columns, bits)
+    return (stream << torch.arange(bits, device=packed.device)).sum(-1)
+
+
+def packed_shapes(model: nn.Module, shapes: Dict[str, tuple]
+                  ) -> Dict[str, tuple]:
+    """Shapes of the codes that :func:`pack_weights` puts in place of weights.
+
+    Args:
+        model (nn.Module): A quantized model.
+        shapes (dict[str, tuple]): Of its state dict; quantized weights are
+            removed from it.
+    """
+    packed = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        quantizer = getattr(layer, 'weight_quantizer', None)
+        if quantizer is not None:
+            prefix = f'{name}.' if name else ''
+            rows, *rest = shapes.pop(f'{prefix}weight')
+            packed[f'{prefix}weight_packed'] = (
+                rows, -(-math.prod(rest) * quantizer.bits // 8))
+    return packed
+
+
+def pack_weights(layers: Dict[str, nn.Module],
+                 state_dict: Dict[str, Tensor]) -> None:
+    """Replace quantized weights in a state dict by their codes.
+
+    ``X.weight`` becomes ``X.weight_packed`` (uint8, one stream a filter); its
+    group scales follow from ``X.weight_quantizer.clip``.
+
+    Args:
+        layers (dict[str, nn.Module]): Layers of the model, by name.
+        state_dict (dict[str, Tensor]): Of that model; changed in place.
+    """
+    for name, layer in layers.items():
+        quantizer = getattr(layer, 'weight_quantizer', None)
+        if quantizer is None:
+            continue
+        weight = layer.weight.detach()
+        prefix = f'{name}.' if name else ''
+        codes, _ = quantizer.codes(weight)
+        codes = (codes + 1) / 2 if quantizer.bits == 1 else \
+            codes + num_levels(quantizer.bits)
+        del state_dict[f'{prefix}weight']
+        state_dict[f'{prefix}weight_packed'] = pack_bits(
+            codes.flatten(1), quantizer.bits)
+        # Without training none is stored yet.
+        state_dict[f'{prefix}weight_quantizer.clip'] = \
+            quantizer.current_clip(weight)
+
+
+def unpack_weight(layer: nn.Module, state_dict: Dict[str, Tensor],
+                  prefix: str) -> None:
+    """Replace packed codes in a state dict by the weight they stand for.
+
+    Args:
+        layer (nn.Module): The quantized layer that loads the state dict.
+        state_dict (dict): Changed in place.
+        prefix (str): Of the layer in the state dict, a dot at its end.
+
+    Raises:
+        RuntimeError: The codes are of the wrong size for the layer.
+    """
+    key = f'{prefix}weight_packed'
+    if key not in state_dict:
+        return
+    quantizer, weight = layer.weight_quantizer, layer.weight
+    try:
+        codes = unpack_bits(state_dict[key], quantizer.bits,
+                            (weight.shape[0], weight[0].numel()))
+    except ValueError as error:
+        raise RuntimeError(
+            f'{key}: {error}; the checkpoint is of another architecture or '
+            'quantization, or damaged') from error
+    del state_dict[key]
+    codes = codes * 2 - 1 if quantizer.bits == 1 else \
+        codes - num_levels(quantizer.bits)
+    state_dict[f'{prefix}weight'] = quantizer.dequantize(
+        codes.view_as(weight),
+        state_dict[f'{prefix}weight_quantizer.clip']).to(weight.dtype)
+
+
+@torch.no_grad()
+def pack(model: nn.Module) -> Dict[str, Tensor]:
+    """State dict in which quantized weights are packed codes.
+
+    It is sealed by a format version and a hash, so that a model loads all of
+    it as it was written, or nothing.
+
+    Args:
+        model (nn.Module): A quantized and trained model.
+
+    Returns:
+        dict[str, Tensor]: On the CPU, to load with ``load_state_dict``
+        (mmengine's included) into a model of the same quantization.
+
+    Raises:
+        ValueError: The model is not quantized, or still in its float
+            'reshape' phase.
+    """
+    state = get_state(model)
+    if state is None:
+        raise ValueError('only a quantized model can be packed; convert it '
+                         'with gdrq_mm.quantize_ and load its checkpoint')
+    if state.phase != 'quantize':
+        raise ValueError(f'the model is in its {state.phase!r} phase, its '
+                         'weights are still float: train it through the '
+                         "'quantize' phase first")
+    packed = dict(model.state_dict())
+    # Under every name: a module may be registered twice.
+    pack_weights(dict(model.named_modules(remove_duplicate=False)), packed)
+    packed = {key: value.detach().cpu().clone()
+              for key, value in packed.items()}
+    seal(packed, NAME)
+    return packed

@@ -1,0 +1,19 @@
+"""Messages of errors in a config: the value, what is allowed, a hint."""
+import difflib
+from typing import Any, Iterable
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """A hint with the nearest of ``names``, or the first few of them."""
+    names = list(names)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    if near:
+        return 'did you mean ' + ' or '.join(repr(name) for name in near) + '?'
+    shown = ', '.join(repr(name) for name in names[:8])
+    return f'allowed: {shown}' + (', ...' if len(names) > 8 else '')
+
+
+def check(condition: bool, where: str, value: Any, allowed: str) -> None:
+    """Raise a ValueError that says what is allowed."""
+    if not condition:
+        raise ValueError(f'{where} is {value!r}, allowed: {allowed}')

@@ -1,0 +1,185 @@
+"""The ``quantization`` config: schemes and per-layer rules."""
+import dataclasses
+import fnmatch
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Union
+
+from .errors import check, did_you_mean
+from .schemes import ActivationScheme, ResidualScheme, WeightScheme
+
+
+def _build(cls, values: Optional[dict], where: str):
+    """Build a dataclass from a dict; an unknown key is an error."""
+    if isinstance(values, cls):
+        return values
+    if not isinstance(values, dict):
+        raise ValueError(f'{where} is {values!r}, allowed: a dict')
+    names = [field.name for field in dataclasses.fields(cls)]
+    for key in values:
+        if key not in names:
+            raise ValueError(
+                f'{where} has no field {key!r}; {did_you_mean(key, names)}')
+    return cls(**values)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What differs for the layers whose name matches a pattern.
+
+    Args:
+        match (str): Layer name or pattern with ``*``, ``?``, ``[...]``.
+        skip (bool): Leave these layers float. Defaults to False.
+        weight (dict): Fields of :class:`WeightScheme` to replace.
+        activation (dict): Fields of :class:`ActivationScheme` to replace.
+    """
+    match: str = ''
+    skip: bool = False
+    weight: Optional[dict] = None
+    activation: Optional[dict] = None
+
+    def __post_init__(self):
+        check(isinstance(self.match, str) and self.match != '', 'rule.match',
+              self.match, 'a layer name or a pattern such as "backbone.*"')
+        check(isinstance(self.skip, bool), f'rule {self.match!r}: skip',
+              self.skip, 'True or False')
+        for side in ('weight', 'activation'):
+            value = getattr(self, side)
+            check(value is None or isinstance(value, dict),
+                  f'rule {self.match!r}: {side}', value, 'a dict')
+        if self.skip and (self.weight or self.activation):
+            raise ValueError(f'rule {self.match!r} both skips its layers and '
+                             'gives them bits; keep one of the two')
+        if not (self.skip or self.weight or self.activation):
+            raise ValueError(f'rule {self.match!r} changes nothing; give it '
+                             'skip=True, weight=dict(...) or '
+                             'activation=dict(...)')
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """The whole ``quantization`` config.
+
+    Args:
+        weight (dict or WeightScheme): Defaults to float weights.
+        activation (dict or ActivationScheme): Defaults to float activations.
+        rules (sequence of dict or Rule): Per-layer changes; the first rule
+            that matches a layer wins.
+        residual (dict or ResidualScheme): Defaults to none: no output is
+            quantized.
+
+    Raises:
+        ValueError: An unknown field or a value that is not allowed.
+
+    Examples:
+        >>> config = QuantConfig.from_dict(dict(
+        ...     weight=dict(bits=2, group_size=4), activation=dict(bits=4),
+        ...     rules=[dict(match='backbone.conv1', weight=dict(bits=8))]))
+        >>> config.schemes('backbone.conv1')[0].bits
+        8
+    """
+    weight: WeightScheme = WeightScheme()
+    activation: ActivationScheme = ActivationScheme()
+    rules: Tuple[Rule, ...] = ()
+    residual: ResidualScheme = ResidualScheme(outputs=())
+
+    @classmethod
+    def from_dict(cls, config: Union[dict, 'QuantConfig']) -> 'QuantConfig':
+        if isinstance(config, cls):
+            return config
+        if not isinstance(config, dict):
+            raise TypeError('quantization must be a dict or a QuantConfig, '
+                            f'got {type(config).__name__}')
+        config = _build(_Sections, config, 'quantization')
+        rules = () if config.rules is None else config.rules
+        check(isinstance(rules, (list, tuple)), 'quantization.rules', rules,
+              'a list of dicts')
+        rules = tuple(
+            _build(Rule, rule, f'quantization.rules[{index}]')
+            for index, rule in enumerate(rules))
+        self = cls(
+            _build(WeightScheme, {} if config.weight is None
+                   else config.weight, 'weight'),
+            _build(ActivationScheme, {} if config.activation is None
+                   else config.activation, 'activation'),
+            rules,
+            _build(ResidualScheme, dict(outputs=())
+                   if config.residual in (None, {}) else config.residual,
+                   'residual'))
+        for rule in rules:
+            self._apply(rule)  # the values of rules are checked here
+        return self
+
+    def to_dict(self) -> Dict[str, Any]:
+        """The config in primitive types; ``from_dict`` gives it back."""
+        rules = [{key: dict(value) if isinstance(value, dict) else value
+                  for key, value in dataclasses.asdict(rule).items() if value}
+                 for rule in self.rules]
+        config = dict(weight=dataclasses.asdict(self.weight),
+                      activation=dataclasses.asdict(self.activation),
+                      rules=rules)
+        if self.residual != ResidualScheme(outputs=()):
+            config['residual'] = dict(dataclasses.asdict(self.residual),
+                                      outputs=list(self.residual.outputs))
+        return config
+
+    def rule_of(self, name: str) -> Optional[Rule]:
+        """The first rule that matches layer ``name``."""
+        for rule in self.rules:
+            if fnmatch.fnmatchcase(name, rule.match):
+                return rule
+        return None
+
+    def schemes(self, name: str) -> Tuple[WeightScheme, ActivationScheme]:
+        """The schemes of layer ``name``, its rule applied."""
+        rule = self.rule_of(name)
+        if rule is None:
+            return self.weight, self.activation
+        return self._apply(rule)
+
+    def _apply(self, rule: Rule) -> Tuple[WeightScheme, ActivationScheme]:
+        if rule.skip:
+            return WeightScheme(), ActivationScheme(site=self.activation.site)
+        where = f'rule {rule.match!r}: '
+        weight = _build(WeightScheme, {
+            **dataclasses.asdict(self.weight), **(rule.weight or {})},
+            where + 'weight')
+        activation = _build(ActivationScheme, {
+            **dataclasses.asdict(self.activation), **(rule.activation or {})},
+            where + 'activation')
+        return weight, activation
+
+    def check_rules(self, names: Iterable[str],
+                    aliases: Mapping[str, str] = {}) -> None:
+        """Every pattern must match a layer.
+
+        Args:
+            names (iterable of str): The layers.
+            aliases (mapping): Second names of modules -> their name here.
+
+        Raises:
+            ValueError: A pattern matches none of ``names``.
+        """
+        names = list(names)
+        for rule in self.rules:
+            if not any(fnmatch.fnmatchcase(name, rule.match)
+                       for name in names):
+                for alias, name in aliases.items():
+                    if fnmatch.fnmatchcase(alias, rule.match):
+                        raise ValueError(
+                            f'rule pattern {rule.match!r} matches {alias}, '
+                            f'which is the same module as {name}; rules go '
+                            'by that name')
+                inside = [name for name in names
+                          if name.startswith(rule.match + '.')]
+                hint = (f'did you mean {rule.match + ".*"!r}?' if inside else
+                        did_you_mean(rule.match, names))
+                raise ValueError(f'rule pattern {rule.match!r} matches no '
+                                 f'layer; {hint}')
+
+
+@dataclass(frozen=True)
+class _Sections:
+    weight: Optional[dict] = None
+    activation: Optional[dict] = None
+    rules: Optional[tuple] = None
+    residual: Optional[dict] = None

@@ -1,0 +1,188 @@
+"""Deployed models as ONNX files, written only after they were checked."""
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, Iterable, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import nn
+
+from ..integer.integer import Example, IntegerModel, to_integer
+from ..layers import QuantLayer
+from ..merge import float_layers, merge, merged_layers
+from .formats import CONTAINERS, FORMATS
+
+
+@dataclass
+class ExportReport:
+    """What was written and what the check of it showed.
+
+    Args:
+        path (Path): The file.
+        format (str): 'qdq' or 'qonnx'.
+        size (int): Bytes.
+        kernels (dict[str, str]): Of every call of a quantized layer, the
+            operator that ONNX Runtime runs ('qdq').
+        float_layers (dict[str, str]): Layers that compute in float, and why.
+        codes (dict[str, tuple[int, int]]): Of every call, output codes that
+            equal the reference's given the same input codes, and all ('qdq').
+        layers (dict[str, float]): Of every call, the greatest difference
+            from the merged model given the same input, relative to the
+            greatest value ('qonnx').
+        difference (float): Greatest difference of an output of the whole
+            from that of the reference (the integer or the merged model),
+            relative to its greatest value; of labels, the share that
+            differs.
+        quant_nodes (int): Number of Quant nodes ('qonnx').
+    """
+    path: Path
+    format: str
+    size: int = 0
+    kernels: Dict[str, str] = field(default_factory=dict)
+    float_layers: Dict[str, str] = field(default_factory=dict)
+    codes: Dict[str, Tuple[int, int]] = field(default_factory=dict)
+    layers: Dict[str, float] = field(default_factory=dict)
+    difference: float = 0.
+    quant_nodes: int = 0
+
+    def figures(self) -> dict:
+        """All of it in primitive types."""
+        figures = dict(
+            path=self.path.name, format=self.format, size=self.size,
+            difference=self.difference, float_layers=self.float_layers)
+        if self.format == 'qonnx':
+            return dict(figures, quant_nodes=self.quant_nodes,
+                        layers=self.layers)
+        equal, total = (sum(each) for each in zip(*self.codes.values()))
+        return dict(figures, kernels=self.kernels, codes_equal=equal,
+                    codes=total)
+
+    def __str__(self) -> str:
+        lines = [f'{self.path}: {self.format}, {self.size / 1e6:.3f} MB']
+        if self.format == 'qdq':
+            equal, total = (sum(each) for each in zip(*self.codes.values()))
+            lines += [
+                f'integer kernels: {len(self.kernels)} of '
+                f'{len(self.kernels)} calls of quantized layers',
+                f'codes equal to the integer model, given the same input '
+                f'codes: {equal} of {total} ({equal / total:.6%})']
+        else:
+            lines += [
+                f'{self.quant_nodes} Quant nodes',
+                'greatest difference of a layer from the merged model, given '
+                f'the same input: {max(self.layers.values()):.2e}']
+        lines.append('greatest difference of an output from the '
+                     f'reference: {self.difference:.2e}')
+        lines += [f'float: {name} ({reason})'
+                  for name, reason in self.float_layers.items()]
+        return '\n'.join(lines)
+
+
+@torch.no_grad()
+def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
+                format: str = 'qdq', *, weights: str = 'int8',
+                calibration: Iterable[Example] = (),
+                input_names: Optional[Sequence[str]] = None,
+                output_names: Optional[Sequence[str]] = None
+                ) -> ExportReport:
+    """Write a quantized model as ONNX.
+
+    'qdq': the integer model, with ``QuantizeLinear -> Clip ->
+    DequantizeLinear`` on 8-bit containers: ONNX Runtime runs every quantized
+    layer as an integer kernel. 'qonnx': the merged model with ``Quant``
+    nodes of the true bits, as FINN reads it.
+
+    The file is written beside its place, loaded, run and compared with the
+    PyTorch model, then renamed.
+
+    Args:
+        model (nn.Module): A quantized or merged model (or, for 'qdq', an
+            :class:`IntegerModel`); tensors in and out.
+        example (Tensor or tuple): What the model is called with; fixes the
+            shapes.
+        path (str): The file; must not exist.
+        format (str): 'qdq' or 'qonnx'. Defaults to 'qdq'.
+        weights (str): Container of weight codes in a 'qdq' file: 'int8',
+            'int4' or 'int2'; smaller ones hold the layers whose bits fit.
+            They are unpacked when the file is loaded. Defaults to 'int8'.
+        calibration (iterable): Real inputs for the 8-bit quantizers of
+            residual sums, see :func:`to_integer`. Defaults to the example.
+        input_names (sequence of str, optional): Names in the file.
+        output_names (sequence of str, optional): Likewise.
+
+    Returns:
+        ExportReport: Print it.
+
+    Raises:
+        FileExistsError: ``path`` exists.
+        ImportError: A package of the ``deploy`` extra is missing.
+        ValueError: A value that is not allowed.
+        RuntimeError: The check failed: ONNX Runtime runs a quantized layer
+            in float, or computes something else. Nothing is written.
+
+    Examples:
+        >>> report = export_onnx(model, images, 'model.onnx')
+        >>> print(report)
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise ValueError(f'format is {format!r}, allowed: {FORMATS}')
+    if weights not in CONTAINERS:
+        raise ValueError(
+            f'weights is {weights!r}, allowed: {", ".join(CONTAINERS)}')
+    if format == 'qonnx' and weights != 'int8':
+        raise ValueError(f'weights={weights!r} is a container of qdq files; '
+                         'QONNX keeps values and says their bits')
+    if path.exists():
+        raise FileExistsError(f'{path} exists; remove it or choose another '
+                              'name')
+    _require_packages()
+    from . import onnx_check, onnx_file
+    example = example if isinstance(example, tuple) else (example, )
+    if any(isinstance(layer, QuantLayer) for layer in model.modules()):
+        model = merge(model, *example)
+    report = ExportReport(path, format)
+    names = dict(input_names=input_names, output_names=output_names)
+    if format == 'qonnx':
+        if isinstance(model, IntegerModel):
+            raise ValueError('QONNX is written from the quantized or merged '
+                             'model, not from an integer model')
+        _need_merged(model)
+        report.float_layers = float_layers(model)
+        proto = onnx_file.qonnx_proto(model, example, **names)
+        check = onnx_check.check_qonnx
+    else:
+        if not isinstance(model, IntegerModel):
+            _need_merged(model)
+            model = to_integer(model, example, calibration)
+        report.float_layers = model.float_layers
+        proto = onnx_file.qdq_proto(model, example, weights, **names)
+        check = onnx_check.check_qdq
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent,
+                                     prefix='.export-') as folder:
+        part = Path(folder) / 'model.onnx'
+        onnx_file.write(proto, part)
+        report.size = part.stat().st_size
+        check(part, model, example, report)
+        os.replace(part, path)
+    return report
+
+
+def _need_merged(model: nn.Module) -> None:
+    if not merged_layers(model):
+        raise ValueError('no layer of the model is quantized; convert it with '
+                         'gdrq_mm.quantize_ and load its checkpoint')
+
+
+def _require_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+        import qonnx  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'{error.name} is missing: pip install "gdrq_mm[deploy]"'
+        ) from error

@@ -1,0 +1,280 @@
+"""Integer and merged models -> ONNX protos."""
+from pathlib import Path
+from typing import (
+    Dict,
+    Iterable,
+    Iterator,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.transformation.infer_shapes import InferShapes
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from ..functional import num_levels
+from ..integer.graph import LAYERS, capture, layer_of, target_of
+from ..integer.integer import IntegerModel, IntegerWeight
+from ..merge import MergedLayer, merged_layers
+from .formats import CONTAINERS
+from .onnx_ops import QDQ_TRANSLATIONS, QONNX_DOMAIN, QONNX_TRANSLATIONS
+
+Names = Optional[Sequence[str]]
+OPSET, IR_VERSION = 18, 10
+LAYER_OPS = ('Conv', 'Gemm')
+
+
+class LayerNode(NamedTuple):
+    """A quantized layer in a QDQ file.
+
+    Args:
+        node (NodeProto): The Conv or Gemm.
+        source (str): Name of the codes that go in.
+        result (str): Name of the codes or float values that come out.
+    """
+    node: onnx.NodeProto
+    source: str
+    result: str
+
+
+def qdq_proto(model: IntegerModel, example: tuple, weights: str,
+              input_names: Names = None, output_names: Names = None
+              ) -> ModelProto:
+    """QDQ form of an integer model, weights in containers of ``weights``."""
+    bits = CONTAINERS[weights]
+    proto = _export(model.graph_module, example, QDQ_TRANSLATIONS,
+                    input_names, output_names)
+    # Not by their weights: equal ones are stored once.
+    names = numbered(call.layer for call in model.calls)
+    for each, name in zip(layer_nodes(proto), names):
+        each.node.name = name
+    if bits < 8:
+        fitting = {name: weight for name, weight in model.weights.items()
+                   if weight.bits <= bits}
+        if not fitting:
+            needed = min(weight.bits for weight in model.weights.values())
+            raise ValueError(
+                f'weights={weights!r}: no layer has weights of {bits} or '
+                f'fewer bits, the smallest have {needed}')
+        _pack(proto, fitting, bits)
+    return proto
+
+
+def qonnx_proto(model: nn.Module, example: tuple, input_names: Names = None,
+                output_names: Names = None) -> ModelProto:
+    """QONNX form of a merged model."""
+    module = capture(model, example)
+    layers, calls = merged_layers(model), layer_calls(module)
+    for name in {layer_of(node) for node in calls.values()}:
+        _spell_out(module.get_submodule(name), layers[name])
+    proto = _export(module, example, QONNX_TRANSLATIONS, input_names,
+                    output_names)
+    if not any(each.domain == QONNX_DOMAIN for each in proto.opset_import):
+        proto.opset_import.append(helper.make_opsetid(QONNX_DOMAIN, 1))
+    # By name, since qonnx sorts nodes anew, and equal weights are stored once.
+    names = {name: call for (name, *_), call in zip(
+        quant_layers(proto), calls)}
+    for node in proto.graph.node:
+        node.name = names.get(node.name, node.name)
+    return ModelWrapper(proto).transform(InferShapes()).model
+
+
+def _spell_out(part: nn.Module, layer: MergedLayer) -> None:
+    """Give a layer of the graph float weights, as Quant nodes read them."""
+    shape = (-1, *[1] * (layer.weight.dim() - 1))
+    part.w_scale = layer.w_scale.view(shape)
+    part.weight = layer.weight * part.w_scale
+
+
+def _export(module: GraphModule, example: tuple, translations: dict,
+            input_names: Names, output_names: Names) -> ModelProto:
+    program = torch.export.export(module, example, strict=False)
+    proto = torch.onnx.export(
+        program, (), dynamo=True, verbose=False, opset_version=OPSET,
+        custom_translation_table=translations, input_names=input_names,
+        output_names=output_names).model_proto
+    # Codes are float32 in PyTorch and integers here; and where in whose
+    # files the model was written is nobody's business.
+    del proto.graph.value_info[:]
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.input,
+                 *proto.graph.output, *proto.graph.initializer):
+        part.ClearField('metadata_props')
+        part.ClearField('doc_string')
+    proto.ir_version = IR_VERSION
+    return proto
+
+
+def layer_nodes(proto: ModelProto) -> Iterator[LayerNode]:
+    """Quantized layers of a QDQ file, in order."""
+    producers = {name: node for node in proto.graph.node
+                 for name in node.output}
+    readers: Dict[str, list] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def source_of(name):
+        node = producers.get(name)
+        return node.input[0] if node is not None and \
+            node.op_type == 'DequantizeLinear' else None
+
+    def only(name, kind):
+        nodes = readers.get(name, [])
+        return nodes[0].output[0] if len(nodes) == 1 and nodes[
+            0].op_type == kind else None
+
+    for node in proto.graph.node:
+        if node.op_type not in LAYER_OPS or source_of(
+                node.input[1]) is None:
+            continue
+        result = node.output[0]
+        codes = only(result, 'QuantizeLinear')
+        if codes is not None:
+            result = only(codes, 'Clip') or codes
+        yield LayerNode(node, source_of(node.input[0]), result)
+
+
+def layer_calls(module: GraphModule) -> Dict[str, Node]:
+    """The calls of quantized layers in a captured graph, by name."""
+    nodes = [node for node in module.graph.nodes if target_of(node) in LAYERS]
+    return dict(zip(numbered(map(layer_of, nodes)), nodes))
+
+
+def numbered(layers: Iterable[str]) -> Iterator[str]:
+    """Names of calls: that of the layer, from the second call on with its
+    number.
+
+    Examples:
+        >>> list(numbered(['stem', 'conv', 'conv']))
+        ['stem', 'conv', 'conv#2']
+    """
+    counts: Dict[str, int] = {}
+    for layer in layers:
+        count = counts[layer] = counts.get(layer, 0) + 1
+        yield layer + (f'#{count}' if count > 1 else '')
+
+
+def quant_layers(proto: ModelProto) -> Iterator[Tuple[str, str, str]]:
+    """Names of node, input and result of the quantized layers of a QONNX
+    file, in its order."""
+    producers = {name: node for node in proto.graph.node
+                 for name in node.output}
+    sums = {node.input[0]: node.output[0] for node in proto.graph.node
+            if node.op_type == 'Add'}
+    stored = {each.name for each in proto.graph.initializer}
+
+    def is_weight(name):
+        node = producers.get(name)
+        if node is not None and node.op_type == 'Transpose':
+            node = producers.get(node.input[0])
+        # A product of two activations may read a Quant node as well.
+        return node is not None and node.op_type == 'Quant' \
+            and node.input[0] in stored
+
+    for node in proto.graph.node:
+        if node.op_type in ('Conv', 'MatMul') and is_weight(node.input[1]):
+            result = node.output[0]
+            yield node.name, node.input[0], sums[result] if \
+                node.op_type == 'MatMul' else result
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> Tuple[np.ndarray, np.ndarray]:
+    """Weight codes as digits of bytes, and what every byte stands for.
+
+    Codes ``-L .. L`` are digits to the base ``2 L + 1``: five ternary codes
+    (2 bits) a byte, or two of 4 bits.
+
+    Args:
+        codes (ndarray): int8, any shape.
+        bits (int): 2 to 8.
+
+    Returns:
+        tuple[ndarray, ndarray]: uint8 of shape ``(ceil(codes / digits), )``;
+        int8 table of shape ``(bytes there are, digits)``.
+
+    Examples:
+        >>> packed, table = pack_codes(np.array([1, 0, -1], np.int8), bits=2)
+        >>> table[packed].ravel()[:3]
+        array([ 1,  0, -1], dtype=int8)
+    """
+    levels = num_levels(bits)
+    base, digits = 2 * levels + 1, 1
+    while base**(digits + 1) <= 256:
+        digits += 1
+    powers = base**np.arange(digits)
+    flat = codes.ravel().astype(np.int64) + levels
+    rows = np.pad(flat, (0, -flat.size % digits)).reshape(-1, digits)
+    table = np.arange(base**digits)[:, None] // powers % base - levels
+    return (rows * powers).sum(1).astype(np.uint8), table.astype(np.int8)
+
+
+def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
+          ) -> None:
+    """Store the weights of some layers as packed codes of ``bits``.
+
+    A Gather from a table (of codes times the layer's factor) unpacks them to
+    int8, once, when the file is loaded.
+    """
+    graph, nodes = proto.graph, []
+    stored = {each.name for each in graph.initializer}
+    # Of layers with equal weights, one has them.
+    weights = {layer: weight for layer, weight in weights.items()
+               if f'{layer}.weight' in stored}
+    tensors = {each.name: each for each in graph.initializer
+               if each.name.rpartition('.')[0] not in weights
+               or not each.name.endswith('.weight')}
+
+    def constant(array, name):
+        tensors[name] = numpy_helper.from_array(np.asarray(array), name)
+        return name
+
+    def node(kind, inputs, output, **attributes):
+        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    for layer, weight in weights.items():
+        name, codes = f'{layer}.weight', weight.codes.numpy()
+        factor = weight.factor.numpy()
+        # 1 to 127 times a code that fits, within int8.
+        same = int(factor[0]) if (factor == factor[0]).all() else 1
+        packed, table = pack_codes(codes, bits)
+        table = constant(table * np.int8(same), f'table.{bits}.{same}')
+        value = node('Cast', [constant(packed, f'{name}.codes')],
+                     f'{name}.index', to=TensorProto.INT32)
+        value = node('Gather', [table, value], f'{name}.rows')
+        if packed.size * tensors[table].dims[1] != codes.size:
+            value = node('Reshape', [value, constant(
+                np.array([-1]), 'pack.flat')], f'{name}.flat')
+            value = node('Slice', [
+                value, constant(np.array([0]), 'pack.begin'),
+                constant(np.array([codes.size]), f'{name}.size')],
+                f'{name}.all')
+        uniform = (factor == same).all()
+        value = node('Reshape', [value, constant(
+            np.array(codes.shape), f'{name}.shape')],
+            name if uniform else f'{name}.unit')
+        if not uniform:
+            value = node('Cast', [value], f'{name}.wide',
+                         to=TensorProto.INT32)
+            value = node('Mul', [value, constant(
+                factor.reshape(-1, *[1] * (codes.ndim - 1)),
+                f'{name}.factor')], f'{name}.product')
+            node('Cast', [value], name, to=TensorProto.INT8)
+    nodes += list(graph.node)
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensors.values())
+
+
+def write(proto: ModelProto, path: Path) -> None:
+    """Check a proto and write it."""
+    if not any(each.domain == QONNX_DOMAIN for each in proto.opset_import):
+        onnx.checker.check_model(proto)
+    onnx.save(proto, str(path))

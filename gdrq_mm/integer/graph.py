@@ -1,0 +1,209 @@
+"""The graph of a merged model, as ``torch.export`` captures it."""
+import operator
+from typing import Any, Dict, List, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+from ..merge.ops import OPS
+
+_aten = torch.ops.aten
+LAYERS = {OPS.conv2d.default: 'conv2d', OPS.linear.default: 'linear'}
+RELUS = (_aten.relu.default, )
+# The values that come out are among those that went in.
+SAME_GRID = (_aten.max_pool2d.default, _aten.upsample_nearest2d.vec)
+
+
+def target_of(node: Node) -> Any:
+    """The operator that a node calls; None for other nodes."""
+    return node.target if node.op == 'call_function' else None
+
+
+def capture(model: nn.Module, example: Tuple[Any, ...]) -> GraphModule:
+    """Capture what a merged model computes for inputs of fixed shape.
+
+    Args:
+        model (nn.Module): A merged model.
+        example (tuple): What it is called with.
+
+    Returns:
+        GraphModule: Quantizers and merged layers are single nodes; what
+        computes the same from the same is one node, the first. Modules that
+        are registered twice go by their first name, as in
+        ``named_modules()``.
+    """
+    program = torch.export.export(model, example, strict=False)
+    module = program.run_decompositions({}).module(check_guards=False)
+    for part in module.modules():  # eval() is refused here
+        part.training = False
+    _use_first_names(module, model)
+    _fold_equal(module)
+    fold_grids(module.graph)
+    _hoist_grids(module.graph)
+    module.recompile()
+    return module
+
+
+def layer_of(node: Node) -> str:
+    """Name of the layer that a node of :data:`LAYERS` calls."""
+    return node.args[1].target.rpartition('.')[0]
+
+
+def _use_first_names(module: GraphModule, model: nn.Module) -> None:
+    """One name a module, in a graph in which it has several: torch.export
+    takes the last one for tensors, and that of the call for calls."""
+    first = {part: name for name, part in model.named_modules()}
+    names = {name: first[part] for name, part in model.named_modules(
+        remove_duplicate=False)}
+    moved = {}
+    for node in module.graph.nodes:
+        stack = node.meta.get('nn_module_stack')
+        if stack:
+            node.meta['nn_module_stack'] = {
+                key: (names.get(name, name), kind)
+                for key, (name, kind) in stack.items()}
+        if node.op == 'get_attr':
+            old, _, key = node.target.rpartition('.')
+            if names.get(old, old) != old:
+                moved[node.target] = old, names[old], key
+    for old, new, key in moved.values():
+        _move(module.get_submodule(old), _submodule(module, new), key)
+    for node in module.graph.nodes:
+        if node.op == 'get_attr' and node.target in moved:
+            _, new, key = moved[node.target]
+            node.target = f'{new}.{key}'
+
+
+def _submodule(module: GraphModule, name: str) -> nn.Module:
+    """A part of a graph module, made if it is not there."""
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        module.add_submodule(name, nn.Module())
+        return module.get_submodule(name)
+
+
+def _move(source: nn.Module, target: nn.Module, key: str) -> None:
+    value = getattr(source, key)
+    delattr(source, key)
+    if isinstance(value, nn.Parameter):
+        target.register_parameter(key, value)
+    else:
+        target.register_buffer(key, value)
+
+
+def _fold_equal(module: GraphModule) -> None:
+    """Compute the same but once, layers of equal weights included.
+
+    The exporter does so, whatever the layers are called; calls would then
+    be missing in its file.
+    """
+    written = {arg.target for node in module.graph.nodes if _is_mutable(node)
+               for arg in node.all_input_nodes if arg.op == 'get_attr'}
+    first: Dict[tuple, Node] = {}
+    tensors: Dict[tuple, List[Tensor]] = {}
+    values: Dict[Node, Any] = {}
+
+    def same_tensor(node):
+        tensor = operator.attrgetter(node.target)(module)
+        if not isinstance(tensor, Tensor) or node.target in written:
+            return node.target
+        kind = tensor.dtype, tensor.device, tensor.shape
+        known = tensors.setdefault(kind, [])
+        for number, other in enumerate(known):
+            if tensor is other or torch.equal(tensor, other):
+                return kind, number
+        known.append(tensor)
+        return kind, len(known) - 1
+
+    for node in list(module.graph.nodes):
+        values[node] = node.name
+        if node.op == 'get_attr':
+            values[node] = same_tensor(node)
+        elif _is_function(node):
+            key = node.target, repr(map_arg(
+                (node.args, node.kwargs), lambda arg: (values[arg], )))
+            if key in first:
+                node.replace_all_uses_with(first[key])
+                values[node] = first[key].name
+            first.setdefault(key, node)
+    module.graph.eliminate_dead_code()
+
+
+def _is_mutable(node: Node) -> bool:
+    target = target_of(node)
+    return isinstance(target, OpOverload) and target._schema.is_mutable
+
+
+def _is_function(node: Node) -> bool:
+    """Whether a node gives the same whenever it is given the same."""
+    target = target_of(node)
+    return target is operator.getitem or (
+        isinstance(target, OpOverload) and not _is_mutable(node)
+        and torch.Tag.nondeterministic_seeded not in target.tags)
+
+
+def _hoist_grids(graph: Graph) -> None:
+    """Quantize before operators that only choose among values, where nothing
+    else reads those: a convolution then gives the codes itself."""
+    for node in reversed(list(graph.nodes)):
+        if target_of(node) is not OPS.quantize.default:
+            continue
+        chosen = node.args[0]
+        while target_of(chosen) in SAME_GRID and len(chosen.users) == 1 \
+                and len(chosen.args[0].users) == 1:
+            with graph.inserting_before(chosen):
+                codes = graph.call_function(
+                    node.target, (chosen.args[0], *node.args[1:]))
+            chosen.replace_input_with(chosen.args[0], codes)
+            node.replace_all_uses_with(chosen)
+            graph.erase_node(node)
+            node, chosen = codes, codes.args[0]
+
+
+def fold_grids(graph: Graph) -> None:
+    """Drop quantizers that change nothing and those that are there twice."""
+    seen = {}
+    for node in list(graph.nodes):
+        if target_of(node) is not OPS.quantize.default:
+            continue
+        source, *grid = node.args
+        if target_of(source) is OPS.dequantize.default and source.args[
+                1:] == (grid[0], grid[1]) and _high(source.args[0]) == grid[2]:
+            node.replace_all_uses_with(source.args[0])
+        elif node.args in seen:
+            node.replace_all_uses_with(seen[node.args])
+        else:
+            seen[node.args] = node
+    graph.eliminate_dead_code()
+
+
+def _high(codes: Node) -> Any:
+    """The greatest code that a node gives."""
+    target = target_of(codes)
+    if target is OPS.quantize.default:
+        return codes.args[3]
+    if target in (OPS.integer_conv2d.default, OPS.integer_linear.default):
+        return codes.args[8]
+    return _high(codes.args[0]) if target in SAME_GRID else None
+
+
+def is_sum(node: Node) -> bool:
+    """Whether a node adds two activations that layers gave."""
+    return (target_of(node) is _aten.add.Tensor
+            and node.kwargs.get('alpha', 1) == 1
+            and all(_from_layer(value) for value in node.args[:2]))
+
+
+def _from_layer(value: Any) -> bool:
+    if not isinstance(value, Node):
+        return False
+    target = target_of(value)
+    if target in LAYERS or target is OPS.dequantize.default:
+        return True
+    if target in (*RELUS, *SAME_GRID):
+        return _from_layer(value.args[0])
+    return is_sum(value)

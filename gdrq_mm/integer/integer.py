@@ -1,0 +1,285 @@
+"""Merged model -> integer model: the reference for every integer runtime."""
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from ..merge import float_layers, merged_layers
+from ..merge.layers import FLOAT32_EXACT, MergedLayer, QuantParams
+from ..merge.ops import OPS, UINT8_OFFSET
+from .graph import (
+    LAYERS,
+    RELUS,
+    SAME_GRID,
+    capture,
+    fold_grids,
+    is_sum,
+    layer_of,
+    target_of,
+)
+from .ranges import observe
+
+INT16_MAX, INT32_MAX = 2**15 - 1, 2**31 - 1
+
+Example = Union[Tensor, Tuple[Any, ...]]
+
+
+@dataclass
+class IntegerCall:
+    """One call of a quantized layer in an integer model.
+
+    Args:
+        node (str): Name of its node in the graph.
+        layer (str): Name of the layer in the model.
+        kind (str): 'conv2d' or 'linear'.
+        grid (QuantParams, optional): Of the codes that come out; None: float
+            values come out (linear layers).
+        added (bool): Whether this grid was added by the 8-bit completion.
+    """
+    node: str
+    layer: str
+    kind: str
+    grid: Optional[QuantParams]
+    added: bool
+
+
+@dataclass
+class IntegerWeight:
+    """Weight of a layer: ``codes * factor`` is what kernels compute with.
+
+    Args:
+        codes (Tensor): int8, of the layer's bits.
+        factor (Tensor): int32, shape ``(num_filters, )``: makes the step of
+            the int32 bias finer.
+        bits (int): Of the codes.
+        stored (Tensor): int8 products, or uint8 with an offset of 128.
+    """
+    codes: Tensor
+    factor: Tensor
+    bits: int
+    stored: Tensor
+
+
+class IntegerModel(nn.Module):
+    """A model whose quantized layers compute as integer kernels do.
+
+    Layers read codes and give codes; accumulators are int32 sums, biases
+    integers, and outputs that are read by more than one quantizer are rounded
+    to 8 bits (residual sums as well). Float operators between layers stay.
+
+    Attributes:
+        graph_module (GraphModule): The computation.
+        calls (list[IntegerCall]): Of quantized layers, in order.
+        weights (dict[str, IntegerWeight]): By layer.
+        sums (dict[str, QuantParams]): 8-bit grids of sums, by node.
+        float_layers (dict[str, str]): Layers that compute in float, and why.
+    """
+
+    def __init__(self, graph_module: GraphModule, calls: List[IntegerCall],
+                 weights: Dict[str, IntegerWeight],
+                 sums: Dict[str, QuantParams],
+                 float_layers: Dict[str, str]) -> None:
+        super().__init__()
+        self.graph_module = graph_module
+        self.calls = calls
+        self.weights = weights
+        self.sums = sums
+        self.float_layers = float_layers
+
+    def forward(self, *args):
+        return self.graph_module(*args)
+
+
+@torch.no_grad()
+def to_integer(model: nn.Module, example: Example,
+               calibration: Iterable[Example] = ()) -> IntegerModel:
+    """Turn a merged model into an integer model.
+
+    The graph is captured by ``torch.export`` for inputs of the shape of the
+    example. Outputs of convolutions that more than one quantizer reads, or
+    that float operators read, and the sums of such outputs get quantizers of
+    8 bits with a scale of least squared error on ``calibration``, unless the
+    model was trained with theirs (``residual`` in :class:`QuantConfig`).
+
+    Args:
+        model (nn.Module): What :func:`gdrq_mm.deploy.merge` gave; tensors in
+            and out.
+        example (Tensor or tuple): What the model is called with.
+        calibration (iterable): More such examples, real data. Defaults to
+            none: the example alone.
+
+    Raises:
+        ValueError: The model has no merged layers.
+
+    Examples:
+        >>> integer = to_integer(merge(model, images), images)
+        >>> integer(images)
+    """
+    layers = merged_layers(model)
+    if not layers:
+        raise ValueError('the model has no merged layers; call '
+                         'gdrq_mm.deploy.merge first')
+    example = _as_tuple(example)
+    module = capture(model, example)
+    outputs, sums = find_sites(module)
+    grids = observe(
+        module, [act for _, act, grid in outputs if grid is None] + sums,
+        [example, *map(_as_tuple, calibration)])
+    weights, calls, added = {}, [], {}
+    for node, act, grid in outputs:
+        name = layer_of(node)
+        if name not in weights:
+            weights[name] = _store_integers(
+                layers[name], module.get_submodule(name))
+        kind = LAYERS[target_of(node)]
+        call = IntegerCall(node.name, name, kind, grid, False)
+        if grid is None and kind == 'conv2d':
+            call.grid, call.added = grids[act], True
+        calls.append(call)
+        _replace_layer(module, node, act, call)
+    for node in sums:
+        added[node.name] = grids[node]
+        _round(module, node, grids[node])
+    _finish(module)
+    return IntegerModel(module, calls, weights, added, float_layers(model))
+
+
+def _as_tuple(example: Example) -> tuple:
+    return example if isinstance(example, tuple) else (example, )
+
+
+def find_sites(module: GraphModule
+               ) -> Tuple[List[Tuple[Node, Node, Optional[QuantParams]]],
+                          List[Node]]:
+    """Where layers and sums give their codes.
+
+    Returns:
+        tuple: Of every call of a layer its node, the node of its activation
+        (the ReLU, if nothing else reads the layer) and the grid of the one
+        quantizer that reads it, or None; the nodes of sums that need a grid.
+    """
+    outputs, sums = [], []
+    for node in module.graph.nodes:
+        if target_of(node) in LAYERS:
+            act = _activation(node)
+            outputs.append((node, act, _only_grid(act)))
+        elif is_sum(node):
+            act = _activation(node)
+            if _only_grid(act) is None:
+                sums.append(act)
+    return outputs, sums
+
+
+def _activation(node: Node) -> Node:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and target_of(users[0]) in RELUS \
+        else node
+
+
+def _only_grid(act: Node) -> Optional[QuantParams]:
+    """The grid of the quantizer that alone reads ``act``."""
+    users = list(act.users)
+    if len(users) != 1 or target_of(users[0]) is not OPS.quantize.default:
+        return None
+    grid = QuantParams(*users[0].args[1:])
+    # A signed quantizer would undo the ReLU that its codes stand for.
+    return None if target_of(act) in RELUS and grid.low < 0 else grid
+
+
+def _store_integers(layer: MergedLayer, submodule: nn.Module
+                    ) -> IntegerWeight:
+    """Write integer weight, scale and bias of a layer into the graph's
+    submodule."""
+    codes, grid = layer.weight.long(), layer.grid
+    span = grid.high - grid.low  # activations are stored as 0 .. span
+    channels = (-1, *[1] * (codes.dim() - 1))
+    # Kernels on AVX2 add pairs of products in int16, and saturate.
+    limit = min(127, INT16_MAX // (2 * max(span, 1)))
+    most = max(limit // max(int(codes.abs().max()), 1), 1)
+    step = layer.w_scale.double() * grid.scale
+    bias = layer.bias.double()
+    # Neither the bias nor a sum may leave int32.
+    reach = bias.abs() / step + span * codes.abs().flatten(1).sum(1)
+    factor = (INT32_MAX / 2 / reach.clamp(min=1)).floor()
+    lost = factor < 1  # next to this bias the weights are nothing
+    codes = torch.where(lost.view(channels), 0, codes)
+    factor = factor.clamp(1, most).int()
+    step = torch.where(lost, bias.abs() / 2**20, step / factor)
+    w_scale = (step / grid.scale).float()
+    stored = (codes * factor.view(channels))
+    bias = torch.round(bias / (w_scale.double() * grid.scale)).int()
+    largest = span * stored.abs().flatten(1).sum(1) + bias.abs()
+    submodule.wide = bool(largest.max() >= FLOAT32_EXACT)
+    if int(stored.abs().max()) > limit:
+        stored = (stored + UINT8_OFFSET).to(torch.uint8)
+    else:
+        stored = stored.to(torch.int8)
+    submodule.weight, submodule.w_scale, submodule.bias = stored, w_scale, bias
+    return IntegerWeight(codes.to(torch.int8), factor, layer.bits, stored)
+
+
+def _replace_layer(module: GraphModule, node: Node, act: Node,
+                   call: IntegerCall) -> None:
+    """Merged layer (and ReLU, and quantizer) -> one integer operator."""
+    codes, weight, x_scale, w_scale, bias, low, _, *rest = node.args
+    rest = [*rest[:-1], module.get_submodule(call.layer).wide]
+    graph, grid = module.graph, call.grid
+    head = codes, weight, x_scale, w_scale, bias, low
+    with graph.inserting_before(node):
+        if grid is None:
+            new = graph.call_function(
+                OPS.integer_linear_float.default, (*head, *rest))
+        else:
+            target = getattr(OPS, f'integer_{call.kind}').default
+            new = graph.call_function(
+                target, (*head, grid.scale, grid.low, grid.high, *rest))
+        value = new
+        if call.added:
+            value = graph.call_function(
+                OPS.dequantize.default, (new, grid.scale, grid.low))
+    call.node = new.name
+    if grid is None:
+        node.replace_all_uses_with(new)
+        return
+    users = [act] if call.added else list(act.users)
+    for user in users:
+        user.replace_all_uses_with(value)
+
+
+def _round(module: GraphModule, node: Node, grid: QuantParams) -> None:
+    """Insert a quantizer behind a node."""
+    graph = module.graph
+    with graph.inserting_after(node):
+        codes = graph.call_function(OPS.quantize.default, (
+            node, grid.scale, grid.low, grid.high))
+    with graph.inserting_after(codes):
+        value = graph.call_function(
+            OPS.dequantize.default, (codes, grid.scale, grid.low))
+    node.replace_all_uses_with(
+        value, delete_user_cb=lambda user: user is not codes)
+
+
+def _finish(module: GraphModule) -> None:
+    """Let operators that stay on the grid work on codes; clean up."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        source = node.args[0] if node.args else None
+        if not isinstance(source, Node) or target_of(
+                source) is not OPS.dequantize.default:
+            continue
+        codes, scale, low = source.args
+        if target_of(node) in RELUS and low == 0:
+            node.replace_all_uses_with(source)
+        elif target_of(node) in SAME_GRID:
+            with graph.inserting_before(node):
+                moved = graph.call_function(
+                    node.target, (codes, *node.args[1:]), node.kwargs)
+                value = graph.call_function(
+                    OPS.dequantize.default, (moved, scale, low))
+            node.replace_all_uses_with(value)
+    fold_grids(graph)
+    graph.eliminate_dead_code()
+    graph.lint()
+    module.recompile()

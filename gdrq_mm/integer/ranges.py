@@ -1,0 +1,92 @@
+"""Scales of the 8-bit quantizers that an integer model adds."""
+from typing import Dict, Iterable, List, Optional
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from ..merge.layers import TINY, QuantParams
+from ..merge.ops import OPS
+from .graph import RELUS, SAME_GRID, target_of
+
+SAMPLES = 2**14  # values kept of a tensor
+CANDIDATES = 40
+
+
+class _Observer(Interpreter):
+    """Run a graph and keep values of some nodes."""
+
+    def __init__(self, module: GraphModule, nodes: List[Node]) -> None:
+        super().__init__(module)
+        self.samples: Dict[Node, List[Tensor]] = {node: [] for node in nodes}
+
+    def run_node(self, node: Node):
+        result = super().run_node(node)
+        if node in self.samples:
+            values = result.detach().flatten().float()
+            chosen = values[::-(-values.numel() // SAMPLES)] if \
+                values.numel() else values
+            # Always the extreme ones, which decide what is clipped.
+            extremes = values.aminmax() if values.numel() else ()
+            self.samples[node] += [chosen, *(
+                each.view(1) for each in extremes)]
+        return result
+
+
+def observe(module: GraphModule, nodes: List[Node], examples: Iterable[tuple]
+            ) -> Dict[Node, QuantParams]:
+    """Grids of 8 bits for nodes of a graph.
+
+    Args:
+        module (GraphModule): The graph.
+        nodes (list[Node]): Those that get a grid; unsigned behind a ReLU.
+        examples (iterable of tuples): What the graph is called with.
+    """
+    observer = _Observer(module, nodes)
+    for example in examples:
+        observer.run(*example)
+    return {node: best_grid(torch.cat(values), target_of(node) not in RELUS,
+                            _finest_reader(node))
+            for node, values in observer.samples.items()}
+
+
+def _finest_reader(node: Node) -> Optional[float]:
+    """The least scale of the quantizers that read a tensor."""
+    scales = []
+    for user in node.users:
+        if target_of(user) is OPS.quantize.default:
+            scales.append(user.args[1])
+        elif target_of(user) in SAME_GRID:
+            scales.append(_finest_reader(user))
+    return min((scale for scale in scales if scale), default=None)
+
+
+def best_grid(values: Tensor, signed: bool, reader: Optional[float] = None
+              ) -> QuantParams:
+    """The 8-bit grid with the least squared error.
+
+    Args:
+        values (Tensor): A sample, float32.
+        signed (bool): Codes -128 to 127, or 0 to 255.
+        reader (float, optional): Scale of a quantizer that reads the rounded
+            values. The grid's scale is then an odd fraction of it: its
+            bounds between codes are bounds of the grid as well, so that
+            rounding first to 8 bits changes none of its codes.
+
+    Examples:
+        >>> best_grid(torch.rand(1000), signed=False).high
+        255
+    """
+    low, high = (-128, 127) if signed else (0, 255)
+    top = float(values.abs().max()) if values.numel() else 0.
+    if top < 2**8 * TINY:
+        return QuantParams(1., low, high)
+    if reader is None:
+        scales = torch.linspace(1., 1 / CANDIDATES, CANDIDATES) * top / high
+    else:
+        scales = reader / torch.arange(1., 2**8, 2)
+    scales = scales.tolist()  # float32 values
+    values = values.double()
+    errors = [float(((values / scale).round().clamp(low, high) * scale
+                     - values).square().sum()) for scale in scales]
+    return QuantParams(scales[errors.index(min(errors))], low, high)

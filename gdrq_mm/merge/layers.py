@@ -1,0 +1,182 @@
+"""Layers of merged models: integer codes, one scale and bias a channel."""
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import List, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import ScaleClipReLU
+from ..layers.output import NAME as OUTPUT_QUANTIZER
+from .ops import OPS
+
+FLOAT32_EXACT = 2**24  # integers below it are exact in float32
+TINY = torch.finfo(torch.float32).tiny  # smaller ones lose their precision
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """What an activation is rounded to.
+
+    Args:
+        scale (float): Step between codes, a float32 value.
+        low (int): The least code; 0 where the activation is unsigned.
+        high (int): The greatest code.
+    """
+    scale: float
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, quantizer: nn.Module) -> 'QuantParams':
+        """The grid of a trained activation quantizer."""
+        scale, low, high = quantizer.code_range()
+        if scale < TINY:  # a threshold of zero maps everything to zero
+            return cls(1., 0, 0)
+        return cls(scale, low, high)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Codes of ``x``."""
+        return OPS.quantize(x, self.scale, self.low, self.high)
+
+    def round(self, x: Tensor) -> Tensor:
+        """``x`` rounded to the grid."""
+        return OPS.dequantize(
+            self.quantize(x), self.scale, self.low)
+
+
+class MergedLayer(nn.Module):
+    """What merged convolutions and linear layers share.
+
+    ``y = sum(codes of x * codes of w) * (x_scale * w_scale) + bias`` (the
+    form of the paper's Fig. 4b): one range of codes for all groups, whose
+    scales went into ``w_scale`` together with the normalization.
+
+    Args:
+        codes (Tensor): Weight codes.
+        w_scale (Tensor): Positive, shape ``(num_filters, )``.
+        bias (Tensor): float32, shape ``(num_filters, )``.
+        grid (QuantParams): Of the input.
+        bits (int): Of the weight codes.
+
+    Attributes:
+        norm (str): Name of the normalization that was merged, '' for none.
+        reason (str): Why none was.
+    """
+
+    def __init__(self, codes: Tensor, w_scale: Tensor, bias: Tensor,
+                 grid: QuantParams, bits: int) -> None:
+        super().__init__()
+        self.register_buffer('weight', codes.to(torch.int8))
+        self.register_buffer('w_scale', w_scale.float())
+        self.register_buffer('bias', bias.float())
+        self.grid = grid
+        self.bits = bits
+        largest = int(codes.abs().flatten(1).sum(1).max())
+        self.wide = largest * max(grid.high, -grid.low) >= FLOAT32_EXACT
+        self.norm, self.reason = '', ''
+
+    def extra_repr(self) -> str:
+        merged = f'merged {self.norm}' if self.norm else \
+            f'rescaled: {self.reason}'
+        return (f'{tuple(self.weight.shape)}, bits={self.bits}, '
+                f'{self.grid}, {merged}')
+
+
+class MergedConv2d(MergedLayer):
+    """Merged form of a quantized ``nn.Conv2d``."""
+
+    def __init__(self, conv: nn.Conv2d, *args) -> None:
+        super().__init__(*args)
+        self.stride, self.dilation = conv.stride, conv.dilation
+        self.groups = conv.groups
+        self.padding, self.pad_first = conv.padding, None
+        self.pad_mode = conv.padding_mode
+        if isinstance(conv.padding, str) or conv.padding_mode != 'zeros':
+            self.padding = (0, 0)
+            self.pad_first = list(conv._reversed_padding_repeated_twice)
+        if self.pad_mode == 'zeros':
+            self.pad_mode = 'constant'
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pad_first is not None:
+            x = F.pad(x, self.pad_first, mode=self.pad_mode)
+        return OPS.conv2d(
+            self.grid.quantize(x), self.weight, self.grid.scale, self.w_scale,
+            self.bias, self.grid.low, self.bits, self.stride, self.padding,
+            self.dilation, self.groups, self.wide)
+
+
+class MergedLinear(MergedLayer):
+    """Merged form of a quantized ``nn.Linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return OPS.linear(
+            self.grid.quantize(x), self.weight, self.grid.scale, self.w_scale,
+            self.bias, self.grid.low, self.bits, self.wide)
+
+
+class MergedReLU(ScaleClipReLU):
+    """Merged form of a ReLU with quantized output, one grid a call site.
+
+    Sites whose threshold was never set have no grid: no layer reads them.
+    """
+
+    def start_merged(self, grids: List[Optional[QuantParams]]) -> None:
+        """Take the grids that replace the quantizers."""
+        del self.site_quantizers, self._shared
+        self.grids = grids
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.grids[self._next_site % len(self.grids)]
+        self._next_site += 1
+        x = F.relu(x)
+        return x if grid is None else grid.round(x)
+
+
+class RoundedOutput(nn.Module):
+    """Merged form of an output quantizer.
+
+    Args:
+        grid (QuantParams, optional): None where the threshold was never set,
+            in modules that nothing called.
+    """
+
+    def __init__(self, grid: Optional[QuantParams]) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.grid is None else self.grid.round(x)
+
+
+class RoundedInput(nn.Sequential):
+    """A float layer that reads a quantized activation."""
+
+    def __init__(self, grid: QuantParams, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](self.grid.round(x))
+
+
+_HOOKS = ('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs',
+          '_forward_hooks', '_forward_hooks_with_kwargs',
+          '_forward_hooks_always_called')
+
+
+def take_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Let ``target`` run the forward hooks of the module that it replaces,
+    that of a quantizer of the output included."""
+    for name in _HOOKS:
+        getattr(target, name).update(getattr(source, name))
+    if hasattr(source, OUTPUT_QUANTIZER):
+        target.add_module(OUTPUT_QUANTIZER, getattr(source, OUTPUT_QUANTIZER))
+
+
+def drop_hooks(module: nn.Module) -> None:
+    """Forget the forward hooks of a shallow copy; the original keeps its."""
+    for name in _HOOKS:
+        setattr(module, name, OrderedDict())

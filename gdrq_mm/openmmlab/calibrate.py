@@ -1,0 +1,113 @@
+"""Quantization without training: a float checkpoint -> a quantized one."""
+import itertools
+import os
+import tempfile
+from pathlib import Path
+from typing import Callable, Iterator, Optional
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner, set_random_seed
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..checkpoint import NAME
+from ..training import calibrate, update_bn_stats
+from ..version import __version__
+from .publish import inference_config
+from .reading import read_checkpoint
+from .scopes import build_model
+
+
+def training_forwards(model: nn.Module, dataloader: DataLoader,
+                      batches: int) -> Iterator[Callable]:
+    """What a training iteration computes, on the first batches of a loader.
+
+    The forward of ``mode='loss'``, because it calls all layers, those of
+    auxiliary heads too.
+
+    Args:
+        model (nn.Module): A model of OpenMMLab.
+        dataloader (DataLoader): Of training batches.
+        batches (int): At most so many.
+    """
+    for batch in itertools.islice(dataloader, batches):
+        data = model.data_preprocessor(batch, True)
+        yield lambda data=data: model._run_forward(data, mode='loss')
+
+
+def calibrate_checkpoint(config: str,
+                         checkpoint: str,
+                         out: str,
+                         batches: int = 32,
+                         recalibrate: bool = True,
+                         cfg_options: Optional[dict] = None) -> int:
+    """Quantize a float checkpoint with some training batches, no training.
+
+    Batch normalization is recalibrated to the quantized weights, activation
+    thresholds are set, and it is recalibrated to the quantized activations.
+    Random numbers, of augmentation too, begin with the seed of the config's
+    ``randomness`` (0 where it has none): the result is always the same.
+
+    Args:
+        config (str): With the ``quantization``, in a GDRQHook or in the model.
+        checkpoint (str): Of the float model.
+        out (str): Checkpoint to write, for the package's test tool with the
+            same config, to go on training from, or to publish.
+        batches (int): Of the config's ``train_dataloader``. Defaults to 32.
+        recalibrate (bool): Recalibrate batch normalization. Defaults to True.
+        cfg_options (dict, optional): Changes of the config.
+
+    Returns:
+        int: Number of batches used: fewer where the data set is smaller.
+
+    Raises:
+        ValueError: ``batches`` is no positive number, the config quantizes
+            nothing, or the checkpoint is quantized already or none at all.
+        RuntimeError: The checkpoint is damaged, or does not fit the config.
+        FileExistsError: ``out`` is there.
+    """
+    if batches < 1:
+        raise ValueError(f'batches is {batches}, allowed: 1 or more')
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f'{out} exists; remove it or choose another '
+                              'name')
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(cfg_options or {})
+    model_cfg = inference_config(cfg)
+    trained = read_checkpoint(checkpoint)
+    weights = trained.get('state_dict', trained)
+    if f'{NAME}.schemes' in weights:
+        raise ValueError(f'{checkpoint} is quantized already; calibrate the '
+                         'checkpoint of a float model')
+    model = build_model(model_cfg)
+    model.load_state_dict(weights)
+    model.to('cuda' if torch.cuda.is_available() else 'cpu')
+
+    seed = cfg.get('randomness', {}).get('seed') or 0
+
+    def forwards():
+        # A new loader each time, and the same batches.
+        set_random_seed(seed)
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=seed)
+        return training_forwards(model, loader, batches)
+
+    with torch.no_grad():
+        if recalibrate:
+            update_bn_stats(model, forwards())
+        used = calibrate(model, forwards())
+        if recalibrate:
+            update_bn_stats(model, forwards())
+    meta = {key: trained['meta'][key] for key in ('dataset_meta', )
+            if key in trained.get('meta', {})}
+    meta.update(cfg=cfg.pretty_text, gdrq_mm_version=__version__)
+    state_dict = {key: value.cpu() for key, value in
+                  model.state_dict().items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent,
+                                     prefix='.calibrate-') as folder:
+        partial = Path(folder) / out.name
+        torch.save(dict(meta=meta, state_dict=state_dict), partial)
+        os.replace(partial, out)
+    return used

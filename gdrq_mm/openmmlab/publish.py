@@ -1,0 +1,194 @@
+"""A training checkpoint and its config -> a file to publish."""
+import copy
+import datetime
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Optional, Tuple
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import load_checkpoint
+
+from ..checkpoint import FORMAT, NAME, is_quantizer_entry, pack, seal
+from ..training import get_state
+from ..version import __version__
+from .reading import read_checkpoint
+from .scopes import build_model
+
+# Of the training run, not of the model.
+_RUN_KEYS = ('work_dir', 'load_from', 'resume', 'launcher')
+
+
+def quantization_of(cfg: Config) -> dict:
+    """The ``quantization`` of a config: its model's or its hook's.
+
+    Raises:
+        ValueError: The config has none.
+    """
+    if cfg.model.get('quantization') is not None:
+        return cfg.model.quantization.to_dict()
+    for hook in _gdrq_hooks(cfg):
+        if hook.get('quantization'):
+            return hook.quantization.to_dict()
+    raise ValueError(
+        f'{cfg.filename or "the config"} quantizes nothing: it has neither a '
+        'GDRQHook with quantization=dict(...) in custom_hooks nor '
+        "model.type='QuantizedModel'")
+
+
+def _gdrq_hooks(cfg: Config) -> list:
+    """Entries of custom_hooks, by name, scoped name or class."""
+    return [hook for hook in cfg.get('custom_hooks') or ()
+            if _type_name(hook) == 'GDRQHook']
+
+
+def _type_name(cfg: dict) -> str:
+    kind = cfg.get('type')
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
+
+
+def _custom_imports(cfg: Config) -> dict:
+    """gdrq_mm, and what the training imported.
+
+    Code of hooks or data sets need not be where a published model is opened:
+    a module that is absent there gives a warning.
+    """
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else imports
+    others = [name for name in imports if name != 'gdrq_mm']
+    return dict(imports=['gdrq_mm', *others],
+                allow_failed_imports=bool(others))
+
+
+def inference_config(cfg: Config) -> Config:
+    """The same config with ``model.type='QuantizedModel'``.
+
+    Inferencers run no hooks, so published configs say it in the model.
+    """
+    quantization = quantization_of(cfg)
+    cfg = copy.deepcopy(cfg)
+    if _type_name(cfg.model) != 'QuantizedModel':
+        model = cfg.model.to_dict()
+        cfg.model = ConfigDict(
+            type='QuantizedModel', architecture=model.pop('type'),
+            quantization=quantization, **model)
+    for hook in _gdrq_hooks(cfg):
+        hook.pop('quantization', None)
+    for key in _RUN_KEYS:
+        cfg.pop(key, None)
+    cfg.custom_imports = _custom_imports(cfg)
+    return cfg
+
+
+def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
+            cfg_options: Optional[dict] = None) -> Tuple[Path, Path]:
+    """Write a checkpoint to publish, and its config beside it.
+
+    The file is named ``<config>_<date>-<hash>.pth`` as OpenMMLab names its
+    own, holds plain tensors and primitive types only, and is sealed by a
+    format version and a hash of its weights. It is there whole or not at all:
+    it is written beside its place, loaded with ``weights_only=True`` into a
+    model built from the config and compared, then renamed.
+
+    Args:
+        config (str): The config it was trained with.
+        checkpoint (str): The training checkpoint; EMA weights are used where
+            it has them, as the runner stores them in ``state_dict``.
+        out_dir (str): Folder, made if missing.
+        latent (bool): Keep float weights, to train on. Defaults to False:
+            weights are packed into codes.
+        cfg_options (dict, optional): What the training changed in the config.
+
+    Returns:
+        tuple[Path, Path]: The checkpoint and the config. ``float_bytes`` in
+        the checkpoint's meta is the size of the float model's file.
+
+    Raises:
+        ValueError: The config quantizes nothing, or the checkpoint is a float
+            one or none at all.
+        RuntimeError: The checkpoint is damaged, or does not fit the config.
+        FileExistsError: A file of that name is there.
+    """
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(cfg_options or {})
+    cfg = inference_config(cfg)
+    trained = read_checkpoint(checkpoint)
+    if f'{NAME}.schemes' not in trained.get('state_dict', {}):
+        raise ValueError(
+            f'{checkpoint} holds a float model: nothing in it is quantized. '
+            'Publish the checkpoint of a training with GDRQHook or '
+            'QuantizedModel.')
+    model = build_model(cfg)
+    model.load_state_dict(trained['state_dict'])
+    meta = {key: _primitive(trained['meta'][key])
+            for key in ('dataset_meta', 'epoch', 'iter')
+            if key in trained.get('meta', {})}
+    meta.update(cfg=cfg.pretty_text, gdrq_mm_version=__version__,
+                gdrq_format='latent' if latent else 'packed',
+                gdrq_format_version=FORMAT,
+                float_bytes=_float_bytes(model))
+    if latent:
+        weights = dict(model.state_dict())
+        seal(weights, NAME)
+    else:
+        weights = pack(model)
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    date = datetime.date.today().strftime('%Y%m%d')
+    with tempfile.TemporaryDirectory(dir=out_dir, prefix='.publish-') as part:
+        part = Path(part)
+        torch.save(dict(meta=meta, state_dict=weights), part / 'model.pth')
+        digest = hashlib.sha256((part / 'model.pth').read_bytes()).hexdigest()
+        stem = f'{Path(config).stem}_{date}-{digest[:8]}'
+        target, target_cfg = out_dir / f'{stem}.pth', out_dir / f'{stem}.py'
+        cfg.dump(str(part / 'config.py'))
+        # A config alone is what an interrupted publication may have left.
+        if target.exists() or (
+                target_cfg.exists() and target_cfg.read_bytes()
+                != (part / 'config.py').read_bytes()):
+            raise FileExistsError(f'{stem}.pth or .py exists in {out_dir}; '
+                                  'remove it or choose another folder')
+        _check_published(part / 'config.py', part / 'model.pth', model)
+        # The checkpoint last: where it is, its config is.
+        os.replace(part / 'config.py', target_cfg)
+        os.replace(part / 'model.pth', target)
+    return target, target_cfg
+
+
+def _float_bytes(model) -> int:
+    """Size of a file of the float model's weights."""
+    with tempfile.TemporaryFile() as file:
+        torch.save({key: value for key, value in model.state_dict().items()
+                    if not is_quantizer_entry(key)}, file)
+        return file.tell()
+
+
+@torch.no_grad()
+def _check_published(config: Path, checkpoint: Path, model) -> None:
+    """The file must load and quantize to the very same weights."""
+    copied = build_model(Config.fromfile(config))
+    load_checkpoint(copied, str(checkpoint), map_location='cpu', strict=True,
+                    logger='silent')
+    layers = get_state(copied).layers
+    for name, layer in get_state(model).layers.items():
+        if getattr(layer, 'weight_quantizer', None) is None:
+            continue
+        ours, theirs = (each.weight_quantizer(each.weight)
+                        for each in (layer, layers[name]))
+        if not torch.equal(ours, theirs):
+            raise RuntimeError(
+                f'{name}: the published weights differ from the trained ones '
+                f'in {int((ours != theirs).sum())} values; nothing was '
+                'written. Please report this.')
+
+
+def _primitive(value: Any) -> Any:
+    """numpy values and tuples in metadata -> primitive Python types."""
+    if isinstance(value, dict):
+        return {key: _primitive(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_primitive(item) for item in value)
+    return value.tolist() if hasattr(value, 'tolist') else value

@@ -1,0 +1,159 @@
+"""How mmengine reads checkpoint files: no code, and errors that teach.
+
+mmengine leaves URLs to ``torch.hub``, which loads them with
+``weights_only=False``: code in them runs. For a file that cannot be read
+torch names neither the file nor a remedy, and for one with code in it
+suggests ``weights_only=False`` as well. The checksums that ``torch.save``
+writes, of metadata too, it does not verify.
+
+That code is not run needs torch >= 2.6: older versions run it in every file
+that they read.
+"""
+import errno
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, get_dist_info
+from mmengine.logging import print_log
+from mmengine.runner import checkpoint as mmengine_checkpoint
+
+from ..checkpoint import NAME
+
+
+def load_from_local(filename: str, map_location=None):
+    """mmengine's loader of local files, with one kind of error.
+
+    Of published files the checksums are verified.
+
+    Args:
+        filename (str): Path of the checkpoint.
+        map_location: As ``torch.load`` takes it.
+
+    Raises:
+        OSError: It cannot be opened or read.
+        MemoryError, torch.cuda.OutOfMemoryError: It does not fit.
+        RuntimeError: It is damaged, names what is no plain data, or is not
+            for this machine.
+    """
+    path = os.path.expanduser(filename)
+    try:
+        content = mmengine_checkpoint.load_from_local(filename, map_location)
+        if _is_published(content):
+            _check_sums(path)
+        return content
+    except Exception as error:  # torch has many
+        if _is_of_the_machine(error):
+            raise
+        raise RuntimeError(f'{filename} cannot be read: '
+                           f'{_reason(error, path)} Nothing was loaded.'
+                           ) from None
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether it says nothing of what is in the file."""
+    if type(error) is OSError:  # sizes in a damaged file lead nowhere
+        return error.errno not in (None, errno.EINVAL)
+    return isinstance(error, (OSError, MemoryError,
+                              torch.cuda.OutOfMemoryError))
+
+
+def _is_published(content) -> bool:
+    # A bit that hides one of the two leaves the other.
+    parts = [content.get(key) for key in ('meta', 'state_dict')] if \
+        isinstance(content, dict) else []
+    return any(isinstance(part, dict) and key in part for part, key in zip(
+        parts, ('gdrq_format', f'{NAME}.digest')))
+
+
+def _check_sums(path: str) -> None:
+    if not zipfile.is_zipfile(path):  # torch's old format has none
+        return
+    with zipfile.ZipFile(path) as archive:
+        part = archive.testzip()
+    if part is not None:
+        raise RuntimeError(f'the checksum of its part {part} is wrong')
+
+
+def load_from_http(filename: str, map_location=None):
+    """Download a checkpoint to torch's cache, once, and load that file.
+
+    Args:
+        filename (str): URL of the checkpoint.
+        map_location: As ``torch.load`` takes it.
+
+    Raises:
+        OSError: It cannot be downloaded.
+        RuntimeError: As :func:`load_from_local`.
+    """
+    path = (Path(torch.hub.get_dir()) / 'checkpoints'
+            / Path(urlparse(filename).path).name)
+
+    def download():
+        if not path.exists():
+            print_log(f'Downloads {filename} to {path}', 'current')
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(filename, str(path))
+
+    rank, world_size = get_dist_info()
+    if rank == 0:
+        download()
+    if world_size > 1:
+        barrier()
+        download()  # on other machines
+    return load_from_local(str(path), map_location)
+
+
+def _reason(error: Exception, path: str) -> str:
+    """What is wrong, and what to do about it."""
+    text = str(error).strip()
+    named = re.search(r'GLOBAL (\S+)', text)
+    if named:
+        return (f'it asks for {named[1]}, which is no plain data. It holds '
+                'code, which was not run, or objects of a training, or it is '
+                'damaged. Get it as plain tensors, or allow what you trust by '
+                'torch.serialization.add_safe_globals.')
+    if 'Attempting to deserialize' in text or _is_intact(path):
+        if isinstance(error, pickle.UnpicklingError):
+            text = re.split(r'WeightsUnpickler error:\s*', text)[-1]
+        elif not isinstance(error, (RuntimeError, ValueError)):
+            text = repr(error)  # of some only a word is said
+        return text.partition('\n')[0].rstrip('.') + '.'
+    said = re.split(r'\n|\. ', text)[0].rstrip('.')
+    if type(error) not in (RuntimeError, ValueError):  # said to programmers
+        said = 'it is no intact file of torch.save'
+    return (f'{said}. It may be cut off or damaged: remove it, and copy or '
+            'download it again.')
+
+
+def _is_intact(path: str) -> bool:
+    """Whether all is there and has the checksums that were written."""
+    try:
+        _check_sums(path)
+    except Exception as error:  # of zipfile and zlib, which has many as well
+        if _is_of_the_machine(error):
+            raise
+        return False
+    return zipfile.is_zipfile(path)
+
+
+def read_checkpoint(path: str) -> dict:
+    """The content of a checkpoint, on the CPU.
+
+    Args:
+        path (str): A file, or a URL as mmengine takes it.
+
+    Raises:
+        ValueError: It holds no dict.
+        OSError, RuntimeError: It cannot be read.
+    """
+    content = mmengine_checkpoint._load_checkpoint(path, map_location='cpu')
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} is no checkpoint: it holds a '
+                         f'{type(content).__name__}, expected a dict with a '
+                         "'state_dict'")
+    return content

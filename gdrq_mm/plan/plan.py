@@ -1,0 +1,201 @@
+"""config -> plan: what becomes of every layer, decided before any change."""
+from dataclasses import dataclass
+from typing import List, Optional
+
+from torch import nn
+
+from ..config import (
+    ActivationScheme,
+    QuantConfig,
+    ResidualScheme,
+    WeightScheme,
+)
+from ..layers import QUANT_LAYERS
+from ..layers.output import NAME as OUTPUT_QUANTIZER
+from ..layers.relu import count_call_sites
+from ..quantizers.scale_clip import default_weight_k
+from .outputs import find_outputs
+
+
+@dataclass
+class LayerPlan:
+    """What happens to one layer, or to the output of one module.
+
+    Args:
+        name (str): Name in the model; of outputs, that of the quantizer.
+        module (nn.Module): The layer, or the module that returns the output.
+        weight (WeightScheme, optional): None where the weight stays float.
+        activation (ActivationScheme, optional): None where no activation is
+            quantized here.
+        sites (int): Number of activation thresholds.
+        reason (str): Why, in words; for quantized layers the rule behind it.
+        output (bool): Whether it is about what ``module`` returns.
+    """
+    name: str
+    module: nn.Module
+    weight: Optional[WeightScheme] = None
+    activation: Optional[ActivationScheme] = None
+    sites: int = 0
+    reason: str = ''
+    output: bool = False
+
+    @property
+    def parameter(self) -> Optional[nn.Parameter]:
+        """The weight of the layer, None for ReLUs and outputs."""
+        return None if self.output else getattr(self.module, 'weight', None)
+
+    @property
+    def quantized(self) -> bool:
+        return self.weight is not None or self.activation is not None
+
+    def scheme(self) -> dict:
+        """What a checkpoint must agree with, in primitive types."""
+        described = {}
+        if self.weight:
+            described['weight'] = (f'{self.weight.type} {self.weight.bits} '
+                                   f'bits, group size '
+                                   f'{self.weight.group_size}')
+            if self.weight.clip == 'search':
+                described['weight'] += ', searched clip'
+            elif self.weight.bits == 1:  # the level is clip / k
+                k = self.weight.k or default_weight_k(1)
+                described['weight'] += f', k {k}'
+            if not self.weight.projection:
+                described['weight'] += ', no projection'
+        if self.activation:
+            described['activation'] = (f'{self.activation.type} '
+                                       f'{self.activation.bits} bits, '
+                                       f'{self.sites} sites')
+        return described
+
+
+def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
+    """Decide for every layer of ``model`` whether and how to quantize it.
+
+    Changes nothing. Layers are all modules that own a weight of two or more
+    dimensions and, with ``site='relu'``, the ReLUs; the outputs that
+    ``residual`` names come after them.
+
+    Args:
+        model (nn.Module): A float model.
+        config (QuantConfig): What to quantize.
+
+    Returns:
+        list[LayerPlan]: In the order of ``model.named_modules()``.
+
+    Raises:
+        ValueError: A rule matches no layer, two layers share one weight but
+            get different schemes, a part is quantized already, or a pattern
+            of ``residual`` matches no module.
+    """
+    modules = dict(model.named_modules())
+    plans = []
+    for name, module in modules.items():
+        kind = _kind(module)
+        if kind == 'relu' and config.schemes(name)[1].site == 'relu':
+            plans.append(_plan_relu(name, module, modules, config))
+        elif kind == 'layer':
+            plans.append(_plan_layer(name, module, config))
+    aliases = _name_aliases(model, plans)
+    config.check_rules([plan.name for plan in plans], aliases)
+    _check_shared_weights(plans)
+    return plans + _plan_outputs(model, config.residual)
+
+
+def _plan_outputs(model: nn.Module, residual: ResidualScheme
+                  ) -> List[LayerPlan]:
+    return [LayerPlan(f'{name}.{OUTPUT_QUANTIZER}', module,
+                      activation=residual.activation(), sites=1,
+                      reason='residual', output=True)
+            for name, module in find_outputs(model, residual.outputs).items()]
+
+
+def _name_aliases(model: nn.Module, plans: List[LayerPlan]) -> dict:
+    """Other names of the planned modules; told in their reasons as well.
+
+    Returns:
+        dict[str, str]: Other name -> the name in the plan.
+    """
+    planned = {id(plan.module): plan for plan in plans}
+    aliases = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        plan = planned.get(id(module))
+        if plan is not None and name != plan.name:
+            aliases[name] = plan.name
+            plan.reason += f'; is {name} as well'
+    return aliases
+
+
+def _kind(module: nn.Module) -> Optional[str]:
+    if type(module) is nn.ReLU:
+        return 'relu'
+    weight = getattr(module, 'weight', None)
+    if isinstance(module, nn.MultiheadAttention):  # in_proj_weight
+        return 'layer'
+    if isinstance(module, nn.Embedding) or weight is None:
+        return None
+    return 'layer' if getattr(weight, 'dim', int)() >= 2 else None
+
+
+def _plan_layer(name, module, config) -> LayerPlan:
+    plan = LayerPlan(name, module)
+    rule = config.rule_of(name)
+    because = f'rule {rule.match!r}' if rule else 'default'
+    cls = type(module)
+    if cls in QUANT_LAYERS.values():
+        raise ValueError(f'{name} is quantized already, by an earlier '
+                         'quantize_ of a part of this model; quantize the '
+                         'whole model once')
+    if rule and rule.skip:
+        plan.reason = f'{because}: skip'
+    elif cls not in QUANT_LAYERS:
+        plain = [base.__name__ for base in QUANT_LAYERS
+                 if issubclass(cls, base)]
+        plan.reason = (
+            f'{cls.__name__} is a {plain[0]} that may compute something else; '
+            'see register_quant_layer' if plain else
+            f'no quantized form of {cls.__name__}')
+    elif 'weight' not in module._parameters:
+        plan.reason = ('its weight is computed (weight or spectral norm), '
+                       'not a Parameter')
+    else:
+        weight, activation = config.schemes(name)
+        if weight.bits is not None:
+            plan.weight = weight
+        if activation.bits is not None:
+            plan.activation, plan.sites = activation, 1
+        plan.reason = because if plan.quantized else \
+            f'{because}: no bits asked for'
+    return plan
+
+
+def _plan_relu(name, module, modules, config) -> LayerPlan:
+    plan = LayerPlan(name, module)
+    rule = config.rule_of(name)
+    plan.reason = f'rule {rule.match!r}' if rule else 'default'
+    activation = config.schemes(name)[1]
+    if activation.bits is None:
+        plan.reason += (': skip' if rule and rule.skip else
+                        ': no bits asked for')
+        return plan
+    parent, _, attribute = name.rpartition('.')
+    plan.activation = activation
+    plan.sites = count_call_sites(modules[parent], attribute)
+    return plan
+
+
+def _check_shared_weights(plans: List[LayerPlan]) -> None:
+    owners = {}
+    for plan in plans:
+        weight = plan.module._parameters.get('weight')
+        if weight is None:
+            continue
+        owner = owners.setdefault(id(weight), plan)
+        if owner.weight != plan.weight:
+            raise ValueError(
+                f'{owner.name} and {plan.name} share one weight, but are '
+                f'asked for {owner.weight} and {plan.weight}; give both the '
+                'same rule')
+        if owner is not plan:
+            plan.reason += f'; shares its weight with {owner.name}'
+            owner.reason += f'; shares its weight with {plan.name}'

@@ -1,0 +1,154 @@
+"""What was quantized and what was not: rows to read, totals to quote."""
+from typing import Dict, List, Optional
+
+from ..functional import num_groups
+from .plan import LayerPlan
+from .trace import LayerTrace
+
+
+class QuantReport:
+    """Every layer of a model: quantized or not, and why.
+
+    Args:
+        layers (list[LayerPlan]): One a layer.
+        traces (dict[str, LayerTrace], optional): From :func:`trace_layers`;
+            adds calls, shared inputs, MACs, and the sign of inputs before
+            any training told it.
+    """
+
+    def __init__(self, layers: List[LayerPlan],
+                 traces: Optional[Dict[str, LayerTrace]] = None) -> None:
+        self.layers = layers
+        self.traces = traces
+
+    @staticmethod
+    def bytes_of(plan: LayerPlan) -> tuple:
+        """tuple[int, int]: bytes of the weight in float32 and packed (codes
+        at their bit width, a float32 scale a group)."""
+        weight = plan.parameter
+        if weight is None:
+            return 0, 0
+        before = 4 * weight.numel()
+        if plan.weight is None:
+            return before, before
+        groups = num_groups(weight.shape[0], plan.weight.group_size)
+        return before, -(-weight.numel() * plan.weight.bits // 8) + 4 * groups
+
+    def input_of(self, plan: LayerPlan) -> str:
+        """'signed' or 'unsigned', where data told."""
+        if self.traces is not None:
+            trace = self.traces[plan.name]
+            return ('not called' if not trace.calls else
+                    'signed' if trace.signed else 'unsigned')
+        layer = getattr(plan.module, 'output_quantizer', None) \
+            if plan.output else plan.module
+        quantizers = getattr(layer, 'activation_quantizers', tuple)()
+        signs = [quantizer.is_signed for _, quantizer in quantizers
+                 if quantizer.initialized]
+        if not signs:
+            return 'not seen yet' if plan.activation else ''
+        return 'signed' if any(signs) else 'unsigned'
+
+    def same_input(self, plan: LayerPlan) -> List[str]:
+        """Names of the layers that read the same tensor, where data told."""
+        if self.traces is not None:
+            return self.traces[plan.name].same_input
+        return [] if plan.output else getattr(plan.module, 'same_input', [])
+
+    def totals(self) -> dict:
+        """Shares of weights and MACs that are quantized, bytes in all."""
+        weights = [(plan, plan.parameter.numel()) for plan in self.layers
+                   if plan.parameter is not None]
+        total = sum(number for _, number in weights)
+        sizes = [self.bytes_of(plan) for plan in self.layers]
+        totals = dict(
+            layers=len(weights),
+            quantized_layers=sum(bool(plan.weight) for plan, _ in weights),
+            weight_share=sum(number for plan, number in weights
+                             if plan.weight) / max(total, 1),
+            bytes_before=sum(before for before, _ in sizes),
+            bytes_after=sum(after for _, after in sizes))
+        if self.traces is not None:
+            macs = {plan.name: self.traces[plan.name].macs
+                    for plan, _ in weights}
+            totals['mac_share'] = sum(
+                macs[plan.name] for plan, _ in weights
+                if plan.weight and plan.activation) / max(
+                    sum(macs.values()), 1)
+        return totals
+
+    def rows(self) -> List[dict]:
+        """One dict a layer, with the columns of the printed table."""
+        rows = []
+        for plan in self.layers:
+            before, after = self.bytes_of(plan)
+            row = dict(layer=plan.name, type=type(plan.module).__name__)
+            row['w bits'] = '' if plan.output else \
+                plan.weight.bits if plan.weight else 'float'
+            row['a bits'] = plan.activation.bits if plan.activation else \
+                'float'
+            row['group size'] = plan.weight.group_size if plan.weight else ''
+            row['groups'] = num_groups(
+                plan.module.weight.shape[0],
+                plan.weight.group_size) if plan.weight else ''
+            row['thresholds'] = plan.sites
+            row['input'] = self.input_of(plan)
+            if self.traces is not None:
+                row['calls'] = self.traces[plan.name].calls
+            row['reads the same as'] = ' '.join(self.same_input(plan))
+            row['bytes'] = f'{before} -> {after}' if before else ''
+            row['why'] = plan.reason
+            rows.append(row)
+        return rows
+
+    def summary(self) -> str:
+        """One line."""
+        totals = self.totals()
+        line = (f'{totals["quantized_layers"]} of {totals["layers"]} layers '
+                f'with {totals["weight_share"]:.1%} of the weights')
+        if 'mac_share' in totals:
+            line += f' and {totals["mac_share"]:.1%} of the MACs'
+        return (f'{line} are quantized: {totals["bytes_before"] / 1e6:.2f} '
+                f'-> {totals["bytes_after"] / 1e6:.2f} MB of weights')
+
+    def policy(self) -> str:
+        """One line: which layers are at which bits, the names of the few.
+
+        What is done to first and last layers stands in it; quote it beside
+        every result.
+        """
+        groups: Dict[str, list] = {}
+        for plan in self.layers:
+            if plan.parameter is None:
+                continue
+            bits = [scheme.bits if scheme else 'float'
+                    for scheme in (plan.weight, plan.activation)]
+            name = 'float' if bits == ['float'] * 2 else \
+                '[{},{}]'.format(*bits)
+            groups.setdefault(name, []).append(plan)
+
+        def share(item):
+            return -sum(plan.module.weight.numel() for plan in item[1])
+
+        parts = []
+        for index, (bits, plans) in enumerate(sorted(groups.items(),
+                                                     key=share)):
+            names = ', '.join(plan.name for plan in plans[:8])
+            more = f' and {len(plans) - 8} more' if len(plans) > 8 else ''
+            parts.append(f'{bits}: {names}{more}' if index else
+                         f'{bits}: {len(plans)} layers')
+        return '[weight,activation] bits: ' + '; '.join(parts)
+
+    def __str__(self) -> str:
+        rows = [{key: str(value) for key, value in row.items()}
+                for row in self.rows()]
+        if not rows:
+            return 'no layers'
+        widths = {key: max(len(key), *(len(row[key]) for row in rows))
+                  for key in rows[0]}
+        lines = ['  '.join(key.ljust(width) for key, width in widths.items()),
+                 '  '.join('-' * width for width in widths.values())]
+        lines += ['  '.join(row[key].ljust(width)
+                            for key, width in widths.items()) for row in rows]
+        return '\n'.join(line.rstrip() for line in [
+            *lines, self.summary(), self.policy()])

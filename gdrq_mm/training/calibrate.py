@@ -1,0 +1,39 @@
+"""Activation thresholds from data, without training."""
+import torch
+from torch import nn
+
+from ..modes import eval_mode
+from .state import get_state
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, forwards) -> int:
+    """Set activation thresholds from data, without training.
+
+    Args:
+        model (nn.Module): A quantized model; put in eval mode for the time.
+        forwards (iterable of callables): Each runs the model on one batch,
+            e.g. ``(lambda: model(x) for x in batches)``.
+
+    Returns:
+        int: Number of batches.
+
+    Raises:
+        ValueError: The model is not quantized, or no batch came.
+    """
+    state = get_state(model)
+    if state is None:
+        raise ValueError('calibrate needs a quantized model; call '
+                         'gdrq_mm.quantize_(model, config) first')
+    batches = 0
+    state.calibrating = True
+    try:
+        with eval_mode(model):
+            for batches, forward in enumerate(forwards, 1):
+                forward()
+                state.update_thresholds_()
+    finally:
+        state.calibrating = False
+    if not batches:
+        raise ValueError('calibrate got no batches')
+    return batches

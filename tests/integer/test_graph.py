@@ -1,0 +1,86 @@
+"""The graph of a merged model."""
+import torch
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.integer.graph import LAYERS, capture, layer_of, target_of
+from gdrq_mm.merge import merge
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+        self.again, self.act = self.conv, self.relu
+
+    def forward(self, x):
+        return self.act(self.conv(x)) + self.relu(self.again(2 * x))
+
+
+class Outer(nn.Module):
+    """Every module has two names, or four."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.last = Inner(), nn.Conv2d(3, 3, 1)
+        self.two, self.head = self.one, self.last
+
+    def forward(self, x):
+        return self.last(self.two(x))
+
+
+@torch.no_grad()
+def test_modules_of_several_names_go_by_the_first():
+    torch.manual_seed(0)
+    model, x = Outer(), torch.randn(1, 3, 4, 4)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    module = capture(merged, (x, ))
+    assert torch.equal(module(x), merged(x))
+    layers = [node for node in module.graph.nodes
+              if target_of(node) in LAYERS]
+    assert [layer_of(node) for node in layers] == ['one.conv', 'one.conv',
+                                                   'last']
+    names = [name for name, _ in merged.named_modules()]
+    for node in module.graph.nodes:
+        for name, _ in node.meta.get('nn_module_stack', {}).values():
+            assert name in names
+    assert sorted(module.state_dict()) == sorted(
+        f'{layer}.{key}' for layer in ('one.conv', 'last')
+        for key in ('weight', 'w_scale', 'bias'))
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return torch.rand_like(x) - torch.rand_like(x), x.exp() - x.exp()
+
+
+def test_only_what_gives_the_same_is_computed_once():
+    module = capture(Noise(), (torch.randn(1, 8), ))
+    noise, nothing = module(torch.randn(1, 8))
+    assert noise.abs().min() > 0 and nothing.abs().max() == 0
+    targets = [target_of(node) for node in module.graph.nodes]
+    assert targets.count(torch.ops.aten.exp.default) == 1
+
+
+class Counters(nn.Module):
+    """Buffers that are equal at first, and one that is written to."""
+
+    def __init__(self):
+        super().__init__()
+        for name in 'abc':
+            self.register_buffer(name, torch.zeros(1))
+
+    def forward(self, x):
+        results = self.a + x, self.b + x, self.c + x
+        self.a.add_(1)
+        return results
+
+
+def test_buffers_that_are_written_to_stand_for_themselves():
+    model, x = Counters(), torch.ones(1)
+    module = capture(model, (x, ))
+    assert [[float(value) for value in module(x)] for _ in range(2)] == [
+        [1, 1, 1], [2, 1, 1]]

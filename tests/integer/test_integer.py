@@ -1,0 +1,188 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.deploy import to_integer
+from gdrq_mm.integer.ranges import best_grid
+from gdrq_mm.merge import merge
+from gdrq_mm.merge.ops import OPS, UINT8_OFFSET
+
+
+def quantized(model, x, bits=4, activation_bits=4, **options):
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=bits), activation=dict(bits=activation_bits),
+        **options))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    return model.eval()
+
+
+class Residual(nn.Module):
+    """Two convolutions whose outputs are summed, a shared reader, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()
+        self.pool = nn.MaxPool2d(2)
+        self.first = nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.pool(self.relu(self.stem(x)))
+        y = self.relu(self.norm(self.first(x)))
+        x = self.relu(self.second(y) + x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def residual():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 12)
+    model = quantized(Residual(), x)
+    return x, merge(model, x)
+
+
+def test_outputs_read_more_than_once_get_8_bits(residual):
+    x, merged = residual
+    integer = to_integer(merged, x)
+    calls = {call.layer: call for call in integer.calls}
+    assert calls['stem'].added  # read by a quantizer and by the sum
+    assert (calls['stem'].grid.low, calls['stem'].grid.high) == (0, 255)
+    assert not calls['first'].added  # its ReLU feeds one quantizer
+    assert calls['first'].grid == merged.second.grid
+    assert calls['second'].added  # before the sum, signed
+    assert (calls['second'].grid.low, calls['second'].grid.high) == (-128, 127)
+    assert calls['head'].grid is None
+    assert len(integer.sums) == 1
+
+
+def test_integer_model_is_near_the_merged_one(residual):
+    x, merged = residual
+    expected = merged(x)
+    error = (to_integer(merged, x)(x) - expected).abs().max()
+    assert 0 < error < 0.05 * expected.abs().max()
+
+
+def test_merged_model_is_left_alone(residual):
+    x, merged = residual
+    before = {key: value.clone() for key, value in
+              merged.state_dict().items()}
+    to_integer(merged, x)
+    assert all(torch.equal(value, before[key])
+               for key, value in merged.state_dict().items())
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(bits=st.sampled_from([1, 2, 3, 4, 8]),
+       activation_bits=st.sampled_from([2, 4, 8]), signed=st.booleans(),
+       channels=st.sampled_from([1, 3, 40]), seed=st.integers(0, 2**16))
+def test_layer_equals_arithmetic_in_int64(bits, activation_bits, signed,
+                                          channels, seed):
+    """Codes of one layer, against sums of Python-like integers."""
+    torch.manual_seed(seed)
+    x = torch.randn(1, channels, 4, 4)
+    x = x if signed else x.abs()
+    conv = nn.Conv2d(channels, 6, 3)
+    conv.bias.data *= 10
+    model = quantized(nn.Sequential(conv), x, bits, activation_bits)
+    integer = to_integer(merge(model, x), x)
+    node = next(node for node in integer.graph_module.graph.nodes
+                if node.target is OPS.integer_conv2d.default)
+    call, = integer.calls
+    weight = integer.weights['0']
+    part = integer.graph_module.get_submodule('0')
+    stored = part.weight.long()
+    if part.weight.dtype == torch.uint8:
+        stored = stored - UINT8_OFFSET
+    assert torch.equal(stored, weight.codes.long()
+                       * weight.factor.view(-1, 1, 1, 1))
+    assert part.bias.dtype == torch.int32
+    codes = torch.round(x / node.args[2]).clamp(
+        -(2**(activation_bits - 1) - 1) if signed else 0,
+        2**(activation_bits - 1) - 1 if signed else 2**activation_bits - 1)
+    patches = nn.functional.unfold(codes.double(), 3).long()  # (1, CKK, 4)
+    acc = torch.einsum('ok,nkp->nop', stored.flatten(1), patches) \
+        + part.bias.long().view(1, -1, 1)
+    assert acc.abs().max() < 2**31
+    multiplier = node.args[2] * part.w_scale / call.grid.scale
+    expected = torch.round(
+        acc.float() * multiplier.view(1, -1, 1)).clamp(-128, 127)
+    result = integer(x) / call.grid.scale
+    assert torch.equal(result.flatten(2).round(), expected)
+
+
+@pytest.mark.parametrize('bits, activation_bits', [
+    (2, 2), (4, 4), (4, 8), (8, 8)])
+def test_no_pair_of_products_saturates_int16(bits, activation_bits):
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 6, 6)
+    model = quantized(nn.Sequential(nn.Conv2d(3, 4, 3)), x, bits,
+                      activation_bits)
+    integer = to_integer(merge(model, x), x)
+    weight = integer.weights['0'].stored
+    span = 2 * (2**(activation_bits - 1) - 1)
+    if weight.dtype == torch.int8:  # uint8 kernels add in int32
+        assert 2 * span * int(weight.abs().max()) < 2**15
+    assert (weight.dtype == torch.uint8) == (bits == activation_bits == 8)
+
+
+def test_huge_bias_neither_overflows_nor_gets_lost():
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 6, 6)
+    norm = nn.BatchNorm2d(4)
+    norm.weight.data = torch.tensor([1e-12, 1e-7, 1e-3, 1.])
+    norm.bias.data = torch.tensor([3., -2., 1., 1.])
+    model = quantized(nn.Sequential(nn.Conv2d(3, 4, 3), norm), x)
+    merged = merge(model, x)
+    integer = to_integer(merged, x)
+    step = integer.calls[0].grid.scale
+    assert (integer(x) - merged(x)).abs().max() <= 0.51 * step
+
+
+def test_shared_layer_has_one_weight_and_a_grid_a_call():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x), self.conv(x[..., ::2] * 0.1)
+
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 16, 16)
+    merged = merge(quantized(Shared(), x), x)
+    integer = to_integer(merged, x)
+    assert [call.layer for call in integer.calls] == ['conv', 'conv']
+    assert integer.calls[0].grid != integer.calls[1].grid
+    for ours, theirs in zip(integer(x), merged(x)):
+        assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(reader=st.floats(0.05, 0.5), bits=st.integers(2, 4),
+       seed=st.integers(0, 2**16))
+def test_rounding_to_8_bits_first_changes_no_code(reader, bits, seed):
+    torch.manual_seed(seed)
+    values = torch.randn(2000).relu()
+    reader = float(torch.tensor(reader))
+    grid = best_grid(values, False, reader)
+    inside = values[values < 255 * grid.scale]
+    direct = torch.round(inside / reader)
+    rounded = torch.round(torch.round(inside / grid.scale)
+                          * grid.scale / reader)
+    ties = ((inside / reader) % 1 - 0.5).abs() < 1e-5
+    assert torch.equal(direct[~ties], rounded[~ties])
+
+
+def test_grid_of_a_tensor_of_zeros_is_valid():
+    grid = best_grid(torch.zeros(10), signed=True)
+    assert grid.scale == 1
+
+
+def test_a_model_that_is_not_merged_is_refused():
+    with pytest.raises(ValueError, match='call .*merge first'):
+        to_integer(nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8))

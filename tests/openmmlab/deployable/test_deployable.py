@@ -1,0 +1,164 @@
+"""OpenMMLab models as functions: equal to their own predictions, and as ONNX
+files in ONNX Runtime."""
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.deploy import export_onnx, to_integer
+from gdrq_mm.deployable import evaluate, first_images, make_deployable
+from gdrq_mm.export import onnx_check
+from gdrq_mm.layers import QuantLayer
+from gdrq_mm.merge import merge
+from gdrq_mm.openmmlab.deployable.evaluation import images_of
+
+ENDS = dict(faster_rcnn='backbone.conv1', pspnet='backbone.stem.0',
+            resnet='backbone.conv1')
+
+
+@pytest.fixture
+def calibrated(build_model, load_config):
+    """Function name -> config and quantized model with thresholds."""
+
+    def build(name, activation_bits=4):
+        cfg = load_config(name)
+        model = build_model(cfg)
+        gdrq_mm.quantize_(model, dict(
+            weight=dict(bits=4), activation=dict(bits=activation_bits),
+            rules=[dict(match=ENDS[name], weight=dict(bits=8))]))
+        with torch.no_grad():
+            images = first_images(cfg, 2, 'test')
+            gdrq_mm.calibrate(model, [
+                lambda: _predict(model, image, sample)
+                for image, sample in list(images_of(cfg, 'test'))[:2]])
+        return cfg, model.eval(), images
+
+    return build
+
+
+def _predict(model, image, sample):
+    return model.test_step(dict(inputs=[image[0]], data_samples=[sample])
+                           if hasattr(model, 'roi_head')
+                           or hasattr(model, 'decode_head') else
+                           dict(inputs=image, data_samples=[sample]))
+
+
+# Rounded activations make steps of the last bits of float sums.
+@torch.no_grad()
+@pytest.mark.parametrize('activation_bits, tolerance', [
+    (None, dict(rtol=1e-5, atol=1e-5)), (4, dict(rtol=.02, atol=.02))])
+@pytest.mark.parametrize('name', ['faster_rcnn', 'pspnet', 'resnet'])
+def test_deployable_model_predicts_what_the_model_does(
+        name, activation_bits, tolerance, calibrated):
+    cfg, model, _ = calibrated(name, activation_bits)
+    image, sample = next(images_of(cfg, 'test'))
+    deployable = make_deployable(model, image.shape[2:]).eval()
+    outputs = deployable(image)
+    if name == 'pspnet':  # mmseg enlarges logits to the original's size
+        sample.set_metainfo(dict(ori_shape=sample.img_shape))
+    predicted, = _predict(model, image, sample)
+    if name == 'resnet':
+        torch.testing.assert_close(outputs[0], predicted.pred_score,
+                                   **tolerance)
+    elif name == 'pspnet':
+        classes = predicted.pred_sem_seg.data
+        assert (outputs == classes).float().mean() > 0.999
+    else:
+        boxes, scores, labels = outputs
+        there = labels >= 0
+        expected = predicted.pred_instances
+        assert there.sum() == len(expected) > 0
+        torch.testing.assert_close(scores[there], expected.scores,
+                                   **tolerance)
+        if activation_bits is not None:  # near scores may change places
+            return
+        assert torch.equal(labels[there], expected.labels)
+        scale = torch.tensor(sample.scale_factor).repeat(2)
+        torch.testing.assert_close(boxes[there] / scale, expected.bboxes,
+                                   rtol=1e-4, atol=1e-2)
+
+
+# Classifiers: tests/tools/test_export_onnx.py.
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['faster_rcnn', 'pspnet'])
+def test_onnx_runtime_gives_the_integer_model(name, calibrated, tmp_path):
+    cfg, model, images = calibrated(name)
+    deployable = make_deployable(model, images[0].shape[2:]).eval()
+    integer = to_integer(merge(deployable, images[0]), images[0], images)
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(integer, images[0], path,
+                         input_names=deployable.input_names,
+                         output_names=deployable.output_names)
+    assert len(report.kernels) == len(integer.calls) > 10
+    assert not report.float_layers
+    runner = onnx_check.session(path)
+    assert [each.name for each in runner.get_outputs()] == list(
+        deployable.output_names)
+    metrics = evaluate(cfg, dict(
+        integer=integer, onnxruntime=lambda x: onnx_check.run(runner, [x])),
+        images[0].shape[2:])
+    assert metrics['onnxruntime']['agreement'] > 99
+    metrics['integer'].pop('agreement'), metrics['onnxruntime'].pop(
+        'agreement')
+    assert metrics['integer'] == pytest.approx(
+        metrics['onnxruntime'], abs=0.2, nan_ok=True)
+
+
+@torch.no_grad()
+def test_qonnx_executor_gives_every_layer_of_a_detector(
+        build_model, load_config, tmp_path):
+    """Every layer given its own input, at 2, 3, 4 and 8 bits; NMS and
+    RoIAlign run as well."""
+    cfg = load_config('faster_rcnn', **{
+        'model.backbone.depth': 18, 'model.neck.in_channels': [4, 8, 16, 32]})
+    model, image = build_model(cfg), first_images(cfg, 1, 'test')[0]
+    parts = {'backbone.*': 2, 'neck.*': 3, 'rpn_head.*': 4, 'roi_head.*': 8}
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4), rules=[
+            dict(match=name, weight=dict(bits=bits),
+                 activation=dict(bits=bits)) for name, bits in parts.items()]))
+    deployable = make_deployable(model, image.shape[2:]).eval()
+    gdrq_mm.calibrate(model, [lambda: deployable(image)])
+    calls = []
+    handles = [layer.register_forward_hook(lambda *args: calls.append(1))
+               for layer in model.modules() if isinstance(layer, QuantLayer)]
+    deployable(image)
+    for handle in handles:
+        handle.remove()
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(deployable, image, path, 'qonnx',
+                         output_names=deployable.output_names)
+    assert len(report.layers) == len(calls) > 30
+    assert max(report.layers.values()) <= 1e-5
+    proto = onnx.load(str(path))
+    values = {each.name: onnx.numpy_helper.to_array(each)
+              for each in proto.graph.initializer}
+    assert {int(values[node.input[3]]) for node in proto.graph.node
+            if node.op_type == 'Quant'} == set(parts.values())
+
+
+def test_parts_that_cannot_be_exported_are_named(build_model):
+    model = build_model('faster_rcnn')
+    model.test_cfg.rcnn.nms.type = 'soft_nms'
+    with pytest.raises(ValueError, match="nms.type='soft_nms'"):
+        make_deployable(model, (64, 64))
+    model.rpn_head.__class__ = type('GARPNHead', (type(model.rpn_head), ), {})
+    with pytest.raises(ValueError, match='FasterRCNN has a GARPNHead'):
+        make_deployable(model, (64, 64))
+    with pytest.raises(ValueError, match='Conv2d cannot be exported'):
+        make_deployable(nn.Conv2d(3, 4, 3), (64, 64))
+
+
+def test_larger_images_than_exported_are_refused(load_config):
+    with pytest.raises(ValueError, match='larger than the exported'):
+        first_images(load_config('resnet'), 1, 'test', (16, 16))
+
+
+def test_smaller_images_are_padded_with_what_normalizes_to_zero(load_config):
+    image, = first_images(load_config('resnet'), 1, 'test')
+    padded, = first_images(load_config('resnet'), 1, 'test', (40, 48))
+    assert torch.equal(padded[..., :32, :32], image)
+    expected = torch.tensor([103.53, 116.28, 123.675])  # BGR
+    assert torch.equal(padded[0, :, 39, 47], expected)
+    assert torch.equal(padded[0, :, 0, 32], expected)

@@ -1,0 +1,120 @@
+"""From a float checkpoint to a quantized one without training."""
+import runpy
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from mmengine.config import Config
+
+from gdrq_mm.clip_search import search_clip
+from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
+from gdrq_mm.openmmlab.publish import inference_config, publish
+from gdrq_mm.openmmlab.scopes import build_model
+from gdrq_mm.training import get_state
+
+QUANTIZATION = dict(weight=dict(bits=4, clip='search'),
+                    activation=dict(bits=4))
+
+
+@pytest.fixture
+def float_model(load_config, build_model, tmp_path):
+    """Function name -> config file with a GDRQHook, float checkpoint."""
+
+    def write(name):
+        cfg = load_config(name)
+        cfg.custom_imports = dict(imports=['gdrq_mm'])
+        cfg.custom_hooks = [dict(type='GDRQHook', quantization=QUANTIZATION)]
+        config, checkpoint = tmp_path / f'{name}.py', tmp_path / 'float.pth'
+        cfg.dump(str(config))
+        model = build_model(cfg)
+        torch.save(dict(state_dict=model.state_dict(), meta=dict(
+            dataset_meta=dict(classes=('a', 'b')))), checkpoint)
+        return str(config), str(checkpoint)
+
+    return write
+
+
+@pytest.mark.parametrize('name', ['resnet', 'pspnet', 'faster_rcnn'])
+def test_checkpoint_is_calibrated_and_opens_with_the_config(
+        name, float_model, tmp_path):
+    config, checkpoint = float_model(name)
+    out = tmp_path / 'new' / 'quantized.pth'
+    assert calibrate_checkpoint(config, checkpoint, str(out), batches=2) == 2
+    saved = torch.load(out, weights_only=True)
+    before = torch.load(checkpoint, weights_only=True)['state_dict']
+    model = build_model(inference_config(Config.fromfile(config)))
+    model.load_state_dict(saved['state_dict'])
+    for key, value in before.items():
+        same = torch.equal(value, saved['state_dict'][key])
+        assert same == ('running' not in key), key
+    for layer_name, layer in get_state(model).layers.items():
+        assert int(layer.input_quantizer.num_updates) == 2, layer_name
+        assert layer.input_quantizer.clip > 0, layer_name
+        assert torch.equal(layer.weight_quantizer.clip.detach(),
+                           search_clip(layer.weight, 4, 4)), layer_name
+    assert saved['meta']['dataset_meta'] == dict(classes=('a', 'b'))
+    assert [path.name for path in out.parent.iterdir()] == ['quantized.pth']
+    published, _ = publish(config, str(out), str(tmp_path / 'published'))
+    assert published.exists()
+
+
+def test_fewer_batches_than_asked_for_are_counted_and_bn_may_stay(
+        float_model, tmp_path):
+    config, checkpoint = float_model('resnet')  # 8 images, 4 a batch
+    out = str(tmp_path / 'out.pth')
+    assert calibrate_checkpoint(config, checkpoint, out, batches=9,
+                                recalibrate=False) == 2
+    saved = torch.load(out, weights_only=True)['state_dict']
+    before = torch.load(checkpoint, weights_only=True)['state_dict']
+    assert all(torch.equal(value, saved[key])
+               for key, value in before.items())
+
+
+def test_the_same_checkpoint_comes_out_with_random_augmentation(
+        float_model, tmp_path):
+    config, checkpoint = float_model('resnet')
+    cfg = Config.fromfile(config)
+    cfg.train_dataloader.dataset.pipeline.insert(
+        1, dict(type='RandomFlip', prob=.5))
+    cfg.dump(config)
+    saved = []
+    for seed in (0, 0, 1):
+        out = str(tmp_path / f'{len(saved)}.pth')
+        calibrate_checkpoint(config, checkpoint, out, 2, cfg_options=dict(
+            randomness=dict(seed=seed)))
+        saved.append(torch.load(out, weights_only=True)['state_dict'])
+    one, same, other = saved
+    assert all(torch.equal(value, same[key]) for key, value in one.items())
+    assert not all(torch.equal(value, other[key])
+                   for key, value in one.items())
+
+
+def test_what_cannot_be_calibrated_is_refused(float_model, tmp_path):
+    config, checkpoint = float_model('resnet')
+    out = tmp_path / 'out.pth'
+    calibrate_checkpoint(config, checkpoint, str(out), 1, False)
+    with pytest.raises(FileExistsError, match='out.pth exists'):
+        calibrate_checkpoint(config, checkpoint, str(out), 1)
+    other = str(tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match='quantized already'):
+        calibrate_checkpoint(config, str(out), other, 1)
+    with pytest.raises(ValueError, match='batches is 0'):
+        calibrate_checkpoint(config, checkpoint, other, 0)
+
+
+def test_the_tool_says_what_it_did_and_what_is_wrong(
+        float_model, tmp_path, monkeypatch, capsys):
+    config, checkpoint = float_model('resnet')
+    tool, out = str(ROOT / 'tools' / 'calibrate.py'), tmp_path / 'out.pth'
+    monkeypatch.setattr(sys, 'argv', [
+        tool, config, checkpoint, str(out), '--batches', '1', '--no-bn',
+        '--cfg-options', 'custom_hooks.0.quantization.weight.bits=3'])
+    runpy.run_path(tool, run_name='__main__')
+    assert 'calibrated with 1 batches' in capsys.readouterr().out
+    saved = torch.load(out, weights_only=True)['state_dict']
+    assert b'3 bits' in bytes(saved['quantization_state.schemes'].tolist())
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(tool, run_name='__main__')
+    assert stopped.value.code == 2
+    assert 'choose another name' in capsys.readouterr().err
