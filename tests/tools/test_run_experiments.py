@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 import results_page  # noqa: E402
 import run_experiments  # noqa: E402
 from demo_stages.records import write_json  # noqa: E402
-from experiments.cells import (  # noqa: E402  # noqa: E402
+from experiments.cells import (  # noqa: E402
     Cell,
     Claim,
     Configs,

@@ -5,18 +5,18 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
-from gdrq_mm.process import DemoError, Display, Lock, run, shown
-from gdrq_mm.progress import (
+from .process import DemoError, Display, Lock, run, shown
+from .progress import (
     Estimate,
     StageClock,
     format_seconds,
     fraction_done,
 )
-from gdrq_mm.records import decide, read_json, write_json
-from gdrq_mm.run_configs import Configs
-from gdrq_mm.stages import all_stages, last_checkpoint, make_job, python
-from gdrq_mm.summary import summarize, table
-from gdrq_mm.tasks import QUICK_NOTE, START, TASKS
+from .records import decide, read_json, write_json
+from .run_configs import Configs
+from .stages import all_stages, last_checkpoint, make_job, python
+from .summary import summarize, table
+from .tasks import QUICK_NOTE, START, TASKS
 
 
 def run_demo(settings):

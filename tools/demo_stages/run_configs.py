@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List
 
-from gdrq_mm.process import ROOT, DemoError, shown
-from gdrq_mm.records import read_json, text_hash
-from gdrq_mm.tasks import (
+from mmengine.config import Config, DictAction
+
+from .process import ROOT, DemoError, shown
+from .records import read_json, text_hash
+from .tasks import (
     DEFAULT_RUNS,
     FLOAT,
     QUANTIZED,
@@ -15,7 +17,6 @@ from gdrq_mm.tasks import (
     START,
     TASKS,
 )
-from mmengine.config import Config, DictAction
 
 STARTUP = 12.  # seconds, of a process that imports torch and an mm package
 

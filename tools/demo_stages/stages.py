@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
-from gdrq_mm.process import ROOT, DemoError, gdrq_mm_version, shown
-from gdrq_mm.records import file_hash, read_json, write_json
-from gdrq_mm.run_configs import Configs, Settings
-from gdrq_mm.tasks import LABELS, QUANTIZED, START, TASKS
+from .process import ROOT, DemoError, gdrq_mm_version, shown
+from .records import file_hash, read_json, write_json
+from .run_configs import Configs, Settings
+from .tasks import LABELS, QUANTIZED, START, TASKS
 
 
 @dataclass

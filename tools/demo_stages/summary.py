@@ -5,8 +5,8 @@ import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 
-from gdrq_mm.process import gdrq_mm_version
-from gdrq_mm.tasks import FLOAT, LABELS, QUANTIZED, QUICK_NOTE, START, TASKS
+from .process import gdrq_mm_version
+from .tasks import FLOAT, LABELS, QUANTIZED, QUICK_NOTE, START, TASKS
 
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet',
             'mmsegmentation', 'mmpretrain', 'numpy')

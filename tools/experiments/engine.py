@@ -14,8 +14,9 @@ from demo_stages.records import decide, read_json, write_json
 from demo_stages.run_configs import Configs as DemoConfigs
 from demo_stages.run_configs import Settings as DemoSettings
 from demo_stages.summary import versions
-from gdrq_mm.cells import Cell, Configs, Family, from_demo
-from gdrq_mm.worker import Worker
+
+from .cells import Cell, Configs, Family, from_demo
+from .worker import Worker
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from typing import Optional
 
 from demo_stages.process import ROOT
 from demo_stages.records import decide, read_json, write_json
-from gdrq_mm.cells import Configs, Study
+
+from .cells import Configs, Study
 
 
 class Finished:

@@ -2,8 +2,9 @@
 from typing import Dict, List, Tuple
 
 from demo_stages.summary import spread
-from gdrq_mm.cells import Claim, Row, Study
 from scipy import stats
+
+from .cells import Claim, Row, Study
 
 EQUAL = 1.  # points within which two models are about equal
 

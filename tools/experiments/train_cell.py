@@ -3,7 +3,6 @@ import time
 from pathlib import Path
 
 import torch
-from gdrq_mm.cells import metric_of
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -14,6 +13,8 @@ from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.plan import QuantReport
 from gdrq_mm.training import get_state
+
+from .cells import metric_of
 
 CALIBRATION_BATCHES = 16
 CHECKPOINT = 'last.pth'

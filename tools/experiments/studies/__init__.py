@@ -7,6 +7,6 @@ quantized against start -> float.
 """
 # In the order of the results page.
 from . import weights, choices, architectures, tasks  # noqa: F401, I001, I100
-from gdrq_mm.common import CELLS, FAMILIES, STUDIES
+from .common import CELLS, FAMILIES, STUDIES
 
 __all__ = ['CELLS', 'FAMILIES', 'STUDIES']

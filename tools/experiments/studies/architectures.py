@@ -1,6 +1,6 @@
 """Tables 3 to 6: four architectures at the bit pairs of the paper."""
-from gdrq_mm.cells import Claim, Row, Study
-from gdrq_mm.common import (
+from ..cells import Claim, Row, Study
+from .common import (
     FAMILIES,
     STUDIES,
     add,

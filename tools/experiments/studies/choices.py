@@ -1,6 +1,6 @@
 """ResNet-18, weights and activations: what the choices cost."""
-from gdrq_mm.cells import Claim, Row, Study
-from gdrq_mm.common import (
+from ..cells import Claim, Row, Study
+from .common import (
     CELLS,
     ITERS,
     STUDIES,
@@ -10,7 +10,7 @@ from gdrq_mm.common import (
     finetune,
     hook,
 )
-from gdrq_mm.weights import FLOAT, GROUP_SIZES, KS, LONGER, RESNET18
+from .weights import FLOAT, GROUP_SIZES, KS, LONGER, RESNET18
 
 PAIRS = ((2, 2), (2, 4), (4, 4))
 ENDS = at_8_bits('backbone.conv1', 'head.fc')

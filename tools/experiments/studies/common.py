@@ -1,5 +1,5 @@
 """The list of cells and studies, and what their configs have in common."""
-from gdrq_mm.cells import Cell, Family
+from ..cells import Cell, Family
 
 FAMILIES = dict(
     resnet18=Family('ResNet-18, 100 signs', 'cls', 'signs'),

@@ -1,8 +1,8 @@
 """Detection and segmentation: choices, and tries to lose less."""
-from gdrq_mm.architectures import FIRST_AND_LAST
-from gdrq_mm.cells import Claim, Row, Study
-from gdrq_mm.choices import DEFAULT_K_A
-from gdrq_mm.common import CELLS, FAMILIES, STUDIES, add, at_8_bits
+from ..cells import Claim, Row, Study
+from .architectures import FIRST_AND_LAST
+from .choices import DEFAULT_K_A
+from .common import CELLS, FAMILIES, STUDIES, add, at_8_bits
 
 QUANTIZATION = 'custom_hooks.0.quantization'
 LENGTHS = dict(  # of the fine-tuning, where its configs have it

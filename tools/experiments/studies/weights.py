@@ -1,6 +1,6 @@
 """ResNet-18, weights alone: Tables 1 and 2, Fig. 8."""
-from gdrq_mm.cells import Claim, Row, Study
-from gdrq_mm.common import ITERS, STUDIES, add, finetune, hook
+from ..cells import Claim, Row, Study
+from .common import ITERS, STUDIES, add, finetune, hook
 
 GROUP_SIZES = {'1': 1, '4': 4, '16': 16, 'layer': -1}
 RESNET18 = 'tools/experiments/configs/resnet18_signs.py'
