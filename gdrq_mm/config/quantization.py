@@ -2,7 +2,7 @@
 import dataclasses
 import fnmatch
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from .errors import check, did_you_mean
 from .schemes import ActivationScheme, ResidualScheme, WeightScheme
@@ -139,27 +139,44 @@ class QuantConfig:
     def _apply(self, rule: Rule) -> Tuple[WeightScheme, ActivationScheme]:
         if rule.skip:
             return WeightScheme(), ActivationScheme(site=self.activation.site)
-        where = f'rule {rule.match!r}: '
-        weight = _build(WeightScheme, {
-            **dataclasses.asdict(self.weight), **(rule.weight or {})},
-            where + 'weight')
-        activation = _build(ActivationScheme, {
-            **dataclasses.asdict(self.activation), **(rule.activation or {})},
-            where + 'activation')
+        try:
+            weight = _build(WeightScheme, {
+                **dataclasses.asdict(self.weight), **(rule.weight or {})},
+                'weight')
+            activation = _build(ActivationScheme, {
+                **dataclasses.asdict(self.activation),
+                **(rule.activation or {})}, 'activation')
+        except ValueError as error:
+            raise ValueError(f'rule {rule.match!r}: {error}') from None
         return weight, activation
 
     def check_rules(self, names: Iterable[str],
                     aliases: Mapping[str, str] = {}) -> None:
-        """Every pattern must match a layer.
+        """Every rule must decide something.
 
         Args:
             names (iterable of str): The layers.
             aliases (mapping): Second names of modules -> their name here.
 
         Raises:
-            ValueError: A pattern matches none of ``names``.
+            ValueError: A pattern matches none of ``names``, or only such that
+                an earlier rule decides.
         """
         names = list(names)
+        self._check_patterns(names, aliases)
+        decided_by = {name: self.rule_of(name) for name in names}
+        for rule in self.rules:
+            if any(decider is rule for decider in decided_by.values()):
+                continue
+            first = decided_by[next(name for name in names if
+                                    fnmatch.fnmatchcase(name, rule.match))]
+            raise ValueError(
+                f'rule {rule.match!r} decides nothing: the first rule that '
+                f'matches a layer wins, and {first.match!r} stands before '
+                'it; put the narrower pattern first')
+
+    def _check_patterns(self, names: List[str],
+                        aliases: Mapping[str, str]) -> None:
         for rule in self.rules:
             if not any(fnmatch.fnmatchcase(name, rule.match)
                        for name in names):

@@ -122,8 +122,16 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
             in float, or computes something else. Nothing is written.
 
     Examples:
-        >>> report = export_onnx(model, images, 'model.onnx')
-        >>> print(report)
+        >>> import gdrq_mm
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> converted = gdrq_mm.quantize_(model, dict(
+        ...     weight=dict(bits=4), activation=dict(bits=4)))
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> gdrq_mm.calibrate(model, [lambda: model(images)])
+        1
+        >>> report = export_onnx(model.eval(), images, 'model.onnx')
+        >>> report.path.name
+        'model.onnx'
     """
     path = Path(path)
     if format not in FORMATS:

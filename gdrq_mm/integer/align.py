@@ -29,6 +29,14 @@ def align_biases_(model: nn.Module, merged: nn.Module, integer: IntegerModel
         normalization has none or another layer has the same.
 
     Examples:
+        >>> import gdrq_mm
+        >>> from gdrq_mm.deploy import merge, to_integer
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> report = gdrq_mm.quantize_(model, dict(
+        ...     weight=dict(bits=4), activation=dict(bits=4)))
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> gdrq_mm.calibrate(model, [lambda: model(images)])
+        1
         >>> merged = merge(model, images)
         >>> align_biases_(model, merged, to_integer(merged, images))
         []

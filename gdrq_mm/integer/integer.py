@@ -114,8 +114,17 @@ def to_integer(model: nn.Module, example: Example,
         ValueError: The model has no merged layers.
 
     Examples:
+        >>> import gdrq_mm
+        >>> from gdrq_mm.deploy import merge
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> report = gdrq_mm.quantize_(model, dict(
+        ...     weight=dict(bits=4), activation=dict(bits=4)))
+        >>> images = torch.rand(2, 3, 8, 8)
+        >>> gdrq_mm.calibrate(model, [lambda: model(images)])
+        1
         >>> integer = to_integer(merge(model, images), images)
-        >>> integer(images)
+        >>> integer(images).shape
+        torch.Size([2, 8, 6, 6])
     """
     layers = merged_layers(model)
     if not layers:

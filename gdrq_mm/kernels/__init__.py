@@ -9,7 +9,7 @@ import functools
 import importlib
 import os
 from types import ModuleType
-from typing import NamedTuple, Optional, Tuple
+from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -55,20 +55,51 @@ def _module(kind: str) -> ModuleType:
 
 
 def _check(fused: ModuleType, device: torch.device) -> None:
-    """Fused kernels must agree with plain PyTorch, here and now."""
-    x = torch.linspace(-2, 2, 10007, device=device)
-    clip = torch.tensor(1.3, device=device)
-    for signed in (True, False):
-        seen = torch.zeros(2, 3, device=device)
-        ours = fused.quantize(x, clip, 4, signed, -1, seen[0], None)
-        plain = eager.quantize(x, clip, 4, signed, -1, seen[1])
-        # On CUDA a division may be rounded in another way: on the edge
-        # between two codes a value may take the other one.
-        differing = int((ours != plain).sum())
+    """All fused kernels must agree with plain PyTorch, here and now.
+
+    Raises:
+        RuntimeError: One does not, with its name.
+    """
+    for name, call in _calls_to_compare(device):
+        seen = torch.zeros(2, 2, device=device)
+        ours, plain = call(fused, seen[0]), call(eager, seen[1])
+        # Sums are added up in another order. On CUDA a division may be
+        # rounded in another way: on the edge between two codes a value may
+        # take the other one.
+        rtol = 1e-5 if name == 'project_' else 0
+        differing = int((~torch.isclose(ours, plain, rtol, 0)).sum())
         if differing > (0 if device.type == 'cpu' else 10) \
                 or not torch.allclose(seen[0], seen[1], rtol=1e-4):
-            raise RuntimeError(f'they do not agree with plain PyTorch in '
-                               f'{differing} of {x.numel()} values')
+            raise RuntimeError(
+                f'{name} does not agree with plain PyTorch in {differing} of '
+                f'{plain.numel()} values')
+
+
+def _calls_to_compare(device: torch.device
+                      ) -> Iterator[Tuple[str, Callable]]:
+    """Every kernel: its name and ``call(implementation, seen) -> Tensor``."""
+    # On the bounds, inside and outside; more values than the C kernels take
+    # at once, and a last group that is shorter than the others.
+    x = torch.linspace(-2, 2, 7 * 1439, device=device)
+    x[::5], x[1::5] = 1.3, 0
+    scalar = torch.tensor(1.3, device=device)
+    weight, clips = x.view(7, -1), torch.linspace(.2, 1.3, 4, device=device)
+    for value, clip, size in ((x, scalar, -1), (weight, clips, 2)):
+        for signed in (True, False):
+            yield 'quantize', lambda kind, seen: kind.quantize(
+                value, clip, 4, signed, size, seen, None)
+            yield 'mask_outside', lambda kind, seen: kind.mask_outside(
+                value + 3, value, clip, signed, size)
+    for inplace in (False, True):
+        yield 'quantize_relu', lambda kind, seen: torch.stack(
+            kind.quantize_relu(x.clone(), scalar, 4, seen, inplace))
+
+    def project(kind, seen):
+        clip, projected = torch.zeros_like(clips), weight.clone()
+        kind.project_(projected, clip, 1.5, 2)
+        return torch.cat([projected.flatten(), clip])
+
+    yield 'project_', project
 
 
 def _for(x: Tensor, clip: Tensor, other: Optional[Tensor] = None

@@ -56,11 +56,13 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
             set, or a layer reads inputs of several scales.
 
     Examples:
+        >>> import gdrq_mm
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
         >>> report = gdrq_mm.quantize_(model, dict(
         ...     weight=dict(bits=4), activation=dict(bits=4)))
         >>> images = torch.rand(2, 3, 8, 8)
         >>> gdrq_mm.calibrate(model, [lambda: model(images)])
+        1
         >>> merged = merge(model, images)
         >>> merged[0].weight.dtype, merged[0].norm
         (torch.int8, '1')

@@ -1,6 +1,7 @@
 """The quantization config: what is allowed, what is refused, what wins."""
 import copy
 import json
+import re
 import warnings
 
 import pytest
@@ -276,9 +277,28 @@ def test_pattern_that_matches_nothing_is_refused_with_a_hint(match, hint):
     assert hint in str(error.value)
 
 
-def test_pattern_that_only_earlier_rules_win_is_no_error():
-    make(dict(match='*', skip=True),
-         dict(match='head.fc', weight=dict(bits=8))).check_rules(NAMES)
+@pytest.mark.parametrize('first', ['*', 'head.*', 'head.fc'])
+def test_rule_that_decides_nothing_is_refused_with_the_one_before(first):
+    late = make(dict(match=first, skip=True),
+                dict(match='head.fc', weight=dict(bits=8)))
+    with pytest.raises(ValueError, match=(
+            "rule 'head.fc' decides nothing.*" + re.escape(repr(first)))):
+        late.check_rules(NAMES)
+
+
+def test_rule_that_decides_one_layer_of_many_is_allowed():
+    make(dict(match='head.fc', weight=dict(bits=8)),
+         dict(match='*', skip=True)).check_rules(NAMES)
+
+
+@pytest.mark.parametrize('rule, value', [
+    (dict(weight=dict(bits=9)), 'weight.bits is 9'),
+    (dict(weight=dict(group_size=True)), 'weight.group_size is True'),
+    (dict(activation=dict(lr=2.)), 'activation.lr is 2.0'),
+    (dict(activation=dict(bit=2)), "activation has no field 'bit'")])
+def test_bad_value_of_a_rule_names_the_rule(rule, value):
+    refused(dict(rules=[dict(match='neck.*', **rule)]),
+            "rule 'neck.*': ", value)
 
 
 # -- to_dict ------------------------------------------------------------------
