@@ -1,10 +1,5 @@
 """Look at what a config quantizes, without training.
 
-Usage:
-    python tools/analyze.py plan CONFIG [--shape 224 224]
-    python tools/analyze.py ends CONFIG [--bits 8 | --float]
-    python tools/analyze.py residuals CONFIG
-
 plan prints every layer: quantized or not and why, bits, groups, thresholds,
 sign of its input, what it shares its input with, size before and after.
 
@@ -14,6 +9,11 @@ into the quantization. The config may be that of the float model.
 residuals prints the outputs that integer kernels round to 8 bits (residual
 sums and what goes into them), to train with that rounding in place; together
 with those that the config names already.
+
+examples:
+  gdrq analyze plan my_w4a4.py --shape 224 224
+  gdrq analyze ends my_float.py --bits 8
+  gdrq analyze residuals my_w4a4.py
 """
 import argparse
 from collections import Counter
@@ -25,6 +25,7 @@ from gdrq_mm.analysis import (
     residual_outputs,
     shortest_patterns,
 )
+from gdrq_mm.cli import run_tool
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.openmmlab.publish import inference_config, quantization_of
 from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
@@ -103,12 +104,17 @@ def open_config(args, quantization):
 
 def main() -> None:
     from mmengine.config import DictAction
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     for run, text in ((plan, 'dry run of the conversion'),
                       (residuals, 'outputs that are rounded to 8 bits'),
                       (ends, 'rules for first and last layers')):
-        command = commands.add_parser(run.__name__, help=text)
+        command = commands.add_parser(
+            run.__name__, help=text, description=text,
+            epilog=f'example:\n  gdrq analyze {run.__name__} my_config.py',
+            formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument('config')
         command.add_argument('--shape', type=int, nargs=2, default=(224, 224),
                              metavar=('HEIGHT', 'WIDTH'),
@@ -121,11 +127,8 @@ def main() -> None:
     policy.add_argument('--float', action='store_true',
                         help='leave these layers float')
     args = parser.parse_args()
-    try:
-        args.run(args)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f'analyze: {error}\n')
+    args.run(args)
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -1,21 +1,24 @@
-"""Quantize a float checkpoint without training: thresholds and batch
-normalization from a few training batches.
+"""Quantize a float checkpoint without training.
 
-Usage: python tools/calibrate.py CONFIG CHECKPOINT OUT [--batches 32]
-           [--no-bn] [--cfg-options ...]
+Activation thresholds and batch normalization are set from a few training
+batches. CONFIG says the quantization, in a GDRQHook or in a QuantizedModel.
+The same command gives the same checkpoint, random augmentation or not.
 
-CONFIG says the quantization, in a GDRQHook or in a QuantizedModel. The same
-command gives the same checkpoint, random augmentation or not.
+example:
+  gdrq calibrate my_w4a4.py work_dirs/my_float/epoch_2.pth calibrated.pth
 """
 import argparse
 
 from mmengine.config import DictAction
 
+from gdrq_mm.cli import run_tool
 from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='config with the quantization')
     parser.add_argument('checkpoint', help='of the float model')
     parser.add_argument('out', help='checkpoint to write')
@@ -25,14 +28,11 @@ def main() -> None:
                         help='keep the statistics of batch normalization')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args()
-    try:
-        used = calibrate_checkpoint(
-            args.config, args.checkpoint, args.out, args.batches,
-            not args.no_bn, args.cfg_options)
-    except (OSError, ValueError, RuntimeError) as error:
-        parser.exit(2, f'calibrate: {error}\n')
+    used = calibrate_checkpoint(
+        args.config, args.checkpoint, args.out, args.batches, not args.no_bn,
+        args.cfg_options)
     print(f'calibrated with {used} batches: {args.out}')
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

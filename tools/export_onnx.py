@@ -1,18 +1,22 @@
 """Export a trained quantized model to ONNX, check and measure it.
 
-Usage: python tools/export_onnx.py CONFIG CHECKPOINT [--format qdq|qonnx]
-       [--weights int8|int4|int2] [--out FILE] [--eval]
+The input is float32 of shape (1, 3, H, W), 0 to 255, channels as the dataset
+gives them; normalization is in the file.
+
+examples:
+  gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --weights int4 --eval
+  gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --format qonnx
 """
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
 from mmengine.config import DictAction
 
 import gdrq_mm
+from gdrq_mm.cli import run_tool
 from gdrq_mm.deploy import align_biases_, export_onnx, to_integer
 from gdrq_mm.deployable import (
     evaluate,
@@ -27,11 +31,10 @@ from gdrq_mm.openmmlab.reading import read_checkpoint
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.split('\n')[0],
-        epilog='The input is float32 of shape (1, 3, H, W), 0 to 255, '
-        'channels as the dataset gives them; normalization is in the file.')
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='of the training, or as published')
-    parser.add_argument('checkpoint', help='likewise')
+    parser.add_argument('checkpoint', help='of the training, or as published')
     parser.add_argument('--format', choices=FORMATS, default='qdq',
                         help='qdq: ONNX Runtime; qonnx: FINN')
     parser.add_argument('--weights', choices=CONTAINERS, default='int8',
@@ -148,11 +151,8 @@ def _evaluate(args, cfg, model, reference, out: Path, size) -> dict:
 
 
 def main() -> None:
-    try:
-        export(parse_args())
-    except (OSError, ImportError, ValueError, RuntimeError) as error:
-        sys.exit(f'export_onnx: {error}')
+    export(parse_args())
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -1,10 +1,10 @@
 """Publish a trained quantized model: a small file and its config.
 
-Usage:
-    python tools/publish_model.py CONFIG CHECKPOINT OUT_DIR [--packed|--latent]
-
-prints the sizes of the float model's file and of the published one, then the
+Prints the sizes of the float model's file and of the published one, then the
 paths of the published checkpoint and of its config.
+
+example:
+  gdrq publish my_w4a4.py work_dirs/my_w4a4/epoch_2.pth zoo
 """
 import argparse
 import os
@@ -12,11 +12,14 @@ import os
 import torch
 from mmengine.config import DictAction
 
+from gdrq_mm.cli import run_tool
 from gdrq_mm.openmmlab.publish import publish
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config of the training')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out_dir', help='folder of the published files')
@@ -28,11 +31,8 @@ def main() -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction,
                         help='those of the training')
     args = parser.parse_args()
-    try:
-        paths = publish(args.config, args.checkpoint, args.out_dir,
-                        args.latent, args.cfg_options)
-    except (OSError, ValueError, RuntimeError) as error:
-        parser.exit(2, f'publish_model: {error}\n')
+    paths = publish(args.config, args.checkpoint, args.out_dir, args.latent,
+                    args.cfg_options)
     before = torch.load(paths[0], map_location='cpu',
                         weights_only=True)['meta']['float_bytes']
     after = os.path.getsize(paths[0])
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

@@ -162,7 +162,8 @@ def main():
     venv_dir = parser.parse_args().venv.resolve()
     stamp = venv_dir / 'gdrq_mm.stamp'
     wanted = hashlib.sha256(b''.join(path.read_bytes() for path in (
-        PINS, ROOT / 'setup.py', Path(__file__)))).hexdigest()
+        PINS, ROOT / 'pyproject.toml', ROOT / 'setup.py',
+        Path(__file__)))).hexdigest()
     if stamp.exists() and stamp.read_text() == f'{wanted} {ROOT}':
         return
     check_machine(venv_dir)

@@ -1,8 +1,17 @@
 """Run the test tool of the package that a config belongs to.
 
-Usage: python tools/test.py CONFIG [arguments of that package's test.py]
+All arguments go to the test.py of mmdet, mmseg or mmpretrain; "CONFIG --help"
+lists them.
+
+example:
+  gdrq test my_w4a4.py work_dirs/my_w4a4/epoch_2.pth
 """
-from run_package_tool import run_package_tool
+from gdrq_mm.cli import run_package_tool
+
+
+def main() -> None:
+    run_package_tool('test.py', __doc__)
+
 
 if __name__ == '__main__':
-    run_package_tool('test.py')
+    main()

@@ -116,5 +116,5 @@ def test_the_tool_says_what_it_did_and_what_is_wrong(
     assert b'3 bits' in bytes(saved['quantization_state.schemes'].tolist())
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(tool, run_name='__main__')
-    assert stopped.value.code == 2
+    assert stopped.value.code == 1
     assert 'choose another name' in capsys.readouterr().err

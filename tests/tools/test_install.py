@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,13 @@ BASE = 'gdrq_mm::faster_rcnn/faster-rcnn_r18-small_fpn_gdrq-w2a4_demo-voc.py'
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
-    """Folder with the unpacked wheel."""
+    """Folder that the wheel is installed into."""
     source = tmp_path_factory.mktemp('source')
     for name in ('gdrq_mm', 'configs', 'tools'):
         shutil.copytree(ROOT / name, source / name,
                         ignore=shutil.ignore_patterns('__pycache__', '.mim'))
-    for name in ('setup.py', 'README.md', 'MANIFEST.in', 'model-index.yml'):
+    for name in ('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml',
+                 'pyproject.toml', 'setup.py'):
         shutil.copy(ROOT / name, source / name)
     out = tmp_path_factory.mktemp('wheel')
     done = subprocess.run(
@@ -29,8 +29,10 @@ def installed(tmp_path_factory):
         stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     wheel, = out.glob('gdrq_mm-*.whl')
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(out / 'site')
+    subprocess.run(
+        [sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-index',
+         '--no-compile', '-q', '--target', str(out / 'site'), str(wheel)],
+        check=True)
     return out / 'site'
 
 
@@ -80,12 +82,23 @@ def test_configs_inherit_from_the_installed_ones(installed, tmp_path):
     assert out[0] == '2' and out[1].startswith(str(installed))
 
 
-def test_the_installed_tools_run_away_from_the_checkout(installed, tmp_path):
-    """``mim`` asks train.py for its help before it starts it."""
+def test_the_installed_command_runs_away_from_the_checkout(installed,
+                                                           tmp_path):
+    """The script that pip writes, the module, and the tools by their path:
+    ``mim`` asks train.py for its help before it starts it."""
     tools = installed / 'gdrq_mm' / '.mim' / 'tools'
     assert 'usage: ' in run_away(installed, tmp_path, tools / 'train.py',
                                  '-h')
     config = installed / 'gdrq_mm/.mim/configs' / BASE.partition('::')[2]
-    out = run_away(installed, tmp_path, tools / 'analyze.py', 'plan', config,
-                   '--shape', '64', '64')
+    arguments = (config, '--shape', '64', '64')
+    out = run_away(installed, tmp_path, installed / 'bin' / 'gdrq', 'plan',
+                   *arguments)
     assert 'layers with 100.0% of the weights' in out
+    out = run_away(installed, tmp_path, '-m', 'gdrq_mm', 'ends', *arguments)
+    assert dict(match='rpn_head.rpn_cls', weight=dict(bits=8),
+                activation=dict(bits=8)) in eval(f'dict({out})')['rules']
+
+
+def test_the_wheel_brings_its_licence(installed):
+    licence, = installed.glob('gdrq_mm-*.dist-info/**/LICENSE')
+    assert 'Apache License' in licence.read_text()

@@ -12,6 +12,9 @@ classes of MMDetection, MMSegmentation and MMPretrain read them::
 
 Equal seeds give equal files. A folder that is complete is left as it is;
 nothing is ever overwritten.
+
+example:
+  gdrq dataset demo data/demo --tasks cls
 """
 import argparse
 import json

@@ -1,0 +1,155 @@
+"""The command ``gdrq``: every tool of this project, from anywhere.
+
+A verb calls the ``main`` of a script in ``tools/``, of the checkout or of the
+installed wheel.
+"""
+import importlib
+import runpy
+import sys
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Optional
+
+EPILOG = """\
+examples:
+  gdrq plan my_w4a4.py --shape 32 32
+  gdrq train my_w4a4.py --work-dir work_dirs/my_w4a4
+  gdrq test my_w4a4.py work_dirs/my_w4a4/epoch_2.pth
+  gdrq publish my_w4a4.py work_dirs/my_w4a4/epoch_2.pth zoo
+
+"gdrq VERB --help" tells more of a verb. Exit codes: 0 done, 1 an error (one
+sentence on stderr), 2 wrong usage."""
+
+
+class Verb(NamedTuple):
+    """A script below ``tools/``, its first arguments, and what it does."""
+    script: str
+    arguments: tuple
+    summary: str
+
+
+VERBS: Dict[str, Verb] = {
+    'plan': Verb('analyze.py', ('plan', ),
+                 'what a config quantizes, layer by layer'),
+    'ends': Verb('analyze.py', ('ends', ),
+                 'rules that keep first and last layers at 8 bits'),
+    'calibrate': Verb('calibrate.py', (),
+                      'quantize a float checkpoint without training'),
+    'train': Verb('train.py', (), "the package's own train tool"),
+    'test': Verb('test.py', (), "the package's own test tool"),
+    'publish': Verb('publish_model.py', (),
+                    'a small checkpoint of true bit widths, and its config'),
+    'export': Verb('export_onnx.py', (),
+                   'a checked ONNX file, for ONNX Runtime or FPGA tools'),
+    'analyze': Verb('analyze.py', (), 'everything to look at, by sub-command'),
+    'dataset demo': Verb('dataset_converters/make_demo_data.py', (),
+                         'write the small stand-in datasets of the demo'),
+}
+
+
+def tools_folder() -> Path:
+    """Where the scripts are: in the wheel, or in the checkout.
+
+    Raises:
+        FileNotFoundError: The package was copied without them.
+    """
+    package = Path(__file__).parent
+    for folder in (package / '.mim' / 'tools', package.parent / 'tools'):
+        if (folder / 'analyze.py').exists():
+            return folder
+    raise FileNotFoundError('gdrq_mm is installed without its tools; '
+                            'reinstall it with pip')
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Run one verb; ends the process with 1 or 2 where that fails.
+
+    Args:
+        argv (list[str], optional): Defaults to the arguments of the process.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ('-h', '--help'):
+        print(help_text())
+        sys.exit(0 if argv else 2)
+    if argv[0] == '--version':
+        from .version import __version__
+        print(f'gdrq_mm {__version__}')
+        return
+    name = find_verb(argv)
+    if name is None:
+        usage_error('gdrq', f'no verb {" ".join(argv[:2])!r}; there are '
+                    f'{", ".join(VERBS)}')
+    verb = VERBS[name]
+    script = tools_folder() / verb.script
+    rest = argv[len(name.split()):]
+    # "gdrq plan" is "gdrq analyze plan", and its messages say so.
+    whole = next(key for key, other in VERBS.items()
+                 if other.script == verb.script and not other.arguments)
+    sys.argv = [f'gdrq {whole}', *verb.arguments, *rest]
+    sys.path.insert(0, str(script.parent))  # as Python does for a script
+    run_tool(lambda: importlib.import_module(script.stem).main())
+
+
+def find_verb(argv: List[str]) -> Optional[str]:
+    """The verb that arguments begin with, of one word or of two."""
+    return next((name for name in (' '.join(argv[:2]), argv[0])
+                 if name in VERBS), None)
+
+
+def help_text() -> str:
+    """What ``gdrq --help`` prints."""
+    width = max(map(len, VERBS))
+    lines = [f'  {name:{width}}  {verb.summary}'
+             for name, verb in VERBS.items()]
+    return '\n'.join([
+        'usage: gdrq VERB [arguments]', '',
+        '2- to 8-bit quantization-aware training for OpenMMLab models.', '',
+        'verbs:', *lines, '', EPILOG])
+
+
+def usage_error(name: str, message: str) -> None:
+    """Say what is wrong with the arguments, and exit with 2."""
+    sys.stderr.write(f'{name}: {message}\n')
+    sys.exit(2)
+
+
+def run_tool(main: Callable):
+    """Call a script's ``main``; what the user can mend is one sentence.
+
+    Exits with 1 and the message on stderr where ``main`` raises an error of
+    input, files or of what is installed. argparse exits with 2.
+    """
+    try:
+        return main()
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
+        sys.stderr.write(f'{Path(sys.argv[0]).stem}: {error}\n')
+        sys.exit(1)
+
+
+def run_package_tool(name: str, doc: str) -> None:
+    """Run the tool of mmdet, mmseg or mmpretrain that a config belongs to.
+
+    The first argument that ends in ``.py``, ``.json`` or ``.yaml`` is the
+    config; its ``default_scope`` says which package's tool is meant. All
+    arguments are handed on.
+
+    Args:
+        name (str): ``train.py`` or ``test.py``.
+        doc (str): The help where no config is named.
+    """
+    from mmengine.config import Config
+
+    from .openmmlab.scopes import package_tool, scope_of
+    usage = f'usage: {Path(sys.argv[0]).name} CONFIG [arguments]\n'
+    configs = [argument for argument in sys.argv[1:]
+               if argument.endswith(('.py', '.json', '.yaml', '.yml'))]
+    if not configs:
+        if {'-h', '--help'} & set(sys.argv):  # mim asks for it
+            print(f'{usage}\n{doc}')
+            return
+        usage_error(Path(sys.argv[0]).stem, f'name a config\n{usage}')
+
+    def find():
+        return package_tool(scope_of(Config.fromfile(configs[0])), name)
+
+    sys.argv[0] = str(run_tool(find))
+    runpy.run_path(sys.argv[0], run_name='__main__')

@@ -1,0 +1,88 @@
+"""``gdrq VERB`` is the tool of that verb, from any folder."""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gdrq_mm import cli
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / 'configs/resnet/resnet18-small_gdrq-w2a4_demo-imagenet.py'
+
+
+@pytest.fixture
+def gdrq(monkeypatch, capsys, tmp_path):
+    """Function *arguments -> exit code, stdout, stderr, in another folder."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['gdrq', *map(str, arguments)])
+        monkeypatch.setattr(sys, 'path', list(sys.path))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_help_lists_every_verb_with_examples(gdrq):
+    code, out, err = gdrq('--help')
+    assert code == 0 and err == ''
+    for name, verb in cli.VERBS.items():
+        assert re.search(rf'^  {name} +{re.escape(verb.summary)}$', out, re.M)
+    assert 'examples:' in out and 'Exit codes: 0 done' in out
+
+
+@pytest.mark.parametrize('name', cli.VERBS)
+def test_every_verb_has_help_with_an_example(name, gdrq):
+    code, out, err = gdrq(*name.split(), '--help')
+    assert code == 0 and err == ''
+    assert out.startswith('usage: gdrq ')
+    assert re.search('^examples?:\n  gdrq ', out, re.M)
+
+
+def test_every_example_is_of_a_verb_that_is_there(gdrq):
+    texts = [cli.help_text(), *(gdrq(*name.split(), '--help')[1]
+                                for name in cli.VERBS)]
+    for words in re.findall('^  gdrq (.*)$', '\n'.join(texts), re.M):
+        assert cli.find_verb(words.split())
+
+
+@pytest.mark.parametrize('arguments', [
+    [], ['no-such-verb'], ['dataset', 'no-such'], ['train'],
+    ['plan'], ['plan', 'a.py', '--no-such-option'], ['analyze']])
+def test_wrong_usage_exits_with_2(arguments, gdrq):
+    code, out, err = gdrq(*arguments)
+    assert code == 2 and 'Traceback' not in err
+    if arguments[:1] in (['no-such-verb'], ['dataset']):
+        assert f'no verb {" ".join(arguments)!r}' in err
+
+
+@pytest.mark.parametrize('arguments', [
+    ['plan', 'missing.py'], ['train', 'missing.py'],
+    ['calibrate', 'missing.py', 'a.pth', 'b.pth'],
+    ['publish', 'missing.py', 'a.pth', 'zoo'],
+    ['export', 'missing.py', 'a.pth']])
+def test_an_error_is_one_sentence_and_exits_with_1(arguments, gdrq):
+    code, out, err = gdrq(*arguments)
+    assert code == 1 and out == ''
+    assert re.fullmatch(r'gdrq \w+: .*missing\.py.*\n', err)
+
+
+def test_a_verb_is_the_script(gdrq):
+    arguments = [CONFIG, '--shape', '32', '32']
+    script = subprocess.run(
+        [sys.executable, ROOT / 'tools/analyze.py', 'plan', *arguments],
+        capture_output=True, text=True, check=True)
+    assert gdrq('plan', *arguments) == (0, script.stdout, '')
+
+
+def test_importing_the_package_does_not_load_the_command():
+    subprocess.run([sys.executable, '-W', 'ignore', '-c',
+                    'import sys, gdrq_mm; assert "gdrq_mm.cli" not in '
+                    'sys.modules'], check=True)
