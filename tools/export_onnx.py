@@ -8,8 +8,8 @@ examples:
   gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --format qonnx
 """
 import argparse
+import contextlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from gdrq_mm.deployable import (
 from gdrq_mm.export import CONTAINERS, FORMATS
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.reading import read_checkpoint
+from gdrq_mm.writing import write_whole
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,24 +77,21 @@ def export(args: argparse.Namespace) -> dict:
     size = tuple(args.shape or images[0].shape[2:])
     trained, model = model, make_deployable(model, size).eval()
     reference = merged = merge(model, images[0])
+    aligned = contextlib.nullcontext()
     if args.align:
         left = align_biases_(model, merged, to_integer(
             merged, images[0], images))
         print(f'biases left as they were: {", ".join(left) or "none"}')
-        aligned = _save(trained, args.checkpoint, Path(args.align))
+        aligned = write_whole(args.align)
         reference = merged = merge(model, images[0])
     if args.format == 'qdq':
         reference = to_integer(merged, images[0], images)
-    try:
+    with aligned as part:  # both files, or none
+        if args.align:
+            _save(trained, args.checkpoint, part)
         report = export_onnx(
             reference, images[0], out, args.format, weights=args.weights,
             input_names=model.input_names, output_names=model.output_names)
-    except BaseException:
-        if args.align:
-            aligned.unlink()
-        raise
-    if args.align:
-        os.replace(aligned, args.align)
     import onnxruntime  # not before what says how to install it
     print(report)
     figures = report.figures()
@@ -114,20 +112,17 @@ def export(args: argparse.Namespace) -> dict:
         gdrq_mm=gdrq_mm.__version__, torch=torch.__version__,
         onnxruntime=onnxruntime.__version__))
     if args.json:
-        part = Path(f'{args.json}.part')
-        part.write_text(json.dumps(figures, indent=1) + '\n')
-        os.replace(part, args.json)
+        with write_whole(args.json) as part:
+            part.write_text(json.dumps(figures, indent=1) + '\n')
     return figures
 
 
-def _save(model: torch.nn.Module, source: str, path: Path) -> Path:
-    """Write a checkpoint with the meta of another, under a partial name."""
+def _save(model: torch.nn.Module, source: str, path: Path) -> None:
+    """Write a checkpoint with the meta of another."""
     meta = {key: value for key, value in
             read_checkpoint(source).get('meta', {}).items()
             if not key.startswith('gdrq_format')}  # not packed any more
-    part = Path(f'{path}.part')
-    torch.save(dict(meta=meta, state_dict=model.state_dict()), part)
-    return part
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), path)
 
 
 def _evaluate(args, cfg, model, reference, out: Path, size) -> dict:

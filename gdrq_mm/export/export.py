@@ -1,6 +1,4 @@
 """Deployed models as ONNX files, written only after they were checked."""
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterable, Optional, Sequence, Tuple, Union
@@ -11,6 +9,7 @@ from torch import nn
 from ..integer.integer import Example, IntegerModel, to_integer
 from ..layers import QuantLayer
 from ..merge import float_layers, merge, merged_layers
+from ..writing import write_whole
 from .formats import CONTAINERS, FORMATS
 
 
@@ -167,14 +166,10 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         report.float_layers = model.float_layers
         proto = onnx_file.qdq_proto(model, example, weights, **names)
         check = onnx_check.check_qdq
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent,
-                                     prefix='.export-') as folder:
-        part = Path(folder) / 'model.onnx'
+    with write_whole(path) as part:
         onnx_file.write(proto, part)
         report.size = part.stat().st_size
         check(part, model, example, report)
-        os.replace(part, path)
     return report
 
 

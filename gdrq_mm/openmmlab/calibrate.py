@@ -1,7 +1,5 @@
 """Quantization without training: a float checkpoint -> a quantized one."""
 import itertools
-import os
-import tempfile
 from pathlib import Path
 from typing import Callable, Iterator, Optional
 
@@ -14,6 +12,7 @@ from torch.utils.data import DataLoader
 from ..checkpoint import NAME
 from ..training import calibrate, update_bn_stats
 from ..version import __version__
+from ..writing import save_whole
 from .publish import inference_config
 from .reading import read_checkpoint
 from .scopes import build_model
@@ -104,10 +103,5 @@ def calibrate_checkpoint(config: str,
     meta.update(cfg=cfg.pretty_text, gdrq_mm_version=__version__)
     state_dict = {key: value.cpu() for key, value in
                   model.state_dict().items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent,
-                                     prefix='.calibrate-') as folder:
-        partial = Path(folder) / out.name
-        torch.save(dict(meta=meta, state_dict=state_dict), partial)
-        os.replace(partial, out)
+    save_whole(dict(meta=meta, state_dict=state_dict), out)
     return used

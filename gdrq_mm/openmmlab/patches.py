@@ -3,6 +3,8 @@
 Call :func:`unpatch_mmengine` to have the process as it was, or set
 ``GDRQ_MM_PATCHES=off`` in the environment to have it never changed.
 """
+import contextlib
+import functools
 import logging
 import os
 from typing import Callable, Dict, List
@@ -11,11 +13,14 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook, checkpoint_hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
 
+from ..writing import write_whole
 from .reading import load_from_http, load_from_local
 
 VARIABLE = 'GDRQ_MM_PATCHES'
@@ -45,7 +50,10 @@ def patch_mmengine() -> List[str]:
                 _allow_mmengine_checkpoints(),
             'checkpoints of local files and URLs load without running code '
             'in them, and damaged ones are errors with a remedy':
-                _register_loaders()})
+                _register_loaders(),
+            'files are written whole or not at all, and an old checkpoint is '
+            'removed after the new one is there':
+                _save_before_removing()})
         for change in _undo:
             logging.getLogger('gdrq_mm').info('mmengine: %s', change)
     return list(_undo)
@@ -141,3 +149,74 @@ def _register_loaders() -> Callable:
         mmengine_checkpoint.load_from_http = from_http
 
     return undo
+
+
+def _save_before_removing() -> Callable:
+    """mmengine empties a file, then writes it, and its CheckpointHook removes
+    the checkpoint before the last one that it keeps before it saves the next:
+    killed meanwhile, a run with ``max_keep_ckpts=1`` has none left.
+    """
+    put, save_step, save_best = (
+        LocalBackend.put, CheckpointHook._save_checkpoint_with_step,
+        CheckpointHook._save_best_checkpoint)
+
+    def put_whole(self, obj: bytes, filepath) -> None:
+        with write_whole(filepath, overwrite=True) as part:
+            part.write_bytes(obj)
+
+    LocalBackend.put = put_whole
+    CheckpointHook._save_checkpoint_with_step = _removing_last(save_step)
+    CheckpointHook._save_best_checkpoint = _removing_last(save_best)
+    # For ``last_checkpoint``, which names the one to resume from.
+    checkpoint_hook.open = _open_whole
+
+    def undo():
+        LocalBackend.put = put
+        CheckpointHook._save_checkpoint_with_step = save_step
+        CheckpointHook._save_best_checkpoint = save_best
+        del checkpoint_hook.open
+
+    return undo
+
+
+class _RemovesLast:
+    """A file backend whose removals wait."""
+
+    def __init__(self, backend) -> None:
+        self.backend = backend
+        self.waiting = []  # (function, path)
+
+    def __getattr__(self, name: str):
+        return getattr(self.backend, name)
+
+    def remove(self, path) -> None:
+        self.waiting.append((self.backend.remove, path))
+
+    def rmtree(self, path) -> None:
+        self.waiting.append((self.backend.rmtree, path))
+
+
+def _removing_last(save: Callable) -> Callable:
+    """A method of CheckpointHook that removes when it has saved."""
+
+    @functools.wraps(save)
+    def wrapped(self, *args, **kwargs):
+        self.file_backend = waiting = _RemovesLast(self.file_backend)
+        try:
+            result = save(self, *args, **kwargs)
+        finally:
+            self.file_backend = waiting.backend
+        kept = {self.last_ckpt, getattr(self, 'best_ckpt_path', None),
+                *getattr(self, 'best_ckpt_path_dict', {}).values()}
+        for remove, path in waiting.waiting:
+            if path not in kept:  # written anew under the same name
+                remove(path)
+        return result
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def _open_whole(path, mode: str):
+    with write_whole(path, overwrite=True) as part, open(part, mode) as file:
+        yield file

@@ -2,7 +2,7 @@
 import copy
 import datetime
 import hashlib
-import os
+import io
 import tempfile
 from pathlib import Path
 from typing import Any, Optional, Tuple
@@ -14,6 +14,7 @@ from mmengine.runner import load_checkpoint
 from ..checkpoint import FORMAT, NAME, is_quantizer_entry, pack, seal
 from ..training import get_state
 from ..version import __version__
+from ..writing import write_whole
 from .reading import read_checkpoint
 from .scopes import build_model
 
@@ -89,8 +90,8 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
     The file is named ``<config>_<date>-<hash>.pth`` as OpenMMLab names its
     own, holds plain tensors and primitive types only, and is sealed by a
     format version and a hash of its weights. It is there whole or not at all:
-    it is written beside its place, loaded with ``weights_only=True`` into a
-    model built from the config and compared, then renamed.
+    it is written under another name, loaded with ``weights_only=True`` into a
+    model built from the config and compared, then gets its name.
 
     Args:
         config (str): The config it was trained with.
@@ -135,26 +136,26 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
     else:
         weights = pack(model)
 
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    torch.save(dict(meta=meta, state_dict=weights), content)
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()
     date = datetime.date.today().strftime('%Y%m%d')
-    with tempfile.TemporaryDirectory(dir=out_dir, prefix='.publish-') as part:
-        part = Path(part)
-        torch.save(dict(meta=meta, state_dict=weights), part / 'model.pth')
-        digest = hashlib.sha256((part / 'model.pth').read_bytes()).hexdigest()
-        stem = f'{Path(config).stem}_{date}-{digest[:8]}'
-        target, target_cfg = out_dir / f'{stem}.pth', out_dir / f'{stem}.py'
-        cfg.dump(str(part / 'config.py'))
-        # A config alone is what an interrupted publication may have left.
-        if target.exists() or (
-                target_cfg.exists() and target_cfg.read_bytes()
-                != (part / 'config.py').read_bytes()):
-            raise FileExistsError(f'{stem}.pth or .py exists in {out_dir}; '
-                                  'remove it or choose another folder')
-        _check_published(part / 'config.py', part / 'model.pth', model)
+    stem = f'{Path(config).stem}_{date}-{digest[:8]}'
+    target, target_cfg = (Path(out_dir) / f'{stem}.{suffix}'
+                          for suffix in ('pth', 'py'))
+    # A config alone is what an interrupted publication may have left.
+    written = target_cfg.exists()
+    if written and target_cfg.read_text(
+            encoding='utf-8') != cfg.pretty_text:
+        raise FileExistsError(f'{target_cfg} exists and is another config; '
+                              'remove it or choose another folder')
+    with write_whole(target) as part:
+        part.write_bytes(content.getbuffer())
+        _check_published(cfg, part, model)
+        if not written:
+            with write_whole(target_cfg) as part_cfg:
+                part_cfg.write_text(cfg.pretty_text, encoding='utf-8')
         # The checkpoint last: where it is, its config is.
-        os.replace(part / 'config.py', target_cfg)
-        os.replace(part / 'model.pth', target)
     return target, target_cfg
 
 
@@ -167,9 +168,9 @@ def _float_bytes(model) -> int:
 
 
 @torch.no_grad()
-def _check_published(config: Path, checkpoint: Path, model) -> None:
+def _check_published(cfg: Config, checkpoint: Path, model) -> None:
     """The file must load and quantize to the very same weights."""
-    copied = build_model(Config.fromfile(config))
+    copied = build_model(Config.fromstring(cfg.pretty_text, '.py'))
     load_checkpoint(copied, str(checkpoint), map_location='cpu', strict=True,
                     logger='silent')
     layers = get_state(copied).layers

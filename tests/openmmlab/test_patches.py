@@ -1,12 +1,18 @@
-"""Checkpoints of mmengine load under torch's restricted unpickler."""
+"""What is changed in mmengine, and that it can be taken back."""
+import itertools
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import checkpoint_hook
 from mmengine.logging import HistoryBuffer
+from mmpretrain.evaluation import Accuracy
 
-import gdrq_mm  # noqa: F401, allows what mmengine writes
+from gdrq_mm import writing
+from gdrq_mm.openmmlab import patches
 
 
 def test_log_histories_load_with_weights_only(tmp_path):
@@ -41,3 +47,70 @@ def test_getattr_gives_nothing_but_statistics(tmp_path):
     torch.save(dict(loss=Attack()), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match='do not trust it'):
         torch.load(tmp_path / 'a.pth', weights_only=True)
+
+
+@pytest.mark.parametrize('unwritten', ['epoch_2.pth', '_epoch_2.pth'])
+def test_a_run_that_keeps_one_checkpoint_always_has_one(
+        unwritten, load_config, make_runner, tmp_path, monkeypatch):
+    """mmengine removes the old one first, and writes the new one in place."""
+    best = unwritten.startswith('_')
+    scores, put = itertools.count(), LocalBackend.put
+
+    def fail(self, obj, filepath):
+        if not Path(filepath).name.endswith(unwritten) or (
+                best != Path(filepath).name.startswith('best')):
+            return put(self, obj, filepath)
+        with monkeypatch.context() as context:
+            context.setattr(writing, '_to_disk', lambda path: 1 / 0)
+            put(self, obj, filepath)
+
+    def make(**options):
+        cfg = load_config('resnet')
+        if best:  # every epoch is better than the one before
+            cfg.update(val_dataloader=cfg.test_dataloader, val_cfg={},
+                       val_evaluator=cfg.test_evaluator)
+            monkeypatch.setattr(
+                Accuracy, 'compute_metrics',
+                lambda *args: dict(score=next(scores)))
+        return make_runner(cfg, work_dir=tmp_path, **{
+            'train_cfg.max_epochs': 3,
+            'default_hooks.checkpoint': dict(
+                type='CheckpointHook', interval=1, max_keep_ckpts=1,
+                save_best='auto' if best else None)}, **options)
+
+    with monkeypatch.context() as context:
+        context.setattr(LocalBackend, 'put', fail)
+        with pytest.raises(ZeroDivisionError):
+            make().train()
+    named = Path((tmp_path / 'last_checkpoint').read_text())
+    assert torch.load(named)['meta']
+    kept = {path.name for path in tmp_path.glob('*epoch_*.pth')}
+    assert kept == ({'best_accuracy_score_epoch_1.pth', 'epoch_2.pth'}
+                    if best else {'epoch_1.pth'})
+    make(resume=True).train()
+    kept = {path.name for path in tmp_path.glob('*epoch_*.pth')}
+    assert kept == {'epoch_3.pth', *(
+        ['best_accuracy_score_epoch_3.pth'] if best else [])}
+    assert not list(tmp_path.glob('.*.part'))
+
+
+def test_the_note_of_the_last_checkpoint_is_never_empty(tmp_path,
+                                                        monkeypatch):
+    note = tmp_path / 'last_checkpoint'
+    note.write_text('epoch_1.pth')
+    with pytest.raises(ZeroDivisionError):
+        with checkpoint_hook.open(note, 'w') as file:
+            file.write('epoch')
+            1 / 0
+    assert note.read_text() == 'epoch_1.pth'
+
+
+def test_mmengine_is_left_as_it_was_when_asked(monkeypatch):
+    ours = LocalBackend.put
+    patches.unpatch_mmengine()
+    try:
+        assert LocalBackend.put is not ours
+        assert not hasattr(checkpoint_hook, 'open')
+    finally:
+        patches.patch_mmengine()
+    assert hasattr(checkpoint_hook, 'open')
