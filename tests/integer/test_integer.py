@@ -67,6 +67,30 @@ def test_integer_model_is_near_the_merged_one(residual):
     assert 0 < error < 0.05 * expected.abs().max()
 
 
+class SharedReader(nn.Module):
+    """A convolution that reads a ReLU and a signed tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.relu, self.shared = nn.ReLU(), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return (self.shared(self.relu(self.stem(x))),
+                self.shared(self.other(x)))
+
+
+def test_relu_stays_in_front_of_a_signed_quantizer():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12, 12)
+    model = quantized(SharedReader(), x)
+    assert model.shared.input_quantizer.is_signed
+    merged = merge(model, x)
+    for ours, expected in zip(to_integer(merged, x)(x), merged(x)):
+        error = (ours - expected).abs().max()
+        assert error < 0.05 * expected.abs().max()
+
+
 def test_merged_model_is_left_alone(residual):
     x, merged = residual
     before = {key: value.clone() for key, value in

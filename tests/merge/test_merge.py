@@ -173,6 +173,9 @@ class Odd(nn.Module):
             return self.norm(y) + self.norm(x[:, [0, 1, 2, 0], 1:-1, 1:-1])
         if self.case == 'norm of two layers':
             return self.norm(y), self.norm(self.other(x) + 1)
+        if self.case == 'norm of a layer that keeps it':
+            z = self.other(x)
+            return self.norm(y), self.norm(z) + z
         return self.norm(y)
 
 
@@ -183,6 +186,7 @@ class Odd(nn.Module):
     ('changed before', 'no batch normalization reads'),
     ('norm of a stranger', 'normalizes other tensors'),
     ('norm of two layers', 'normalizes other tensors'),
+    ('norm of a layer that keeps it', 'another layer shares its norm'),
     ('batch statistics', 'statistics of the batch')])
 def test_norm_that_cannot_merge_stays(case, reason):
     torch.manual_seed(0)

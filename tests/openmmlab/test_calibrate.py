@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import ROOT
 from mmengine.config import Config
+from mmengine.runner import Runner, set_random_seed
 
 from gdrq_mm.clip_search import search_clip
-from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
+from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint, training_forwards
 from gdrq_mm.openmmlab.publish import inference_config, publish
 from gdrq_mm.openmmlab.scopes import build_model
-from gdrq_mm.training import get_state
+from gdrq_mm.training import calibrate, get_state, update_bn_stats
 
 QUANTIZATION = dict(weight=dict(bits=4, clip='search'),
                     activation=dict(bits=4))
@@ -88,6 +89,33 @@ def test_the_same_checkpoint_comes_out_with_random_augmentation(
     assert all(torch.equal(value, same[key]) for key, value in one.items())
     assert not all(torch.equal(value, other[key])
                    for key, value in one.items())
+
+
+@pytest.mark.parametrize('recalibrate', [True, False])
+def test_thresholds_are_those_of_recalibrated_normalization(
+        recalibrate, float_model, tmp_path):
+    config, checkpoint = float_model('resnet')
+    out = str(tmp_path / 'out.pth')
+    calibrate_checkpoint(config, checkpoint, out, 1, recalibrate)
+    cfg = Config.fromfile(config)
+    model = build_model(inference_config(cfg))
+    model.load_state_dict(
+        torch.load(checkpoint, weights_only=True)['state_dict'])
+
+    def forwards():
+        set_random_seed(0)
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+        return training_forwards(model, loader, 1)
+
+    if recalibrate:
+        update_bn_stats(model, forwards())
+    calibrate(model, forwards())
+    saved = torch.load(out, weights_only=True)['state_dict']
+    thresholds = {key: value for key, value in model.state_dict().items()
+                  if key.endswith('input_quantizer.clip')}
+    assert len(thresholds) > 50
+    for key, value in thresholds.items():
+        assert torch.equal(saved[key], value), key
 
 
 def test_what_cannot_be_calibrated_is_refused(float_model, tmp_path):

@@ -210,6 +210,24 @@ def test_projected_weights_pass_every_gradient():
     assert (weight.grad == 3).all()
 
 
+@pytest.mark.parametrize('change', [
+    lambda weight: weight.mul_(3),
+    lambda weight: setattr(weight, 'data', 3 * weight)],
+    ids=['in place', 'another tensor'])
+def test_weights_that_changed_since_pass_gradients_inside_only(change):
+    weight = torch.nn.Parameter(normal(6, 30))
+    quantizer = quantizer_of(weight)
+    with torch.no_grad():
+        quantizer.project(weight)
+        assert quantizer.grid(weight).all_inside
+        change(weight)
+    grid = quantizer.grid(weight)
+    grad = grid.gradient(torch.ones_like(weight), weight.detach())
+    clip = F.expand_clip(quantizer.clip, weight, 4)
+    assert torch.equal(grad, (weight.abs() <= clip).float())
+    assert not grad.all()
+
+
 # -- clip-in-forward and searched clip values ---------------------------------
 
 def without_projection(weight, **kwargs):

@@ -113,6 +113,7 @@ def evaluate(cfg: Config, functions: Dict[str, Callable],
         the first function, in percent.
     """
     scope = scope_of(cfg)
+    init_default_scope(scope)
     dataset = Runner.build_dataloader(
         dict(cfg.test_dataloader, num_workers=0, persistent_workers=False)
     ).dataset

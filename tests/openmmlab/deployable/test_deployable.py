@@ -105,6 +105,22 @@ def test_onnx_runtime_gives_the_integer_model(name, calibrated, tmp_path):
         metrics['onnxruntime'], abs=0.2, nan_ok=True)
 
 
+def test_agreement_counts_detections_over_the_score_of_0_3(load_config):
+    cfg = load_config('faster_rcnn')
+    boxes = torch.tensor([[0., 0., 9., 9.], [4., 4., 8., 8.]])
+
+    def found(number, score):
+        return lambda image: (boxes[:number],
+                              torch.tensor([.9, score])[:number],
+                              torch.zeros(number, dtype=torch.long))
+
+    for score, agreement in ((.2, 100.), (.3, 100.), (.4, 50.)):
+        metrics = evaluate(cfg, dict(both=found(2, score),
+                                     one=found(1, score)), (64, 64))
+        assert metrics['both']['agreement'] == 100
+        assert metrics['one']['agreement'] == agreement
+
+
 @torch.no_grad()
 def test_qonnx_executor_gives_every_layer_of_a_detector(
         build_model, load_config, tmp_path):
