@@ -75,7 +75,7 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
     def activation_quantizer(**options):
         scheme = plan.activation
         return QUANTIZERS[scheme.type].activation(
-            bits=scheme.bits, k=scheme.k, lr=scheme.lr, **options).to(device)
+            bits=scheme.bits, **scheme.options(), **options).to(device)
 
     if plan.output:
         layer = OutputQuantizer(state, activation_quantizer(
@@ -94,8 +94,7 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
             plan.weight.type].weight(
                 num_filters=layer.weight.shape[0], bits=plan.weight.bits,
                 group_size=plan.weight.group_size,
-                k=plan.weight.k, clip=plan.weight.clip,
-                projection=plan.weight.projection).to(device)
+                **plan.weight.options()).to(device)
         layer.start_quantizing(
             state, weight_quantizer,
             activation_quantizer() if plan.activation else None)

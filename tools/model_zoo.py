@@ -22,8 +22,8 @@ import modelindex
 import yaml
 from mmengine.config import Config
 
-from gdrq_mm.config import WeightScheme
 from gdrq_mm.openmmlab.publish import quantization_of
+from gdrq_mm.quantizers.scale_clip import ScaleClipWeightScheme
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = 'Low-bit Quantization Needs Good Distribution'
@@ -117,7 +117,7 @@ def scheme_of(cfg: Config) -> str:
                           for side in ('weight', 'activation'))
     if weight.get('bits') is None:
         return ''
-    size = weight.get('group_size', WeightScheme.group_size)
+    size = weight.get('group_size', ScaleClipWeightScheme.group_size)
     size = 'layer' if size == -1 else size
     begin = max(hook.get('begin_epoch', 0) for hook in cfg.custom_hooks)
     if begin and begin == cfg.train_cfg.get('max_epochs'):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from ..config.errors import did_you_mean
 from ..config.patterns import match_output
+from ..errors import did_you_mean
 from ..integer.graph import LAYERS, capture, layer_of, target_of
 from ..integer.integer import find_sites
 from ..merge import merge, merged_layers

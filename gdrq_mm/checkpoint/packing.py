@@ -5,7 +5,6 @@ from typing import Dict, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..functional import num_levels
 from ..training import get_state
 from .integrity import seal
 from .keys import NAME
@@ -84,7 +83,7 @@ def pack_weights(layers: Dict[str, nn.Module],
     """Replace quantized weights in a state dict by their codes.
 
     ``X.weight`` becomes ``X.weight_packed`` (uint8, one stream a filter); its
-    group scales follow from ``X.weight_quantizer.clip``.
+    scales follow from the entries of ``X.weight_quantizer``.
 
     Args:
         layers (dict[str, nn.Module]): Layers of the model, by name.
@@ -97,14 +96,12 @@ def pack_weights(layers: Dict[str, nn.Module],
         weight = layer.weight.detach()
         prefix = f'{name}.' if name else ''
         codes, _ = quantizer.codes(weight)
-        codes = (codes + 1) / 2 if quantizer.bits == 1 else \
-            codes + num_levels(quantizer.bits)
+        indices = (codes - quantizer.lowest_code) / quantizer.code_step
         del state_dict[f'{prefix}weight']
         state_dict[f'{prefix}weight_packed'] = pack_bits(
-            codes.flatten(1), quantizer.bits)
-        # Without training none is stored yet.
-        state_dict[f'{prefix}weight_quantizer.clip'] = \
-            quantizer.current_clip(weight)
+            indices.flatten(1), quantizer.bits)
+        for key, value in quantizer.packed_state(weight).items():
+            state_dict[f'{prefix}weight_quantizer.{key}'] = value
 
 
 def unpack_weight(layer: nn.Module, state_dict: Dict[str, Tensor],
@@ -124,18 +121,19 @@ def unpack_weight(layer: nn.Module, state_dict: Dict[str, Tensor],
         return
     quantizer, weight = layer.weight_quantizer, layer.weight
     try:
-        codes = unpack_bits(state_dict[key], quantizer.bits,
-                            (weight.shape[0], weight[0].numel()))
+        indices = unpack_bits(state_dict[key], quantizer.bits,
+                              (weight.shape[0], weight[0].numel()))
     except ValueError as error:
         raise RuntimeError(
             f'{key}: {error}; the checkpoint is of another architecture or '
             'quantization, or damaged') from error
     del state_dict[key]
-    codes = codes * 2 - 1 if quantizer.bits == 1 else \
-        codes - num_levels(quantizer.bits)
-    state_dict[f'{prefix}weight'] = quantizer.dequantize(
-        codes.view_as(weight),
-        state_dict[f'{prefix}weight_quantizer.clip']).to(weight.dtype)
+    codes = quantizer.lowest_code + quantizer.code_step * indices
+    own = f'{prefix}weight_quantizer.'
+    entries = {entry[len(own):]: value for entry, value in state_dict.items()
+               if entry.startswith(own)}
+    state_dict[f'{prefix}weight'] = quantizer.decode(
+        codes.view_as(weight), entries).to(weight.dtype)
 
 
 @torch.no_grad()

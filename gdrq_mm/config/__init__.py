@@ -1,6 +1,7 @@
 """The ``quantization`` config: what is asked for, validated."""
+from ..quantizers import ActivationScheme, WeightScheme
 from .quantization import QuantConfig, Rule
-from .schemes import ActivationScheme, ResidualScheme, WeightScheme
+from .schemes import ResidualScheme
 
 __all__ = ['ActivationScheme', 'QuantConfig', 'ResidualScheme', 'Rule',
            'WeightScheme']

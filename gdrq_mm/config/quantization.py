@@ -4,22 +4,9 @@ import fnmatch
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
-from .errors import check, did_you_mean
-from .schemes import ActivationScheme, ResidualScheme, WeightScheme
-
-
-def _build(cls, values: Optional[dict], where: str):
-    """Build a dataclass from a dict; an unknown key is an error."""
-    if isinstance(values, cls):
-        return values
-    if not isinstance(values, dict):
-        raise ValueError(f'{where} is {values!r}, allowed: a dict')
-    names = [field.name for field in dataclasses.fields(cls)]
-    for key in values:
-        if key not in names:
-            raise ValueError(
-                f'{where} has no field {key!r}; {did_you_mean(key, names)}')
-    return cls(**values)
+from ..errors import check, did_you_mean
+from ..quantizers import ActivationScheme, WeightScheme
+from .schemes import ResidualScheme, build, build_scheme, replace_fields
 
 
 @dataclass(frozen=True)
@@ -77,10 +64,11 @@ class QuantConfig:
         >>> config.schemes('backbone.conv1')[0].bits
         8
     """
-    weight: WeightScheme = WeightScheme()
-    activation: ActivationScheme = ActivationScheme()
+    weight: WeightScheme = build_scheme('weight', {}, 'weight')
+    activation: ActivationScheme = build_scheme('activation', {},
+                                                'activation')
     rules: Tuple[Rule, ...] = ()
-    residual: ResidualScheme = ResidualScheme(outputs=())
+    residual: ResidualScheme = ResidualScheme()
 
     @classmethod
     def from_dict(cls, config: Union[dict, 'QuantConfig']) -> 'QuantConfig':
@@ -89,23 +77,23 @@ class QuantConfig:
         if not isinstance(config, dict):
             raise TypeError('quantization must be a dict or a QuantConfig, '
                             f'got {type(config).__name__}')
-        config = _build(_Sections, config, 'quantization')
-        rules = () if config.rules is None else config.rules
+        for key in config:
+            if key not in SECTIONS:
+                raise ValueError(f'quantization has no field {key!r}; '
+                                 f'{did_you_mean(key, SECTIONS)}')
+        given = {key: value for key, value in config.items()
+                 if value is not None}
+        rules = given.get('rules', ())
         check(isinstance(rules, (list, tuple)), 'quantization.rules', rules,
               'a list of dicts')
-        rules = tuple(
-            _build(Rule, rule, f'quantization.rules[{index}]')
-            for index, rule in enumerate(rules))
         self = cls(
-            _build(WeightScheme, {} if config.weight is None
-                   else config.weight, 'weight'),
-            _build(ActivationScheme, {} if config.activation is None
-                   else config.activation, 'activation'),
-            rules,
-            _build(ResidualScheme, dict(outputs=())
-                   if config.residual in (None, {}) else config.residual,
-                   'residual'))
-        for rule in rules:
+            build_scheme('weight', given.get('weight', {}), 'weight'),
+            build_scheme('activation', given.get('activation', {}),
+                         'activation'),
+            tuple(_rule(rule, index) for index, rule in enumerate(rules)),
+            ResidualScheme.from_dict(given['residual'])
+            if given.get('residual') else ResidualScheme())
+        for rule in self.rules:
             self._apply(rule)  # the values of rules are checked here
         return self
 
@@ -117,9 +105,8 @@ class QuantConfig:
         config = dict(weight=dataclasses.asdict(self.weight),
                       activation=dataclasses.asdict(self.activation),
                       rules=rules)
-        if self.residual != ResidualScheme(outputs=()):
-            config['residual'] = dict(dataclasses.asdict(self.residual),
-                                      outputs=list(self.residual.outputs))
+        if self.residual.outputs:
+            config['residual'] = self.residual.to_dict()
         return config
 
     def rule_of(self, name: str) -> Optional[Rule]:
@@ -138,17 +125,13 @@ class QuantConfig:
 
     def _apply(self, rule: Rule) -> Tuple[WeightScheme, ActivationScheme]:
         if rule.skip:
-            return WeightScheme(), ActivationScheme(site=self.activation.site)
-        try:
-            weight = _build(WeightScheme, {
-                **dataclasses.asdict(self.weight), **(rule.weight or {})},
-                'weight')
-            activation = _build(ActivationScheme, {
-                **dataclasses.asdict(self.activation),
-                **(rule.activation or {})}, 'activation')
-        except ValueError as error:
-            raise ValueError(f'rule {rule.match!r}: {error}') from None
-        return weight, activation
+            return (dataclasses.replace(self.weight, bits=None),
+                    dataclasses.replace(self.activation, bits=None))
+        return tuple(
+            replace_fields(getattr(self, side), side,
+                           getattr(rule, side) or {},
+                           f'rule {rule.match!r}: {side}')
+            for side in ('weight', 'activation'))
 
     def check_rules(self, names: Iterable[str],
                     aliases: Mapping[str, str] = {}) -> None:
@@ -194,9 +177,13 @@ class QuantConfig:
                                  f'layer; {hint}')
 
 
-@dataclass(frozen=True)
-class _Sections:
-    weight: Optional[dict] = None
-    activation: Optional[dict] = None
-    rules: Optional[tuple] = None
-    residual: Optional[dict] = None
+SECTIONS = ('weight', 'activation', 'rules', 'residual')
+
+
+def _rule(values, index: int) -> Rule:
+    where = f'quantization.rules[{index}]'
+    if isinstance(values, Rule):
+        return values
+    if not isinstance(values, dict):
+        raise ValueError(f'{where} is {values!r}, allowed: a dict')
+    return build(Rule, values, where)

@@ -7,7 +7,7 @@ from .base import QuantLayer
 from .conv import QuantConv2d
 from .linear import QuantLinear
 from .output import OutputQuantizer, attach_output
-from .relu import ScaleClipReLU
+from .relu import QuantReLU
 
 QUANT_LAYERS: Dict[Type[nn.Module], Type[nn.Module]] = {}
 
@@ -25,8 +25,8 @@ def register_quant_layer(float_class: Type[nn.Module],
 
 register_quant_layer(nn.Conv2d, QuantConv2d)
 register_quant_layer(nn.Linear, QuantLinear)
-register_quant_layer(nn.ReLU, ScaleClipReLU)
+register_quant_layer(nn.ReLU, QuantReLU)
 
 __all__ = ['OutputQuantizer', 'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer',
-           'QuantLinear', 'ScaleClipReLU', 'attach_output',
+           'QuantLinear', 'QuantReLU', 'attach_output',
            'register_quant_layer']

@@ -25,6 +25,17 @@ class QuantLayer:
         # In a tuple, so that it is no submodule: all layers share it.
         self._shared = (state, )
 
+    @property
+    def state(self) -> nn.Module:
+        """The :class:`QuantizationState` of the model."""
+        return self._shared[0]
+
+    def quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
+        """All quantizers of the layer, by their name in it."""
+        if self.weight_quantizer is not None:
+            yield 'weight_quantizer', self.weight_quantizer
+        yield from self.activation_quantizers()
+
     def activation_quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
         if self.input_quantizer is not None:
             yield 'input_quantizer', self.input_quantizer
@@ -36,39 +47,38 @@ class QuantLayer:
 
     def forget(self) -> None:
         """Buffers were written from outside: look at them anew."""
-        for quantizer in (self.weight_quantizer, self.input_quantizer):
-            if quantizer is not None:
-                quantizer.forget()
+        for _, quantizer in self.quantizers():
+            quantizer.forget()
 
     def is_plain(self) -> bool:
         """See :attr:`QuantizationState.is_plain`."""
-        return self._shared[0].is_plain
+        return self.state.is_plain
 
     def run_fused(self, operation, x: Tensor) -> Tensor:
         """``operation`` on quantized operands, see :mod:`.fused`."""
-        state, input_grid = self._shared[0], None
+        input_grid, weight, weight_grid = None, self.weight, None
         if self._quantizes_input(x):
-            input_grid = state.activation_grid(self.input_quantizer, x)
-        weight, weight_grid = self.weight, None
+            x, input_grid = self.state.activation_and_grid(
+                self.input_quantizer, x)
         if self.weight_quantizer is not None:
-            weight, weight_grid = state.weight_and_grid(self)
+            weight, weight_grid = self.state.weight_and_grid(self)
         return fused.run(operation, x, weight, self.bias, input_grid,
                          weight_grid)
 
     def quantized_input(self, x: Tensor) -> Tensor:
         if not self._quantizes_input(x):
             return x
-        return self._shared[0].activation(self.input_quantizer, x)
+        return self.state.activation(self.input_quantizer, x)
 
     def _quantizes_input(self, x: Tensor) -> bool:
         if not self.called:
-            self._shared[0].first_call(self, x)
+            self.state.first_call(self, x)
         return self.input_quantizer is not None and not is_on_grid(x)
 
     def quantized_weight(self) -> Tensor:
         if self.weight_quantizer is None:
             return self.weight
-        return self._shared[0].weight(self.weight_quantizer, self.weight)
+        return self.state.weight(self.weight_quantizer, self.weight)
 
     def __setattr__(self, name, value):
         if name == 'weight' and value is not self._parameters.get('weight'):

@@ -51,6 +51,15 @@ class OutputQuantizer(nn.Module):
         self._shared = (state, )  # in a tuple: it is no submodule
         self.called = False  # code may call a module's forward past its hooks
 
+    @property
+    def state(self) -> nn.Module:
+        """The :class:`QuantizationState` of the model."""
+        return self._shared[0]
+
+    def quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
+        """All quantizers in it, by their name."""
+        return self.activation_quantizers()
+
     def activation_quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
         yield 'quantizer', self.quantizer
 
@@ -63,12 +72,11 @@ class OutputQuantizer(nn.Module):
         self.quantizer.forget()
 
     def forward(self, x: Tensor) -> Tensor:
-        state = self._shared[0]
         if not self.called:
             self.called = True
-        if state.is_plain:
-            return state.activation(self.quantizer, x)
-        grid = state.activation_grid(self.quantizer, x)
+        if self.state.is_plain:
+            return self.state.activation(self.quantizer, x)
+        x, grid = self.state.activation_and_grid(self.quantizer, x)
         return x if grid is None else _Round.apply(x, grid)
 
 

@@ -18,7 +18,7 @@ from .fused import refuse_second_derivative
 
 
 def is_on_grid(x: Tensor) -> bool:
-    """Whether ``x`` is the unchanged output of a :class:`ScaleClipReLU`."""
+    """Whether ``x`` is the unchanged output of a :class:`QuantReLU`."""
     version = getattr(x, '_on_grid_version', None)
     return version is not None and version == x._version
 
@@ -42,7 +42,7 @@ class _QuantizeReLU(torch.autograd.Function):
         return torch.where(inside, grad, 0.), None, None
 
 
-class ScaleClipReLU(nn.ReLU):
+class QuantReLU(nn.ReLU):
     """ReLU followed by an activation quantizer, one a call site.
 
     One module often serves several places: each ResNet block calls its only
@@ -68,6 +68,15 @@ class ScaleClipReLU(nn.ReLU):
     def _restart(self, *_) -> None:
         self._next_site = 0
 
+    @property
+    def state(self) -> nn.Module:
+        """The :class:`QuantizationState` of the model."""
+        return self._shared[0]
+
+    def quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
+        """All quantizers in it, by their name."""
+        return self.activation_quantizers()
+
     def activation_quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
         for index, quantizer in enumerate(self.site_quantizers):
             yield f'site_quantizers.{index}', quantizer
@@ -84,12 +93,13 @@ class ScaleClipReLU(nn.ReLU):
     def forward(self, x: Tensor) -> Tensor:
         site = self._next_site % len(self.site_quantizers)
         self._next_site += 1
-        quantizer, state = self.site_quantizers[site], self._shared[0]
-        if state.is_plain or state.collect_clipped or not quantizer.settled:
+        quantizer, state = self.site_quantizers[site], self.state
+        if state.is_plain or state.collect_clipped or not (
+                quantizer.fused and quantizer.settled):
             x = state.activation(quantizer, F.relu(x))
         else:
-            x = _QuantizeReLU.apply(x, state.activation_grid(quantizer, x),
-                                    self.inplace)
+            x = _QuantizeReLU.apply(
+                x, state.activation_and_grid(quantizer, x)[1], self.inplace)
         if not x.is_inference():  # those do not count their changes
             x._on_grid_version = x._version
         return x

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from ..layers import OutputQuantizer, QuantLayer, ScaleClipReLU
+from ..layers import OutputQuantizer, QuantLayer, QuantReLU
 from ..layers.relu import is_on_grid
 
 
@@ -45,7 +45,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.outputs: Dict[int, _Output] = {}
-        self.grids: Dict[int, tuple] = {}  # outputs of ScaleClipReLU
+        self.grids: Dict[int, tuple] = {}  # outputs of QuantReLU
         self.calls: Dict[nn.Module, List[nn.Module]] = {}
         self.strangers = set()  # norms that read something else
         self.rounded: Set[nn.Module] = set()  # output quantizers
@@ -119,7 +119,7 @@ def trace_flow(model: nn.Module, forward: Callable
                         # Before a quantizer of its output.
                         module.register_forward_hook(watch.after_layer,
                                                      prepend=True)]
-        elif isinstance(module, ScaleClipReLU):
+        elif isinstance(module, QuantReLU):
             handles.append(module.register_forward_hook(watch.after_relu))
         elif isinstance(module, OutputQuantizer):
             handles.append(module.register_forward_hook(watch.after_output))

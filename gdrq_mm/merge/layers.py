@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import ScaleClipReLU
+from ..layers import QuantReLU
 from ..layers.output import NAME as OUTPUT_QUANTIZER
 from .ops import OPS
 
@@ -31,7 +31,12 @@ class QuantParams:
     @classmethod
     def of(cls, quantizer: nn.Module) -> 'QuantParams':
         """The grid of a trained activation quantizer."""
-        scale, low, high = quantizer.code_range()
+        scale, low, high, zero_point = quantizer.code_range()
+        if zero_point:
+            raise ValueError(
+                f'{type(quantizer).__name__} has an offset (its code of zero '
+                f'is {zero_point}), which merged layers do not have; train '
+                'with a type without one to merge or export')
         if scale < TINY:  # a threshold of zero maps everything to zero
             return cls(1., 0, 0)
         return cls(scale, low, high)
@@ -117,7 +122,7 @@ class MergedLinear(MergedLayer):
             self.bias, self.grid.low, self.bits, self.wide)
 
 
-class MergedReLU(ScaleClipReLU):
+class MergedReLU(QuantReLU):
     """Merged form of a ReLU with quantized output, one grid a call site.
 
     Sites whose threshold was never set have no grid: no layer reads them.

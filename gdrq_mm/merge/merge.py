@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import NAME, remove_load_gate
-from ..layers import OutputQuantizer, QuantLayer, QuantLinear, ScaleClipReLU
+from ..layers import OutputQuantizer, QuantLayer, QuantLinear, QuantReLU
 from ..training import QuantizationState
 from .flow import LayerFlow, trace_flow
 from .layers import (
@@ -73,7 +73,7 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     names = {module: name for name, module in merged.named_modules()}
     replaced: Dict[nn.Module, nn.Module] = {}
     for module, name in names.items():
-        if isinstance(module, ScaleClipReLU):
+        if isinstance(module, QuantReLU):
             grids = [_grid_of(each) for each in module.site_quantizers]
             module.__class__ = MergedReLU
             module.start_merged(grids)
@@ -129,7 +129,7 @@ def _check_quantized(model: nn.Module) -> None:
     if not layers:
         raise ValueError('no layer of the model is quantized; convert it with '
                          'gdrq_mm.quantize_ and load its checkpoint')
-    phase = layers[0]._shared[0].phase
+    phase = layers[0].state.phase
     if phase != 'quantize':
         raise ValueError(f'the model is in its {phase!r} phase, its weights '
                          "are still float: train it through the 'quantize' "

@@ -9,12 +9,14 @@ from mmengine.registry import HOOKS
 from mmengine.runner import FlexibleRunner, IterBasedTrainLoop
 from torch import nn
 
-from .. import kernels
 from ..convert import check_weights, quantize_
-from ..plan import QuantReport
-from ..training import get_state, update_bn_stats
+from ..errors import check
+from ..quantizers import is_number
+from ..training import any_threshold, get_state, metrics, update_bn_stats
 from .calibrate import training_forwards
-from .checks import check_model, frozen_norms
+from .checks import check_model
+from .learned import train_learned_parameters
+from .run_log import log_first_iteration, log_plan
 
 
 @HOOKS.register_module()
@@ -38,6 +40,10 @@ class GDRQHook(Hook):
             after the last iteration. They come from a loader of their own.
             Defaults to 0: its statistics are those of the training.
 
+        lr_mult (float): Learning rate of what quantizers learn (step sizes
+            of LSQ and the like) over that of their layer's weight. Defaults
+            to 1.
+
     Raises:
         ValueError: Both begins are given or a number is negative, the model
             is not quantized and no ``quantization`` is given, or the run uses
@@ -55,7 +61,10 @@ class GDRQHook(Hook):
                  quantization: Optional[dict] = None,
                  begin_iter: int = 0,
                  begin_epoch: int = 0,
-                 bn_batches: int = 0) -> None:
+                 bn_batches: int = 0,
+                 lr_mult: float = 1.) -> None:
+        check(is_number(lr_mult) and lr_mult > 0, 'GDRQHook: lr_mult',
+              lr_mult, 'a number > 0')
         for name, value in (('begin_iter', begin_iter),
                             ('begin_epoch', begin_epoch),
                             ('bn_batches', bn_batches)):
@@ -70,6 +79,7 @@ class GDRQHook(Hook):
         self.begin_iter = begin_iter
         self.begin_epoch = begin_epoch
         self.bn_batches = bn_batches
+        self.lr_mult = lr_mult
 
     def before_run(self, runner) -> None:
         """Convert the model."""
@@ -93,6 +103,8 @@ class GDRQHook(Hook):
                 print_log('GDRQHook: nothing is quantized, no bits are asked '
                           f'for\n{report}', 'current', logging.WARNING)
         self.state = get_state(self.model)
+        if self.state is not None:
+            train_learned_parameters(runner, self.state, self.lr_mult)
 
     def before_train(self, runner) -> None:
         """Check the loaded weights; log what is quantized."""
@@ -106,18 +118,7 @@ class GDRQHook(Hook):
                 'the runner with Runner.from_cfg, or call '
                 'gdrq_mm.update_bn_stats yourself')
         check_weights(self.state.plans)
-        print_log(f'GDRQHook:\n{QuantReport(self.state.plans)}', 'current')
-        device = next(self.model.parameters()).device.type
-        kind, why = kernels.status(device)
-        print_log(f'GDRQHook: {kind} kernels on {device} ({why})', 'current')
-        frozen = frozen_norms(self.model)
-        if frozen:
-            print_log(
-                f'{len(frozen)} normalization layers ({frozen[0]}, ...) keep '
-                'the statistics of the float model (norm_eval or frozen '
-                'stages): they are off for low-bit weights. Set '
-                'norm_eval=False and frozen_stages=-1 where the batch allows '
-                'it.', 'current', logging.WARNING)
+        log_plan(self.model, self.state)
         loggers = [hook for hook in runner.hooks
                    if isinstance(hook, LoggerHook)]
         self.interval = loggers[0].interval if loggers else 0
@@ -146,41 +147,13 @@ class GDRQHook(Hook):
             return
         if runner.iter + 1 == runner.max_iters:
             self._update_bn_stats(runner)
-        if not self.calls_checked and self.state.any_threshold():
+        if not self.calls_checked and any_threshold(self.state):
             self.calls_checked = True  # after the first optimizer step
-            self._log_first_iteration()
+            log_first_iteration(self.state)
         if not self.state.collect_clipped:
             return
-        for name, value in self.state.metrics().items():
+        for name, value in metrics(self.state).items():
             runner.message_hub.update_scalar(f'train/{name}', value)
-
-    def _log_first_iteration(self) -> None:
-        """What only data tell: signs, shared inputs, layers not called."""
-        report = QuantReport(self.state.plans)
-        signed = [plan.name for plan in report.layers
-                  if not plan.output and report.input_of(plan) == 'signed']
-        shared = sorted({' = '.join(sorted({plan.name, *same}))
-                         for plan in report.layers
-                         for same in [report.same_input(plan)] if same})
-        print_log('GDRQHook: signed inputs: '
-                  f'{", ".join(signed) or "none"}; layers that read the same '
-                  f'tensor: {"; ".join(shared) or "none"}', 'current')
-        uncalled = self.state.uncalled_layers()
-        if uncalled:
-            print_log(
-                f'{len(uncalled)} layers were not called in the first '
-                f'iteration: {", ".join(uncalled[:5])}. If other code '
-                'reads their weight (some attention modules do), they are '
-                'not quantized: add dict(match=..., skip=True) to the '
-                'rules.', 'current', logging.WARNING)
-        unseen = self.state.uncalled_outputs()
-        if unseen:
-            print_log(
-                'residual.outputs names modules that were not called in the '
-                f'first iteration: {", ".join(unseen[:5])}. If other code '
-                'calls their forward directly (mmseg does so with decode '
-                'heads), their output is not quantized: name the module '
-                'inside whose output it is.', 'current', logging.WARNING)
 
     def _update_bn_stats(self, runner) -> None:
         if not self.bn_batches:
@@ -240,7 +213,7 @@ class GDRQHook(Hook):
             or self.end_of_epoch(runner.train_dataloader, batch_idx))
 
     def _warn_of_missing_thresholds(self) -> None:
-        if self.state is not None and not self.state.any_threshold():
+        if self.state is not None and not any_threshold(self.state):
             print_log(
                 'no activation threshold is set yet: activations stay float '
                 'in this evaluation. Load a trained quantized checkpoint, '

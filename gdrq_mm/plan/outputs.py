@@ -3,8 +3,8 @@ from typing import Dict, Iterable, List
 
 from torch import nn
 
-from ..config.errors import did_you_mean
 from ..config.patterns import match_output
+from ..errors import did_you_mean
 
 
 def find_outputs(model: nn.Module, patterns: Iterable[str]

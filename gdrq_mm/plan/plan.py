@@ -1,6 +1,6 @@
 """config -> plan: what becomes of every layer, decided before any change."""
 from dataclasses import dataclass
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 from torch import nn
 
@@ -13,7 +13,6 @@ from ..config import (
 from ..layers import QUANT_LAYERS
 from ..layers.output import NAME as OUTPUT_QUANTIZER
 from ..layers.relu import count_call_sites
-from ..quantizers.scale_clip import default_weight_k
 from .outputs import find_outputs
 
 
@@ -44,6 +43,15 @@ class LayerPlan:
         """The weight of the layer, None for ReLUs and outputs."""
         return None if self.output else getattr(self.module, 'weight', None)
 
+    def learned_parameters(self) -> Dict[str, nn.Parameter]:
+        """Learned parameters of the quantizers that were put here."""
+        layer = getattr(self.module, OUTPUT_QUANTIZER, None) if self.output \
+            else self.module
+        quantizers = getattr(layer, 'quantizers', tuple)()
+        return {f'{part}.{name}': parameter for part, quantizer in quantizers
+                for name, parameter in quantizer.named_parameters()
+                if parameter.requires_grad}
+
     @property
     def quantized(self) -> bool:
         return self.weight is not None or self.activation is not None
@@ -52,19 +60,9 @@ class LayerPlan:
         """What a checkpoint must agree with, in primitive types."""
         described = {}
         if self.weight:
-            described['weight'] = (f'{self.weight.type} {self.weight.bits} '
-                                   f'bits, group size '
-                                   f'{self.weight.group_size}')
-            if self.weight.clip == 'search':
-                described['weight'] += ', searched clip'
-            elif self.weight.bits == 1:  # the level is clip / k
-                k = self.weight.k or default_weight_k(1)
-                described['weight'] += f', k {k}'
-            if not self.weight.projection:
-                described['weight'] += ', no projection'
+            described['weight'] = self.weight.describe()
         if self.activation:
-            described['activation'] = (f'{self.activation.type} '
-                                       f'{self.activation.bits} bits, '
+            described['activation'] = (f'{self.activation.describe()}, '
                                        f'{self.sites} sites')
         return described
 
@@ -105,7 +103,7 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
 def _plan_outputs(model: nn.Module, residual: ResidualScheme
                   ) -> List[LayerPlan]:
     return [LayerPlan(f'{name}.{OUTPUT_QUANTIZER}', module,
-                      activation=residual.activation(), sites=1,
+                      activation=residual.activation, sites=1,
                       reason='residual', output=True)
             for name, module in find_outputs(model, residual.outputs).items()]
 

@@ -1,6 +1,8 @@
 """What was quantized and what was not: rows to read, totals to quote."""
 from typing import Dict, List, Optional
 
+from torch import nn
+
 from ..functional import num_groups
 from .plan import LayerPlan
 from .trace import LayerTrace
@@ -55,6 +57,20 @@ class QuantReport:
             return self.traces[plan.name].same_input
         return [] if plan.output else getattr(plan.module, 'same_input', [])
 
+    def learned_parameters(self) -> Dict[str, nn.Parameter]:
+        """What an optimizer must hold besides the model's own parameters.
+
+        ``model.parameters()`` has them once the model is converted; an
+        optimizer that was built before takes them by
+        :func:`gdrq_mm.training.add_learned_parameters`.
+
+        Returns:
+            dict[str, Parameter]: By name in the model; empty where no
+            quantizer learns.
+        """
+        return {f'{plan.name}.{name}': parameter for plan in self.layers
+                for name, parameter in plan.learned_parameters().items()}
+
     def totals(self) -> dict:
         """Shares of weights and MACs that are quantized, bytes in all."""
         weights = [(plan, plan.parameter.numel()) for plan in self.layers
@@ -85,6 +101,7 @@ class QuantReport:
             row = dict(layer=plan.name, type=type(plan.module).__name__)
             row['w bits'] = '' if plan.output else \
                 plan.weight.bits if plan.weight else 'float'
+            row['w levels'] = plan.weight.num_levels() if plan.weight else ''
             row['a bits'] = plan.activation.bits if plan.activation else \
                 'float'
             row['group size'] = plan.weight.group_size if plan.weight else ''

@@ -1,31 +1,36 @@
 """Quantizers by name: the ``type`` of ``weight=`` and ``activation=``."""
 from typing import Dict, NamedTuple, Optional, Type
 
-from torch import nn
-
+from .base import ActivationQuantizer, CodeRange, Quantizer, WeightQuantizer
+from .lsq import LSQActivation, LSQWeight
 from .scale_clip import ScaleClipActivation, ScaleClipWeight
+from .schemes import (
+    DEFAULT_TYPE,
+    ActivationScheme,
+    WeightScheme,
+    is_int,
+    is_number,
+)
 
 
 class QuantizerPair(NamedTuple):
     """The weight and the activation quantizer that share a name.
 
-    Both are built with keyword arguments and used as those of Scale-Clip.
-
     Args:
-        weight (type, optional): Takes ``num_filters, bits, group_size, k,
-            clip, projection``, see :class:`ScaleClipWeight`; ``k`` may be
-            None.
-        activation (type, optional): Takes ``bits, k, lr`` and, for the
-            outputs of ``residual``, ``headroom``, see
-            :class:`ScaleClipActivation`.
+        weight (type, optional): A :class:`WeightQuantizer`.
+        activation (type, optional): An :class:`ActivationQuantizer`.
     """
-    weight: Optional[Type[nn.Module]]
-    activation: Optional[Type[nn.Module]]
+    weight: Optional[Type[WeightQuantizer]]
+    activation: Optional[Type[ActivationQuantizer]]
 
 
 QUANTIZERS: Dict[str, QuantizerPair] = {
     'ScaleClip': QuantizerPair(ScaleClipWeight, ScaleClipActivation),
+    'LSQ': QuantizerPair(LSQWeight, LSQActivation),
 }
 
-__all__ = ['QUANTIZERS', 'QuantizerPair', 'ScaleClipActivation',
-           'ScaleClipWeight']
+__all__ = ['ActivationQuantizer', 'ActivationScheme', 'CodeRange',
+           'DEFAULT_TYPE', 'LSQActivation', 'LSQWeight', 'QUANTIZERS',
+           'Quantizer', 'QuantizerPair', 'ScaleClipActivation',
+           'ScaleClipWeight', 'WeightQuantizer',
+           'WeightScheme', 'is_int', 'is_number']

@@ -4,6 +4,7 @@ from torch import nn
 
 from ..modes import eval_mode
 from .state import get_state
+from .step import update_thresholds_
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def calibrate(model: nn.Module, forwards) -> int:
         with eval_mode(model):
             for batches, forward in enumerate(forwards, 1):
                 forward()
-                state.update_thresholds_()
+                update_thresholds_(state)
     finally:
         state.calibrating = False
     if not batches:

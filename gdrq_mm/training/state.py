@@ -1,35 +1,27 @@
-"""What the quantized layers of one model share, and its training step."""
+"""What the quantized layers of one model share."""
 import json
 import warnings
 import weakref
 from typing import Dict, Iterable, List, Optional
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..config import QuantConfig
-from ..functional import quantized_loss
 from ..kernels.optimizer_hooks import keep_optimizer_hooks
 from ..plan import LayerPlan
+from .kept import KeptWeights
+from .step import watch
 
 PHASES = ('reshape', 'quantize')
 
-_LIVE = weakref.WeakSet()  # every QuantizationState there is
-
 
 class QuantizationState(nn.Module):
-    """Phase, scheme and training step of a quantized model.
+    """Phase and schemes of a quantized model, and what its layers ask.
 
-    :func:`gdrq_mm.quantize_` adds one to the model it converts. After every
-    step of a ``torch.optim`` optimizer that holds parameters of the model, it
-    projects the weights onto their thresholds and moves those of activations:
-    plain training loops need no further call, skipped steps (gradient
-    accumulation, AMP overflow) change nothing.
-
-    It also writes the scheme of every layer into the checkpoint, and refuses
-    one that was trained with another.
+    :func:`gdrq_mm.quantize_` adds one to the model it converts. Its buffers
+    write the scheme of every layer into the checkpoint; training steps are
+    the work of :mod:`.step`.
 
     Args:
         config (QuantConfig): What the model was converted with.
@@ -45,10 +37,10 @@ class QuantizationState(nn.Module):
         self.plans = plans
         self.parameters_ = list(parameters)
         self.layers: Dict[str, nn.Module] = {}
-        self._activation_quantizers: Dict[str, nn.Module] = {}
-        self._constants: Optional[Tensor] = None
+        self.activation_quantizers: Dict[str, nn.Module] = {}
         self._first_inputs: list = []  # (layer, weak tensor, its version)
-        self._kept = weakref.WeakKeyDictionary()  # layer -> quantized weight
+        self._kept = KeptWeights()
+        self.checked_optimizers = weakref.WeakSet()  # see .learned
         self.calibrating = False
         self._warned = False
         self.collect_clipped = False
@@ -60,18 +52,20 @@ class QuantizationState(nn.Module):
         self.register_buffer(
             'schemes', torch.tensor(list(text), dtype=torch.uint8))
         self._phase = 'quantize'
-        _LIVE.add(self)
+        watch(self)
 
     def __getstate__(self):
         state = self.__dict__.copy()  # weak references cannot be copied
         del state['_first_inputs'], state['_kept']
+        del state['checked_optimizers']
         return state
 
     def __setstate__(self, state):
         super().__setstate__(state)
         self._first_inputs = []
-        self._kept = weakref.WeakKeyDictionary()
-        _LIVE.add(self)  # a copied or unpickled model trains, too
+        self._kept = KeptWeights()
+        self.checked_optimizers = weakref.WeakSet()
+        watch(self)  # a copied or unpickled model trains, too
 
     def forward(self, x):
         """Identity: the state may sit in an ``nn.Sequential``."""
@@ -81,9 +75,7 @@ class QuantizationState(nn.Module):
         """Take in a converted layer and its activation quantizers."""
         self.layers[name] = layer
         for part, quantizer in layer.activation_quantizers():
-            self._activation_quantizers[f'{name}.{part}'] = quantizer
-
-    # -- what the layers ask -------------------------------------------------
+            self.activation_quantizers[f'{name}.{part}'] = quantizer
 
     @property
     def phase(self) -> str:
@@ -135,6 +127,10 @@ class QuantizationState(nn.Module):
                 other.same_input.append(self._name_of(layer))
         self._first_inputs.append((layer, weakref.ref(x), version))
 
+    def begin_step(self) -> None:
+        """Another step begins: tensors of the last one are no longer read."""
+        self._first_inputs.clear()
+
     def _name_of(self, layer: nn.Module) -> str:
         return next(name for name, other in self.layers.items()
                     if other is layer)
@@ -147,14 +143,21 @@ class QuantizationState(nn.Module):
             self._collect_clipped(quantizer, x)
         return quantizer(x, rounding=self._phase == 'quantize')
 
-    def activation_grid(self, quantizer: nn.Module, x: Tensor):
-        """Grid of one activation, statistics included; None: leave it."""
+    def activation_and_grid(self, quantizer: nn.Module, x: Tensor):
+        """One activation, and the grid that it still has to be put on.
+
+        Returns:
+            tuple[Tensor, Grid or None]: Grid is None for an activation that
+            is quantized already, or that passes unchanged.
+        """
+        if not quantizer.fused:
+            return self.activation(quantizer, x), None
         self._warn_if_unset(quantizer, x)
         seen = None
         if self.observing:
             seen = quantizer.observe_later(x)
             self._collect_clipped(quantizer, x)
-        return quantizer.grid(seen)
+        return x, quantizer.grid(seen)
 
     def _collect_clipped(self, quantizer: nn.Module, x: Tensor) -> None:
         if self.collect_clipped and quantizer.initialized:
@@ -172,15 +175,13 @@ class QuantizationState(nn.Module):
         """Quantize one weight."""
         rounding = self._phase == 'quantize'
         if self.training and rounding:
-            quantizer.set_clip(weight)
+            quantizer.start_step(weight)
         return quantizer(weight, rounding)
 
     def weight_and_grid(self, layer: nn.Module):
         """The weight of a layer and the grid it still has to be put on.
 
-        Evaluation quantizes each weight once: until the model changes mode,
-        a checkpoint is loaded or the weight changes. (Autograd does not count
-        writes to ``weight.data``; call ``model.eval()`` after those.)
+        Evaluation quantizes each weight once, see :class:`KeptWeights`.
 
         Returns:
             tuple[Tensor, Grid or None]: Grid is None for a weight that is
@@ -188,20 +189,16 @@ class QuantizationState(nn.Module):
         """
         weight, quantizer = layer.weight, layer.weight_quantizer
         if self.training:
-            quantizer.set_clip(weight)
-        grid = quantizer.grid(weight)
+            quantizer.start_step(weight)
         if self.training or torch.is_grad_enabled() or weight.is_inference():
-            return weight, grid
-        mark = (weight.data_ptr(), weight._version, weight.dtype,
-                quantizer.clip._version)
-        kept = self._kept.get(layer)
-        if kept is None or kept[0] != mark:
-            self._kept[layer] = kept = mark, grid.quantize(weight)
-        return kept[1], None
+            if quantizer.fused:
+                return weight, quantizer.grid(weight)
+            return quantizer(weight), None
+        return self._kept.quantized(layer), None
 
     def train(self, mode: bool = True):
         """Forget the weights that were kept for evaluation."""
-        self._kept.clear()
+        self._kept.forget()
         return super().train(mode)
 
     def uncalled_layers(self) -> List[str]:
@@ -215,132 +212,11 @@ class QuantizationState(nn.Module):
         return [plan.name.rpartition('.')[0] for plan in self.plans
                 if plan.output and not self.layers[plan.name].called]
 
-    # -- the training step ---------------------------------------------------
-
-    @torch.no_grad()
-    def step_(self, weights: Optional[Iterable[int]] = None) -> None:
-        """Project weights and move activation thresholds, once a step.
-
-        Args:
-            weights (set[int], optional): ``id`` of the weights that were
-                stepped. Defaults to None: all that require a gradient.
-        """
-        done = {}
-        self._first_inputs.clear()
-        for layer in self.layers.values():
-            weight = getattr(layer, 'weight', None)
-            quantizer = getattr(layer, 'weight_quantizer', None)
-            if quantizer is None or not weight.requires_grad \
-                    or not layer.called:
-                continue
-            if weights is not None and id(weight) not in weights:
-                continue
-            if id(weight) in done:  # two layers share this weight
-                quantizer.clip.copy_(done[id(weight)].clip)
-                quantizer.has_stepped(weight)
-            else:
-                quantizer.project(weight)
-                done[id(weight)] = quantizer
-        self.update_thresholds_()
-
-    @torch.no_grad()
-    def update_thresholds_(self) -> None:
-        """Move every ``T_a`` towards ``k * mean|A|`` (Eq. 10, descending).
-
-        All layers at once, with one all-reduce where training is distributed:
-        thresholds are equal on all ranks, those of the joint batch.
-        """
-        quantizers = list(self._activation_quantizers.values())
-        if not quantizers:
-            return
-        seen = torch.stack([q.seen for q in quantizers])
-        if dist.is_available() and dist.is_initialized() \
-                and dist.get_world_size() > 1:
-            dist.all_reduce(seen)
-        if self._constants is None or self._constants.device != seen.device:
-            self._constants = seen.new_tensor(
-                [[q.k_of(False), q.k_of(True), q.lr, q.SIGN_UPDATES]
-                 for q in quantizers]).T
-        k_unsigned, k_signed, lr, sign_updates = self._constants
-        clip = torch.stack([q.clip for q in quantizers])
-        signed = torch.stack([q.signed for q in quantizers])
-        updates = torch.stack([q.num_updates for q in quantizers])
-
-        total, count, negative = seen.T
-        mean = total / count
-        valid = (count > 0) & torch.isfinite(mean)
-        now_signed = signed | (valid & (negative < 0)
-                               & (updates < sign_updates))
-        # A sign that is seen late changes k: carry the threshold over.
-        clip = torch.where(now_signed & ~signed, clip * k_signed / k_unsigned,
-                           clip)
-        # The first updates average all that was seen (the first one sets the
-        # threshold), later ones descend with lr.
-        step = torch.maximum(lr, 1 / (updates + 1))
-        target = torch.where(now_signed, k_signed, k_unsigned) * mean
-        clip = torch.where(valid, clip - step * (clip - target), clip)
-        updates = updates + valid
-
-        for name, values in dict(clip=clip, signed=now_signed,
-                                 num_updates=updates).items():
-            torch._foreach_copy_([getattr(q, name) for q in quantizers],
-                                 list(values.unbind()))
-        torch._foreach_zero_([q.seen for q in quantizers])
-
-    # -- what the log shows --------------------------------------------------
-
-    def any_threshold(self) -> bool:
-        """Whether some activation threshold is set (or none is needed)."""
-        quantizers = self._activation_quantizers.values()
-        return not quantizers or any(q.initialized for q in quantizers)
-
-    @torch.no_grad()
-    def metrics(self) -> Dict[str, float]:
-        """Figures of the model as it stands; reads from the device.
-
-        Returns:
-            dict[str, float]: Means over layers: quantized loss (Eq. 3) and
-            clip value of weights, threshold and clipped fraction of
-            activations; the phase, 0 'reshape' or 1 'quantize'.
-        """
-        losses, clips = [], []
-        for layer in self.layers.values():
-            quantizer = getattr(layer, 'weight_quantizer', None)
-            if quantizer is not None:
-                losses.append(
-                    quantized_loss(layer.weight, quantizer(layer.weight)))
-                clips.append(quantizer.current_clip(layer.weight).mean())
-        thresholds = [q.clip for q in self._activation_quantizers.values()
-                      if q.initialized]
-        means = dict(gdrq_ql=losses, gdrq_weight_clip=clips,
-                     gdrq_act_clip=thresholds, gdrq_clipped=self.clipped)
-        metrics = {name: float(torch.stack(values).mean())
-                   for name, values in means.items() if values}
-        self.clipped = []
-        metrics['gdrq_phase'] = float(PHASES.index(self._phase))
-        return metrics
-
 
 def _is_compiling() -> bool:
     if hasattr(torch.compiler, 'is_compiling'):  # torch >= 2.3
         return torch.compiler.is_compiling()
     return torch._dynamo.is_compiling()
-
-
-def _after_optimizer_step(optimizer, args, kwargs) -> None:
-    states = [state for state in list(_LIVE) if state.training]
-    # Fused optimizers skip an overflown AMP step themselves, on the device.
-    found_inf = getattr(optimizer, 'found_inf', None)
-    if not states or (found_inf is not None and bool(found_inf)):
-        return
-    weights = {id(parameter) for group in optimizer.param_groups
-               for parameter in group['params']}
-    for state in states:
-        if any(id(parameter) in weights for parameter in state.parameters_):
-            state.step_(weights)
-
-
-register_optimizer_step_post_hook(_after_optimizer_step)
 
 
 def get_state(model: nn.Module) -> Optional[QuantizationState]:

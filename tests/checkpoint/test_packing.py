@@ -10,7 +10,7 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm.checkpoint import pack, pack_bits, unpack_bits
-from gdrq_mm.training import get_state
+from gdrq_mm.training import get_state, step_
 
 fixed = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -106,7 +106,7 @@ def test_every_weight_is_packed_exactly(bits, rows, columns, group_size, k,
         model[0].weight.copy_(torch.from_numpy(weight.clip(-3e38, 3e38)))
     if trained:
         model[0].called = True
-        get_state(model.train()).step_()
+        step_(get_state(model.train()))
         model.eval()
     packed = pack(model)
     copied.load_state_dict(packed)

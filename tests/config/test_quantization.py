@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdrq_mm.config import ActivationScheme, QuantConfig, Rule, WeightScheme
+from gdrq_mm.config import QuantConfig, Rule
+from gdrq_mm.quantizers.scale_clip import (
+    ScaleClipActivationScheme,
+    ScaleClipWeightScheme,
+)
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 NAMES = ['backbone.conv1', 'backbone.layer1.0.conv1', 'neck.fpn', 'head.fc']
@@ -27,10 +31,10 @@ def refused(config, *parts):
 def test_defaults_are_float_layers_with_scale_clip_settings():
     config = QuantConfig.from_dict({})
     assert config == QuantConfig()
-    assert config.weight == WeightScheme(
+    assert config.weight == ScaleClipWeightScheme(
         type='ScaleClip', bits=None, group_size=4, k=None, clip='threshold',
         projection=True)
-    assert config.activation == ActivationScheme(
+    assert config.activation == ScaleClipActivationScheme(
         type='ScaleClip', bits=None, k=None, lr=0.01, site='input')
     assert config.rules == ()
 
@@ -44,7 +48,7 @@ def test_empty_sections_are_the_defaults(config):
 
 
 def test_a_quant_config_is_taken_as_it_is():
-    config = QuantConfig(weight=WeightScheme(bits=3))
+    config = QuantConfig(weight=ScaleClipWeightScheme(bits=3))
     assert QuantConfig.from_dict(config) is config
 
 
@@ -231,8 +235,8 @@ def test_first_match_wins():
 def test_rule_replaces_only_the_fields_it_names():
     weight, activation = make(
         dict(match='head.fc', weight=dict(bits=8))).schemes('head.fc')
-    assert weight == WeightScheme(bits=8, group_size=8)
-    assert activation == ActivationScheme(bits=5, lr=.1)
+    assert weight == ScaleClipWeightScheme(bits=8, group_size=8)
+    assert activation == ScaleClipActivationScheme(bits=5, lr=.1)
 
 
 def test_rule_can_give_one_side_back_to_float():
@@ -361,9 +365,9 @@ def test_rules_may_be_objects():
 def test_residual_outputs_are_read_and_given_back():
     values = dict(residual=dict(outputs=['backbone.layer*.*'], k=6.))
     config = QuantConfig.from_dict(values)
-    assert config.residual.bits == 8
+    assert config.residual.activation.bits == 8
     assert config.residual.outputs == ('backbone.layer*.*', )
-    assert config.residual.activation().k == 6.
+    assert config.residual.activation.k == 6.
     assert QuantConfig.from_dict(config.to_dict()) == config
     assert 'residual' not in QuantConfig.from_dict({}).to_dict()
 

@@ -18,7 +18,7 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from gdrq_mm import quantize_
 from gdrq_mm.functional import expand_clip
 from gdrq_mm.layers import QuantLayer
-from gdrq_mm.training import get_state
+from gdrq_mm.training import any_threshold, get_state
 
 HOOK = dict(type='GDRQHook', quantization=dict(
     weight=dict(bits=4), activation=dict(bits=4)))
@@ -84,7 +84,7 @@ def distance(one, other, start):
 def thresholds(runner):
     return torch.stack([
         quantizer.clip for quantizer in
-        get_state(runner.model)._activation_quantizers.values()])
+        get_state(runner.model).activation_quantizers.values()])
 
 
 class Start(Hook):
@@ -141,7 +141,7 @@ def test_overflown_steps_of_float16_are_skipped(amp, train):
     scale = runner.optim_wrapper.loss_scaler.get_scale()
     skipped = {2.**14: 1, 2.**4: 2}[scale]
     updates = {int(quantizer.num_updates) for quantizer in get_state(
-        runner.model)._activation_quantizers.values()}
+        runner.model).activation_quantizers.values()}
     assert updates == {4 - skipped}
     assert_inside(runner)
 
@@ -223,7 +223,7 @@ def test_sync_bn_that_the_runner_puts_into_a_quantized_model(train):
     converted(data)[0].sum().backward()
     optimizer.step()
     assert_inside(runner)
-    assert get_state(converted).any_threshold()
+    assert any_threshold(get_state(converted))
 
 
 def test_sync_bn_whose_output_is_quantized(train):

@@ -194,7 +194,7 @@ def test_activation_checkpointing_gives_the_same(reentrant):
     for run in (model, lambda x: checkpoint(model, x,
                                             use_reentrant=reentrant)):
         model.zero_grad()
-        for quantizer in get_state(model)._activation_quantizers.values():
+        for quantizer in get_state(model).activation_quantizers.values():
             quantizer.seen.zero_()
         run(x).square().sum().backward()
         found.append([p.grad.clone() for p in model.parameters()

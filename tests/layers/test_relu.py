@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gdrq_mm import quantize_
-from gdrq_mm.layers import ScaleClipReLU
+from gdrq_mm.layers import QuantReLU
 from gdrq_mm.layers.relu import count_call_sites, is_on_grid
 
 RELU = dict(weight=dict(bits=8), activation=dict(bits=4, k=2., site='relu'))
@@ -281,7 +281,7 @@ def test_copy_counts_its_own_sites():
     model = train(make(), image()).eval()
     twin = copy.deepcopy(model)
     expected = model(image(1))
-    assert isinstance(twin[0].relu, ScaleClipReLU)
+    assert isinstance(twin[0].relu, QuantReLU)
     model[0].relu(image())  # a stray call moves the count of this one only
     assert torch.equal(twin(image(1)), expected)
     assert twin[0].relu._next_site == 0

@@ -15,7 +15,7 @@ from torch import nn
 
 from gdrq_mm import quantize_
 from gdrq_mm.functional import expand_clip, num_levels
-from gdrq_mm.layers import QuantLayer, ScaleClipReLU
+from gdrq_mm.layers import QuantLayer, QuantReLU
 from gdrq_mm.training import get_state
 
 NAMES = ['faster_rcnn', 'pspnet', 'resnet']
@@ -192,7 +192,7 @@ def test_input_site_has_one_threshold_a_layer_and_none_in_relus(build_model):
     assert len(convs) == 53
     assert all(conv.input_quantizer is not None for conv in convs)
     assert len({id(conv.input_quantizer) for conv in convs}) == 53
-    assert not any(isinstance(m, ScaleClipReLU) for m in model.modules())
+    assert not any(isinstance(m, QuantReLU) for m in model.modules())
 
 
 @pytest.mark.parametrize('site', ['input', 'relu'])
@@ -289,7 +289,7 @@ def test_what_reaches_conv2d_and_linear_is_on_the_grid(
     assert recorder.calls.keys() == layers.keys() - skipped
     relu_scales = [
         q.clip / num_levels(bits, False) for module in model.modules()
-        if isinstance(module, ScaleClipReLU) for q in module.site_quantizers]
+        if isinstance(module, QuantReLU) for q in module.site_quantizers]
     not_own = 0
     for layer_name, calls in recorder.calls.items():
         layer = layers[layer_name]

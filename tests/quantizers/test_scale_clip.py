@@ -141,9 +141,9 @@ def test_codes_times_scale_is_the_quantized_weight(
         assert torch.equal(codes, codes.round())
         assert torch.equal(codes * scale, quantizer(weight))
         torch.testing.assert_close(
-            quantizer.dequantize(codes, quantizer.current_clip(weight)),
+            quantizer.decode(codes, quantizer.packed_state(weight)),
             quantizer(weight))
-        quantizer.project(weight)
+        quantizer.after_step(weight)
 
 
 def test_one_bit_is_the_sign_times_the_mean_of_the_group():
@@ -155,7 +155,7 @@ def test_one_bit_is_the_sign_times_the_mean_of_the_group():
 def test_one_bit_after_a_projection_uses_the_mean_before_clipping():
     weight = torch.tensor([[1., 1., 1., 9.]])  # mean 3, T = 6
     quantizer = quantizer_of(weight, bits=1)
-    quantizer.project(weight)
+    quantizer.after_step(weight)
     assert weight.tolist() == [[1., 1., 1., 6.]]
     assert quantizer(weight).tolist() == [[3., 3., 3., 3.]]
 
@@ -173,20 +173,20 @@ def test_clip_is_computed_from_the_weight_before_training_and_not_stored():
 def test_clip_is_that_of_the_last_projection_afterwards():
     weight = normal(6, 3)
     quantizer = quantizer_of(weight)
-    quantizer.project(weight)
+    quantizer.after_step(weight)
     stored = quantizer.clip.clone()
     assert torch.equal(quantizer.current_clip(weight * 100), stored)
     assert quantizer(weight * 100).abs().max() <= stored.max() * (1 + 1e-6)
 
 
-def test_set_clip_fixes_the_clip_in_force():
+def test_start_step_fixes_the_clip_in_force():
     weight = normal(6, 3)
     quantizer = quantizer_of(weight)
     before = quantizer(weight)
-    quantizer.set_clip(weight)
+    quantizer.start_step(weight)
     expected = F.clip_threshold(weight, 2., 4)
     assert torch.equal(quantizer.clip.detach(), expected)
-    quantizer.set_clip(weight * 7)
+    quantizer.start_step(weight * 7)
     assert torch.equal(quantizer.clip.detach(), expected)
     assert torch.equal(quantizer(weight), before)
 
@@ -194,7 +194,7 @@ def test_set_clip_fixes_the_clip_in_force():
 def test_forget_looks_at_the_clip_anew():
     weight = normal(6, 3)
     quantizer = quantizer_of(weight)
-    quantizer.project(weight)
+    quantizer.after_step(weight)
     quantizer.clip.data.zero_()
     quantizer.forget()
     assert torch.equal(quantizer.current_clip(weight),
@@ -204,7 +204,7 @@ def test_forget_looks_at_the_clip_anew():
 def test_projected_weights_pass_every_gradient():
     weight = normal(6, 30)
     quantizer = quantizer_of(weight, bits=2)
-    quantizer.project(weight)
+    quantizer.after_step(weight)
     weight.requires_grad_()
     (quantizer(weight) * 3).sum().backward()
     assert (weight.grad == 3).all()
@@ -239,7 +239,7 @@ def test_without_projection_the_weight_stays_and_the_threshold_moves():
     before, quantizer = weight.clone(), without_projection(weight)
     for scale in (1, 10):
         weight *= scale
-        quantizer.project(weight)
+        quantizer.after_step(weight)
         assert torch.equal(weight, before * scale)
         assert torch.equal(quantizer.clip, F.clip_threshold(weight, 2., 4))
     assert torch.equal(quantizer(weight), F.linear_quantize(
@@ -291,7 +291,7 @@ def test_clip_is_searched_anew_every_so_many_steps(projection, monkeypatch):
         weight.mul_(1.5)
         threshold = F.expand_clip(F.clip_threshold(weight, 2., 4), weight, 4)
         before, clip = weight.clone(), quantizer.clip.detach().clone()
-        quantizer.project(weight)
+        quantizer.after_step(weight)
         torch.testing.assert_close(
             weight, torch.clamp(before, -threshold, threshold)
             if projection else before, rtol=1e-6, atol=0)
@@ -307,12 +307,12 @@ def test_number_of_steps_is_read_anew_after_loading(monkeypatch):
                   for _ in range(2))
     for _ in range(2):
         one(weight)
-        one.project(weight)
-        other.project(weight)
+        one.after_step(weight)
+        other.after_step(weight)
     other.load_state_dict(one.state_dict())
     other.forget()
     for quantizer in (one, other):
-        quantizer.project(weight * 2)
+        quantizer.after_step(weight * 2)
         assert torch.equal(quantizer.clip.detach(),
                            search_clip(weight * 2, 4, 4))
 
@@ -323,7 +323,7 @@ def test_restart_searches_at_the_next_use_and_leaves_thresholds():
     plain = quantizer_of(weight)
     for quantizer in (searched, plain):
         quantizer(weight)
-        quantizer.project(weight)
+        quantizer.after_step(weight)
         quantizer.restart()
     assert not searched.clip.any() and plain.clip.all()
     searched(weight * 3)
@@ -343,13 +343,13 @@ def test_group_of_zeros_comes_back_to_life():
     weight = normal(8, 3)
     weight[:4] = 0
     quantizer = quantizer_of(weight)
-    quantizer.project(weight)
+    quantizer.after_step(weight)
     assert not quantizer(weight)[:4].any()
     leaf = weight.clone().requires_grad_()
     quantizer(leaf).sum().backward()
     assert (leaf.grad == 1).all()
     weight[:4] = normal(4, 3)
-    quantizer.project(weight)
+    quantizer.after_step(weight)
     assert quantizer(weight)[:4].any() and (quantizer.clip > 0).all()
 
 
@@ -358,7 +358,7 @@ def test_all_zero_weight_gives_zeros_and_no_nan():
         weight = torch.zeros(6, 3)
         quantizer = quantizer_of(weight, bits)
         assert not quantizer(weight).any()
-        quantizer.project(weight)
+        quantizer.after_step(weight)
         assert not quantizer(weight).any() and not weight.any()
 
 
@@ -368,7 +368,7 @@ def test_dtype_of_the_weight_is_kept(dtype):
     weight = normal(6, 3).to(dtype)
     quantizer = quantizer_of(weight)
     assert quantizer(weight).dtype == dtype
-    quantizer.project(weight)
+    quantizer.after_step(weight)
     assert quantizer(weight).dtype == weight.dtype == dtype
 
 

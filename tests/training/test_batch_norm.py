@@ -80,7 +80,7 @@ def test_everything_else_stays():
         assert torch.equal(value, before[key]) != changed, key
     assert model.bn1.momentum == .1
     assert not any(quantizer.seen.any() for quantizer in
-                   get_state(model)._activation_quantizers.values())
+                   get_state(model).activation_quantizers.values())
 
 
 def test_training_after_it_is_not_disturbed():

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from gdrq_mm import quantize_
 from gdrq_mm.clip_search import search_clip
 from gdrq_mm.quantizers import ScaleClipWeight
-from gdrq_mm.training import get_state
+from gdrq_mm.training import any_threshold, get_state, metrics
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
 
@@ -73,7 +73,7 @@ def quantized_layers(model):
 
 def thresholds(model):
     return [q.clip.item()
-            for q in get_state(model)._activation_quantizers.values()]
+            for q in get_state(model).activation_quantizers.values()]
 
 
 def clone(model):
@@ -174,7 +174,7 @@ def test_optimizer_of_something_else_changes_nothing():
     other(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert same(model.state_dict(), before)
-    assert get_state(model)._activation_quantizers[
+    assert get_state(model).activation_quantizers[
         'conv1.input_quantizer'].seen.any()
 
 
@@ -261,7 +261,7 @@ def test_eval_mode_is_frozen():
     assert all(torch.equal(after[key], before[key]) for key in after
                if 'quantizer' in key)
     assert not any(q.seen.any() for q in
-                   get_state(model)._activation_quantizers.values())
+                   get_state(model).activation_quantizers.values())
 
 
 @pytest.mark.parametrize('freeze_mode', [False, True])
@@ -292,7 +292,7 @@ def test_activation_checkpointing_changes_nothing(site, reentrant):
         for seed in range(3):
             train_step(model, optimizer, batch(seed), batch(seed + 5))
     assert all(int(q.num_updates) in (0, 3) for q in
-               get_state(saving)._activation_quantizers.values())
+               get_state(saving).activation_quantizers.values())
     assert same(plain.state_dict(), saving.state_dict())
 
 
@@ -302,7 +302,7 @@ def test_repeated_forward_of_checkpointing_is_not_counted(site, reentrant):
     model = make(dict(activation=dict(bits=4, site=site)), cp=reentrant)
     x = batch().requires_grad_()
     model(x).pow(2).mean().backward()
-    quantizers = get_state(model)._activation_quantizers
+    quantizers = get_state(model).activation_quantizers
     for name in ('conv1.input_quantizer', 'conv2.input_quantizer'):
         if site == 'input':
             numel = dict(conv1=x.numel(), conv2=4 * 6 * 25)[name[:5]]
@@ -456,7 +456,7 @@ def test_autocast_keeps_thresholds_in_float32():
     loss.backward()
     optimizer.step()
     assert all(q.clip.dtype == torch.float32 and q.clip > 0 for q in
-               get_state(model)._activation_quantizers.values())
+               get_state(model).activation_quantizers.values())
     plain = make()
     train_step(plain, sgd(plain), batch())
     np.testing.assert_allclose(thresholds(model), thresholds(plain), rtol=.05)
@@ -568,7 +568,7 @@ def test_metrics_are_means_over_layers():
             lambda module, args, name=name: inputs.update({name: args[0]}))
     before = thresholds(model)
     train_step(model, optimizer, batch(1))
-    metrics = state.metrics()
+    figures = metrics(state)
 
     losses, clips, clipped = [], [], []
     for name, threshold in zip(('conv1', 'conv2', 'fc'), before):
@@ -581,21 +581,21 @@ def test_metrics_are_means_over_layers():
         x = inputs[name].detach().numpy()
         clipped.append((np.abs(x) > np.float32(threshold)).sum()
                        / np.count_nonzero(x))
-    assert metrics == pytest.approx(dict(
+    assert figures == pytest.approx(dict(
         gdrq_ql=np.mean(losses), gdrq_weight_clip=np.mean(clips),
         gdrq_act_clip=np.mean(thresholds(model)),
         gdrq_clipped=np.mean(clipped), gdrq_phase=1.), rel=1e-4)
-    assert 'gdrq_clipped' not in state.metrics()  # told once
+    assert 'gdrq_clipped' not in metrics(state)  # told once
 
 
 def test_metrics_before_training_leave_out_what_is_not_there():
     model = make()
-    assert set(get_state(model).metrics()) == {
+    assert set(metrics(get_state(model))) == {
         'gdrq_ql', 'gdrq_weight_clip', 'gdrq_phase'}
     activations = make(dict(activation=dict(bits=4)))
-    assert get_state(activations).metrics() == {'gdrq_phase': 1.}
+    assert metrics(get_state(activations)) == {'gdrq_phase': 1.}
     get_state(activations).set_phase('reshape')
-    assert get_state(activations).metrics() == {'gdrq_phase': 0.}
+    assert metrics(get_state(activations)) == {'gdrq_phase': 0.}
 
 
 def test_metrics_change_nothing():
@@ -603,16 +603,16 @@ def test_metrics_change_nothing():
     optimizer = sgd(model)
     train_step(model, optimizer, batch())
     before = clone(model)
-    get_state(model).metrics()
+    metrics(get_state(model))
     assert same(model.state_dict(), before)
 
 
 def test_any_threshold_tells_whether_activations_are_quantized():
     model = make()
-    assert not get_state(model).any_threshold()
+    assert not any_threshold(get_state(model))
     train_step(model, sgd(model), batch())
-    assert get_state(model).any_threshold()
-    assert get_state(make(dict(weight=dict(bits=4)))).any_threshold()
+    assert any_threshold(get_state(model))
+    assert any_threshold(get_state(make(dict(weight=dict(bits=4)))))
 
 
 # -- resuming -----------------------------------------------------------------

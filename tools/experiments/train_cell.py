@@ -80,7 +80,7 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
         results['checkpoint'] = str(folder / CHECKPOINT)
     state = get_state(runner.model)
     if state is not None:
-        results.update(state.metrics(), policy=QuantReport(
+        results.update(metrics(state), policy=QuantReport(
             state.plans).policy())
     results['seconds'] = round(time.monotonic() - begin, 1)
     return results

@@ -1,4 +1,4 @@
-"""Messages of errors in a config: the value, what is allowed, a hint."""
+"""Messages of errors: the value, what is allowed, a hint."""
 import difflib
 from typing import Any, Iterable
 

@@ -1,0 +1,72 @@
+"""Learned quantizer parameters in a runner whose optimizer was built before.
+
+A hook converts the model when the optimizer, its schedulers and the
+distributed wrapper are there already; all three have to hear of parameters
+that come later.
+"""
+from typing import Iterator, List
+
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from torch import nn
+
+from ..training import (
+    add_learned_parameters,
+    average_gradients_over_ranks,
+    learned_parameters,
+)
+
+
+def train_learned_parameters(runner, state, lr_mult: float) -> None:
+    """Let the optimizer of a run train what quantizers learn.
+
+    Args:
+        runner (Runner): Before it loads or resumes.
+        state (QuantizationState): Of its model.
+        lr_mult (float): Their learning rate over that of their layer's
+            weight.
+    """
+    learned = learned_parameters(state)
+    if not learned:
+        return
+    for name, wrapper in _optim_wrappers(runner):
+        groups = add_learned_parameters(state, wrapper.optimizer, lr_mult)
+        for scheduler in _schedulers(runner, name):
+            for group in groups:
+                key = scheduler.param_name
+                group.setdefault(f'initial_{key}', group.get(key))
+                scheduler.base_values.append(group[f'initial_{key}'])
+        print_log(
+            f'GDRQHook: the optimizer trains {len(learned)} learned '
+            f'parameters of quantizers, lr_mult {lr_mult}, no weight decay',
+            'current')
+    if is_model_wrapper(runner.model):
+        known = {id(parameter) for parameter in
+                 getattr(runner.model, '_module_parameters', ())}
+        late: List[nn.Parameter] = [
+            parameter for parameter in learned.values()
+            if id(parameter) not in known]
+        if late:
+            average_gradients_over_ranks(late)
+
+
+def _optim_wrappers(runner) -> Iterator[tuple]:
+    """The optimizer that trains the model, with its name where there are
+    several: the one that holds the most of it."""
+    wrapper = getattr(runner, 'optim_wrapper', None)
+    if isinstance(wrapper, OptimWrapper):
+        yield '', wrapper
+    elif isinstance(wrapper, OptimWrapperDict):
+        sizes = {name: sum(len(group['params'])
+                           for group in each.param_groups)
+                 for name, each in wrapper.items()}
+        name = max(sizes, key=sizes.get)
+        yield name, wrapper[name]
+
+
+def _schedulers(runner, name: str) -> list:
+    schedulers = runner.param_schedulers or []
+    if isinstance(schedulers, dict):
+        schedulers = schedulers.get(name, [])
+    return list(schedulers)

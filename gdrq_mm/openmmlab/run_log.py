@@ -1,0 +1,55 @@
+"""What GDRQHook writes into the log of a run, besides figures."""
+import logging
+
+from mmengine.logging import print_log
+from torch import nn
+
+from .. import kernels
+from ..plan import QuantReport
+from ..training import QuantizationState
+from .checks import frozen_norms
+
+
+def log_plan(model: nn.Module, state: QuantizationState) -> None:
+    """Before training: what is quantized, by which kernels, frozen norms."""
+    print_log(f'GDRQHook:\n{QuantReport(state.plans)}', 'current')
+    device = next(model.parameters()).device.type
+    kind, why = kernels.status(device)
+    print_log(f'GDRQHook: {kind} kernels on {device} ({why})', 'current')
+    frozen = frozen_norms(model)
+    if frozen:
+        print_log(
+            f'{len(frozen)} normalization layers ({frozen[0]}, ...) keep '
+            'the statistics of the float model (norm_eval or frozen '
+            'stages): they are off for low-bit weights. Set '
+            'norm_eval=False and frozen_stages=-1 where the batch allows '
+            'it.', 'current', logging.WARNING)
+
+
+def log_first_iteration(state: QuantizationState) -> None:
+    """What only data tell: signs, shared inputs, layers not called."""
+    report = QuantReport(state.plans)
+    signed = [plan.name for plan in report.layers
+              if not plan.output and report.input_of(plan) == 'signed']
+    shared = sorted({' = '.join(sorted({plan.name, *same}))
+                     for plan in report.layers
+                     for same in [report.same_input(plan)] if same})
+    print_log('GDRQHook: signed inputs: '
+              f'{", ".join(signed) or "none"}; layers that read the same '
+              f'tensor: {"; ".join(shared) or "none"}', 'current')
+    uncalled = state.uncalled_layers()
+    if uncalled:
+        print_log(
+            f'{len(uncalled)} layers were not called in the first '
+            f'iteration: {", ".join(uncalled[:5])}. If other code '
+            'reads their weight (some attention modules do), they are '
+            'not quantized: add dict(match=..., skip=True) to the '
+            'rules.', 'current', logging.WARNING)
+    unseen = state.uncalled_outputs()
+    if unseen:
+        print_log(
+            'residual.outputs names modules that were not called in the '
+            f'first iteration: {", ".join(unseen[:5])}. If other code '
+            'calls their forward directly (mmseg does so with decode '
+            'heads), their output is not quantized: name the module '
+            'inside whose output it is.', 'current', logging.WARNING)

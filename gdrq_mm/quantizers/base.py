@@ -1,0 +1,233 @@
+"""What the rest of gdrq_mm asks of a quantizer, and who asks.
+
+``forward(x, rounding)`` defines a quantizer, and is what runs, unless it says
+``fused = True``: then the kernels compute the same from its ``grid``, with a
+straight-through gradient inside the range. All else has a default. Parameters
+that require a gradient are learned: optimizers must hold them, see
+:mod:`gdrq_mm.training.learned`. docs/extend.md has a whole quantizer as an
+example.
+
+================= ===================== =====================================
+method            of                    called
+================= ===================== =====================================
+forward           both                  by layers, in every forward
+grid              both, where fused     by layers, in every forward
+start_step        weights               before the forward of a training step
+after_step        weights               after the optimizer stepped the weight
+share             weights               instead, where another layer with the
+                                        same weight was asked before
+observe           activations           with every input that counts
+update_           activations           after a step, and in ``calibrate``
+restart           both                  where the other phase begins
+forget            both                  after buffers were written (a load)
+scalars           both                  when the log is due
+clipped_fraction  activations           when the log is due
+codes, decode     weights               to pack, to merge
+packed_state      weights               to pack
+code_range        activations           to merge, to export
+================= ===================== =====================================
+"""
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple, Type
+
+from torch import Tensor, nn
+
+from ..kernels import Grid
+from .schemes import ActivationScheme, WeightScheme
+
+
+class CodeRange(NamedTuple):
+    """The grid of a uniform activation quantizer, for export.
+
+    A code ``c`` stands for ``(c - zero_point) * scale``.
+
+    Args:
+        scale (float): Step between codes, a float32 value.
+        low (int): The least code.
+        high (int): The greatest code.
+        zero_point (int): The code of zero. Defaults to 0.
+    """
+    scale: float
+    low: int
+    high: int
+    zero_point: int = 0
+
+
+class Quantizer(nn.Module):
+    """What quantizers of weights and of activations have in common.
+
+    Args:
+        bits (int): Number of bits.
+
+    Attributes:
+        fused (bool): Whether the kernels may run ``grid`` in place of
+            ``forward``.
+    """
+    fused = False
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
+        """The quantized ``x``, with the gradient that trains it.
+
+        Args:
+            x (Tensor): A weight or an activation.
+            rounding (bool): False in the 'reshape' phase: the range acts,
+                rounding does not.
+        """
+        raise NotImplementedError
+
+    def grid(self, x: Optional[Tensor]) -> Optional[Grid]:
+        """What the kernels shall compute; asked only where ``fused``.
+
+        Args:
+            x (Tensor, optional): The weight; of activations, what
+                :meth:`ActivationQuantizer.observe_later` gave.
+        """
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """Another phase begins: what was searched for it is no longer so."""
+
+    def forget(self) -> None:
+        """Parameters or buffers were written from outside."""
+
+    def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
+        """Figures for the log, means over layers are shown.
+
+        Args:
+            x (Tensor, optional): The weight; None for activations.
+        """
+        return {}
+
+    def learned_parameters(self) -> List[nn.Parameter]:
+        """Parameters that an optimizer must hold."""
+        return [parameter for parameter in self.parameters()
+                if parameter.requires_grad]
+
+
+class WeightQuantizer(Quantizer):
+    """A quantizer of weights; a filter is one slice ``weight[i]``.
+
+    Args:
+        num_filters (int): First dimension of the weight.
+        bits (int): 1 to 8.
+        group_size (int): Filters that share a scale, -1 for the whole layer.
+
+    Attributes:
+        Scheme (type): Its config, a :class:`WeightScheme`; fields that the
+            base does not have are keyword arguments of the quantizer.
+    """
+    Scheme: Type[WeightScheme] = WeightScheme
+
+    def __init__(self, num_filters: int, bits: int, group_size: int) -> None:
+        super().__init__(bits)
+        self.num_filters = num_filters
+        self.group_size = group_size
+
+    def start_step(self, weight: Tensor) -> None:
+        """Before the forward of a training step."""
+
+    def after_step(self, weight: Tensor) -> None:
+        """The optimizer has stepped ``weight``; it may be changed in place."""
+
+    def share(self, other: 'WeightQuantizer', weight: Tensor) -> None:
+        """As :meth:`after_step`, where ``other`` was asked for the same
+        ``weight`` before."""
+
+    @property
+    def code_step(self) -> int:
+        """Distance between codes; :meth:`lowest_code` is the first one."""
+        return 1
+
+    @property
+    def lowest_code(self) -> int:
+        """The first of the ``2^bits`` (or fewer) codes."""
+        return -2**(self.bits - 1)
+
+    def codes(self, weight: Tensor) -> Tuple[Tensor, Tensor]:
+        """Integer codes of ``weight`` and the scale of every filter.
+
+        Returns:
+            tuple[Tensor, Tensor]: Codes (float32 holding integers), shaped
+            like ``weight``, and scales of shape ``(num_filters, 1, ...)``;
+            their product is what :meth:`forward` gives.
+
+        Raises:
+            ValueError: Its levels are not equally spaced, so that no integer
+                kernel knows them.
+        """
+        raise ValueError(
+            f'{type(self).__name__} has no integer codes: its weights can be '
+            'trained and tested, but neither packed, merged nor exported')
+
+    def packed_state(self, weight: Tensor) -> Dict[str, Tensor]:
+        """State-dict entries that go with the codes of ``weight``."""
+        return dict(self.state_dict())
+
+    def decode(self, codes: Tensor, entries: Dict[str, Tensor]) -> Tensor:
+        """The weight that codes stand for.
+
+        Args:
+            codes (Tensor): Integers, shaped like the weight.
+            entries (dict[str, Tensor]): As :meth:`packed_state` gave them.
+        """
+        raise NotImplementedError
+
+
+class ActivationQuantizer(Quantizer):
+    """A quantizer of activations.
+
+    Args:
+        bits (int): 2 to 8.
+        headroom (float): How much longer the tails of this tensor are than
+            those of a layer's input; 3 for the outputs that ``residual``
+            names. Defaults to 1.
+
+    Attributes:
+        Scheme (type): Its config, an :class:`ActivationScheme`; fields that
+            the base does not have are keyword arguments of the quantizer.
+        initialized (bool): Whether it has a range yet; until then inputs pass
+            unchanged.
+        settled (bool): Whether statistics may be taken while the kernels
+            quantize; asked only where ``fused``.
+        is_signed (bool): Whether its codes are signed.
+    """
+    Scheme: Type[ActivationScheme] = ActivationScheme
+    initialized, settled, is_signed = True, True, False
+
+    def __init__(self, bits: int, headroom: float = 1.) -> None:
+        super().__init__(bits)
+        self.headroom = headroom
+
+    def observe(self, x: Tensor) -> None:
+        """Take statistics of an input of the running step."""
+
+    def observe_later(self, x: Tensor) -> Optional[Tensor]:
+        """Where the kernels put statistics of ``x``; None: they are taken
+        now."""
+        self.observe(x)
+
+    @classmethod
+    def update_(cls, quantizers: Iterable['ActivationQuantizer']) -> None:
+        """After a training step: use the statistics that were taken.
+
+        Args:
+            quantizers (iterable): All of this class in the model, so that one
+                all-reduce serves them all.
+        """
+
+    def code_range(self) -> CodeRange:
+        """The grid in force.
+
+        Raises:
+            ValueError: Its levels are not equally spaced.
+        """
+        raise ValueError(
+            f'{type(self).__name__} has no uniform grid: it can be trained '
+            'and tested, but neither merged nor exported')
+
+    def clipped_fraction(self, x: Tensor) -> Tensor:
+        """Share of the non-zero elements beyond the range."""
+        return x.new_zeros(())

@@ -1,0 +1,203 @@
+"""Activations on running thresholds ``T_a`` (Eq. 10, 11)."""
+from dataclasses import dataclass
+from typing import Dict, Iterable, Optional
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ... import functional as F
+from ...errors import check
+from ...kernels import Grid, eager
+from ..base import ActivationQuantizer, CodeRange
+from ..schemes import ActivationScheme, is_number
+from .defaults import check_k, default_k
+
+
+@dataclass(frozen=True)
+class ScaleClipActivationScheme(ActivationScheme):
+    """How Scale-Clip quantizes activations.
+
+    Args:
+        type (str): Defaults to 'ScaleClip'.
+        bits (int, optional): 2 to 8. Defaults to None: activations stay
+            float.
+        site (str): 'input' or 'relu', see :class:`ActivationScheme`. Defaults
+            to 'input'.
+        k (float, optional): ``T_a`` descends to ``k * mean|A|``. Defaults to
+            None: by bits and by the sign of the input.
+        lr (float): Step of that descent a training step, in (0, 1]. Defaults
+            to 0.01.
+    """
+    k: Optional[float] = None
+    lr: float = 0.01
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_k(self.k)
+        check(is_number(self.lr) and 0 < self.lr <= 1, 'lr', self.lr,
+              'a number in (0, 1]')
+
+
+class ScaleClipActivation(ActivationQuantizer):
+    """Quantize an activation with a running threshold ``T_a`` (Eq. 10, 11).
+
+    ``T_a`` descends towards ``k * mean|A|``; Eq. 10 as printed has the wrong
+    sign and diverges. A quantizer that has seen no data lets its input pass
+    unchanged.
+
+    Args:
+        bits (int): 2 to 8.
+        k (float, optional): Threshold factor. Defaults to None: by bits and
+            sign, see :func:`default_k`.
+        lr (float): Step of Eq. 10; the first steps average instead. Defaults
+            to 0.01.
+        headroom (float): Factor of the default ``k``, for tensors with longer
+            tails than a half-normal distribution. Defaults to 1.
+    """
+
+    Scheme = ScaleClipActivationScheme
+    fused = True
+    # Updates during which a negative value makes the input a signed one.
+    SIGN_UPDATES = 10
+
+    def __init__(self, bits: int, k: Optional[float], lr: float,
+                 headroom: float = 1.) -> None:
+        super().__init__(bits, headroom)
+        self.k = k
+        self.lr = lr
+        self.register_buffer('clip', torch.zeros(()))
+        self.register_buffer('signed', torch.zeros((), dtype=torch.bool))
+        self.register_buffer('num_updates', torch.zeros(
+            (), dtype=torch.long))
+        # What the forwards since the last update saw: sum |x|, number of
+        # elements, sum of the negative minima.
+        self.register_buffer('seen', torch.zeros(3), persistent=False)
+        # Beside the buffers, for updates of all layers at once.
+        self.register_buffer('_constants', torch.tensor(
+            [self.k_of(False), self.k_of(True), lr, self.SIGN_UPDATES]),
+            persistent=False)
+        self._settled = False
+        self._initialized = self._is_signed = False
+
+    def extra_repr(self) -> str:
+        text = f'bits={self.bits}, k={self.k}, lr={self.lr}'
+        return text if self.headroom == 1 else \
+            f'{text}, headroom={self.headroom}'
+
+    def forget(self) -> None:
+        self._settled = False
+
+    def _read(self) -> None:
+        # Asked of the device only until the sign is settled.
+        if not self._settled:
+            updates = int(self.num_updates)
+            self._initialized = updates > 0
+            self._is_signed = bool(self.signed)
+            self._settled = updates >= self.SIGN_UPDATES
+
+    @property
+    def initialized(self) -> bool:
+        """Whether a threshold is there."""
+        self._read()
+        return self._initialized
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is a threshold whose sign stays as it is."""
+        self._read()
+        return self._settled
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the input was seen to have negative values."""
+        self._read()
+        return self._is_signed
+
+    def code_range(self) -> CodeRange:
+        levels = F.num_levels(self.bits, self.is_signed)
+        _, scale = F.quantize_codes(self.clip, self.clip, self.bits,
+                                    self.is_signed)
+        return CodeRange(float(scale), -levels if self.is_signed else 0,
+                         levels)
+
+    def k_of(self, signed: bool) -> float:
+        return self.headroom * default_k(self.bits, signed) \
+            if self.k is None else self.k
+
+    def grid(self, seen: Optional[Tensor] = None) -> Optional[Grid]:
+        # None: no threshold yet, the input passes unchanged.
+        if not self.initialized:
+            return None
+        return Grid(self.clip, self.bits, self.is_signed, seen=seen)
+
+    def observe_later(self, x: Tensor) -> Optional[Tensor]:
+        if self.settled:
+            return self.seen
+        self.observe(x)
+        return None
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        if x.numel() == 0:
+            return
+        x = x.detach()
+        eager.see(self.seen, x)
+        if not self._settled:
+            self.seen[2] += x.amin().float().clamp(max=0)
+
+    @classmethod
+    @torch.no_grad()
+    def update_(cls, quantizers: Iterable['ScaleClipActivation']) -> None:
+        """Move every ``T_a`` towards ``k * mean|A|`` (Eq. 10, descending).
+
+        All layers at once, with one all-reduce where training is distributed:
+        thresholds are equal on all ranks, those of the joint batch.
+        """
+        quantizers = list(quantizers)
+        seen = torch.stack([q.seen for q in quantizers])
+        if dist.is_available() and dist.is_initialized() \
+                and dist.get_world_size() > 1:
+            dist.all_reduce(seen)
+        k_unsigned, k_signed, lr, sign_updates = torch.stack(
+            [q._constants for q in quantizers]).T
+        clip = torch.stack([q.clip for q in quantizers])
+        signed = torch.stack([q.signed for q in quantizers])
+        updates = torch.stack([q.num_updates for q in quantizers])
+
+        total, count, negative = seen.T
+        mean = total / count
+        valid = (count > 0) & torch.isfinite(mean)
+        now_signed = signed | (valid & (negative < 0)
+                               & (updates < sign_updates))
+        # A sign that is seen late changes k: carry the threshold over.
+        clip = torch.where(now_signed & ~signed, clip * k_signed / k_unsigned,
+                           clip)
+        # The first updates average all that was seen (the first one sets the
+        # threshold), later ones descend with lr.
+        step = torch.maximum(lr, 1 / (updates + 1))
+        target = torch.where(now_signed, k_signed, k_unsigned) * mean
+        clip = torch.where(valid, clip - step * (clip - target), clip)
+        updates = updates + valid
+
+        for name, values in dict(clip=clip, signed=now_signed,
+                                 num_updates=updates).items():
+            torch._foreach_copy_([getattr(q, name) for q in quantizers],
+                                 list(values.unbind()))
+        torch._foreach_zero_([q.seen for q in quantizers])
+
+    def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
+        return dict(gdrq_act_clip=self.clip) if self.initialized else {}
+
+    @torch.no_grad()
+    def clipped_fraction(self, x: Tensor) -> Tensor:
+        return (x.abs() > self.clip).sum() / x.count_nonzero().clamp(min=1)
+
+    def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
+        if not self.initialized:
+            return x
+        if rounding:
+            return F.linear_quantize(x, self.clip, self.bits, self.is_signed)
+        clip = self.clip.to(x.dtype)
+        return torch.clamp(
+            x, -clip if self.is_signed else torch.zeros_like(clip), clip)

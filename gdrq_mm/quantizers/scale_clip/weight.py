@@ -1,0 +1,247 @@
+"""Weights on Scale-Clip thresholds (Eq. 7 to 9, Algorithm 1)."""
+import warnings
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ... import functional as F
+from ... import kernels
+from ...clip_search import search_clip
+from ...errors import check
+from ...kernels import Grid
+from ..base import WeightQuantizer
+from ..schemes import WeightScheme
+from .defaults import check_k, default_weight_k
+
+
+@dataclass(frozen=True)
+class ScaleClipWeightScheme(WeightScheme):
+    """How Scale-Clip quantizes weights.
+
+    Args:
+        type (str): Defaults to 'ScaleClip'.
+        bits (int, optional): 1 to 8. Defaults to None: weights stay float.
+        group_size (int): Filters that share a clip value; -1 for the whole
+            layer. Defaults to 4.
+        k (float, optional): ``T = k * mean|G|``; 2 reshapes towards the
+            uniform distribution, less shrinks the weights. Defaults to None:
+            by bits, 2 up to 3 bits and 3 from 4 on.
+        clip (str): Where the clip values of quantization come from:
+            'threshold' is ``T`` (Algorithm 1); 'search' is that of the least
+            quantized loss (Eq. 12), whatever ``k`` is. Defaults to
+            'threshold'.
+        projection (bool): Reshape the stored weights: clip them in place to
+            ``T`` after each optimizer step. False: they keep their values,
+            and only the forward sees them clipped (to ``T``, or to the
+            searched value). Defaults to True.
+    """
+    k: Optional[float] = None
+    clip: str = 'threshold'
+    projection: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_k(self.k)
+        check(self.clip in ('threshold', 'search'), 'clip', self.clip,
+              "'threshold' or 'search'")
+        check(isinstance(self.projection, bool), 'projection',
+              self.projection, 'True or False')
+        if None not in (self.bits, self.k) and self.projection \
+                and self.k < 2:
+            warnings.warn(
+                f'weight.k is {self.k}: below 2 every projection shrinks the '
+                'weights towards zero; use k >= 2', stacklevel=3)
+
+    def num_levels(self) -> int:
+        return 2 if self.bits == 1 else 2**self.bits - 1
+
+    def describe(self) -> str:
+        text = super().describe()
+        if self.clip == 'search':
+            text += ', searched clip'
+        elif self.bits == 1:  # the level is clip / k
+            text += f', k {self.k or default_weight_k(1)}'
+        return text if self.projection else text + ', no projection'
+
+
+class ScaleClipWeight(WeightQuantizer):
+    """Quantize a weight, one clip value a group of filters.
+
+    With ``clip='threshold'`` it is ``T = k * mean|G|`` of the last projection
+    (:meth:`after_step`), so every trained weight lies inside its range. Until
+    the first training step it is computed from the weight at hand.
+
+    With ``clip='search'`` it is that of least quantized loss (Eq. 12), found
+    at the first use and anew every ``SEARCH_INTERVAL`` steps: the paper
+    searches once and fine-tunes, but over a long training the weights leave
+    that value behind, and a search at every step would cost more than the
+    step. What is stored says how many steps there were, so that a resumed
+    training searches when the uninterrupted one does.
+
+    ``clip`` is a Parameter without gradient: model averaging then averages it
+    together with the weights, and averaged weights stay inside averaged clip
+    values.
+
+    Args:
+        num_filters (int): First dimension of the weight.
+        bits (int): 1 to 8.
+        group_size (int): Filters a group, -1 for the whole layer.
+        k (float, optional): Threshold factor; 2 reshapes towards uniform.
+            None: by bits, see :func:`default_weight_k`.
+        clip (str): 'threshold' or 'search'. Defaults to 'threshold'.
+        projection (bool): Clip the stored weights to ``T`` after each step.
+            Otherwise they keep their values, and clipping acts in the forward
+            only. Defaults to True.
+    """
+
+    Scheme = ScaleClipWeightScheme
+    fused = True
+    SEARCH_INTERVAL = 100  # steps between two searches
+
+    def __init__(self, num_filters: int, bits: int, group_size: int,
+                 k: Optional[float], clip: str = 'threshold',
+                 projection: bool = True) -> None:
+        super().__init__(num_filters, bits, group_size)
+        self.k = default_weight_k(bits) if k is None else k
+        self.searches = clip == 'search'
+        self.projection = projection
+        self.clip = nn.Parameter(
+            torch.zeros(F.num_groups(num_filters, group_size)),
+            requires_grad=False)
+        self._known_set = False
+        self._projected = None  # address and version of that weight
+        self._steps: Optional[int] = None  # num_steps, once it was read
+        if self.searches:
+            self.register_buffer('num_steps', torch.zeros(
+                (), dtype=torch.long))
+
+    def extra_repr(self) -> str:
+        text = f'bits={self.bits}, group_size={self.group_size}, k={self.k}'
+        text += ", clip='search'" if self.searches else ''
+        return text + ('' if self.projection else ', projection=False')
+
+    def forget(self) -> None:
+        self._known_set = False
+        self._steps = None
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        if self.searches:
+            self.clip.zero_()
+            self.forget()
+
+    def _is_set(self) -> bool:
+        # Zero means "not set yet" (or a weight of zeros, for which computing
+        # it anew gives zero again). Asked of the device only until it is set.
+        if not self._known_set:
+            self._known_set = bool(self.clip.any())
+        return self._known_set
+
+    def current_clip(self, weight: Tensor) -> Tensor:
+        """Clip values in force for ``weight``, shape ``(num_groups, )``."""
+        if not self._is_set():
+            if not self.searches:
+                return F.clip_threshold(
+                    weight, self.k, self.group_size).float()
+            self._search(weight)
+        return self.clip.detach()
+
+    @torch.no_grad()
+    def _search(self, weight: Tensor) -> None:
+        self.clip.copy_(search_clip(weight, self.bits, self.group_size))
+        self._known_set = False
+
+    def top_of_groups(self, clip: Tensor) -> Tensor:
+        """Value of the largest code of every group, shape ``(num_groups, )``.
+
+        The clip value; at 1 bit the mean, ``sign(w) * mean|G|``, which is
+        ``clip / k`` where the clip is ``T``.
+        """
+        return clip / self.k if self.bits == 1 and not self.searches else clip
+
+    def top(self, weight: Tensor, clip: Tensor) -> Tensor:
+        """The same of every filter, ready to broadcast."""
+        return F.expand_clip(self.top_of_groups(clip), weight,
+                             self.group_size)
+
+    def start_step(self, weight: Tensor) -> None:
+        # Stored from the first training step on.
+        if not self._is_set():
+            with torch.no_grad():
+                self.clip.copy_(self.current_clip(weight))
+
+    @torch.no_grad()
+    def after_step(self, weight: Tensor) -> None:
+        """Clip the stored weight in place to new thresholds (Eq. 7 to 9).
+
+        Only clipping the *stored* weights makes them uniform. Without
+        ``projection`` the thresholds are new, and the weight stays.
+        """
+        clip = torch.empty_like(self.clip) if self.searches else self.clip
+        if self.projection:
+            kernels.project_(weight, clip, self.k, self.group_size)
+        elif not self.searches:
+            clip.copy_(F.clip_threshold(weight, self.k, self.group_size))
+        if self.searches:
+            self._count_step(weight)
+        self._has_stepped(weight)
+
+    @torch.no_grad()
+    def share(self, other: WeightQuantizer, weight: Tensor) -> None:
+        self.clip.copy_(other.clip)
+        self._has_stepped(weight)
+
+    def _has_stepped(self, weight: Tensor) -> None:
+        # ``clip`` is that of ``weight`` as it is now.
+        if not self._known_set and not self.searches:
+            self._known_set = True
+        if self.projection and not self.searches:
+            self._projected = weight.data_ptr(), weight._version
+
+    def _count_step(self, weight: Tensor) -> None:
+        if self._steps is None:
+            self._steps = int(self.num_steps)
+        self._steps += 1
+        self.num_steps += 1
+        if self._steps % self.SEARCH_INTERVAL == 0:
+            self._search(weight)
+
+    def grid(self, weight: Tensor) -> Grid:
+        return Grid(
+            self.top_of_groups(self.current_clip(weight)), self.bits,
+            group_size=self.group_size, all_inside=self._projected == (
+                weight.data_ptr(), weight._version))
+
+    @property
+    def code_step(self) -> int:
+        return 2 if self.bits == 1 else 1
+
+    @property
+    def lowest_code(self) -> int:
+        return -1 if self.bits == 1 else -F.num_levels(self.bits)
+
+    def codes(self, weight: Tensor) -> Tuple[Tensor, Tensor]:
+        top = self.top(weight, self.current_clip(weight))
+        return F.quantize_codes(weight.detach(), top, self.bits)
+
+    def packed_state(self, weight: Tensor) -> Dict[str, Tensor]:
+        # Without training no clip value is stored yet.
+        return dict(self.state_dict(), clip=self.current_clip(weight))
+
+    def decode(self, codes: Tensor, entries: Dict[str, Tensor]) -> Tensor:
+        top = self.top(codes, entries['clip'])
+        _, scale = F.quantize_codes(top, top, self.bits)
+        return codes * scale
+
+    def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
+        return dict(gdrq_weight_clip=self.current_clip(x).mean())
+
+    def forward(self, weight: Tensor, rounding: bool = True) -> Tensor:
+        if not rounding:  # the float model is reshaped
+            return weight if self.projection or self.searches else \
+                F.scale_clip(weight, self.current_clip(weight),
+                             self.group_size)
+        top = self.top(weight, self.current_clip(weight))
+        return F.linear_quantize(weight, top, self.bits)

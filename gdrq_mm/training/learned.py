@@ -1,0 +1,133 @@
+"""Learned parameters of quantizers, and the optimizers that train them.
+
+Whatever converts a model before its optimizer is built needs nothing of this:
+``model.parameters()`` has them. Where the optimizer was there first, it takes
+them by :func:`add_learned_parameters`.
+"""
+from typing import Dict, Iterable, List
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+
+def learned_parameters(state) -> Dict[str, nn.Parameter]:
+    """All learned parameters of a quantized model, by name.
+
+    Args:
+        state (QuantizationState): Of the model.
+    """
+    return {f'{plan.name}.{name}': parameter for plan in state.plans
+            for name, parameter in plan.learned_parameters().items()}
+
+
+def add_learned_parameters(state, optimizer: Optimizer,
+                           lr_mult: float = 1.) -> List[dict]:
+    """Let ``optimizer`` train the learned parameters of a model.
+
+    Each gets the options of the group that holds the weight of its layer,
+    without weight decay: decay would pull a step size towards zero. Those
+    that the optimizer holds already move, so that what it holds is in the
+    same order whichever way the model was converted, and a resumed run finds
+    it again.
+
+    Args:
+        state (QuantizationState): Of the model.
+        optimizer (Optimizer): Of ``torch.optim``; changed in place.
+        lr_mult (float): Their learning rate over that of the weight. Defaults
+            to 1.
+
+    Returns:
+        list[dict]: The groups that were added, one for each group of weights.
+    """
+    home = {id(parameter): index
+            for index, group in enumerate(optimizer.param_groups)
+            for parameter in group['params']}
+    members: Dict[int, List[nn.Parameter]] = {}
+    for plan in state.plans:
+        index = home.get(id(plan.parameter), 0)
+        members.setdefault(index, []).extend(
+            plan.learned_parameters().values())
+    groups = list(optimizer.param_groups)
+    for index, parameters in members.items():
+        if not parameters:
+            continue
+        moved = {id(parameter) for parameter in parameters}
+        for group in groups:
+            group['params'] = [parameter for parameter in group['params']
+                               if id(parameter) not in moved]
+        options = {key: value for key, value in groups[index].items()
+                   if key != 'params'}
+        for key in ('lr', 'initial_lr'):
+            if key in options:
+                options[key] = options[key] * lr_mult
+        optimizer.add_param_group(dict(options, params=parameters,
+                                       weight_decay=0.))
+    return optimizer.param_groups[len(groups):]
+
+
+def check_learned_parameters(state, optimizer: Optimizer) -> None:
+    """A learned parameter that no optimizer holds would stay a constant.
+
+    Looked at once an optimizer, at its first step.
+
+    Args:
+        state (QuantizationState): Of the model.
+        optimizer (Optimizer): That steps parameters of the model.
+
+    Raises:
+        RuntimeError: It steps the weight of a layer, or all weights of the
+            model, but not what its quantizers learn.
+    """
+    if optimizer in state.checked_optimizers:
+        return
+    state.checked_optimizers.add(optimizer)
+    held = {id(parameter) for group in optimizer.param_groups
+            for parameter in group['params']}
+    weights = [plan.parameter for plan in state.plans
+               if plan.quantized and plan.parameter is not None]
+    all_held = all(id(weight) in held for weight in weights)
+    for plan in state.plans:
+        steps_it = all_held if plan.parameter is None else \
+            id(plan.parameter) in held
+        for name, parameter in plan.learned_parameters().items():
+            if steps_it and id(parameter) not in held:
+                raise RuntimeError(
+                    f'{plan.name}.{name} is learned, but the '
+                    f'{type(optimizer).__name__} that trains the model does '
+                    'not hold it: build the optimizer after quantize_, or '
+                    'call gdrq_mm.training.add_learned_parameters('
+                    'get_state(model), optimizer) before the first step')
+
+
+def average_gradients_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
+    """Average gradients of parameters that a DDP wrapper does not know.
+
+    It knows those that the model had when it was wrapped. All ranks must
+    compute the gradient of at least one of them in each backward pass.
+
+    Args:
+        parameters (iterable of Parameter): The same ones on all ranks.
+    """
+    parameters = list(parameters)
+    waiting: List[bool] = []
+
+    def reduce() -> None:
+        waiting.clear()
+        gradients = [torch.zeros_like(each) if each.grad is None
+                     else each.grad for each in parameters]
+        flat = torch.cat([each.flatten() for each in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        parts = flat.split([each.numel() for each in parameters])
+        for parameter, part in zip(parameters, parts):
+            parameter.grad = part.view_as(parameter).clone()
+
+    def once_a_backward(parameter: nn.Parameter) -> None:
+        if not waiting:
+            waiting.append(True)
+            torch.autograd.Variable._execution_engine.queue_callback(reduce)
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(once_a_backward)

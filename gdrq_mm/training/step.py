@@ -1,0 +1,82 @@
+"""The training step of quantized models.
+
+After every step of a ``torch.optim`` optimizer that holds parameters of a
+model, its weights are projected onto their thresholds and those of activations
+move: plain training loops need no further call, and skipped steps (gradient
+accumulation, AMP overflow) change nothing.
+"""
+import weakref
+from typing import Dict, Optional, Set
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .learned import check_learned_parameters
+
+_LIVE = weakref.WeakSet()  # every QuantizationState there is
+
+
+def watch(state) -> None:
+    """Let optimizers that hold the parameters of a model step its state.
+
+    Args:
+        state (QuantizationState): Of the model.
+    """
+    _LIVE.add(state)
+
+
+def _after_optimizer_step(optimizer, args, kwargs) -> None:
+    states = [state for state in list(_LIVE) if state.training]
+    # Fused optimizers skip an overflown AMP step themselves, on the device.
+    found_inf = getattr(optimizer, 'found_inf', None)
+    if not states or (found_inf is not None and bool(found_inf)):
+        return
+    held = {id(parameter) for group in optimizer.param_groups
+            for parameter in group['params']}
+    for state in states:
+        if any(id(parameter) in held for parameter in state.parameters_):
+            check_learned_parameters(state, optimizer)
+            step_(state, held)
+
+
+register_optimizer_step_post_hook(_after_optimizer_step)
+
+
+@torch.no_grad()
+def step_(state, weights: Optional[Set[int]] = None) -> None:
+    """Project weights and move activation thresholds, once a step.
+
+    Args:
+        state (QuantizationState): Of the model.
+        weights (set[int], optional): ``id`` of the weights that were stepped.
+            Defaults to None: all that require a gradient.
+    """
+    done = {}
+    state.begin_step()
+    for layer in state.layers.values():
+        weight = getattr(layer, 'weight', None)
+        quantizer = getattr(layer, 'weight_quantizer', None)
+        if quantizer is None or not weight.requires_grad or not layer.called:
+            continue
+        if weights is not None and id(weight) not in weights:
+            continue
+        if id(weight) in done:  # two layers share this weight
+            quantizer.share(done[id(weight)], weight)
+        else:
+            quantizer.after_step(weight)
+            done[id(weight)] = quantizer
+    update_thresholds_(state)
+
+
+@torch.no_grad()
+def update_thresholds_(state) -> None:
+    """Let every type of activation quantizers use its statistics.
+
+    Args:
+        state (QuantizationState): Of the model.
+    """
+    kinds: Dict[type, list] = {}
+    for quantizer in state.activation_quantizers.values():
+        kinds.setdefault(type(quantizer), []).append(quantizer)
+    for kind, quantizers in kinds.items():
+        kind.update_(quantizers)

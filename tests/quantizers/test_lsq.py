@@ -1,0 +1,197 @@
+"""LSQ against the formulas of its paper in float64, and on the whole road."""
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gdrq_mm import calibrate, quantize_
+from gdrq_mm.checkpoint import pack
+from gdrq_mm.deploy import merge
+from gdrq_mm.merge import merge_errors
+from gdrq_mm.quantizers import LSQActivation, LSQWeight
+from gdrq_mm.training import get_state, step_
+
+CONFIG = dict(weight=dict(type='LSQ', bits=2),
+              activation=dict(type='LSQ', bits=4))
+
+
+def normal(*shape, seed=0):
+    return torch.tensor(np.random.default_rng(seed).normal(size=shape),
+                        dtype=torch.float32)
+
+
+def make(config=CONFIG):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+        nn.Linear(4 * 16, 5))
+    report = quantize_(model, config)
+    return model, report
+
+
+def train(model, optimizer, steps=3):
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(normal(4, 3, 8, 8, seed=step)).square().sum().backward()
+        optimizer.step()
+
+
+def formula(x, step, low, high, grad, gradient_scale):
+    """Values and gradients (Eq. 1 to 3, 5), one element at a time."""
+    values, grad_x, grad_step = [], [], 0.
+    for v, g in zip(x.double().flatten().tolist(),
+                    grad.double().flatten().tolist()):
+        ratio = v / step
+        code = min(max(round(ratio), low), high)
+        values.append(code * step)
+        inside = low <= ratio <= high
+        grad_x.append(g if inside else 0.)
+        slope = code - ratio if inside else (low if ratio < low else high)
+        grad_step += g * slope * gradient_scale
+    return values, grad_x, grad_step
+
+
+@pytest.mark.parametrize('bits', [2, 3, 4, 8])
+@pytest.mark.parametrize('group_size', [-1, 1, 3])
+def test_weights_follow_the_paper(bits, group_size):
+    weight = normal(7, 5, seed=bits).requires_grad_()
+    grad = normal(7, 5, seed=bits + 1)
+    quantizer = LSQWeight(7, bits, group_size)
+    quantizer.start_step(weight)
+    size = 7 if group_size == -1 else group_size
+    low, high = -2**(bits - 1), 2**(bits - 1) - 1
+    out = quantizer(weight)
+    out.backward(grad)
+    number = math.ceil(7 / size)
+    for group in range(number):
+        rows = slice(group * size, (group + 1) * size)
+        step = float(quantizer.step[group])
+        assert step == pytest.approx(
+            2 * float(weight[rows].abs().mean()) / math.sqrt(high), rel=1e-5)
+        values, grad_x, grad_step = formula(
+            weight[rows].detach(), step, low, high, grad[rows],
+            1 / math.sqrt(35 / number * high))
+        assert out[rows].flatten().tolist() == pytest.approx(values, rel=1e-5)
+        assert weight.grad[rows].flatten().tolist() == pytest.approx(grad_x)
+        assert float(quantizer.step.grad[group]) == pytest.approx(
+            grad_step, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize('signed', [True, False])
+def test_activations_follow_the_paper(signed):
+    x = normal(6, 10).requires_grad_() if signed else \
+        normal(6, 10).abs().requires_grad_()
+    grad = normal(6, 10, seed=1)
+    quantizer = LSQActivation(3)
+    assert quantizer(x) is x  # nothing is known yet
+    quantizer.observe(x)
+    LSQActivation.update_([quantizer])
+    low, high = (-4, 3) if signed else (0, 7)
+    assert quantizer.is_signed == signed
+    assert float(quantizer.step.detach()) == pytest.approx(
+        2 * float(x.abs().mean()) / math.sqrt(high), rel=1e-5)
+    out = quantizer(x)
+    out.backward(grad)
+    values, grad_x, grad_step = formula(
+        x.detach(), float(quantizer.step.detach()), low, high, grad,
+        1 / math.sqrt(60 * high))
+    assert out.flatten().tolist() == pytest.approx(values, rel=1e-5)
+    assert x.grad.flatten().tolist() == pytest.approx(grad_x)
+    assert float(quantizer.step.grad) == pytest.approx(grad_step, rel=1e-4)
+
+
+def test_forward_of_the_quantizer_is_what_trains():
+    model, report = make()
+    optimizer = torch.optim.SGD(model.parameters(), .01)
+    before = {name: value.detach().clone()
+              for name, value in report.learned_parameters().items()}
+    train(model, optimizer)
+    after = report.learned_parameters()
+    assert set(before) == {f'{layer}.{part}.step' for layer in '037'
+                           for part in ('weight_quantizer',
+                                        'input_quantizer')}
+    assert all(after[name] != 0 for name in after)
+    train(model, optimizer, 1)
+    assert all(not torch.equal(before[name], after[name]) for name in after)
+
+
+def test_weights_are_not_reshaped():
+    model, _ = make()
+    weight = model[0].weight.detach().clone()
+    model(normal(4, 3, 8, 8)).sum().backward()
+    step_(get_state(model))
+    assert torch.equal(model[0].weight, weight)
+
+
+def test_rounding_starts_with_the_phase():
+    weight = normal(4, 3)
+    assert LSQWeight(4, 2, -1)(weight, rounding=False) is weight
+
+
+def test_steps_that_no_optimizer_holds_are_an_error_in_the_first_step():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), .01)
+    quantize_(model, dict(weight=dict(type='LSQ', bits=4)))
+    model(normal(2, 4)).sum().backward()
+    with pytest.raises(RuntimeError, match='0.weight_quantizer.step is '
+                       'learned, but the SGD .*add_learned_parameters'):
+        optimizer.step()
+
+
+def test_a_step_that_turned_negative_gives_finite_values():
+    quantizer = LSQWeight(2, 4, -1)
+    with torch.no_grad():
+        quantizer.step.fill_(-.1)
+    assert torch.isfinite(quantizer(normal(2, 3))).all()
+
+
+@pytest.mark.parametrize('weight, activation', [(2, 4), (4, 4), (3, 8)])
+def test_reloads_packs_and_merges(weight, activation):
+    config = dict(weight=dict(type='LSQ', bits=weight, group_size=2),
+                  activation=dict(type='LSQ', bits=activation))
+    model, _ = make(config)
+    train(model, torch.optim.Adam(model.parameters(), 1e-3))
+    model.eval()
+    images = normal(2, 3, 8, 8, seed=9)
+    with torch.no_grad():
+        expected = model(images)
+        for content in (copy.deepcopy(model.state_dict()), pack(model)):
+            other, _ = make(config)
+            other.load_state_dict(content)
+            assert torch.equal(other.eval()(images), expected)
+        merged = merge(model, images)
+        errors = merge_errors(model, merged, images)
+        # The first layer's input is float up to its quantizer.
+        assert len(errors) == 3 and max(errors.values()) < 1e-5
+
+
+def test_without_training_a_calibration_is_enough():
+    model, _ = make()
+    calibrate(model, [lambda: model(normal(4, 3, 8, 8))])
+    other, _ = make()
+    other.load_state_dict(pack(model))
+    images = normal(2, 3, 8, 8, seed=3)
+    assert torch.equal(other.eval()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize('weight, message', [
+    (dict(type='LSQ', bits=1), 'weight.bits is 1, allowed: 2 to 8'),
+    (dict(type='LSQ', bits=4, k=2.), "weight has no field 'k'"),
+    (dict(type='LSQ', bits=4, clip='search'), "weight has no field 'clip'")])
+def test_fields_of_another_type_are_errors(weight, message):
+    with pytest.raises(ValueError, match=message):
+        quantize_(nn.Linear(2, 2), dict(weight=weight))
+
+
+def test_a_rule_of_another_type_has_the_defaults_of_that_type():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    quantize_(model, dict(
+        weight=dict(bits=4, k=3., group_size=2),
+        rules=[dict(match='1', weight=dict(type='LSQ'))]))
+    assert isinstance(model[1].weight_quantizer, LSQWeight)
+    assert model[1].weight_quantizer.bits == 4
+    assert model[1].weight_quantizer.group_size == 2
