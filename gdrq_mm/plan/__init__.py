@@ -1,8 +1,9 @@
 """config -> plan: what becomes of every layer, before any change."""
+from .macs import MacCount, MacCounter, count_macs
 from .outputs import find_outputs
 from .plan import LayerPlan, make_plan
 from .report import QuantReport
 from .trace import LayerTrace, trace_layers
 
-__all__ = ['LayerPlan', 'LayerTrace', 'QuantReport', 'find_outputs',
-           'make_plan', 'trace_layers']
+__all__ = ['LayerPlan', 'LayerTrace', 'MacCount', 'MacCounter', 'QuantReport',
+           'count_macs', 'find_outputs', 'make_plan', 'trace_layers']

@@ -1,0 +1,111 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.functional import linear_quantize
+from gdrq_mm.plan import count_macs
+from gdrq_mm.plan.macs import has_low_bit_filters, is_on_grid
+
+W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
+
+
+def trained(model, x):
+    gdrq_mm.quantize_(model, W4A4)
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    return model
+
+
+class TestIsOnGrid:
+
+    @pytest.mark.parametrize('bits', [2, 4, 8])
+    @pytest.mark.parametrize('signed', [True, False])
+    def test_quantized_values_are_at_their_bits_only(self, bits, signed):
+        x = torch.randn(1, 5000)
+        x = linear_quantize(x, x.abs().max(), bits, signed)
+        assert is_on_grid(x, bits)
+        assert is_on_grid(x + .37, bits)  # an offset is no matter
+        assert not is_on_grid(x, bits - 1)
+
+    def test_every_row_has_its_own_grid(self):
+        rows = torch.randint(-7, 8, (6, 40)) * (1 + torch.rand(6, 1))
+        assert is_on_grid(rows, 4)
+        rows[4, 33] += .1
+        assert not is_on_grid(rows, 4)
+
+    def test_float_values_are_not(self):
+        assert not is_on_grid(torch.randn(3, 9), 8)
+
+    def test_turned_operands(self):
+        weight = torch.randint(-7, 8, (8, 60)) * torch.rand(8, 1)
+        assert has_low_bit_filters(weight, 4)
+        assert has_low_bit_filters(weight.t(), 4)
+        assert has_low_bit_filters(weight.view(8, 15, 2, 2), 4)
+        assert not has_low_bit_filters(torch.randn(8, 60), 4)
+
+
+class TestCount:
+
+    @pytest.mark.parametrize('layer, shape, macs', [
+        (nn.Conv2d(4, 8, 3, padding=1), (2, 4, 6, 5), 2 * 8 * 30 * 4 * 9),
+        (nn.Conv2d(4, 8, 3, groups=2), (2, 4, 6, 5), 2 * 8 * 12 * 2 * 9),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2), (1, 4, 3, 3),
+         4 * 9 * 6 * 4),
+        (nn.Conv1d(4, 8, 3), (2, 4, 9), 2 * 8 * 7 * 4 * 3),
+        (nn.Linear(7, 5), (2, 3, 7), 2 * 3 * 7 * 5),
+        (nn.LSTM(5, 3), (4, 2, 5), 4 * 2 * (12 * 5 + 12 * 3)),
+    ])
+    @pytest.mark.parametrize('inference', [True, False])
+    def test_layers(self, layer, shape, macs, inference):
+        x = torch.randn(shape)
+        with torch.inference_mode(inference):
+            count = count_macs(layer, lambda: layer(x))
+        assert count.parametric == macs
+        assert count.low_bit == count.between_activations == 0
+
+    def test_attention_products_are_told_apart(self):
+        layer = nn.MultiheadAttention(8, 2)
+        x = torch.randn(5, 3, 8)
+        for options in ({}, dict(need_weights=False)):
+            count = count_macs(layer, lambda options=options: layer(
+                x, x, x, **options))
+            assert count.parametric == 15 * 8 * 32
+            assert count.between_activations == 2 * 3 * 5 * 5 * 8
+
+    def test_constants_are_neither(self):
+        layer = nn.Linear(6, 6)
+
+        def forward():
+            return layer(torch.randn(4, 6)) @ torch.eye(6)
+
+        count = count_macs(layer, forward)
+        assert count.parametric == 4 * 36
+        assert count.between_activations == 0
+
+    @pytest.mark.parametrize('inference', [True, False])
+    def test_quantized_layers_see_low_bits(self, inference):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(),
+                              nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(),
+                              nn.Linear(128, 4))
+        x = torch.rand(2, 3, 8, 8)
+        trained(model, x)
+        with torch.inference_mode(inference):
+            count = count_macs(model, lambda: model(x), 4)
+        assert count.low_bit_share == 1
+        assert count.float_parameters() == {}
+
+    def test_a_layer_that_is_left_out_shows(self):
+        model = nn.Sequential(nn.Linear(16, 16), nn.LSTM(16, 4))
+        x = torch.rand(8, 16)
+        trained(model, x)
+        count = count_macs(model, lambda: model(x), 4)
+        assert set(count.float_parameters()) == {
+            '1.weight_ih_l0', '1.weight_hh_l0'}
+        assert count.low_bit == 8 * 256
+
+    def test_the_mode_of_the_model_stays(self):
+        model = nn.Sequential(nn.Linear(3, 3), nn.Dropout())
+        model[1].eval()
+        count_macs(model, lambda: F.relu(model(torch.rand(1, 3))))
+        assert model[0].training and not model[1].training

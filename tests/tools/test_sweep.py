@@ -1,0 +1,110 @@
+"""The sweep itself: what it chooses, that it goes on and tells causes."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+from sweeping import engine as engine_module  # noqa: E402
+from sweeping.engine import Engine  # noqa: E402
+from sweeping.families import candidates, families  # noqa: E402
+from sweeping.page import share, verdict_of, write_page  # noqa: E402
+from sweeping.probe import CHECKS  # noqa: E402
+
+
+def record(package, family, **checks):
+    return dict(package=package, family=family, done=True,
+                checks={**dict.fromkeys(CHECKS, 'ok'), **checks})
+
+
+class TestFamilies:
+
+    def test_every_folder_of_configs(self):
+        found = {package: families(package)
+                 for package in ('mmpretrain', 'mmdet', 'mmseg')}
+        assert len(found['mmpretrain']) > 80
+        assert 'detr' in found['mmdet'] and 'knet' in found['mmseg']
+        assert not any('_base_' in names for names in found.values())
+
+    def test_the_smallest_config_comes_first(self):
+        assert 'tiny' in candidates('mmpretrain', 'convnext')[0].stem
+        assert candidates('mmseg', 'knet')[0].exists()
+
+    def test_unknown_names_teach(self):
+        with pytest.raises(ValueError, match='did you mean.*mask2former'):
+            candidates('mmdet', 'mask2formr')
+
+
+class TestEngine:
+
+    @pytest.fixture
+    def engine(self, tmp_path):
+        return Engine(tmp_path, seconds=60, preload=False)
+
+    def test_what_was_run_stays(self, engine):
+        path = engine.path_of('mmdet', 'detr')
+        path.parent.mkdir()
+        path.write_text(json.dumps(record('mmdet', 'detr')))
+        assert engine.read('mmdet', 'detr')['checks']['train'] == 'ok'
+        path.write_text('{"half":')
+        assert engine.read('mmdet', 'detr') is None
+        assert list(engine.records()) == []
+
+    @pytest.mark.parametrize('limit, said', [
+        (dict(seconds=.1), 'more than 0 seconds'),
+        (dict(gigabytes=.001), 'more than 0.001 GB')])
+    def test_limits_end_a_family_and_are_told(self, engine, limit, said):
+        vars(engine).update(limit)
+        found = engine.run('mmpretrain', 'lenet')
+        assert said in verdict_of(found)
+        assert engine.read('mmpretrain', 'lenet') == found
+
+    def test_a_process_that_dies_is_told(self, engine, monkeypatch):
+        monkeypatch.setattr(engine_module, 'probe', exit)
+        found = engine.run('mmpretrain', 'lenet')
+        assert 'ended with exit code' in verdict_of(found)
+
+
+def test_the_page_has_every_family(tmp_path):
+    records = [
+        record('mmpretrain', 'resnet'),
+        record('mmpretrain', 'beit', packed='other | outputs'),
+        record('mmpretrain', 'blip', float='OSError: no tokenizer')]
+    records[0]['macs'] = dict(parametric=10000, low_bit=9999, float=[
+        ['head.fc.weight', 1]])
+    write_page(tmp_path / 'page.md', records)
+    page = (tmp_path / 'page.md').read_text()
+    for package in ('mmpretrain', 'mmdet', 'mmseg'):
+        assert all(name in page for name in families(package))
+    assert '99.9%' in page and '100.0%' not in page
+    assert 'mmpretrain beit: other \\| outputs' in page
+    assert 'does not run in float here: OSError: no tokenizer' in page
+    assert 'Not run yet' in page
+    assert json.loads((tmp_path / 'page.json').read_text())[0][
+        'family'] == 'resnet'
+
+
+def test_all_is_all():
+    found = record('mmdet', 'detr')
+    found['macs'] = dict(parametric=7, low_bit=7, float=[])
+    assert share(found) == '100.0%'
+
+
+def test_the_tool_runs_a_family(tmp_path):
+    """From the command line: LeNet is the smallest family there is."""
+    command = [sys.executable, str(ROOT / 'tools/sweep.py'), '--work-dir',
+               str(tmp_path)]
+    subprocess.run([*command, 'mmpretrain', 'lenet'], check=True)
+    found = json.loads((tmp_path / 'mmpretrain/lenet.json').read_text())
+    assert verdict_of(found) == 'ok'
+    assert found['macs']['low_bit'] == found['macs']['parametric'] > 0
+    again = subprocess.run([*command, 'mmpretrain', 'lenet'], check=True,
+                           text=True, capture_output=True).stdout
+    assert '1 of 1 families were run before' in again
+    wrong = subprocess.run([*command, 'mmpretrain', 'nolenet'], text=True,
+                           capture_output=True)
+    assert wrong.returncode == 2 and 'no family' in wrong.stderr

@@ -1,0 +1,1 @@
+"""Parts of tools/sweep.py, each runnable without the others."""

@@ -1,0 +1,238 @@
+"""What a quantized model must do as its float model does, check by check.
+
+Every check raises :class:`Failure` with one sentence, or returns.
+"""
+import copy
+import io
+import math
+from typing import Callable, Dict, List, Optional
+
+import numpy as np
+import torch
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+
+from gdrq_mm import quantize_
+from gdrq_mm.deploy import pack
+from gdrq_mm.plan import count_macs
+from gdrq_mm.training import get_state
+
+BITS = 4
+QUANTIZATION = dict(weight=dict(bits=BITS, group_size=4),
+                    activation=dict(bits=BITS))
+
+
+class Failure(Exception):
+    """A check that did not hold, in one sentence."""
+
+
+def seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+class Training:
+    """Two steps through the package's own ``train_step``.
+
+    Attributes:
+        losses (list[float]): Of each step.
+        gradients (list[dict]): Gradients of each step, by parameter.
+    """
+
+    def __init__(self, model: nn.Module, batch: Callable, steps: int = 2
+                 ) -> None:
+        self.losses: List[float] = []
+        self.gradients: List[Dict[str, Tensor]] = []
+        names = {parameter: name
+                 for name, parameter in model.named_parameters()}
+        optimizer = torch.optim.SGD(
+            [each for each in model.parameters() if each.requires_grad],
+            lr=1e-3, momentum=.9)
+
+        def note(*_):
+            self.gradients.append({
+                names[each]: each.grad.clone() for each in names
+                if each.grad is not None})
+
+        optimizer.register_step_pre_hook(note)
+        wrapper = OptimWrapper(optimizer, clip_grad=dict(max_norm=1.))
+        model.train()
+        for step in range(steps):
+            torch.manual_seed(step)
+            np.random.seed(step)
+            losses = model.train_step(batch(), wrapper)
+            total = losses.get('loss')
+            if total is None:
+                total = sum(value.sum() for key, value in losses.items()
+                            if 'loss' in key)
+            self.losses.append(float(total))
+        for value in self.losses:
+            if not math.isfinite(value):
+                raise Failure(f'the loss is {value}')
+
+
+def tensors_of(value) -> List[Tensor]:
+    """All float and integer tensors in what a model returns."""
+    if isinstance(value, Tensor):
+        return [value.detach().clone()]
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return [torch.from_numpy(value.copy())]
+    if isinstance(value, dict):
+        return [each for key in value for each in tensors_of(value[key])]
+    if isinstance(value, (list, tuple)):
+        return [each for item in value for each in tensors_of(item)]
+    if hasattr(value, 'all_keys') or hasattr(value, 'keys'):
+        keys = value.keys()
+        return [each for key in sorted(keys)
+                for each in tensors_of(value.get(key))]
+    if hasattr(value, 'tensor'):  # boxes
+        return tensors_of(value.tensor)
+    return []
+
+
+def predict(model: nn.Module, batch: Callable) -> List[Tensor]:
+    """What the model predicts, and its raw outputs before any threshold.
+
+    Raises:
+        Failure: It gives neither.
+    """
+    found, failures = [], []
+    model.eval()
+    for forward in (_test_step, _raw_forward):
+        seed()
+        try:
+            with torch.no_grad():
+                found += tensors_of(forward(model, batch()))
+        except Exception as error:  # whatever a model of another task raises
+            failures.append(error)
+    found = [each for each in found if each.numel()]
+    if not found:
+        error = failures[0] if failures else None
+        raise Failure('it predicts nothing: ' + sentence(error)
+                      if error else 'it predicts nothing')
+    return found
+
+
+def _test_step(model: nn.Module, batch: dict):
+    samples = batch.get('data_samples')
+    if isinstance(samples, dict) or isinstance(batch['inputs'], dict) and \
+            'sup' in batch['inputs']:
+        batch = {key: value['sup'] for key, value in batch.items()}
+    return model.test_step(batch)
+
+
+def _raw_forward(model: nn.Module, batch: dict):
+    if isinstance(batch['inputs'], dict) and 'sup' in batch['inputs']:
+        batch = {key: value['sup'] for key, value in batch.items()}
+    data = model.data_preprocessor(batch, False)
+    return model(**data, mode='tensor')
+
+
+def sentence(error: Exception) -> str:
+    """One line of an error, its type included."""
+    lines = str(error).strip().splitlines() or ['']
+    text = next((line.strip() for line in reversed(lines) if line.strip()),
+                '') if 'class `' in lines[0] else lines[0]
+    return f'{type(error).__name__}: {text}'[:240]
+
+
+def compare(ours: List[Tensor], theirs: List[Tensor], what: str) -> None:
+    """Bit for bit.
+
+    Raises:
+        Failure: They differ.
+    """
+    if [each.shape for each in ours] != [each.shape for each in theirs]:
+        raise Failure(f'{what} has outputs of other shapes')
+    differing = sum(int((~torch.isclose(
+        a, b, rtol=0, atol=0, equal_nan=True)).sum())
+        for a, b in zip(ours, theirs))
+    if differing:
+        total = sum(each.numel() for each in ours)
+        raise Failure(f'{what} gives other outputs: {differing} of {total} '
+                      'values differ')
+
+
+def check_float_mode(plain: nn.Module, batch: Callable) -> None:
+    """Converted but not rounding yet: outputs and gradients of the float
+    model."""
+    plain, converted = copy.deepcopy(plain), copy.deepcopy(plain)
+    quantize_(converted, QUANTIZATION)
+    state = get_state(converted)
+    if state is None:
+        raise Failure('no layer can be quantized')
+    state.set_phase('reshape')
+    compare(predict(converted, batch), predict(plain, batch), 'float mode')
+    ours, theirs = (Training(each, batch, steps=1)
+                    for each in (converted, plain))
+    if ours.losses != theirs.losses:
+        raise Failure(f'float mode has another loss: {ours.losses[0]} '
+                      f'instead of {theirs.losses[0]}')
+    for name, gradient in theirs.gradients[0].items():
+        found = ours.gradients[0].get(name)
+        if found is None or not torch.equal(found, gradient):
+            raise Failure(f'float mode has another gradient of {name}')
+
+
+def check_gradients(quantized: Training, plain: Training) -> None:
+    """The same parameters learn as in float."""
+    expected, found = (
+        {name for name in each.gradients[-1]} for each in (plain, quantized))
+    missing = sorted(expected - found)
+    if missing:
+        raise Failure(f'{len(missing)} parameters get no gradient that get '
+                      f'one in float, {missing[0]} for one')
+    added = sorted(found - expected)
+    if added:
+        raise Failure(f'{len(added)} parameters get a gradient that get none '
+                      f'in float, {added[0]} for one')
+
+
+def check_twice(model: nn.Module, batch: Callable) -> List[Tensor]:
+    expected = predict(model, batch)
+    compare(predict(model, batch), expected, 'a second prediction')
+    return expected
+
+
+def loads_strictly(model: nn.Module) -> bool:
+    """Whether a float model loads its own weights."""
+    try:
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+    except RuntimeError:
+        return False
+    return True
+
+
+def check_reload(model: nn.Module, build: Callable, batch: Callable,
+                 expected: List[Tensor], strict: bool, packed: bool) -> None:
+    """Saved, built anew, loaded: outputs are equal bit for bit."""
+    file = io.BytesIO()
+    torch.save(pack(model) if packed else model.state_dict(), file)
+    file.seek(0)
+    copied = build()
+    quantize_(copied, QUANTIZATION)
+    copied.load_state_dict(torch.load(file, weights_only=True),
+                           strict=strict)
+    compare(predict(copied, batch), expected,
+            'the packed model' if packed else 'the reloaded model')
+
+
+def measure(model: nn.Module, batch: Callable) -> dict:
+    """MACs of a prediction that see low-bit operands."""
+    failure: Optional[Exception] = None
+    for forward in (_test_step, _raw_forward):
+        seed()
+        try:
+            count = count_macs(model, lambda: forward(model, batch()), BITS)
+        except Exception as error:
+            failure = error
+            continue
+        if count.parametric:
+            total = count.parametric
+            rest = sorted(count.float_parameters().items(),
+                          key=lambda item: -item[1])
+            return dict(
+                parametric=total, low_bit=count.low_bit,
+                between_activations=count.between_activations,
+                float=[[name, macs] for name, macs in rest[:20]])
+    raise Failure('no MACs seen' if failure is None else sentence(failure))
