@@ -1,0 +1,99 @@
+"""Step sizes that quantizers learn, in runs of mmengine."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gdrq_mm.training import get_state, learned_parameters
+
+LSQ = dict(weight=dict(type='LSQ', bits=4), activation=dict(type='LSQ',
+                                                            bits=4))
+HOOK = dict(type='GDRQHook', quantization=LSQ)
+WORKER = Path(__file__).parents[1] / 'integration' / 'ddp_worker.py'
+
+
+def learned_of(runner):
+    return learned_parameters(get_state(runner.model))
+
+
+def test_the_hook_hands_them_to_the_optimizer(make_runner):
+    runner = make_runner('resnet', dict(HOOK, lr_mult=.5),
+                         train_cfg=dict(max_epochs=1))
+    runner.train()
+    learned = learned_of(runner)
+    assert len(learned) == 2 * 54
+    ordinary, ours = runner.optim_wrapper.optimizer.param_groups
+    assert {id(each) for each in ours['params']} == {
+        id(each) for each in learned.values()}
+    assert not {id(each) for each in ordinary['params']} & {
+        id(each) for each in ours['params']}
+    assert ours['weight_decay'] == 0 and ordinary['weight_decay'] == 1e-4
+    assert ours['momentum'] == ordinary['momentum'] == .9
+    # The schedule moves both, by the same factor.
+    assert ours['initial_lr'] == pytest.approx(.5 * ordinary['initial_lr'])
+    assert ours['lr'] == pytest.approx(.5 * ordinary['lr'])
+    assert ordinary['lr'] > .1 * ordinary['initial_lr']
+    # All of them were stepped (those of inputs from the second step on).
+    state = runner.optim_wrapper.optimizer.state
+    assert all('momentum_buffer' in state[each] for each in learned.values())
+
+
+def test_a_model_that_was_converted_before_gets_the_same_groups(make_runner):
+    model = dict(type='QuantizedModel', architecture='ImageClassifier',
+                 quantization=LSQ)
+    runs = []
+    for name, options, hook in (('hook', {}, HOOK),
+                                ('model', {'model': model},
+                                 dict(type='GDRQHook'))):
+        runner = make_runner('resnet', hook, train_cfg=dict(max_epochs=1),
+                             work_dir=name, **options)
+        runner.train()
+        runs.append(runner)
+    hook, model = runs
+    for ours, theirs in zip(hook.optim_wrapper.optimizer.param_groups,
+                            model.optim_wrapper.optimizer.param_groups):
+        assert len(ours['params']) == len(theirs['params'])
+        assert ours['weight_decay'] == theirs['weight_decay']
+    assert hook.record.losses == model.record.losses
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(make_runner, tmp_path):
+    whole = make_runner('resnet', HOOK, work_dir=tmp_path / 'whole')
+    whole.train()
+    first = make_runner('resnet', HOOK, work_dir=tmp_path / 'halves',
+                        train_cfg=dict(max_epochs=1))
+    first.train()
+    second = make_runner('resnet', HOOK, work_dir=tmp_path / 'halves',
+                         resume=True)
+    second.train()
+    assert whole.record.losses == first.record.losses + second.record.losses
+    for name, value in learned_of(whole).items():
+        assert torch.equal(value, learned_of(second)[name]), name
+
+
+def test_two_processes_learn_the_same_steps(load_config, tmp_path):
+    cfg = load_config('resnet')
+    cfg.custom_hooks = [HOOK]
+    cfg.train_dataloader.batch_size = 2
+    for key in ('test_dataloader', 'test_cfg', 'test_evaluator'):
+        cfg.pop(key)
+    cfg.dump(tmp_path / 'config.py')
+    jobs = [subprocess.Popen(
+        [sys.executable, str(WORKER), str(tmp_path / 'config.py'), str(rank),
+         '2', str(tmp_path)], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, 'LOCAL_RANK': str(rank)}) for rank in range(2)]
+    for job in jobs:
+        output, _ = job.communicate(timeout=300)
+        assert job.returncode == 0, output[-4000:]
+    ours, theirs = (torch.load(tmp_path / f'{rank}_of_2.pth',
+                               weights_only=True)['state_dict']
+                    for rank in range(2))
+    steps = [key for key in ours if key.endswith('.step')]
+    assert len(steps) == 2 * 54
+    for key in ours:
+        if 'running_' not in key and 'num_batches' not in key:
+            assert torch.equal(ours[key], theirs[key]), key
