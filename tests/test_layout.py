@@ -8,10 +8,10 @@ PACKAGE = Path(__file__).parents[1] / 'gdrq_mm'
 MODULES = sorted(path for path in PACKAGE.rglob('*.py')
                  if '.mim' not in path.parts)
 # Data flows this way: a room may import from those before it.
-ORDER = ['version', 'errors', 'modes', 'functional', 'clip_search', 'kernels',
-         'quantizers', 'config', 'layers', 'plan', 'training', 'checkpoint',
-         'convert', 'merge', 'integer', 'export', 'deploy', 'analysis',
-         'openmmlab', 'deployable', 'cli']
+ORDER = ['version', 'errors', 'modes', 'writing', 'functional', 'clip_search',
+         'kernels', 'quantizers', 'config', 'layers', 'plan', 'training',
+         'checkpoint', 'convert', 'merge', 'integer', 'export', 'deploy',
+         'analysis', 'openmmlab', 'deployable', 'cli', '__main__']
 MM = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 OUTSIDE = ('openmmlab', 'deployable', 'cli')  # they import mm packages
 

@@ -1,10 +1,10 @@
 """Where gdrq_mm meets mmengine, mmcv and the mm packages."""
 from .hook import GDRQHook
 from .mmcv_layers import register_mmcv_layers
-from .patches import patch_mmengine, unpatch_mmengine
+from .patches import active_patches, patch_mmengine, unpatch_mmengine
 from .quantized_model import QuantizedModel
 
-__all__ = ['GDRQHook', 'QuantizedModel', 'patch_mmengine',
+__all__ = ['GDRQHook', 'QuantizedModel', 'active_patches', 'patch_mmengine',
            'unpatch_mmengine']
 
 register_mmcv_layers()

@@ -16,7 +16,7 @@ from ..training import any_threshold, get_state, metrics, update_bn_stats
 from .calibrate import training_forwards
 from .checks import check_model
 from .learned import train_learned_parameters
-from .run_log import log_first_iteration, log_plan
+from .run_log import log_first_iteration, log_patches, log_plan
 
 
 @HOOKS.register_module()
@@ -83,6 +83,7 @@ class GDRQHook(Hook):
 
     def before_run(self, runner) -> None:
         """Convert the model."""
+        log_patches()
         check_model(runner.model, runner.cfg)
         self.model = _unwrap(runner.model)
         if self.quantization is None:

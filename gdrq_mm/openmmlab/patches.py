@@ -56,6 +56,11 @@ def patch_mmengine() -> List[str]:
                 _save_before_removing()})
         for change in _undo:
             logging.getLogger('gdrq_mm').info('mmengine: %s', change)
+    return active_patches()
+
+
+def active_patches() -> List[str]:
+    """What is changed now, in words."""
     return list(_undo)
 
 

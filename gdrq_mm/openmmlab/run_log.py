@@ -8,6 +8,14 @@ from .. import kernels
 from ..plan import QuantReport
 from ..training import QuantizationState
 from .checks import frozen_norms
+from .patches import active_patches
+
+
+def log_patches() -> None:
+    """What importing gdrq_mm changed in mmengine, in one entry."""
+    changes = active_patches() or ['nothing']
+    print_log('GDRQHook: changed in mmengine (GDRQ_MM_PATCHES=off takes it '
+              'back): ' + '; '.join(changes), 'current')
 
 
 def log_plan(model: nn.Module, state: QuantizationState) -> None:
