@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as TF
 
 from gdrq_mm import calibrate, quantize_
-from gdrq_mm.checkpoint import NAME
+from gdrq_mm.checkpoint import NAME, CheckpointError
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.plan import make_plan, trace_layers
 from gdrq_mm.training import get_state
@@ -381,14 +381,15 @@ def test_quantized_state_dict_of_another_scheme_changes_nothing(other, names):
     assert torch.equal(model(batch()), output)
 
 
-def test_scheme_entry_removed_loads_the_weights_alone():
-    source, model = trained(W4A4), make_net(3)
-    quantize_(model, dict(weight=dict(bits=2)))
+def test_thresholds_without_their_schemes_are_refused():
+    """As of a converted wrapper, or of a teacher taken out of a distiller."""
+    source, model = trained(W4A4), trained(W4A4, seed=1)
+    before = snapshot(model)
     state_dict = source.state_dict()
     del state_dict[f'{NAME}.schemes']
-    model.load_state_dict(state_dict, strict=False)
-    assert torch.equal(model.conv1.weight, source.conv1.weight)
-    assert not model.conv1.weight_quantizer.clip.any()
+    with pytest.raises(CheckpointError, match='not the schemes'):
+        model.load_state_dict(state_dict, strict=False)
+    assert same(model.state_dict(), before)
 
 
 @pytest.mark.parametrize('config', CONFIGS)

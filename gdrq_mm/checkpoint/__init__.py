@@ -1,9 +1,11 @@
 """State dicts of quantized models: names, checks, packed codes."""
-from .gate import add_load_gate, remove_load_gate
-from .integrity import digest, open_seal, seal
-from .keys import FORMAT, NAME, is_quantizer_entry
+from .errors import CheckpointError
+from .gate import add_load_gate, check_whole, remove_load_gate
+from .integrity import check_meta, digest, open_seal, seal
+from .keys import FORMAT, NAME
 from .packing import pack, pack_bits, unpack_bits
+from .parts import float_weights, part_of
 
-__all__ = ['FORMAT', 'NAME', 'add_load_gate', 'digest', 'is_quantizer_entry',
-           'open_seal', 'pack', 'pack_bits', 'remove_load_gate', 'seal',
-           'unpack_bits']
+__all__ = ['FORMAT', 'NAME', 'CheckpointError', 'add_load_gate', 'check_meta',
+           'check_whole', 'digest', 'float_weights', 'open_seal', 'pack',
+           'pack_bits', 'part_of', 'remove_load_gate', 'seal', 'unpack_bits']

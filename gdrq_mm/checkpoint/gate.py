@@ -1,171 +1,274 @@
 """A checkpoint on its way into a quantized model: checked, then adapted.
 
-All checks come before anything is loaded, so that a checkpoint that is
-refused changes nothing.
+The one way in: of a whole model, of a part that loads alone (``init_cfg`` of
+a backbone), of a quantized model inside another (a teacher); packed, latent
+or of a training; into a float model, where it is refused. All checks come
+before anything is loaded, so that what is refused changes nothing.
 """
 import functools
-import json
-from typing import Optional
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor, nn
 
-from .integrity import open_seal
-from .keys import NAME, is_packed, is_quantizer_entry
-from .packing import packed_shapes, unpack_weight
+from .checks import (
+    check_architecture,
+    check_kinds,
+    check_quantizers,
+    check_values,
+    is_of_other_head,
+    join,
+)
+from .errors import CheckpointError
+from .integrity import is_sealed, open_seal
+from .keys import NAME, PACKED, is_stored, read_schemes
+from .packing import unpack_weight
+from .parts import float_weights
+
+# Says to the hooks further down that the entries of a layer were checked.
+_MARK = 'gdrq_mm_checked'
 
 
 def add_load_gate(model: nn.Module, state: nn.Module) -> None:
-    """Let ``model`` check what it loads, as a whole and layer by layer.
+    """Let ``model``, and every part of it, check what it loads.
 
     Args:
         model (nn.Module): The converted model.
         state (QuantizationState): Its state.
     """
-    # Before those of the layers: what it refuses changes nothing.
-    model._register_load_state_dict_pre_hook(
-        functools.partial(_before_load, state), True)
-    for layer in state.layers.values():
-        layer._register_load_state_dict_pre_hook(before_layer_load, True)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    gated = {}
+    for name in _layers_of(model, state):
+        parts = name.split('.') if name else []
+        for length in range(len(parts) + 1):
+            part = modules['.'.join(parts[:length])]
+            gated[id(part)] = part
+    for part in gated.values():
+        part._register_load_state_dict_pre_hook(
+            functools.partial(_before_load, state), True)
 
 
 def remove_load_gate(model: nn.Module) -> None:
     """Merged models load no training checkpoints."""
-    hooks = model._load_state_dict_pre_hooks
-    for key, hook in list(hooks.items()):
-        if getattr(hook.hook, 'func', None) is _before_load:
-            del hooks[key]
+    for module in model.modules():
+        for key in _gates(module):
+            del module._load_state_dict_pre_hooks[key]
 
 
-def _before_load(state, model, state_dict, prefix, *_) -> None:
-    """Load hook of the whole model; raises before anything changes."""
-    phase = prepare(state, model, state_dict, prefix)
-    if phase is not None:
-        state.enter_loaded_phase(phase)
+def _gates(module: nn.Module) -> list:
+    return [key for key, hook in module._load_state_dict_pre_hooks.items()
+            if getattr(hook.hook, 'func', None) is _before_load]
 
 
-def prepare(state, model, state_dict: dict, prefix: str) -> Optional[int]:
-    """Check a state dict and give it the entries that it lacks.
+def check_whole(module: nn.Module, state_dict: dict) -> None:
+    """Check what a model that need not be quantized is about to load.
 
-    A float checkpoint gets the quantization entries of a fresh model, and
-    so does a reshaped one of another scheme: nothing in it was rounded yet.
-    A quantized one must have this model's schemes, a packed one its
-    architecture as well.
+    What a quantized model inside it refuses is refused before anything of the
+    others is loaded.
 
     Args:
-        state (QuantizationState): Of the model.
-        model (nn.Module): The converted model.
-        state_dict (dict): The checkpoint, is changed.
-        prefix (str): Of the model in it.
+        module (nn.Module): The model.
+        state_dict (dict): Whole; it is not changed.
+
+    Raises:
+        CheckpointError: It is of a quantized model and this one is float, or
+            a quantized model inside refuses it.
+    """
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for key in state_dict:
+        prefix, found, _ = key.partition(f'{NAME}.schemes')
+        part = modules.get(prefix.rstrip('.'))
+        if found and part is not None and not _gates(part):
+            raise CheckpointError(
+                'the checkpoint is of a quantized model, and '
+                f'{prefix.rstrip(".") or "this model"} is float: its '
+                'thresholds and bits would be lost. Build the model with the '
+                "config published with it (type='QuantizedModel'), or train "
+                'and test with GDRQHook in custom_hooks. For its float '
+                'weights alone, save what gdrq_mm.checkpoint.float_weights '
+                'gives. Nothing was loaded.')
+    for name, part in modules.items():
+        hooks = [part._load_state_dict_pre_hooks[key].hook
+                 for key in _gates(part)]
+        outer = name and _gates(modules[name.rpartition('.')[0]])
+        if hooks and name and not outer:
+            prefix = f'{name}.'
+            hooks[0](part, {key: value for key, value in state_dict.items()
+                            if key.startswith(prefix)}, prefix, dry_run=True)
+
+
+def _layers_of(module: nn.Module, state) -> Dict[str, nn.Module]:
+    """Converted layers, by each of their names in ``module``."""
+    converted = set(map(id, state.layers.values()))
+    return {name: layer for name, layer in module.named_modules(
+        remove_duplicate=False) if id(layer) in converted}
+
+
+def _schemes_of(module: nn.Module, state) -> Dict[str, dict]:
+    """Schemes of the converted layers, by their names in ``module``."""
+    every = read_schemes({f'{NAME}.schemes': state.schemes})
+    if module._modules.get(NAME) is state:
+        return every
+    schemes = {id(layer): every[name] for name, layer in state.layers.items()}
+    return {name: schemes[id(layer)] for name, layer
+            in module.named_modules() if id(layer) in schemes}
+
+
+def _before_load(state, module, state_dict, prefix, *_,
+                 dry_run: bool = False) -> None:
+    """Load hook of the model and of every part with converted layers.
+
+    The outermost of those that load checks, and marks what it has checked.
+    """
+    layers = _layers_of(module, state)
+    marks = {f'{prefix}{join(name, _MARK)}' for name in layers}
+    if not marks <= state_dict.keys():
+        phase = _prepare(state, module, layers, state_dict, prefix)
+        if dry_run:
+            return
+        state_dict.update(dict.fromkeys(marks, torch.empty(0)))
+        if phase is not None and module._modules.get(NAME) is state:
+            state.enter_loaded_phase(phase)
+    if '' in layers:  # the module is one itself
+        del state_dict[f'{prefix}{_MARK}']
+        unpack_weight(module, state_dict, prefix)
+        module.forget()
+
+
+def _prepare(state, module, layers, state_dict, prefix: str
+             ) -> Optional[int]:
+    """Check the entries of a module and give it those that it lacks.
+
+    A float checkpoint gets the quantization entries of a fresh model, and so
+    does a reshaped one of another scheme: nothing in it was rounded yet. A
+    quantized one must have this model's schemes, a packed one its
+    architecture as well.
 
     Returns:
         int, optional: Index of the phase it was saved in; None for a float
         one.
 
     Raises:
-        RuntimeError: The checkpoint is damaged, of another model or
-            quantization, or packed from another architecture.
+        CheckpointError: It is damaged, of another model or quantization, or
+            packed from another architecture.
     """
-    own = f'{prefix}{NAME}.'
-    open_seal(state_dict, prefix, NAME)
-    if _is_other_reshaped(state, state_dict, own):
-        for key in filter(is_quantizer_entry, list(state_dict)):
-            del state_dict[key]
-    if own + 'schemes' in state_dict:
-        _check_schemes(state.schemes, state_dict[own + 'schemes'])
-        _check_entries(state, state_dict, prefix)
-        if is_packed(state_dict):
-            _check_architecture(model, state_dict, prefix)
-        return int(state_dict[own + 'phase_index'])
-    _check_any(model, state_dict, prefix)
-    state_dict[own + 'schemes'] = state.schemes
-    state_dict[own + 'phase_index'] = state.phase_index
-    for name, layer in state.layers.items():
-        where = f'{prefix}{name}.' if name else prefix
-        for key, value in layer.quantizer_state().items():
-            state_dict[where + key] = torch.zeros_like(value)
-    return None
+    entries = {key[len(prefix):]: value for key, value in state_dict.items()
+               if key.startswith(prefix)}
+    whole = module._modules.get(NAME) is state
+    schemes, ours = read_schemes(entries), _schemes_of(module, state)
+    check_kinds(module, entries)
+    phase = None
+    if schemes is not None:
+        phase = _phase(entries)
+        if phase == 0 and schemes != ours:
+            entries = float_weights(entries)
+            schemes = phase = None
+    if schemes is None:
+        _check_float(module, layers, entries)
+    else:
+        _check_structure(module, layers, entries, schemes, ours)
+        open_seal(entries, '', NAME)
+    check_values(module, layers, entries)
+    if schemes is None:
+        entries.update(_fresh(layers, entries))
+        if whole and entries:
+            entries[f'{NAME}.schemes'] = state.schemes
+            entries[f'{NAME}.phase_index'] = state.phase_index
+    else:
+        _check_schemes(schemes, ours)
+        for name, layer in layers.items():
+            if is_of_other_head(layer, name, entries):
+                entries.update(_zeros(layer, name, 'weight_quantizer.'))
+        if not whole:  # no entries of a part
+            for key in ('schemes', 'phase_index'):
+                entries.pop(f'{NAME}.{key}')
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        del state_dict[key]
+    state_dict.update((prefix + key, value) for key, value in entries.items())
+    return phase
 
 
-def before_layer_load(layer, state_dict, prefix, *_) -> None:
-    """Load hook of one layer: a float one has no quantization entries.
-
-    One a layer, because parts of a model load alone as well (the ``init_cfg``
-    of a backbone). Packed codes become the weight they stand for.
-    """
-    unpack_weight(layer, state_dict, prefix)
-    fresh = layer.quantizer_state()
-    if any(prefix + key in state_dict for key in fresh):
-        # The weight of another head is not loaded: nor are its clip values.
-        weight = state_dict.get(f'{prefix}weight')
-        other = weight is not None and weight.shape != layer.weight.shape
-        fresh = {key: value for key, value in fresh.items()
-                 if other and key.startswith('weight_quantizer.')}
-    for key, value in fresh.items():
-        state_dict[prefix + key] = torch.zeros_like(value)
-    layer.forget()
+def _phase(entries: dict) -> int:
+    index = entries.get(f'{NAME}.phase_index')
+    if not is_stored(index) or index.numel() != 1 or index.dim() \
+            or index.dtype != torch.int64 or int(index) not in (0, 1):
+        raise CheckpointError(
+            'the quantized checkpoint is damaged: its phase '
+            f'({NAME}.phase_index) is neither 0 nor 1. Nothing was loaded.')
+    return int(index)
 
 
-def _check_any(model, state_dict, prefix: str) -> None:
-    """A checkpoint must have something of the model."""
-    if state_dict and not any(prefix + key in state_dict
-                              for key in model.state_dict()):
-        raise RuntimeError(
+def _check_float(module, layers, entries: dict) -> None:
+    """It must be of this model, and must not have thresholds."""
+    added = [join(name, key) for name, layer in layers.items()
+             for key in (PACKED, *layer.quantizer_state())
+             if join(name, key) in entries]
+    if added or is_sealed(entries, '', NAME):
+        raise CheckpointError(
+            f'the checkpoint has {added[0] if added else "a seal"} but not '
+            f'the schemes that say what it is ({NAME}.schemes). It is '
+            'damaged, a part of another one (gdrq_mm.checkpoint.part_of '
+            'gives one with its schemes), or was saved without the wrapper '
+            'around the model that was converted (convert the model inside '
+            'DistributedDataParallel or torch.compile, not the wrapper). '
+            'Nothing was loaded.')
+    if entries and not any(key in entries for key in module.state_dict()):
+        raise CheckpointError(
             'the checkpoint has no entry of this model (its first one is '
-            f'{next(iter(state_dict))!r}): it is of another model, or '
-            'damaged. Nothing was loaded.')
+            f'{next(iter(entries))!r}): it is of another model, or damaged. '
+            'Nothing was loaded.')
 
 
-def _check_architecture(model, state_dict, prefix: str) -> None:
-    """A packed checkpoint must have the model's entries, and no others."""
-    ours = {key: tuple(value.shape)
-            for key, value in model.state_dict().items()}
-    ours.update(packed_shapes(model, ours))
-    theirs = {key[len(prefix):]: tuple(value.shape)
-              for key, value in state_dict.items() if key.startswith(prefix)}
-    differing = sorted(key for key in {*ours, *theirs}
-                       if ours.get(key) != theirs.get(key))
-    if not differing:
-        return
-    shown = '\n'.join(
-        f'  {key}: checkpoint {theirs.get(key, "has none")}, model '
-        f'{ours.get(key, "has none")}' for key in differing[:5])
-    raise RuntimeError(
-        'the packed checkpoint is of another architecture than the model, '
-        f'{len(differing)} entries differ (shapes):\n{shown}\nNothing was '
-        'loaded; use the config published with it (meta["cfg"] of the '
-        'checkpoint). Only latent and training checkpoints can start models '
-        'with other heads.')
-
-
-def _is_other_reshaped(state, state_dict, own: str) -> bool:
-    """Whether it is of the 'reshape' phase, by another scheme."""
-    return (own + 'schemes' in state_dict
-            and int(state_dict.get(own + 'phase_index', 1)) == 0
-            and not torch.equal(state_dict[own + 'schemes'].cpu(),
-                                state.schemes.cpu()))
-
-
-def _check_entries(state, state_dict, prefix: str) -> None:
-    """A quantized checkpoint must have all it was saved with."""
-    missing = [
-        key for name, layer in state.layers.items()
-        for key in ((f'{prefix}{name}.' if name else prefix) + entry
-                    for entry in layer.quantizer_state())
-        if key not in state_dict]
-    if missing:
-        raise RuntimeError(
-            f'the quantized checkpoint is damaged: {len(missing)} entries '
-            f'are missing, {missing[0]} for one. Nothing was loaded.')
-
-
-def _check_schemes(own: Tensor, encoded: Tensor) -> None:
-    ours = json.loads(bytes(own.tolist()))
+def _check_structure(module, layers, entries, schemes, ours) -> None:
+    """Names, shapes and sizes."""
+    packed = any(join(name, PACKED) in entries for name in layers)
+    whole = NAME in module._modules  # only files of whole models are sealed
+    if packed and whole and f'{NAME}.format' not in entries:
+        raise CheckpointError(
+            'the packed checkpoint has no format version: it is damaged, or '
+            'was published before gdrq_mm had one. Nothing was loaded; '
+            'publish the training checkpoint again.')
     try:
-        theirs = json.loads(bytes(encoded.tolist()))
-    except (TypeError, ValueError) as error:
-        raise RuntimeError('the quantized checkpoint is damaged: its schemes '
-                           'are no JSON. Nothing was loaded.') from error
+        if packed:
+            without = dict(entries)
+            for part in ('format', 'meta_digest', 'digest'):
+                without.pop(f'{NAME}.{part}', None)
+            if not whole:
+                for part in ('schemes', 'phase_index'):
+                    without.pop(f'{NAME}.{part}', None)
+            check_architecture(module, without)
+        check_quantizers(layers, entries)
+    except CheckpointError:
+        _check_schemes(schemes, ours)  # of other bits, it has other shapes
+        raise
+
+
+def _fresh(layers, entries: dict) -> Dict[str, Tensor]:
+    """Quantization entries that a float checkpoint gets.
+
+    Of a layer whose weight comes with it they are unset; thresholds of what
+    is not loaded stay. Those of a layer without a weight are unset if any
+    other is.
+    """
+    loaded = {name for name in layers if join(name, 'weight') in entries}
+    fresh = {}
+    for name, layer in layers.items():
+        if name in loaded or (loaded and not hasattr(layer, 'weight')):
+            fresh.update(_zeros(layer, name))
+        else:
+            fresh.update((join(name, key), value.clone()) for key, value
+                         in layer.quantizer_state().items())
+    return fresh
+
+
+def _zeros(layer, name: str, part: str = '') -> Dict[str, Tensor]:
+    """Zero means "not set yet"."""
+    return {join(name, key): torch.zeros_like(value)
+            for key, value in layer.quantizer_state().items()
+            if key.startswith(part)}
+
+
+def _check_schemes(theirs: Dict[str, dict], ours: Dict[str, dict]) -> None:
     if ours == theirs:
         return
     differing = sorted(
@@ -176,16 +279,14 @@ def _check_schemes(own: Tensor, encoded: Tensor) -> None:
         f'config {ours.get(name, "float")}' for name in differing[:5])
     more = f'\n  ... and {len(differing) - 5} more' \
         if len(differing) > 5 else ''
-    raise RuntimeError(
+    raise CheckpointError(
         'the checkpoint was trained with another quantization than the '
         f'config asks for, {len(differing)} layers differ:\n{shown}{more}'
         '\nUse the config it was trained with (the runner keeps a copy in '
-        'its work_dir, a published file in meta["cfg"]). To start a new '
+        'its work_dir, a published file has one beside it). To start a new '
         'training from its weights alone, make a float checkpoint of one '
         'that is not packed:\n'
         '  import torch\n'
-        '  from gdrq_mm.checkpoint import is_quantizer_entry\n'
+        '  from gdrq_mm.checkpoint import float_weights\n'
         '  weights = torch.load(path, map_location="cpu")["state_dict"]\n'
-        '  weights = {key: value for key, value in weights.items()\n'
-        '             if not is_quantizer_entry(key)}\n'
-        '  torch.save(dict(state_dict=weights), new_path)')
+        '  torch.save(dict(state_dict=float_weights(weights)), new_path)')

@@ -1,24 +1,77 @@
-"""Every name that quantization adds to a checkpoint, and its format."""
-from typing import Dict
+"""Every name that quantization adds to a checkpoint, and its format.
 
+Which entries are ours is never told by their names alone, which a model may
+have of its own: the schemes, an entry of the file, name the layers that were
+converted.
+"""
+import json
+from typing import Dict, Optional
+
+import torch
 from torch import Tensor
+
+from .errors import CheckpointError
 
 NAME = 'quantization_state'  # the child of the converted model
 
 # What converted layers add, as submodules.
 QUANTIZER_NAMES = ('weight_quantizer', 'input_quantizer', 'site_quantizers',
                    'output_quantizer')
+PACKED = 'weight_packed'  # in published files, in the place of ``weight``
 
 # Of published files; raised whenever an older gdrq_mm could no longer read
-# what is written.
-FORMAT = 1
+# what is written. 2: the digest covers the metadata.
+FORMAT = 2
+READABLE_FORMATS = (1, 2)
+
+MAX_SCHEMES = 2**24  # bytes; a model of 10,000 layers has some 2^20
 
 
-def is_quantizer_entry(key: str) -> bool:
-    """Whether a state-dict entry is none of the float model's."""
-    return not {NAME, *QUANTIZER_NAMES}.isdisjoint(key.split('.'))
+def is_stored(value) -> bool:
+    """Whether a value is a plain tensor whose every element is in memory.
+
+    One of a file may claim 2^30 elements by a stride of zero.
+    """
+    return (isinstance(value, Tensor) and value.layout == torch.strided
+            and not value.is_quantized and not value.is_meta
+            and value.numel() * value.element_size()
+            <= value.untyped_storage().nbytes())
 
 
-def is_packed(state_dict: Dict[str, Tensor]) -> bool:
-    """Whether a state dict holds packed codes."""
-    return any(key.endswith('weight_packed') for key in state_dict)
+def encode_schemes(schemes: Dict[str, dict]) -> Tensor:
+    """Schemes as an entry of a state dict: JSON, as bytes."""
+    text = json.dumps(schemes, sort_keys=True).encode()
+    return torch.tensor(list(text), dtype=torch.uint8)
+
+
+def read_schemes(state_dict: dict, prefix: str = ''
+                 ) -> Optional[Dict[str, dict]]:
+    """Scheme of every converted layer, as a state dict says.
+
+    Args:
+        state_dict (dict): Of a whole model.
+        prefix (str): Of the model in it. Defaults to ''.
+
+    Returns:
+        dict[str, dict], optional: None for a float one.
+
+    Raises:
+        CheckpointError: They are damaged.
+    """
+    key = f'{prefix}{NAME}.schemes'
+    if key not in state_dict:
+        return None
+    encoded = state_dict[key]
+    try:
+        if not is_stored(encoded) or encoded.dtype != torch.uint8 \
+                or encoded.dim() != 1 or len(encoded) > MAX_SCHEMES:
+            raise ValueError
+        schemes = json.loads(bytes(encoded.tolist()))
+        if not isinstance(schemes, dict) or not all(
+                isinstance(scheme, dict) for scheme in schemes.values()):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise CheckpointError(
+            f'the quantized checkpoint is damaged: its schemes ({key}) are '
+            'no JSON of one dict a layer. Nothing was loaded.') from None
+    return schemes

@@ -1,13 +1,14 @@
 """Weights as codes of their true bit width, in a dense stream of bytes."""
 import math
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from ..training import get_state
+from .errors import CheckpointError
 from .integrity import seal
-from .keys import NAME
+from .keys import NAME, PACKED
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
@@ -41,7 +42,7 @@ def unpack_bits(packed: Tensor, bits: int, shape: Tuple[int, int]) -> Tensor:
         shape (tuple[int, int]): Rows and columns of the values.
 
     Returns:
-        Tensor: int64, of that shape.
+        Tensor: uint8, of that shape.
 
     Raises:
         ValueError: ``packed`` is not of the size that ``shape`` needs.
@@ -52,10 +53,11 @@ def unpack_bits(packed: Tensor, bits: int, shape: Tuple[int, int]) -> Tensor:
         raise ValueError(
             f'packed codes are {packed.dtype} of shape '
             f'{tuple(packed.shape)}, expected uint8 of shape {expected}')
-    shifts = torch.arange(8, device=packed.device)
-    stream = ((packed.long()[..., None] >> shifts) & 1).flatten(1)
+    # In bytes throughout: int64 would take 64 times the memory.
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    stream = ((packed[..., None] >> shifts) & 1).flatten(1)
     stream = stream[:, :columns * bits].reshape(rows, columns, bits)
-    return (stream << torch.arange(bits, device=packed.device)).sum(-1)
+    return (stream << shifts[:bits]).sum(-1, dtype=torch.uint8)
 
 
 def packed_shapes(model: nn.Module, shapes: Dict[str, tuple]
@@ -73,7 +75,7 @@ def packed_shapes(model: nn.Module, shapes: Dict[str, tuple]
         if quantizer is not None:
             prefix = f'{name}.' if name else ''
             rows, *rest = shapes.pop(f'{prefix}weight')
-            packed[f'{prefix}weight_packed'] = (
+            packed[f'{prefix}{PACKED}'] = (
                 rows, -(-math.prod(rest) * quantizer.bits // 8))
     return packed
 
@@ -98,10 +100,44 @@ def pack_weights(layers: Dict[str, nn.Module],
         codes, _ = quantizer.codes(weight)
         indices = (codes - quantizer.lowest_code) / quantizer.code_step
         del state_dict[f'{prefix}weight']
-        state_dict[f'{prefix}weight_packed'] = pack_bits(
+        state_dict[f'{prefix}{PACKED}'] = pack_bits(
             indices.flatten(1), quantizer.bits)
         for key, value in quantizer.packed_state(weight).items():
             state_dict[f'{prefix}weight_quantizer.{key}'] = value
+
+
+def _indices(layer: nn.Module, packed: Tensor) -> Tensor:
+    """Codes of a packed weight, counted from 0."""
+    weight = layer.weight
+    return unpack_bits(packed, layer.weight_quantizer.bits,
+                       (weight.shape[0], weight[0].numel()))
+
+
+def check_codes(layer: nn.Module, packed: Tensor, key: str) -> None:
+    """Refuse codes that no weight has.
+
+    Args:
+        layer (nn.Module): The quantized layer they are for.
+        packed (Tensor): Its entry in a packed checkpoint.
+        key (str): The name of the entry, for the message.
+
+    Raises:
+        CheckpointError: Codes are beyond the levels of the layer, or of
+            another size.
+    """
+    quantizer = layer.weight_quantizer
+    try:
+        greatest = int(_indices(layer, packed).max())
+    except ValueError as error:
+        raise CheckpointError(
+            f'{key}: {error}; the checkpoint is of another architecture or '
+            'quantization, or damaged. Nothing was loaded.') from error
+    greatest = quantizer.lowest_code + quantizer.code_step * greatest
+    if greatest > quantizer.highest_code:
+        raise CheckpointError(
+            f'{key} has code {greatest}, allowed at {quantizer.bits} bits: '
+            f'{quantizer.lowest_code} to {quantizer.highest_code}. The file '
+            'is damaged; nothing was loaded.')
 
 
 def unpack_weight(layer: nn.Module, state_dict: Dict[str, Tensor],
@@ -110,24 +146,14 @@ def unpack_weight(layer: nn.Module, state_dict: Dict[str, Tensor],
 
     Args:
         layer (nn.Module): The quantized layer that loads the state dict.
-        state_dict (dict): Changed in place.
+        state_dict (dict): Checked by :func:`check_codes`; changed in place.
         prefix (str): Of the layer in the state dict, a dot at its end.
-
-    Raises:
-        RuntimeError: The codes are of the wrong size for the layer.
     """
-    key = f'{prefix}weight_packed'
-    if key not in state_dict:
+    packed = state_dict.pop(f'{prefix}{PACKED}', None)
+    if packed is None:
         return
     quantizer, weight = layer.weight_quantizer, layer.weight
-    try:
-        indices = unpack_bits(state_dict[key], quantizer.bits,
-                              (weight.shape[0], weight[0].numel()))
-    except ValueError as error:
-        raise RuntimeError(
-            f'{key}: {error}; the checkpoint is of another architecture or '
-            'quantization, or damaged') from error
-    del state_dict[key]
+    indices = _indices(layer, packed).float()
     codes = quantizer.lowest_code + quantizer.code_step * indices
     own = f'{prefix}weight_quantizer.'
     entries = {entry[len(own):]: value for entry, value in state_dict.items()
@@ -137,7 +163,7 @@ def unpack_weight(layer: nn.Module, state_dict: Dict[str, Tensor],
 
 
 @torch.no_grad()
-def pack(model: nn.Module) -> Dict[str, Tensor]:
+def pack(model: nn.Module, meta: Optional[dict] = None) -> Dict[str, Tensor]:
     """State dict in which quantized weights are packed codes.
 
     It is sealed by a format version and a hash, so that a model loads all of
@@ -145,6 +171,8 @@ def pack(model: nn.Module) -> Dict[str, Tensor]:
 
     Args:
         model (nn.Module): A quantized and trained model.
+        meta (dict, optional): What will stand beside it in the file, of
+            primitive types; the hash covers it. Defaults to None.
 
     Returns:
         dict[str, Tensor]: On the CPU, to load with ``load_state_dict``
@@ -167,5 +195,5 @@ def pack(model: nn.Module) -> Dict[str, Tensor]:
     pack_weights(dict(model.named_modules(remove_duplicate=False)), packed)
     packed = {key: value.detach().cpu().clone()
               for key, value in packed.items()}
-    seal(packed, NAME)
+    seal(packed, NAME, meta)
     return packed

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import load_checkpoint
 
-from ..checkpoint import FORMAT, NAME, is_quantizer_entry, pack, seal
+from ..checkpoint import FORMAT, NAME, float_weights, pack, seal
 from ..training import get_state
 from ..version import __version__
 from ..writing import write_whole
@@ -162,8 +162,7 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
 def _float_bytes(model) -> int:
     """Size of a file of the float model's weights."""
     with tempfile.TemporaryFile() as file:
-        torch.save({key: value for key, value in model.state_dict().items()
-                    if not is_quantizer_entry(key)}, file)
+        torch.save(float_weights(model.state_dict()), file)
         return file.tell()
 
 

@@ -61,8 +61,11 @@ class Quantizer(nn.Module):
     Attributes:
         fused (bool): Whether the kernels may run ``grid`` in place of
             ``forward``.
+        non_negative (tuple[str, ...]): State-dict entries that no training
+            takes below zero; a file where one is, is refused.
     """
     fused = False
+    non_negative: Tuple[str, ...] = ()
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -145,6 +148,11 @@ class WeightQuantizer(Quantizer):
     def lowest_code(self) -> int:
         """The first of the ``2^bits`` (or fewer) codes."""
         return -2**(self.bits - 1)
+
+    @property
+    def highest_code(self) -> int:
+        """The last one; a file with another is refused."""
+        return self.lowest_code + self.code_step * (2**self.bits - 1)
 
     def codes(self, weight: Tensor) -> Tuple[Tensor, Tensor]:
         """Integer codes of ``weight`` and the scale of every filter.

@@ -113,12 +113,12 @@ def damaged(trained, change):
 FORMAT_KEY, DIGEST_KEY = f'{NAME}.format', f'{NAME}.digest'
 CHANGES = {
     'hash inside does not fit': lambda state: state['1.bias'].add_(1),
-    'hash inside does not': lambda state: state.pop('1.bias'),
+    '1.bias: checkpoint has none': lambda state: state.pop('1.bias'),
     'hash inside does': lambda state: state.pop(DIGEST_KEY),
-    'hash inside': lambda state: state.update(extra=torch.ones(1)),
-    f'of format {FORMAT + 1}, this gdrq_mm reads format {FORMAT}':
+    'model has none': lambda state: state.update(extra=torch.ones(1)),
+    f'of format {FORMAT + 1}, this gdrq_mm reads format 1 to {FORMAT}':
         lambda state: state[FORMAT_KEY].add_(1),
-    'the hash inside does not fit': lambda state: state.update(
+    '1.bias is a int, the model has': lambda state: state.update(
         {'1.bias': 3}),
     'hash inside does not fit its': lambda state: state.update(
         {DIGEST_KEY: state[DIGEST_KEY].float()}),

@@ -41,7 +41,8 @@ def test_the_hook_hands_them_to_the_optimizer(make_runner):
     assert all('momentum_buffer' in state[each] for each in learned.values())
 
 
-def test_a_model_that_was_converted_before_gets_the_same_groups(make_runner):
+def test_a_model_that_was_converted_before_gets_the_same_groups(
+        make_runner, tmp_path):
     model = dict(type='QuantizedModel', architecture='ImageClassifier',
                  quantization=LSQ)
     runs = []
@@ -49,7 +50,7 @@ def test_a_model_that_was_converted_before_gets_the_same_groups(make_runner):
                                 ('model', {'model': model},
                                  dict(type='GDRQHook'))):
         runner = make_runner('resnet', hook, train_cfg=dict(max_epochs=1),
-                             work_dir=name, **options)
+                             work_dir=tmp_path / name, **options)
         runner.train()
         runs.append(runner)
     hook, model = runs

@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
-from gdrq_mm.checkpoint import is_quantizer_entry
+from gdrq_mm.checkpoint import float_weights
 from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.plan import QuantReport
@@ -55,7 +55,7 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
     # Runners of one name and second would share logger and message hub.
     cfg.experiment_name = f'{name}_{seed}'.replace('/', '_')
     if latent:
-        start = float_weights(start, folder / 'float.pth')
+        start = write_float_weights(start, folder / 'float.pth')
     if kind == 'calibrate':
         path = folder / 'config.py'
         cfg.dump(path)
@@ -86,10 +86,9 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
     return results
 
 
-def float_weights(checkpoint: str, out: Path) -> str:
+def write_float_weights(checkpoint: str, out: Path) -> str:
     """Write a checkpoint without what quantizers added."""
     loaded = read_checkpoint(checkpoint)
-    weights = {key: value for key, value in loaded['state_dict'].items()
-               if not is_quantizer_entry(key)}
+    weights = float_weights(loaded['state_dict'])
     torch.save(dict(meta={}, state_dict=weights), out)
     return str(out)

@@ -58,6 +58,7 @@ class ScaleClipActivation(ActivationQuantizer):
 
     Scheme = ScaleClipActivationScheme
     fused = True
+    non_negative = ('clip', )
     # Updates during which a negative value makes the input a signed one.
     SIGN_UPDATES = 10
 

@@ -98,6 +98,7 @@ class ScaleClipWeight(WeightQuantizer):
 
     Scheme = ScaleClipWeightScheme
     fused = True
+    non_negative = ('clip', )
     SEARCH_INTERVAL = 100  # steps between two searches
 
     def __init__(self, num_filters: int, bits: int, group_size: int,
@@ -221,6 +222,10 @@ class ScaleClipWeight(WeightQuantizer):
     @property
     def lowest_code(self) -> int:
         return -1 if self.bits == 1 else -F.num_levels(self.bits)
+
+    @property
+    def highest_code(self) -> int:
+        return -self.lowest_code
 
     def codes(self, weight: Tensor) -> Tuple[Tensor, Tensor]:
         top = self.top(weight, self.current_clip(weight))

@@ -1,0 +1,172 @@
+"""What entries of a checkpoint must be like, before anything is loaded."""
+from typing import Dict
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .keys import PACKED, is_stored
+from .packing import check_codes, packed_shapes
+
+MAX_UPDATES = 2**40  # of counters: no training has that many steps
+
+
+def check_kinds(model: nn.Module, entries: dict) -> None:
+    """Every entry that the model has must be a tensor of its kind.
+
+    Args:
+        model (nn.Module): The converted model, or a part of it.
+        entries (dict): Of the checkpoint, by the model's names.
+
+    Raises:
+        CheckpointError: One is not.
+    """
+    for key, own in model.state_dict().items():
+        value = entries.get(key)
+        if not isinstance(own, Tensor) or key not in entries:
+            continue
+        if not isinstance(value, Tensor) or value.layout != own.layout \
+                or value.is_quantized or _kind(value) != _kind(own):
+            raise CheckpointError(
+                f'{key} is {_described(value)}, the model has '
+                f'{_described(own)}: the checkpoint is of another model, or '
+                'damaged. Nothing was loaded.')
+
+
+def _kind(value: Tensor) -> str:
+    if value.is_floating_point():
+        return 'float'
+    integers = (torch.uint8, torch.int8, torch.int16, torch.int32,
+                torch.int64)
+    return 'integer' if value.dtype in integers else str(value.dtype)
+
+
+def _described(value) -> str:
+    return f'{value.dtype} of {value.layout}' if isinstance(value, Tensor) \
+        else f'a {type(value).__name__}'
+
+
+def check_quantizers(layers: Dict[str, nn.Module], entries: dict) -> None:
+    """A quantized checkpoint must have all that quantization saved.
+
+    Args:
+        layers (dict[str, nn.Module]): Converted layers, by name.
+        entries (dict): Of the checkpoint.
+
+    Raises:
+        CheckpointError: Something is missing or of another shape.
+    """
+    for name, layer in layers.items():
+        wanted = {join(name, key): value
+                  for key, value in layer.quantizer_state().items()}
+        if is_of_other_head(layer, name, entries):
+            wanted = {key: value for key, value in wanted.items()
+                      if not key.startswith(join(name, 'weight_quantizer.'))}
+        elif getattr(layer, 'weight_quantizer', None) is not None \
+                and join(name, PACKED) not in entries:
+            wanted[join(name, 'weight')] = layer.weight
+        for key, own in wanted.items():
+            if key not in entries:
+                raise CheckpointError(
+                    f'the quantized checkpoint is damaged: entries are '
+                    f'missing, {key} for one. Nothing was loaded.')
+            if entries[key].shape != own.shape:
+                raise CheckpointError(
+                    f'the quantized checkpoint is damaged: {key} has shape '
+                    f'{tuple(entries[key].shape)}, the model '
+                    f'{tuple(own.shape)}. Nothing was loaded.')
+
+
+def is_of_other_head(layer: nn.Module, name: str, entries: dict) -> bool:
+    """Whether the weight is of another shape, and therefore not loaded."""
+    weight = entries.get(join(name, 'weight'))
+    own = getattr(layer, 'weight', None)
+    return isinstance(weight, Tensor) and own is not None \
+        and weight.shape != own.shape
+
+
+def check_architecture(model: nn.Module, entries: dict) -> None:
+    """A packed checkpoint must have the model's entries, and no others.
+
+    Raises:
+        CheckpointError: It is of another architecture.
+    """
+    ours = {key: tuple(value.shape)
+            for key, value in model.state_dict().items()}
+    ours.update(packed_shapes(model, ours))
+    theirs = {key: tuple(value.shape) if is_stored(value) else 'is damaged'
+              for key, value in entries.items()}
+    differing = sorted(key for key in {*ours, *theirs}
+                       if ours.get(key) != theirs.get(key))
+    if not differing:
+        return
+    shown = '\n'.join(
+        f'  {key}: checkpoint {theirs.get(key, "has none")}, model '
+        f'{ours.get(key, "has none")}' for key in differing[:5])
+    raise CheckpointError(
+        'the packed checkpoint is of another architecture than the model, '
+        f'or damaged: {len(differing)} entries differ (shapes):\n{shown}\n'
+        'Nothing was loaded; use the config published with it. Only latent '
+        'and training checkpoints can start models with other heads.')
+
+
+def check_values(model: nn.Module, layers: Dict[str, nn.Module],
+                 entries: dict) -> None:
+    """Values that a training gives: finite, and none below zero where it
+    cannot be.
+
+    Buffers of the model's own may be infinite (masks are); its parameters
+    and the statistics of its normalization layers may not.
+
+    Args:
+        model (nn.Module): The converted model, or a part of it.
+        layers (dict[str, nn.Module]): Its converted layers, by name.
+        entries (dict): Of the checkpoint; what the model has is of its kind.
+
+    Raises:
+        CheckpointError: The layer, and what is wrong.
+    """
+    for key, own in model.named_parameters(remove_duplicate=False):
+        _check(key, entries.get(key), own)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(getattr(module, 'running_var', None), Tensor):
+            for part in ('running_mean', 'running_var'):
+                key = join(name, part)
+                _check(key, entries.get(key), getattr(module, part),
+                       negative=part == 'running_mean')
+    for name, layer in layers.items():
+        for part, quantizer in layer.quantizers():
+            for entry, own in quantizer.state_dict().items():
+                key = join(name, f'{part}.{entry}')
+                _check(key, entries.get(key), own, negative=own.
+                       is_floating_point() and entry not in
+                       quantizer.non_negative)
+        if join(name, PACKED) in entries:
+            check_codes(layer, entries[join(name, PACKED)],
+                        join(name, PACKED))
+
+
+def _check(key: str, value, own: Tensor, negative: bool = True) -> None:
+    if value is None or value.shape != own.shape or not value.numel() \
+            or value.dtype == torch.bool:
+        return
+    if value.is_floating_point():
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise CheckpointError(
+                f'{key} has {bad} NaN or infinite values of {value.numel()}: '
+                'the training before it is broken, or the file is damaged. '
+                'Nothing was loaded; start from another checkpoint.')
+    elif int(value.max()) > MAX_UPDATES and not negative:
+        raise CheckpointError(
+            f'{key} is {int(value.max())}, allowed: 0 to {MAX_UPDATES}. The '
+            'file is damaged; nothing was loaded.')
+    if not negative and float(value.min()) < 0:
+        raise CheckpointError(
+            f'{key} has a value of {float(value.min()):g}, allowed: 0 and '
+            'above. The file is damaged; nothing was loaded.')
+
+
+def join(name: str, key: str) -> str:
+    """Name of an entry of a layer; the layer may be the model itself."""
+    return f'{name}.{key}' if name else key

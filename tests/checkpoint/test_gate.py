@@ -1,0 +1,340 @@
+"""One gate for every way in: what is refused changes nothing."""
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.checkpoint import (
+    NAME,
+    CheckpointError,
+    check_whole,
+    digest,
+    float_weights,
+    pack,
+    part_of,
+    seal,
+)
+from gdrq_mm.training import get_state
+
+CONFIG = dict(weight=dict(bits=2), activation=dict(bits=4))
+
+
+class Net(nn.Module):
+    """A backbone and a head, with names that ours collide with."""
+
+    def __init__(self, seed=0, classes=3):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, classes)
+        self.input_quantizer = nn.Linear(2, 2, bias=False)
+        self.quantization = nn.ParameterDict(dict(
+            weight_packed=nn.Parameter(torch.ones(3))))
+        self.register_buffer('mask', torch.tensor([0., -torch.inf]))
+
+    def forward(self, x):
+        return self.head(self.backbone(x).mean((2, 3)))
+
+
+SKIPPED = dict(CONFIG, rules=[dict(match='input_quantizer', skip=True)])
+
+
+def make(seed=0, config=SKIPPED, **options):
+    model = Net(seed, **options)
+    gdrq_mm.quantize_(model, config)
+    return model
+
+
+def train(model, steps=3):
+    optimizer = torch.optim.SGD(model.parameters(), .1)
+    for seed in range(steps):
+        torch.manual_seed(seed)
+        model(torch.randn(4, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture(scope='module')
+def trained():
+    return train(make())
+
+
+def snapshot(model):
+    states = [get_state(part) for part in model.modules()]
+    return copy.deepcopy(model.state_dict()), [
+        state.phase for state in states if state is not None]
+
+
+def assert_refused(model, state_dict, message, load=None):
+    """By torch's and by mmengine's manner of loading."""
+    before = snapshot(model)
+    given = dict(state_dict)
+    with pytest.raises(CheckpointError, match=message) as error:
+        (load or model.load_state_dict)(state_dict, strict=False)
+    assert 'othing was loaded' in str(error.value).replace('\n', ' ') or \
+        'Use the config' in str(error.value)
+    after = snapshot(model)
+    assert after[1] == before[1]
+    # Bytes: NaN is not equal to itself.
+    assert all(torch.equal(value, before[0][key])
+               for key, value in after[0].items())
+    assert state_dict.keys() == given.keys()
+
+
+def kinds_of(model):
+    """State dicts of all kinds, as a training and publishing write them."""
+    latent = {key: value.clone() for key, value in model.state_dict().items()}
+    training = dict(latent)
+    seal(latent, NAME)
+    return dict(packed=pack(model), latent=latent, training=training)
+
+
+def resealed(state_dict):
+    if f'{NAME}.digest' in state_dict:
+        for part in ('format', 'digest'):
+            del state_dict[f'{NAME}.{part}']
+        seal(state_dict, NAME)
+    return state_dict
+
+
+KINDS = ('packed', 'latent', 'training')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_what_is_intact_loads_and_gives_the_same_outputs(kind, trained):
+    model = make(1)
+    model.load_state_dict(kinds_of(trained)[kind])
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(model.eval()(x), copy.deepcopy(trained).eval()(x))
+    assert torch.equal(model.input_quantizer.weight,
+                       trained.input_quantizer.weight)
+
+
+# An illegal value of every kind, by someone who seals the file anew.
+VALUES = {
+    'backbone.0.weight_quantizer.clip': [
+        (torch.nan, 'NaN'), (torch.inf, 'infinite'), (-1., 'value of -1')],
+    'head.input_quantizer.clip': [
+        (torch.nan, 'NaN'), (-torch.inf, 'infinite'), (-.5, 'value of -0.5')],
+    'head.input_quantizer.num_updates': [
+        (-5, 'value of -5'), (2**62, 'allowed: 0 to')],
+    'backbone.1.running_var': [(torch.nan, 'NaN'), (-1., 'value of -1')],
+    'backbone.1.running_mean': [(torch.inf, 'infinite')],
+    'head.bias': [(torch.nan, 'NaN')],
+    f'{NAME}.phase_index': [(2, 'neither 0 nor 1'), (-1, 'neither 0 nor 1')],
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('key', VALUES)
+def test_illegal_values_are_refused(kind, key, trained):
+    for value, message in VALUES[key]:
+        state_dict = kinds_of(trained)[kind]
+        state_dict[key] = state_dict[key].clone()
+        state_dict[key].reshape(-1)[0] = value
+        assert_refused(make(1), resealed(state_dict), message)
+
+
+def test_codes_beyond_the_levels_are_refused(trained):
+    state_dict = pack(trained)
+    state_dict['head.weight_packed'][0, 0] |= 3  # of 2 bits: -1, 0, 1
+    assert_refused(make(1), resealed(state_dict),
+                   'head.weight_packed has code 2, allowed at 2 bits: -1 to 1')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('change, message', [
+    (lambda value: value.to(torch.complex64), 'complex'),
+    (lambda value: value.long(), 'int64'),
+    (lambda value: value.to_sparse(), 'sparse'),
+    (lambda value: 'text', 'a str'),
+    (lambda value: None, 'a NoneType')])
+def test_other_kinds_of_values_change_no_layer_before(kind, change, message,
+                                                      trained):
+    """The last entry is refused; those before it are not loaded either."""
+    state_dict = kinds_of(trained)[kind]
+    state_dict['head.bias'] = change(state_dict['head.bias'])
+    assert_refused(make(1), state_dict, f'(?s)head.bias.*{message}')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('schemes', [
+    torch.zeros(3), torch.tensor(list(b'[1]'), dtype=torch.uint8),
+    torch.tensor(list(b'{"head": 3}'), dtype=torch.uint8),
+    torch.tensor(list(b'{' * 10**5), dtype=torch.uint8),
+    torch.tensor(list(b'[' * 10**5), dtype=torch.uint8),
+    torch.tensor([255], dtype=torch.uint8), torch.tensor(5), 'text', None])
+def test_schemes_that_are_none_are_refused(kind, schemes, trained):
+    state_dict = kinds_of(trained)[kind]
+    state_dict[f'{NAME}.schemes'] = schemes
+    assert_refused(make(1), state_dict, 'schemes|no JSON|phase')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('phase', [
+    torch.tensor(1.), torch.tensor([1, 1]), torch.tensor(True),
+    torch.zeros(1, dtype=torch.long).expand(2**30), 'text', None])
+def test_phases_that_are_none_are_refused(kind, phase, trained):
+    state_dict = kinds_of(trained)[kind]
+    state_dict[f'{NAME}.phase_index'] = phase
+    assert_refused(make(1), state_dict, 'phase_index')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('key', [
+    'head.bias', 'extra', 'backbone.0.weight_quantizer.clip',
+    f'{NAME}.schemes', f'{NAME}.digest', f'{NAME}.format'])
+def test_a_claimed_size_costs_neither_time_nor_memory(kind, key, trained):
+    if kind == 'training' and key in ('extra', 'head.bias'):
+        return  # not read: a head of another shape is not loaded
+    state_dict = kinds_of(trained)[kind]
+    state_dict[key] = torch.zeros(1).expand(2**36)
+    with pytest.raises(CheckpointError):  # and no MemoryError: 256 GiB
+        make(1).load_state_dict(state_dict, strict=False)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_missing_entries_of_quantized_layers_are_refused(kind, trained):
+    for key in ('head.weight_packed' if kind == 'packed' else 'head.weight',
+                'head.weight_quantizer.clip', 'head.input_quantizer.clip'):
+        state_dict = kinds_of(trained)[kind]
+        del state_dict[key]
+        assert_refused(make(1), resealed(state_dict),
+                       f'(?s){key}' if kind == 'training' else 'missing|none')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_thresholds_without_schemes_are_never_zeroed(kind, trained):
+    state_dict = kinds_of(trained)[kind]
+    for part in ('schemes', 'phase_index', 'format', 'digest'):
+        state_dict.pop(f'{NAME}.{part}', None)
+    assert_refused(train(make(1)), state_dict, 'not the schemes')
+
+
+def test_a_wrapper_that_was_converted_is_named_as_the_reason(trained):
+    """Its state dict without the wrapper's part has no schemes."""
+    wrapper = nn.Sequential()
+    wrapper.module = Net()
+    gdrq_mm.quantize_(wrapper, dict(CONFIG, rules=[
+        dict(match='module.input_quantizer', skip=True)]))
+    assert_refused(make(1), wrapper.module.state_dict(), 'wrapper')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_parts_load_alone_with_their_schemes(kind, trained):
+    state_dict = kinds_of(trained)[kind]
+    model = make(1)
+    before = snapshot(model)[0]
+    model.backbone.load_state_dict(part_of(state_dict, 'backbone.'))
+    for key, value in model.state_dict().items():
+        source = trained.state_dict() if key.startswith('backbone') else before
+        if not key.endswith('0.weight'):
+            assert torch.equal(value, source[key]), key
+    assert torch.equal(model.backbone[0].quantized_weight(),
+                       trained.backbone[0].quantized_weight())
+    part = {key[9:]: value for key, value in state_dict.items()
+            if key.startswith('backbone.')}
+    assert_refused(model, part, 'part_of', model.backbone.load_state_dict)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_parts_of_other_bits_or_with_edited_entries_are_refused(kind,
+                                                                trained):
+    state_dict = kinds_of(trained)[kind]
+    model = make(1, dict(SKIPPED, weight=dict(bits=4)))
+    assert_refused(model, part_of(state_dict, 'backbone.'), '2 bits.*4 bits',
+                   model.backbone.load_state_dict)
+    # Also of a layer that is the part itself.
+    assert_refused(model, part_of(state_dict, 'head.'), '2 bits.*4 bits',
+                   model.head.load_state_dict)
+    state_dict['backbone.0.weight_quantizer.clip'] += 1
+    if kind != 'training':
+        with pytest.raises(CheckpointError, match='hash inside'):
+            part_of(state_dict, 'backbone.')
+
+
+def test_float_weights_into_a_part_reset_its_thresholds_only(trained):
+    model, source = copy.deepcopy(trained), Net(2)
+    model.backbone.load_state_dict(source.backbone.state_dict())
+    assert not model.backbone[0].weight_quantizer.clip.any()
+    assert torch.equal(model.head.input_quantizer.clip,
+                       trained.head.input_quantizer.clip)
+
+
+def test_thresholds_of_layers_that_are_not_loaded_stay(trained):
+    model = copy.deepcopy(trained)
+    head = {f'head.{key}': value for key, value in
+            Net(2).head.state_dict().items()}
+    model.load_state_dict(head, strict=False)
+    assert torch.equal(model.head.weight, head['head.weight'])
+    assert not model.head.weight_quantizer.clip.any()
+    for key, value in model.state_dict().items():
+        if not key.startswith('head'):
+            assert torch.equal(value, trained.state_dict()[key]), key
+
+
+def test_what_one_of_two_models_refuses_is_loaded_into_neither(trained):
+    """A student and a teacher in one file."""
+    pair = nn.ModuleDict(dict(student=make(1), teacher=make(2)))
+    state_dict = {f'{name}.{key}': value for name in pair
+                  for key, value in trained.state_dict().items()}
+    check_whole(pair, state_dict)
+    state_dict['teacher.head.bias'] = torch.full((3, ), torch.nan)
+    before = snapshot(pair)
+    with pytest.raises(CheckpointError, match='head.bias has 3 NaN'):
+        check_whole(pair, state_dict)
+    after = snapshot(pair)
+    assert all(torch.equal(value, before[0][key])
+               for key, value in after[0].items())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_float_model_refuses_files_of_quantized_ones(kind, trained):
+    state_dict = kinds_of(trained)[kind]
+    with pytest.raises(CheckpointError, match='this model is float'):
+        check_whole(Net(1), state_dict)
+    inside = nn.ModuleDict(dict(teacher=Net(1)))
+    below = {f'teacher.{key}': value for key, value in state_dict.items()}
+    with pytest.raises(CheckpointError, match='teacher is float'):
+        check_whole(inside, below)
+    check_whole(make(1), state_dict)  # its own gate looks at it
+    check_whole(nn.Linear(2, 2), below)  # nothing there is loaded
+
+
+def test_names_of_the_users_own_are_not_ours(trained):
+    """``input_quantizer``, ``weight_packed`` and ``quantization...``."""
+    weights = float_weights(trained.state_dict())
+    assert weights.keys() == Net().state_dict().keys()
+    plain = Net(1)
+    plain.load_state_dict(weights)
+    check_whole(plain, weights)
+    assert float_weights(weights).keys() == weights.keys()
+    model = make(2)
+    model.load_state_dict(weights)  # a float checkpoint, not a packed one
+    assert torch.equal(model.input_quantizer.weight,
+                       trained.input_quantizer.weight)
+    with pytest.raises(CheckpointError, match='packed: it holds codes'):
+        float_weights(pack(trained))
+
+
+def test_files_of_format_1_still_open(trained):
+    state_dict = pack(trained)
+    for part in ('format', 'digest'):
+        del state_dict[f'{NAME}.{part}']
+    state_dict[f'{NAME}.format'] = torch.tensor(1)
+    state_dict[f'{NAME}.digest'] = torch.tensor(
+        list(digest(state_dict)), dtype=torch.uint8)
+    model = make(1)
+    model.load_state_dict(state_dict)
+    assert torch.equal(model.head.quantized_weight(),
+                       trained.head.quantized_weight())
+
+
+def test_schemes_are_stored_as_json(trained):
+    schemes = json.loads(bytes(trained.state_dict()[
+        f'{NAME}.schemes'].tolist()))
+    assert set(schemes) == {'backbone.0', 'head'}
