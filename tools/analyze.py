@@ -1,4 +1,4 @@
-"""Look at what a config quantizes, without training.
+"""Look at what quantization does to a model, and what to do about it.
 
 plan prints every layer: quantized or not and why, bits, groups, thresholds,
 sign of its input, what it shares its input with, size before and after.
@@ -10,27 +10,46 @@ residuals prints the outputs that integer kernels round to 8 bits (residual
 sums and what goes into them), to train with that rounding in place; together
 with those that the config names already.
 
+sensitivity quantizes one layer (or stage) at a time, and all but one, and
+prints the metric of the task and the noise of the outputs, the worst first.
+
+What takes long to measure is kept in a file (--json): the same command goes
+on after an interruption.
+
 examples:
   gdrq analyze plan my_w4a4.py --shape 224 224
   gdrq analyze ends my_float.py --bits 8
   gdrq analyze residuals my_w4a4.py
+  gdrq analyze sensitivity my_float.py epoch_12.pth --bits 2 4
 """
 import argparse
+import sys
 from collections import Counter
+from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from gdrq_mm.analysis import (
     first_and_last,
     residual_outputs,
     shortest_patterns,
 )
+from gdrq_mm.analysis.pictures import plot_sensitivity
+from gdrq_mm.analysis.sensitivity import SIDES, WAYS
+from gdrq_mm.analysis.tables import sensitivity_tables
 from gdrq_mm.cli import run_tool
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.openmmlab.publish import inference_config, quantization_of
 from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
+from gdrq_mm.openmmlab.sensitivity import measure_sensitivity
 from gdrq_mm.plan import QuantReport, make_plan, trace_layers
 from gdrq_mm.training import calibrate, get_state
+
+EXAMPLES = dict(
+    plan='plan my_w4a4.py --shape 224 224',
+    ends='ends my_float.py --bits 8',
+    residuals='residuals my_w4a4.py',
+    sensitivity='sensitivity my_float.py epoch_12.pth --bits 2 4')
 
 
 def plan(args) -> None:
@@ -85,6 +104,26 @@ def residuals(args) -> None:
               'rounded when the model is exported')
 
 
+def sensitivity(args) -> None:
+    measured, figures = measure_sensitivity(
+        args.config, args.checkpoint, json_of(args), args.bits, args.by,
+        args.batches, args.sides, args.ways, args.layers, args.cfg_options)
+    metric = measured.metric
+    print(sensitivity_tables(figures, metric, measured.baseline()[metric],
+                             args.most))
+    if args.picture:
+        plot_sensitivity(figures, args.picture)
+
+
+def json_of(args) -> Path:
+    """Where measured figures are kept."""
+    path = Path(args.json or Path('work_dirs', 'analysis',
+                                  f'{Path(args.checkpoint).stem}_'
+                                  f'{Path(args.config).stem}.json'))
+    print(f'measured figures are kept in {path}', file=sys.stderr)
+    return path
+
+
 def read_config(args) -> Config:
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
@@ -102,8 +141,37 @@ def open_config(args, quantization):
     return cfg, model, plans
 
 
+def add_command(commands, run, text: str) -> argparse.ArgumentParser:
+    """A command on a config."""
+    command = commands.add_parser(
+        run.__name__, help=text, description=text,
+        epilog=f'example:\n  gdrq analyze {EXAMPLES[run.__name__]}',
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument('config')
+    command.add_argument('--cfg-options', nargs='+', action=DictAction,
+                         help='changes of the config')
+    command.set_defaults(run=run)
+    return command
+
+
+def add_shape(command: argparse.ArgumentParser) -> None:
+    command.add_argument('--shape', type=int, nargs=2, default=(224, 224),
+                         metavar=('HEIGHT', 'WIDTH'),
+                         help='of the random image (default: 224 224)')
+
+
+def add_measuring(command: argparse.ArgumentParser) -> None:
+    """What commands have in common that run a checkpoint on data."""
+    command.add_argument('checkpoint', help='of the float model, or trained '
+                         'with this config')
+    command.add_argument('--batches', type=int, default=8,
+                         help='of the validation data (default: 8)')
+    command.add_argument('--json', help='where measured figures are kept '
+                         '(default: below work_dirs/analysis)')
+    command.add_argument('--picture', help='draw them into this file')
+
+
 def main() -> None:
-    from mmengine.config import DictAction
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,21 +179,30 @@ def main() -> None:
     for run, text in ((plan, 'dry run of the conversion'),
                       (residuals, 'outputs that are rounded to 8 bits'),
                       (ends, 'rules for first and last layers')):
-        command = commands.add_parser(
-            run.__name__, help=text, description=text,
-            epilog=f'example:\n  gdrq analyze {run.__name__} my_config.py',
-            formatter_class=argparse.RawDescriptionHelpFormatter)
-        command.add_argument('config')
-        command.add_argument('--shape', type=int, nargs=2, default=(224, 224),
-                             metavar=('HEIGHT', 'WIDTH'),
-                             help='of the random image (default: 224 224)')
-        command.add_argument('--cfg-options', nargs='+', action=DictAction)
-        command.set_defaults(run=run)
+        command = add_command(commands, run, text)
+        add_shape(command)
     policy = command.add_mutually_exclusive_group()
     policy.add_argument('--bits', type=int, default=8,
                         help='of these layers (default: 8)')
     policy.add_argument('--float', action='store_true',
                         help='leave these layers float')
+    command = add_command(commands, sensitivity, 'which layers hurt')
+    add_measuring(command)
+    command.add_argument('--bits', type=int, nargs='+',
+                         help='default: 2 4; of a quantized checkpoint, those '
+                         'that it was trained with')
+    command.add_argument('--by', default='layer', choices=('layer', 'stage'),
+                         help='stage: layers that agree in the first two '
+                         'parts of their names')
+    command.add_argument('--sides', nargs='+', default=['both'],
+                         choices=tuple(SIDES), help='what is quantized')
+    command.add_argument('--ways', nargs='+', default=list(WAYS),
+                         choices=WAYS, help='alone: one at a time; rest: all '
+                         'but one (default: both)')
+    command.add_argument('--layers', nargs='+', default=(), metavar='NAME',
+                         help='measure these layers or stages only')
+    command.add_argument('--most', type=int, default=0,
+                         help='rows of a table (default: all)')
     args = parser.parse_args()
     args.run(args)
 

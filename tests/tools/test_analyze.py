@@ -13,12 +13,12 @@ CONFIGS = dict(
     seg='pspnet/pspnet_r18-small_gdrq-w2a4_demo-cityscapes.py',
     cls='resnet/resnet18-small_gdrq-w2a4_demo-imagenet.py')
 EXPECTED = dict(
-    det=[r'neck.fpn_convs.0.conv +Conv2d +2 +4 +4 +8 +1 +signed +1 ',
-         r'rpn_head.rpn_conv +Conv2d +2 +4 +4 +8 +1 +signed +4 ',
+    det=[r'neck.fpn_convs.0.conv +Conv2d +2 +3 +4 +4 +8 +1 +signed +1 ',
+         r'rpn_head.rpn_conv +Conv2d +2 +3 +4 +4 +8 +1 +signed +4 ',
          r'rpn_head.rpn_cls .* unsigned +4 +rpn_head.rpn_reg ',
          '35 of 35 layers'],
-    seg=[r'backbone.stem.0 +Conv2d +8 +8 .* signed ', '29 of 29 layers'],
-    cls=[r'head.fc +Linear +8 +8 .*10240 -> 2580 +rule .head.fc.',
+    seg=[r'backbone.stem.0 +Conv2d +8 +255 +8 .* signed ', '29 of 29 layers'],
+    cls=[r'head.fc +Linear +8 +255 +8 .*10240 -> 2580 +rule .head.fc.',
          '22 of 22 layers'])
 
 

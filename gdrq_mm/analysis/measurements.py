@@ -1,0 +1,50 @@
+"""Figures that took long to measure, kept in a file."""
+import json
+from pathlib import Path
+from typing import Any, Iterator, Optional, Tuple, Union
+
+from ..writing import write_whole
+
+
+class Measurements:
+    """A JSON file of figures, written whole after every new one.
+
+    Args:
+        path (str or Path): The file, made with the first figure.
+        inputs (dict): What the figures depend on, in primitive types.
+
+    Raises:
+        ValueError: The file is there and is of other inputs, or no such file.
+    """
+
+    def __init__(self, path: Union[str, Path], inputs: dict) -> None:
+        self.path = Path(path)
+        self.content = dict(inputs=inputs, figures={})
+        if not self.path.exists():
+            return
+        try:
+            self.content = json.loads(self.path.read_text())
+            kept = self.content['inputs']
+            self.content['figures']
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f'{self.path} is no file of measurements; remove it or give '
+                'another name') from None
+        other = sorted(key for key in {*inputs, *kept}
+                       if inputs.get(key) != kept.get(key))
+        if other:
+            raise ValueError(
+                f'{self.path} was measured with another '
+                f'{", ".join(other)}; give another --json, or remove it to '
+                'measure anew')
+
+    def get(self, key: str) -> Optional[Any]:
+        return self.content['figures'].get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        self.content['figures'][key] = value
+        with write_whole(self.path, overwrite=True) as part:
+            part.write_text(json.dumps(self.content, indent=1) + '\n')
+
+    def items(self) -> Iterator[Tuple[str, Any]]:
+        return iter(self.content['figures'].items())

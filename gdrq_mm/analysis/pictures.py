@@ -1,0 +1,69 @@
+"""One picture of each analysis."""
+import os
+from pathlib import Path
+from typing import Dict, Union
+
+from .sensitivity import Figures, Setting, worst_first
+from .tables import SIDES, bits_text
+
+Target = Union[str, os.PathLike]
+
+
+def new_figure(width: float, height: float):
+    """A figure of matplotlib that needs no display.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('matplotlib is missing: pip install '
+                          '"gdrq_mm[analysis]"') from error
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure, path: Target) -> None:
+    """Never half an image, also where an older one is replaced."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
+    figure.savefig(partial, dpi=110)
+    os.replace(partial, path)
+
+
+def plot_sensitivity(figures: Dict[Setting, Figures], path: Target,
+                     most: int = 20) -> None:
+    """Bars of noise, the worst layers on top; a column for each table.
+
+    Args:
+        figures (dict[Setting, Figures]): What was measured.
+        path (str or os.PathLike): Image to write.
+        most (int): Layers a column. Defaults to 20.
+    """
+    parts: Dict[tuple, Dict[Setting, Figures]] = {}
+    for setting, found in figures.items():
+        if setting.group and setting.way == 'alone':
+            parts.setdefault(setting[1:3], {})[setting] = found
+    if not parts:
+        raise ValueError("nothing was measured alone: the picture shows "
+                         "--ways alone")
+    rows = min(most, max(map(len, parts.values())))
+    image = new_figure(5.2 * len(parts), .24 * rows + 1.2)
+    axes = image.subplots(1, len(parts), squeeze=False)[0]
+    for axis, ((side, bits), part) in zip(axes, parts.items()):
+        order = worst_first(part)[:most]
+        axis.barh([each.group for each in order],
+                  [100 * part[each].noise for each in order],
+                  xerr=[100 * part[each].error for each in order],
+                  color='tab:blue', ecolor='tab:gray')
+        axis.invert_yaxis()
+        axis.tick_params(axis='y', labelsize='small')
+        axis.set_xlim(left=0)
+        axis.set_xlabel('noise of outputs, % of signal')
+        axis.set_title(f'{SIDES[side]} at {bits_text(bits)}',
+                       fontsize='medium')
+    save_figure(image, path)

@@ -1,0 +1,65 @@
+"""Figures as lines to read."""
+import math
+from typing import Dict, Iterable, List, Sequence
+
+from .sensitivity import Figures, Setting, worst_first
+
+
+def format_table(rows: Iterable[Sequence], head: Sequence[str]) -> str:
+    """Columns in line; the first is left-aligned, the others right."""
+    rows = [[str(value) for value in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows.insert(1, ['-' * width for width in widths])
+    return '\n'.join('  '.join(
+        value.rjust(width) if index else value.ljust(width)
+        for index, (value, width) in enumerate(zip(row, widths))).rstrip()
+        for row in rows)
+
+
+def noise_text(figures: Figures) -> str:
+    """Noise and its standard error, in percent of the signal."""
+    if math.isnan(figures.error):
+        return f'{figures.noise:.2%}'
+    return f'{figures.noise:.2%} +- {figures.error:.2%}'
+
+
+def bits_text(bits: int) -> str:
+    """0 stands for those of a training."""
+    return f'{bits} bits' if bits else 'the trained bits'
+
+
+WAYS = dict(alone='{} at {}, the rest float: the worst first',
+            rest='all at {1}, {0} float: what wins most first')
+SIDES = dict(both='weights and inputs', weight='weights',
+             activation='inputs')
+
+
+def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
+                       float_metric: float, most: int = 0) -> str:
+    """One table for each way, side and number of bits.
+
+    Args:
+        figures (dict[Setting, Figures]): What was measured.
+        metric (str): Its name.
+        float_metric (float): Of the float model.
+        most (int): Rows of each table. Defaults to 0: all.
+    """
+    parts: Dict[tuple, Dict[Setting, Figures]] = {}
+    for setting, found in figures.items():
+        if setting.group:
+            parts.setdefault(setting[1:], {})[setting] = found
+    texts: List[str] = []
+    for (side, bits, way), part in parts.items():
+        title = WAYS[way].format(f'one at a time, {SIDES[side]}',
+                                 bits_text(bits))
+        whole = figures.get(Setting('', 'both', bits, 'rest'))
+        if way == 'rest' and whole:
+            title += (f'\n(nothing float: {metric} {whole.metric:.4g}, noise '
+                      f'{noise_text(whole)})')
+        order = worst_first(part)[:most or None]
+        rows = [(setting.group, f'{part[setting].metric:.4g}',
+                 f'{part[setting].metric - float_metric:+.4g}',
+                 noise_text(part[setting])) for setting in order]
+        texts.append(f'{title}\n' + format_table(
+            rows, ('what', metric, 'against float', 'noise of outputs')))
+    return '\n\n'.join(texts)

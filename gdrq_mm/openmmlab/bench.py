@@ -1,0 +1,282 @@
+"""A config's model, data and evaluator, to measure models with."""
+import copy
+import hashlib
+import itertools
+import json
+import logging
+import pickle
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner, set_random_seed
+from torch import nn
+
+from ..checkpoint import NAME
+from ..convert import quantize_
+from ..training import calibrate, update_bn_stats
+from ..version import __version__
+from .calibrate import training_forwards
+from .publish import inference_config, quantization_of
+from .reading import read_checkpoint
+from .scopes import build_model, scope_of
+
+# Ends of the names of what the evaluators of the packages give.
+METRICS = ('accuracy/top1', 'bbox_mAP', 'mAP', 'mIoU')
+
+
+class Bench:
+    """Build models of a config and a checkpoint, and evaluate them.
+
+    The data are those of ``val_dataloader`` and ``val_evaluator``, or of the
+    test where a config has none. They are kept in memory.
+
+    Args:
+        config (str): Of the float or the quantized model.
+        checkpoint (str): A float one, or one trained with this config.
+        batches (int): At most so many.
+        calibration (int): Batches of the training set that set thresholds.
+            Defaults to 8.
+        cfg_options (dict, optional): Changes of the config.
+
+    Raises:
+        ValueError: A number is no positive one, the config has no data or no
+            evaluator, or the checkpoint is not of this config.
+        OSError, RuntimeError: The checkpoint cannot be read.
+    """
+
+    def __init__(self, config: str, checkpoint: str, batches: int,
+                 calibration: int = 8,
+                 cfg_options: Optional[dict] = None) -> None:
+        for name, value in (('batches', batches),
+                            ('calibration', calibration)):
+            if value < 1:
+                raise ValueError(f'{name} is {value}, allowed: 1 or more')
+        self.config, self.checkpoint = config, checkpoint
+        self.cfg = Config.fromfile(config)
+        self.cfg.merge_from_dict(cfg_options or {})
+        self.scope = scope_of(self.cfg)
+        self.split = self._split()
+        content = read_checkpoint(checkpoint)
+        self._weights = content.get('state_dict', content)
+        self.is_trained = f'{NAME}.schemes' in self._weights
+        self.number, self.calibration = batches, calibration
+        self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        self._model = self._load()
+        init_default_scope(self.scope)
+        loader = self._loader(self.split)
+        self.meta = getattr(loader.dataset, 'metainfo', None)
+        self.batches = list(itertools.islice(loader, batches))
+        self._pickled = [pickle.dumps(batch) for batch in self.batches]
+        self._training_batches: List[Any] = []
+
+    def _split(self) -> str:
+        for split in ('val', 'test'):
+            if self.cfg.get(f'{split}_dataloader') \
+                    and self.cfg.get(f'{split}_evaluator'):
+                return split
+        raise ValueError(
+            f'{self.config} has no evaluator with its data: give it a '
+            'val_dataloader and a val_evaluator (or those of the test), as '
+            'the package\'s test tool needs them')
+
+    def _loader(self, split: str):
+        loader = dict(self.cfg[f'{split}_dataloader'], num_workers=0,
+                      persistent_workers=False)
+        loader.pop('prefetch_factor', None)
+        return Runner.build_dataloader(loader, seed=0)
+
+    def inputs(self) -> dict:
+        """What measured figures depend on."""
+        digest = hashlib.sha256()
+        with open(Path(self.checkpoint).expanduser(), 'rb') as file:
+            for part in iter(lambda: file.read(2**20), b''):
+                digest.update(part)
+        text = json.dumps(self.cfg.to_dict(), sort_keys=True, default=str)
+        return dict(
+            config=hashlib.sha256(text.encode()).hexdigest()[:16],
+            checkpoint=digest.hexdigest()[:16], batches=len(self.batches),
+            calibration=self.calibration, gdrq_mm=__version__)
+
+    # -- models --------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The checkpoint's model, float or as it was trained; a copy."""
+        return copy.deepcopy(self._model)
+
+    def _load(self) -> nn.Module:
+        cfg = inference_config(self.cfg) if self.is_trained else \
+            float_config(self.cfg)
+        model = build_model(cfg)
+        try:
+            found = model.load_state_dict(self._weights, strict=False)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines()]
+            raise ValueError(
+                f'{self.checkpoint} is not of {self.config}: '
+                f'{lines[min(1, len(lines) - 1)]} Give the config that it '
+                'was trained with.') from None
+        missing = [key for key in found.missing_keys
+                   if not key.endswith('num_batches_tracked')]
+        if missing or found.unexpected_keys:
+            raise ValueError(
+                f'{self.checkpoint} is not of {self.config}: it lacks '
+                f'{len(missing)} weights of the model'
+                f'{_such_as(missing)} and has '
+                f'{len(found.unexpected_keys)} that the model has not'
+                f'{_such_as(found.unexpected_keys)}; give the config that it '
+                'was trained with')
+        return model.to(self.device).eval()
+
+    def quantized(self, quantization: dict, recalibrate: bool = False
+                  ) -> nn.Module:
+        """The float model, quantized, with thresholds set from data.
+
+        Args:
+            quantization (dict): See :class:`gdrq_mm.QuantConfig`.
+            recalibrate (bool): Recalibrate batch normalization as well, as
+                ``tools/calibrate.py`` does. Defaults to False.
+
+        Raises:
+            ValueError: The checkpoint is quantized, or the config has no
+                training data.
+        """
+        if self.is_trained:
+            raise ValueError(
+                f'{self.checkpoint} is quantized already: other bits are '
+                'measured from the checkpoint of a float model')
+        model = self.model
+        quantize_(model, quantization)
+        with torch.no_grad():
+            if recalibrate:
+                update_bn_stats(model, self._forwards(model))
+            calibrate(model, self._forwards(model))
+            if recalibrate:
+                update_bn_stats(model, self._forwards(model))
+        return model.eval()
+
+    def _forwards(self, model: nn.Module):
+        if not self._training_batches:
+            if not self.cfg.get('train_dataloader'):
+                raise ValueError(
+                    f'{self.config} has no train_dataloader, whose batches '
+                    'set the thresholds of activations')
+            set_random_seed(0)  # of augmentation
+            self._training_batches = list(itertools.islice(
+                self._loader('train'), self.calibration))
+        set_random_seed(0)  # detectors sample proposals
+        return training_forwards(
+            model, copy.deepcopy(self._training_batches), self.calibration)
+
+    # -- measuring -----------------------------------------------------------
+
+    def forwards(self, model: nn.Module) -> List[Callable]:
+        """Each predicts one batch."""
+        # Copies, since predictions are written into data samples; to load
+        # one takes a fraction of the time of copy.deepcopy.
+        return [lambda batch=batch: model.test_step(pickle.loads(batch))
+                for batch in self._pickled]
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, around: Optional[Callable] = None
+                 ) -> Dict[str, float]:
+        """Metrics of a model.
+
+        Args:
+            model (nn.Module): In eval mode.
+            around (callable, optional): Index of a batch -> the context in
+                which it is predicted.
+        """
+        evaluator = Evaluator(copy.deepcopy(
+            self.cfg[f'{self.split}_evaluator']))
+        evaluator.dataset_meta = self.meta
+        seen, images = 0, []
+        for index, (batch, forward) in enumerate(
+                zip(self.batches, self.forwards(model))):
+            if around is None:
+                outputs = forward()
+            else:
+                with around(index):
+                    outputs = forward()
+            evaluator.process(data_samples=outputs, data_batch=batch)
+            seen += len(outputs)
+            images += [getattr(each, 'img_id', None) for each in outputs]
+        for metric in evaluator.metrics:
+            if hasattr(metric, 'img_ids'):  # COCO: count these images only
+                metric.img_ids = images
+        with quiet():
+            metrics = evaluator.evaluate(seen)
+        return {name: float(value) for name, value in metrics.items()
+                if isinstance(value, (int, float)) or hasattr(value, 'item')}
+
+    def metric_of(self, metrics: Dict[str, float]) -> str:
+        """The name of the one that counts.
+
+        Raises:
+            ValueError: The evaluator gives no number.
+        """
+        if not metrics:
+            raise ValueError(f'the evaluator of {self.config} gives no '
+                             'number to compare models by')
+        for end in METRICS:
+            for name in metrics:
+                if name.rpartition('/')[2] == end or name == end:
+                    return name
+        return next(iter(metrics))
+
+
+def float_config(cfg: Config) -> Config:
+    """The same config without quantization."""
+    cfg = copy.deepcopy(cfg)
+    if cfg.model.get('quantization') is not None:
+        model = cfg.model.to_dict()
+        del model['quantization']
+        cfg.model = ConfigDict(model, type=model.pop('architecture'))
+    return cfg
+
+
+def base_quantization(cfg: Config, bits: int) -> dict:
+    """The quantization of a config with all layers at some bits.
+
+    Rules that leave layers float stay; layers read their own thresholds
+    (``site='input'``), so that each can be switched on its own.
+    """
+    try:
+        given = quantization_of(cfg)
+    except ValueError:  # a float config
+        given = {}
+    rules = []
+    for rule in given.get('rules') or ():
+        if not rule.get('skip'):
+            rule = {key: {field: value for field, value in part.items()
+                          if field != 'bits'}
+                    if key in ('weight', 'activation') else part
+                    for key, part in rule.items()}
+        if rule.get('skip') or rule.get('weight') or rule.get('activation'):
+            rules.append(rule)
+    return dict(
+        weight=dict(given.get('weight') or {}, bits=bits),
+        activation=dict(given.get('activation') or {}, bits=max(bits, 2),
+                        site='input'), rules=rules)
+
+
+@contextmanager
+def quiet():
+    """Evaluators print tables at every turn."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _such_as(names: List[str]) -> str:
+    return f' ({names[0]})' if names else ''

@@ -1,0 +1,194 @@
+"""Sensitivity of layers, by the metric and the outputs of the model."""
+import copy
+import json
+
+import pytest
+import torch
+
+from gdrq_mm.analysis.measurements import Measurements
+from gdrq_mm.analysis.sensitivity import Setting, worst_first
+from gdrq_mm.openmmlab.bench import Bench
+from gdrq_mm.openmmlab.sensitivity import Sensitivity, measure_sensitivity
+from gdrq_mm.training import get_state
+
+METRICS = dict(resnet='accuracy/top1', pspnet='mIoU',
+               faster_rcnn='pascal_voc/mAP')
+# Layers that are not the first one unless they are broken.
+BROKEN = dict(resnet='backbone.layer1.0.downsample.0',
+              pspnet='backbone.layer1.0.downsample.0',
+              faster_rcnn='neck.lateral_convs.1.conv')
+
+
+@pytest.fixture
+def files(load_config, build_model, tmp_path):
+    """Function name -> config file and float checkpoint of a tiny model."""
+
+    def write(name, change=None, **options):
+        cfg = load_config(name, **options)
+        model = build_model(copy.deepcopy(cfg))
+        if change is not None:
+            change(model)
+        cfg.dump(str(tmp_path / f'{name}.py'))
+        torch.save(dict(state_dict=model.state_dict()),
+                   tmp_path / f'{name}.pth')
+        return [str(tmp_path / f'{name}.{end}') for end in ('py', 'pth')]
+
+    return write
+
+
+def heavy_tails(layer):
+    """A change of weights that no clip value fits: one in seven is large."""
+
+    def change(model):
+        with torch.no_grad():
+            flat = model.get_submodule(layer).weight.view(-1)
+            flat[::7] = flat.abs().mean() * 40 * flat[::7].sign()
+
+    return change
+
+
+@pytest.mark.parametrize('name, by', [
+    ('resnet', 'layer'), ('pspnet', 'stage'), ('faster_rcnn', 'stage')])
+def test_a_broken_layer_comes_first(name, by, files, tmp_path):
+    changes, firsts = [heavy_tails(BROKEN[name])], []
+    if by == 'stage':  # quick enough to see that it does not come first ever
+        changes.append(None)
+    for change in changes:
+        path = tmp_path / f'{bool(change)}.json'
+        sensitivity, figures = measure_sensitivity(
+            *files(name, change), path, bits=[4], batches=1, by=by,
+            ways=['alone'])
+        assert sensitivity.metric == METRICS[name]
+        assert sum(map(len, sensitivity.groups(by).values())) > 20
+        firsts.append(worst_first(figures)[0].group)
+    assert BROKEN[name].startswith(firsts[0])
+    assert not any(BROKEN[name].startswith(other) for other in firsts[1:])
+
+
+@pytest.mark.parametrize('name, group, way', [
+    ('resnet', 'backbone.layer3.0.downsample.0', 'alone'),
+    ('faster_rcnn', 'roi_head.bbox_head.shared_fcs.1', 'rest')])
+def test_the_kept_prefix_changes_no_figure(name, group, way, files, tmp_path,
+                                           monkeypatch):
+    bench = Bench(*files(name), batches=2)
+    setting = Setting(group, 'both', 4, way)
+
+    def figures(path):
+        sensitivity = Sensitivity(bench, Measurements(path, bench.inputs()))
+        return sensitivity.run([4], only=[group], ways=[way])[setting]
+
+    with_prefix = figures(tmp_path / 'a.json')
+    monkeypatch.setattr('gdrq_mm.analysis.replay.prefix_of',
+                        lambda calls, layers: {})
+    without = figures(tmp_path / 'b.json')
+    assert vars(with_prefix) == pytest.approx(vars(without), rel=1e-6)
+    assert with_prefix.noise > 0
+
+
+def test_the_noise_is_that_of_the_quantized_layer_alone(files, tmp_path):
+    """Against a float64 computation by hand, of the last layer."""
+    bench = Bench(*files('resnet'), batches=2)
+    sensitivity = Sensitivity(bench, Measurements(tmp_path / 'a.json', {}))
+    found = sensitivity.run([4], only=['head.fc'], sides=['weight'],
+                            ways=['alone'])
+    model, ratios = bench.model, []
+    from gdrq_mm.functional import clip_threshold, expand_clip, linear_quantize
+    weight = model.head.fc.weight
+    clip = expand_clip(clip_threshold(weight, 3., 4), weight, 4)
+    rounded = linear_quantize(weight, clip, 4)
+    for batch in bench.batches:
+        seen = []
+        handle = model.head.fc.register_forward_hook(
+            lambda module, args, output: seen.append(args[0]))
+        with torch.no_grad():
+            model.test_step(copy.deepcopy(batch))
+        handle.remove()
+        x, bias = seen[0].double(), model.head.fc.bias.double()
+        ours, theirs = (x @ each.double().T + bias
+                        for each in (weight, rounded))
+        ratios.append(float(((ours - theirs)**2).sum()
+                            / ((ours - ours.mean(0))**2).sum()))
+    figures, = found.values()
+    assert figures.noise == pytest.approx(sum(ratios) / 2, rel=1e-4)
+    assert figures.error == pytest.approx(abs(ratios[0] - ratios[1]) / 2,
+                                          rel=1e-3)
+
+
+def test_what_is_measured_is_kept_and_nothing_is_measured_twice(
+        files, tmp_path, monkeypatch):
+    arguments = dict(bits=[4], batches=1, by='stage', ways=['alone'])
+    paths = files('resnet'), tmp_path / 'kept.json'
+    whole = measure_sensitivity(*paths[0], paths[1], **arguments)[1]
+    kept = json.loads(paths[1].read_text())
+    lost = next(key for key in kept['figures'] if key != 'float')
+    del kept['figures'][lost]
+    paths[1].write_text(json.dumps(kept))
+    measured = []
+    measure = Sensitivity._measure
+    monkeypatch.setattr(Sensitivity, '_measure', lambda self, setting, names: (
+        measured.append(setting.key), measure(self, setting, names))[1])
+    again = measure_sensitivity(*paths[0], paths[1], **arguments)[1]
+    assert measured == [lost]
+    assert {key: vars(value) for key, value in again.items()} == {
+        key: pytest.approx(vars(value), nan_ok=True)
+        for key, value in whole.items()}
+
+
+def test_a_trained_checkpoint_is_measured_at_its_bits(
+        files, tmp_path, build_model, load_config):
+    config, _ = files('resnet')
+    quantization = dict(weight=dict(bits=2), activation=dict(bits=4),
+                        rules=[dict(match='head.fc', skip=True)])
+    bench = Bench(config, files('resnet')[1], batches=1)
+    model = bench.quantized(quantization)
+    checkpoint = str(tmp_path / 'trained.pth')
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    options = dict(custom_hooks=[dict(type='GDRQHook',
+                                      quantization=quantization)])
+    sensitivity, figures = measure_sensitivity(
+        config, checkpoint, tmp_path / 'a.json', by='stage', batches=1,
+        cfg_options=options)
+    assert {setting.bits for setting in figures} == {0}
+    assert 'head.fc' not in sensitivity.groups()
+    alone = figures[Setting('backbone.layer4', 'both', 0, 'alone')]
+    without = figures[Setting('backbone.layer4', 'both', 0, 'rest')]
+    nothing = figures[Setting('', 'both', 0, 'rest')]
+    assert 0 < alone.noise < nothing.noise != without.noise
+    # The model is as before, quantizers and all.
+    assert all(layer.weight_quantizer is not None for layer in get_state(
+        sensitivity._trained).layers.values())
+    with pytest.raises(ValueError, match='is trained at its bits'):
+        sensitivity.run([2])
+    with pytest.raises(ValueError, match='is quantized already'):
+        sensitivity.bench.quantized(quantization)
+
+
+def test_bad_input_is_one_sentence_and_writes_nothing(files, tmp_path):
+    config, checkpoint = files('resnet')
+    out = tmp_path / 'kept.json'
+
+    def measure(message, config=config, checkpoint=checkpoint, **arguments):
+        with pytest.raises(ValueError, match=message):
+            measure_sensitivity(config, checkpoint, out, **arguments)
+        assert not out.exists()
+
+    measure('batches is 0, allowed: 1 or more', batches=0)
+    measure("'backbone.layr1' is no quantized stage; did you mean "
+            "'backbone.layer1'", by='stage', only=['backbone.layr1'])
+    measure('--bits has 9, allowed: 2 to 8', bits=[9])
+    measure('resnet.pth is not of .*pspnet.py: .*ive the config',
+            config=files('pspnet')[0], batches=1)
+    small, _ = files('resnet', test_evaluator=None)
+    measure('resnet.py has no evaluator with its data: give it', config=small)
+
+
+def test_figures_of_other_inputs_are_not_mixed(tmp_path):
+    path = tmp_path / 'kept.json'
+    Measurements(path, dict(batches=1)).put('a', 1)
+    with pytest.raises(ValueError, match='measured with another batches'):
+        Measurements(path, dict(batches=2))
+    assert Measurements(path, dict(batches=1)).get('a') == 1
+    path.write_text('{"other": 1}')
+    with pytest.raises(ValueError, match='is no file of measurements'):
+        Measurements(path, {})
+    assert path.read_text() == '{"other": 1}'
