@@ -13,7 +13,8 @@ ORDER = ['version', 'errors', 'modes', 'writing', 'functional', 'clip_search',
          'checkpoint', 'convert', 'merge', 'integer', 'export', 'deploy',
          'analysis', 'openmmlab', 'deployable', 'cli', '__main__']
 MM = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
-OUTSIDE = ('openmmlab', 'deployable', 'cli')  # they import mm packages
+# They import mm packages.
+OUTSIDE = ('openmmlab', 'deployable', 'cli', '__main__')
 
 
 def name_of(path):

@@ -1,8 +1,12 @@
 """What of OpenMMLab bypasses quantized layers, found before it does harm."""
+import logging
 import re
 from typing import List, Optional
 
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -39,6 +43,50 @@ def check_model(model: nn.Module, cfg: Optional[dict] = None) -> None:
                 f'{".".join(filter(None, [name, fused]))} is fused into its '
                 'convolution (fuse_conv_bn): quantization-aware training '
                 'needs it. Build the model without fusing.')
+
+
+def check_hooks(hook: Hook, hooks: List[Hook], converted: bool) -> None:
+    """Refuse hooks that disagree with the one that converts the model.
+
+    Args:
+        hook (Hook): The one that converts.
+        hooks (list[Hook]): All of the run.
+        converted (bool): Whether the model is quantized already.
+
+    Raises:
+        ValueError: There is a second one, or ``EMAHook`` comes before.
+    """
+    kind = type(hook).__name__
+    number = sum(isinstance(other, type(hook)) for other in hooks)
+    if number > 1:
+        raise ValueError(f'the run has {number} {kind}s, each with phases of '
+                         'its own; keep one in custom_hooks')
+    for other in hooks:
+        if not converted and getattr(other, 'ema_model', None) is not None:
+            raise ValueError(
+                f'{type(other).__name__} has copied the float model before '
+                f'{kind} could convert it: give {kind} the higher priority '
+                '(without priority=... it has VERY_HIGH)')
+
+
+def check_begin(runner, begin_iter: int, begin_epoch: int) -> bool:
+    """Whether rounding begins in this run; warns if not.
+
+    Raises:
+        ValueError: It begins by epoch in a run by iteration.
+    """
+    if begin_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+        raise ValueError(
+            f'GDRQHook: begin_epoch={begin_epoch}, but the run is by '
+            'iteration and has one epoch; use begin_iter')
+    begins = begin_iter < runner.max_iters and begin_epoch < runner.max_epochs
+    if not begins:
+        print_log(
+            'GDRQHook: rounding does not begin in this run '
+            f'(begin_iter={begin_iter} of {runner.max_iters}, begin_epoch='
+            f'{begin_epoch} of {runner.max_epochs}): it gives a reshaped '
+            'float model', 'current', logging.WARNING)
+    return begins
 
 
 def _fused_norm(parent: nn.Module) -> Optional[str]:

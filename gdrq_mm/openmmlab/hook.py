@@ -6,17 +6,27 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import FlexibleRunner, IterBasedTrainLoop
+from mmengine.runner import FlexibleRunner
 from torch import nn
 
 from ..convert import check_weights, quantize_
 from ..errors import check
-from ..quantizers import is_number
-from ..training import any_threshold, get_state, metrics, update_bn_stats
-from .calibrate import training_forwards
-from .checks import check_model
+from ..quantizers import is_int, is_number
+from ..training import any_threshold, get_state, metrics
+from .averaging import sync_averaged_models
+from .checks import check_begin, check_hooks, check_model
+from .finite import FiniteWatch
 from .learned import train_learned_parameters
-from .run_log import log_first_iteration, log_patches, log_plan
+from .norm_statistics import NormStatisticsHook
+from .resumed import META, check_optimizer, log_differences, phase_of
+from .run_log import (
+    log_evaluation,
+    log_first_iteration,
+    log_missing_steps,
+    log_patches,
+    log_plan,
+)
+from .scores import count_scores, forget_scores, hold_scores_back
 
 
 @HOOKS.register_module()
@@ -32,22 +42,24 @@ class GDRQHook(Hook):
             ``QuantizedModel`` and says it itself.
         begin_iter (int): Iteration at which rounding begins. Before it, the
             float model is reshaped: weights and activations are clipped to
-            their thresholds only. Defaults to 0.
+            their thresholds only, and validations count neither for
+            ``save_best`` nor for early stopping. Defaults to 0.
         begin_epoch (int): The same by epoch; give one of the two. Defaults
             to 0.
         bn_batches (int): Recalibrate batch normalization, frozen layers
             included, with so many training batches when rounding begins and
-            after the last iteration. They come from a loader of their own.
+            before every validation and checkpoint from then on; that of
+            ``EMAHook`` as well. They come from a loader of their own.
             Defaults to 0: its statistics are those of the training.
-
         lr_mult (float): Learning rate of what quantizers learn (step sizes
             of LSQ and the like) over that of their layer's weight. Defaults
             to 1.
 
     Raises:
         ValueError: Both begins are given or a number is negative, the model
-            is not quantized and no ``quantization`` is given, or the run uses
-            something that bypasses quantized layers.
+            is not quantized and no ``quantization`` is given, the run uses
+            something that bypasses quantized layers, or it is resumed from
+            one whose optimizer holds other parameters.
 
     Examples:
         >>> custom_imports = dict(imports=['gdrq_mm'])
@@ -68,9 +80,8 @@ class GDRQHook(Hook):
         for name, value in (('begin_iter', begin_iter),
                             ('begin_epoch', begin_epoch),
                             ('bn_batches', bn_batches)):
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f'GDRQHook: {name} is {value!r}, allowed: '
-                                 'an integer >= 0')
+            check(is_int(value) and value >= 0, f'GDRQHook: {name}', value,
+                  'an integer >= 0')
         if begin_iter and begin_epoch:
             raise ValueError(
                 f'GDRQHook: begin_iter={begin_iter} and '
@@ -80,12 +91,14 @@ class GDRQHook(Hook):
         self.begin_epoch = begin_epoch
         self.bn_batches = bn_batches
         self.lr_mult = lr_mult
+        self.norms: Optional[NormStatisticsHook] = None
 
     def before_run(self, runner) -> None:
         """Convert the model."""
         log_patches()
         check_model(runner.model, runner.cfg)
         self.model = _unwrap(runner.model)
+        check_hooks(self, runner.hooks, get_state(self.model) is not None)
         if self.quantization is None:
             if get_state(self.model) is None:
                 raise ValueError(
@@ -104,26 +117,41 @@ class GDRQHook(Hook):
                 print_log('GDRQHook: nothing is quantized, no bits are asked '
                           f'for\n{report}', 'current', logging.WARNING)
         self.state = get_state(self.model)
-        if self.state is not None:
-            train_learned_parameters(runner, self.state, self.lr_mult)
+        self.found_phase = None  # of the checkpoint; 'float' has none
+        if self.state is None:
+            return
+        train_learned_parameters(runner, self.state, self.lr_mult)
+        if self.bn_batches and self.norms is None:
+            self.norms = NormStatisticsHook(self.model, self.bn_batches)
+            runner.register_hook(self.norms)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Look at what a resumed run goes on with."""
+        if self.state is None or not runner._resume:
+            return
+        check_optimizer(checkpoint, runner.optim_wrapper)
+        self.found_phase = phase_of(checkpoint) or 'float'
+        log_differences(checkpoint, self._settings())
+
+    def _settings(self) -> dict:
+        return dict(self.state.config.to_dict(), begin_iter=self.begin_iter,
+                    begin_epoch=self.begin_epoch, bn_batches=self.bn_batches,
+                    lr_mult=self.lr_mult)
 
     def before_train(self, runner) -> None:
         """Check the loaded weights; log what is quantized."""
         if self.state is None:
             return
-        self._check_begin(runner)
-        if self.bn_batches and not runner.cfg.get('train_dataloader'):
-            raise ValueError(
-                f'GDRQHook: bn_batches={self.bn_batches} needs the '
-                'train_dataloader of a config to build a second one; build '
-                'the runner with Runner.from_cfg, or call '
-                'gdrq_mm.update_bn_stats yourself')
+        self.begins = check_begin(runner, self.begin_iter, self.begin_epoch)
         check_weights(self.state.plans)
         log_plan(self.model, self.state)
         loggers = [hook for hook in runner.hooks
                    if isinstance(hook, LoggerHook)]
         self.interval = loggers[0].interval if loggers else 0
         self.calls_checked = False
+        self.phase_entered = False
+        self.iterations = 0
+        self.finite = FiniteWatch(self.model)
 
     def before_train_iter(self, runner, batch_idx: int,
                           data_batch=None) -> None:
@@ -133,12 +161,8 @@ class GDRQHook(Hook):
         begun = (runner.iter >= self.begin_iter
                  and runner.epoch >= self.begin_epoch)
         phase = 'quantize' if begun else 'reshape'
-        if phase != self.state.phase or runner.iter == 0:
-            self.state.set_phase(phase)
-            print_log(f'GDRQHook: phase {phase!r} from iteration '
-                      f'{runner.iter} (epoch {runner.epoch}) on', 'current')
-            if phase == 'quantize':
-                self._update_bn_stats(runner)
+        if phase != self.state.phase or not self.phase_entered:
+            self._enter(runner, phase)
         self.state.collect_clipped = self._log_is_due(runner, batch_idx)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
@@ -146,80 +170,55 @@ class GDRQHook(Hook):
         """Hand the figures of this step to the log and the visualizer."""
         if self.state is None:
             return
-        if runner.iter + 1 == runner.max_iters:
-            self._update_bn_stats(runner)
+        self.finite.see(runner.iter, outputs or {})
         if not self.calls_checked and any_threshold(self.state):
             self.calls_checked = True  # after the first optimizer step
             log_first_iteration(self.state)
+        self.iterations += 1
+        log_missing_steps(self.state, self.iterations)
         if not self.state.collect_clipped:
             return
         for name, value in metrics(self.state).items():
             runner.message_hub.update_scalar(f'train/{name}', value)
+        self.finite.report(runner.iter, weights=False)
 
-    def _update_bn_stats(self, runner) -> None:
-        if not self.bn_batches:
+    def _enter(self, runner, phase: str) -> None:
+        before = self.state.phase if self.phase_entered else \
+            self.found_phase
+        self.phase_entered = True
+        self.state.set_phase(phase)
+        sync_averaged_models(runner, self.model)
+        print_log(f'GDRQHook: phase {phase!r} from iteration {runner.iter} '
+                  f'(epoch {runner.epoch}) on', 'current')
+        if phase == 'reshape':
+            if self.begins:
+                hold_scores_back(runner)
             return
-        # Not the loader of the run, whose iterator may be in use.
-        loader = runner.build_dataloader(runner.cfg.train_dataloader,
-                                         seed=runner.seed)
-        used = update_bn_stats(self.model, training_forwards(
-            self.model, loader, self.bn_batches))
-        print_log(f'GDRQHook: batch normalization recalibrated with {used} '
-                  'batches', 'current')
+        count_scores(runner)
+        if before in ('float', 'reshape'):
+            forget_scores(runner, f'the {before} model')
+        if before != 'quantize' and self.norms is not None:
+            self.norms.fit(runner)
 
     def before_val_epoch(self, runner) -> None:
-        self._sync_averaged_models(runner)
-        self._warn_of_missing_thresholds()
+        if self.state is not None:
+            sync_averaged_models(runner, self.model)
+            log_evaluation(self.state)
 
     def before_test_epoch(self, runner) -> None:
-        self._warn_of_missing_thresholds()
+        if self.state is not None:
+            log_evaluation(self.state)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        self._sync_averaged_models(runner)
-
-    def _sync_averaged_models(self, runner) -> None:
-        """Give EMA models the phase and the signs of the model.
-
-        Where ``EMAHook`` averages buffers, it leaves those that hold no
-        floats as it first copied them.
-        """
-        if self.state is None:
-            return
-        source = dict(self.model.named_buffers())
-        for hook in runner.hooks:
-            averaged = getattr(hook, 'ema_model', None)
-            if averaged is None:
-                continue
-            for name, buffer in averaged.module.named_buffers():
-                if 'quantiz' in name and not buffer.is_floating_point():
-                    buffer.copy_(source[name])
-
-    def _check_begin(self, runner) -> None:
-        if self.begin_epoch and isinstance(runner.train_loop,
-                                           IterBasedTrainLoop):
-            raise ValueError(
-                f'GDRQHook: begin_epoch={self.begin_epoch}, but the run is '
-                'by iteration and has one epoch; use begin_iter')
-        if self.begin_iter >= runner.max_iters \
-                or self.begin_epoch >= runner.max_epochs:
-            print_log(
-                'GDRQHook: rounding does not begin in this run '
-                f'(begin_iter={self.begin_iter} of {runner.max_iters}, '
-                f'begin_epoch={self.begin_epoch} of {runner.max_epochs}): it '
-                'gives a reshaped float model', 'current', logging.WARNING)
+        if self.state is not None:
+            sync_averaged_models(runner, self.model)
+            self.finite.report(runner.iter, weights=True)
+            checkpoint['meta'][META] = self._settings()
 
     def _log_is_due(self, runner, batch_idx: int) -> bool:
         return bool(self.interval) and (
             self.every_n_inner_iters(batch_idx, self.interval)
             or self.end_of_epoch(runner.train_dataloader, batch_idx))
-
-    def _warn_of_missing_thresholds(self) -> None:
-        if self.state is not None and not any_threshold(self.state):
-            print_log(
-                'no activation threshold is set yet: activations stay float '
-                'in this evaluation. Load a trained quantized checkpoint, '
-                'train, or call gdrq_mm.calibrate.', 'current',
-                logging.WARNING)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ from torch import nn
 
 from .. import kernels
 from ..plan import QuantReport
-from ..training import QuantizationState
+from ..training import QuantizationState, any_threshold
 from .checks import frozen_norms
 from .patches import active_patches
 
@@ -16,6 +16,8 @@ def log_patches() -> None:
     changes = active_patches() or ['nothing']
     print_log('GDRQHook: changed in mmengine (GDRQ_MM_PATCHES=off takes it '
               'back): ' + '; '.join(changes), 'current')
+
+ITERATIONS_TO_WAIT = 100  # for a first step: accumulation, AMP overflow
 
 
 def log_plan(model: nn.Module, state: QuantizationState) -> None:
@@ -61,3 +63,32 @@ def log_first_iteration(state: QuantizationState) -> None:
             'calls their forward directly (mmseg does so with decode '
             'heads), their output is not quantized: name the module '
             'inside whose output it is.', 'current', logging.WARNING)
+
+
+def log_missing_steps(state: QuantizationState, iterations: int) -> None:
+    """Warn once of an optimizer whose steps are not seen."""
+    if iterations == ITERATIONS_TO_WAIT and not state.has_stepped:
+        print_log(
+            f'GDRQHook: no step of a torch.optim optimizer was seen in '
+            f'{iterations} iterations, so no weight was projected and no '
+            'threshold set. An optimizer that is none of torch.optim must '
+            'call gdrq_mm.training.step_(gdrq_mm.training.get_state(model)) '
+            'after its own step.', 'current', logging.WARNING)
+
+
+def log_evaluation(state: QuantizationState) -> None:
+    """Before an evaluation: what it is of."""
+    if state.phase == 'reshape':
+        print_log(
+            'GDRQHook: this evaluates the reshaped float model of the first '
+            "phase (phase 'reshape'), nothing is rounded: train on, or take "
+            'a later checkpoint', 'current', logging.WARNING)
+    elif not any_threshold(state):
+        print_log(
+            'no activation threshold is set yet: activations stay float '
+            'in this evaluation. Load a trained quantized checkpoint, '
+            'train, or call gdrq_mm.calibrate.', 'current',
+            logging.WARNING)
+    else:
+        print_log("GDRQHook: this evaluates the quantized model (phase "
+                  "'quantize')", 'current')

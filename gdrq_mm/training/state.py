@@ -41,6 +41,7 @@ class QuantizationState(nn.Module):
         self._first_inputs: list = []  # (layer, weak tensor, its version)
         self._kept = KeptWeights()
         self.checked_optimizers = weakref.WeakSet()  # see .learned
+        self.has_stepped = False  # an optimizer stepped the model
         self.calibrating = False
         self._warned = False
         self.collect_clipped = False
@@ -129,6 +130,7 @@ class QuantizationState(nn.Module):
 
     def begin_step(self) -> None:
         """Another step begins: tensors of the last one are no longer read."""
+        self.has_stepped = True
         self._first_inputs.clear()
 
     def _name_of(self, layer: nn.Module) -> str:

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapper
 from mmengine.runner.checkpoint import save_checkpoint
 
 from gdrq_mm import GDRQHook
@@ -48,6 +50,8 @@ def scalars(runner):
     (dict(begin_epoch='3'), "begin_epoch is '3'"),
     (dict(begin_iter=2, begin_epoch=1), 'both given'),
     (dict(bn_batches=-1), 'bn_batches is -1'),
+    (dict(begin_iter=True), 'begin_iter is True'),
+    (dict(bn_batches=1.), 'bn_batches is 1.0'),
 ])
 def test_begins_that_make_no_sense_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -187,6 +191,74 @@ def test_checkpoint_holds_the_state_of_the_quantizers(make_runner):
     assert len(saved['quantization_state.schemes']) > 0
 
 
+def test_ema_hook_that_comes_first_is_refused(make_runner):
+    runner = make_runner('resnet', dict(type='EMAHook', priority=0),
+                         hook(priority=1))
+    with pytest.raises(ValueError, match=(
+            'EMAHook has copied the float model before GDRQHook')):
+        runner.train()
+
+
+def test_a_second_hook_is_refused(make_runner):
+    runner = make_runner('resnet', hook(begin_epoch=1), hook())
+    with pytest.raises(ValueError, match='the run has 2 GDRQHooks'):
+        runner.train()
+
+
+def test_a_runner_that_trained_with_ema_may_test(make_runner, run_log):
+    runner = make_runner('resnet', dict(type='EMAHook'), hook())
+    runner.train()
+    runner.test()
+    assert 'this evaluates the quantized model' in run_log(runner)
+
+
+class HandWritten:
+    """An optimizer that is none of torch.optim."""
+
+    def __init__(self, params, lr):
+        self.param_groups = [dict(params=list(params), lr=lr)]
+
+    def step(self):
+        with torch.no_grad():
+            for parameter in self.param_groups[0]['params']:
+                if parameter.grad is not None:
+                    parameter -= self.param_groups[0]['lr'] * parameter.grad
+
+    def zero_grad(self, **kwargs):
+        for parameter in self.param_groups[0]['params']:
+            parameter.grad = None
+
+    def state_dict(self):
+        return {}
+
+
+class OwnWrapper(OptimWrapper):
+
+    def __init__(self, optimizer):
+        self.optimizer, self._inner_count = optimizer, 0
+        self.base_param_settings = None
+        self._accumulative_counts, self._max_counts = 1, -1
+        self._remainder_counts = -1
+        self.clip_grad_kwargs = None
+        self.message_hub = MessageHub.get_current_instance()
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_optimizer_whose_steps_are_not_seen_is_warned_of(
+        own, make_runner, run_log, monkeypatch):
+    monkeypatch.setattr(
+        'gdrq_mm.openmmlab.run_log.ITERATIONS_TO_WAIT', 3)
+    runner = make_runner('resnet', hook(), param_scheduler=None,
+                         default_hooks=dict(checkpoint=None,
+                                            param_scheduler=None))
+    if own:
+        runner.optim_wrapper = OwnWrapper(HandWritten(
+            runner.model.parameters(), lr=.01))
+    runner.train()
+    assert ('no step of a torch.optim optimizer was seen in 3 iterations'
+            in run_log(runner)) == own
+
+
 # -- phases ------------------------------------------------------------------
 
 
@@ -270,7 +342,7 @@ class KeepStatistics(Hook):
 
 
 @pytest.mark.parametrize('begin_iter', [0, 2])
-def test_frozen_statistics_are_recalibrated_as_rounding_begins_and_at_the_end(
+def test_frozen_statistics_are_recalibrated_as_rounding_begins_and_later(
         begin_iter, make_runner, run_log):
     keep = KeepStatistics()
     runner = make_runner(
@@ -282,11 +354,15 @@ def test_frozen_statistics_are_recalibrated_as_rounding_begins_and_at_the_end(
     assert not last.equal(keep.means[-1])
     changed = [bool(mean.any()) for mean in keep.means]  # zeros at first
     assert changed == [step >= begin_iter for step in range(4)]
-    assert len({mean.sum().item() for mean in keep.means[begin_iter:]}) == 1
+    # Anew where a checkpoint is saved, after each epoch of 2 iterations.
+    assert keep.means[0].equal(keep.means[1])
+    assert keep.means[2].equal(keep.means[3])
+    assert not keep.means[1].equal(keep.means[2])
     saved = checkpoint(runner, 'epoch_2.pth')['state_dict']
     assert saved['backbone.layer1.0.bn1.running_mean'].equal(last)
     log = run_log(runner)
-    assert log.count('batch normalization recalibrated with 2 batches') == 2
+    assert log.count('batch normalization recalibrated with 2 batches') == (
+        3 if begin_iter == 0 else 2)
 
 
 def test_recalibration_does_not_repeat_in_a_resumed_run(

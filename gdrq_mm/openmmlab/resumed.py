@@ -1,0 +1,69 @@
+"""What a resumed run goes on with, and what of it is new."""
+import logging
+from typing import Dict, Iterator, Optional, Tuple
+
+from mmengine.logging import print_log
+
+from ..checkpoint import NAME
+
+META = 'gdrq_mm'  # in the meta of training checkpoints
+
+
+def phase_of(checkpoint: dict) -> Optional[str]:
+    """Phase that a checkpoint was saved in; None: of a float model."""
+    index = checkpoint['state_dict'].get(f'{NAME}.phase_index')
+    return None if index is None else ('reshape', 'quantize')[int(index)]
+
+
+def log_differences(checkpoint: dict, settings: dict) -> None:
+    """Say which settings of a resumed run are not those of its checkpoint.
+
+    Args:
+        checkpoint (dict): Of a run with ``GDRQHook``; older ones say nothing.
+        settings (dict): Of this run, in primitive types.
+    """
+    before = dict(_flat(checkpoint.get('meta', {}).get(META, settings)))
+    now = dict(_flat(settings))
+    changed = [f'{name}: {before.get(name)!r} -> {now.get(name)!r}'
+               for name in sorted({*before, *now})
+               if before.get(name) != now.get(name)]
+    if changed:
+        print_log('GDRQHook: the resumed run has other settings: '
+                  + '; '.join(changed), 'current', logging.WARNING)
+
+
+def _flat(settings, name: str = '') -> Iterator[Tuple[str, object]]:
+    if isinstance(settings, dict):
+        items = settings.items()
+    elif isinstance(settings, (list, tuple)):
+        items = enumerate(settings)
+    else:
+        yield name, settings
+        return
+    for key, value in items:
+        yield from _flat(value, f'{name}.{key}' if name else str(key))
+
+
+def check_optimizer(checkpoint: dict, optim_wrapper) -> None:
+    """The optimizer of a resumed run must hold what that of its checkpoint
+    held.
+
+    Raises:
+        ValueError: It does not.
+    """
+    saved = checkpoint.get('optimizer', {}).get('param_groups')
+    groups = getattr(getattr(optim_wrapper, 'optimizer', None),
+                     'param_groups', None)
+    if saved is None or groups is None:
+        return
+    sizes: Dict[str, int] = {
+        'the checkpoint': sum(len(group['params']) for group in saved),
+        'this run': sum(len(group['params']) for group in groups)}
+    if len(set(sizes.values())) > 1:
+        there, here = sizes.values()
+        raise ValueError(
+            f'the optimizer of the checkpoint holds {there} parameters, that '
+            f'of this run {here}: a model that GDRQHook converts is resumed '
+            'with GDRQHook, a QuantizedModel as QuantizedModel. Change back '
+            'the config, or give the checkpoint as load_from and train with '
+            'a fresh optimizer.')

@@ -1,0 +1,120 @@
+"""Every checkpoint has the normalization statistics of its weights."""
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from gdrq_mm import update_bn_stats
+from gdrq_mm.openmmlab.calibrate import training_forwards
+from gdrq_mm.openmmlab.publish import inference_config
+from gdrq_mm.openmmlab.scopes import build_model
+
+QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
+
+
+def hook(**kwargs):
+    return dict(type='GDRQHook', quantization=QUANTIZATION, bn_batches=2,
+                **kwargs)
+
+
+def with_validation(cfg, by_epoch=True):
+    cfg.val_dataloader = copy.deepcopy(cfg.test_dataloader)
+    cfg.val_dataloader.dataset.indices = 2
+    cfg.val_evaluator = cfg.test_evaluator
+    cfg.val_cfg = dict()
+    cfg.train_dataloader.sampler.shuffle = False  # batches are the same ones
+    cfg.train_cfg = dict(by_epoch=by_epoch, val_interval=1)
+    cfg.train_cfg['max_epochs' if by_epoch else 'max_iters'] = 3
+    cfg.merge_from_dict({'default_hooks.checkpoint': dict(
+        type='CheckpointHook', interval=1, by_epoch=by_epoch,
+        save_best='accuracy/top1', rule='greater')})
+    return cfg
+
+
+def statistics(state_dict):
+    return {key: value for key, value in state_dict.items()
+            if key.endswith(('running_mean', 'running_var'))}
+
+
+def fitted(runner, state_dict):
+    """Statistics that fit the weights of a state dict."""
+    model = build_model(inference_config(runner.cfg))
+    model.load_state_dict(state_dict)
+    loader = Runner.build_dataloader(runner.cfg.train_dataloader, seed=0)
+    update_bn_stats(model, training_forwards(model, loader, 2))
+    return statistics(model.state_dict())
+
+
+class KeepEvaluated(Hook):
+    """Statistics and weights that each validation evaluates."""
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.seen = []
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None,
+                       outputs=None):
+        self.seen.append(copy.deepcopy(runner.model.state_dict()))
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize('ema', [
+    None, dict(type='EMAHook', momentum=.3),
+    dict(type='EMAHook', momentum=.3, update_buffers=True)],
+    ids=['plain', 'averaged', 'averaged buffers'])
+def test_statistics_of_every_checkpoint_fit_its_weights(
+        ema, by_epoch, make_runner, load_config):
+    cfg = with_validation(load_config('resnet'), by_epoch)
+    runner = make_runner(cfg, hook(), *([ema] if ema else []))
+    evaluated = KeepEvaluated()
+    runner.register_hook(evaluated)
+    runner.train()
+    files = [f'{"epoch" if by_epoch else "iter"}_{number}.pth'
+             for number in (1, 2, 3)]
+    files += [path.name for path in
+              Path(runner.work_dir).glob('best_*')]
+    assert len(files) == 4
+    for name in files:
+        saved = torch.load(f'{runner.work_dir}/{name}',
+                           weights_only=True)['state_dict']
+        for key, value in fitted(runner, saved).items():
+            torch.testing.assert_close(saved[key], value)
+        # What was evaluated is what is saved.
+        assert any(all(torch.equal(each[key], value)
+                       for key, value in saved.items())
+                   for each in evaluated.seen), name
+
+
+def test_resumed_run_equals_an_uninterrupted_one(
+        make_runner, load_config, tmp_path):
+    states = []
+    for parts in ((3, ), (2, 3)):
+        for epochs in parts:
+            cfg = with_validation(load_config('resnet'))
+            cfg.model.backbone.norm_eval = True
+            cfg.train_cfg.max_epochs = epochs
+            runner = make_runner(
+                cfg, hook(), dict(type='EMAHook', momentum=.3),
+                work_dir=tmp_path / str(parts), resume=epochs != parts[0])
+            runner.train()
+        states.append(runner.model.state_dict())
+    one, other = states
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_checkpoint_that_nothing_plans_is_warned_of(make_runner, run_log):
+    class Save(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None,
+                             outputs=None):
+            if runner.iter == 0:
+                runner.save_checkpoint(runner.work_dir, 'own.pth')
+
+    runner = make_runner('resnet', hook())
+    runner.register_hook(Save())
+    runner.train()
+    assert run_log(runner).count('no CheckpointHook plans') == 1
