@@ -13,6 +13,9 @@ with those that the config names already.
 sensitivity quantizes one layer (or stage) at a time, and all but one, and
 prints the metric of the task and the noise of the outputs, the worst first.
 
+policy proposes bits for each layer under a budget of size or bit operations
+and prints the rules to paste, beside what the config does.
+
 What takes long to measure is kept in a file (--json): the same command goes
 on after an interruption.
 
@@ -21,11 +24,13 @@ examples:
   gdrq analyze ends my_float.py --bits 8
   gdrq analyze residuals my_w4a4.py
   gdrq analyze sensitivity my_float.py epoch_12.pth --bits 2 4
+  gdrq analyze policy my_w2a4.py epoch_12.pth --budget size=0.08
 """
 import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Optional
 
 from mmengine.config import Config, DictAction
 
@@ -34,11 +39,12 @@ from gdrq_mm.analysis import (
     residual_outputs,
     shortest_patterns,
 )
-from gdrq_mm.analysis.pictures import plot_sensitivity
+from gdrq_mm.analysis.pictures import plot_policy, plot_sensitivity
 from gdrq_mm.analysis.sensitivity import SIDES, WAYS
-from gdrq_mm.analysis.tables import sensitivity_tables
+from gdrq_mm.analysis.tables import policy_table, sensitivity_tables
 from gdrq_mm.cli import run_tool
 from gdrq_mm.config import QuantConfig
+from gdrq_mm.openmmlab.policy import WEIGHT_BITS, propose_policy
 from gdrq_mm.openmmlab.publish import inference_config, quantization_of
 from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
 from gdrq_mm.openmmlab.sensitivity import measure_sensitivity
@@ -49,6 +55,7 @@ EXAMPLES = dict(
     plan='plan my_w4a4.py --shape 224 224',
     ends='ends my_float.py --bits 8',
     residuals='residuals my_w4a4.py',
+    policy='policy my_w2a4.py epoch_12.pth --budget size=0.08',
     sensitivity='sensitivity my_float.py epoch_12.pth --bits 2 4')
 
 
@@ -113,6 +120,28 @@ def sensitivity(args) -> None:
                              args.most))
     if args.picture:
         plot_sensitivity(figures, args.picture)
+
+
+def policy(args) -> None:
+    proposal = propose_policy(
+        args.config, args.checkpoint, json_of(args), budgets_of(args.budget),
+        args.bits, args.batches, args.measure, args.train, args.cfg_options)
+    print(policy_table(proposal))
+    if args.picture:
+        plot_policy(proposal, args.picture)
+
+
+def budgets_of(texts) -> Optional[dict]:
+    """['size=0.1'] -> {'size': 0.1}."""
+    budgets = {}
+    for text in texts:
+        kind, _, ratio = text.partition('=')
+        try:
+            budgets[kind] = float(ratio)
+        except ValueError:
+            raise ValueError(f'--budget {text!r} is none: give size=RATIO or '
+                             'bops=RATIO, as in size=0.08') from None
+    return budgets or None
 
 
 def json_of(args) -> Path:
@@ -203,6 +232,18 @@ def main() -> None:
                          help='measure these layers or stages only')
     command.add_argument('--most', type=int, default=0,
                          help='rows of a table (default: all)')
+    command = add_command(commands, policy, 'better bits for each layer')
+    add_measuring(command)
+    command.add_argument('--budget', nargs='+', default=(),
+                         metavar='KIND=RATIO', help='size=RATIO, bops=RATIO '
+                         'or both, relative to the float model (default: the '
+                         "size of the config's own policy)")
+    command.add_argument('--bits', type=int, nargs='+', default=WEIGHT_BITS,
+                         help='what layers may have (default: 2 3 4 8)')
+    command.add_argument('--measure', action='store_true',
+                         help='measure both policies after calibration')
+    command.add_argument('--train', metavar='FOLDER', help='train both there '
+                         "with the config's schedule, and test them")
     args = parser.parse_args()
     args.run(args)
 

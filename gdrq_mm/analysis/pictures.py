@@ -67,3 +67,25 @@ def plot_sensitivity(figures: Dict[Setting, Figures], path: Target,
         axis.set_title(f'{SIDES[side]} at {bits_text(bits)}',
                        fontsize='medium')
     save_figure(image, path)
+
+
+def plot_policy(proposal, path: Target) -> None:
+    """Bits of weights by layer, proposed and the config's own.
+
+    Args:
+        proposal: A :class:`gdrq_mm.openmmlab.policy.Proposal`.
+        path (str or os.PathLike): Image to write.
+    """
+    names = list(proposal.policies[0].choice)
+    image = new_figure(max(6, .28 * len(names)), 4.2)
+    axes = image.subplots(2, 1, sharex=True)
+    for axis, side in zip(axes, ('weight', 'activation')):
+        for policy, color, width in zip(proposal.policies, (
+                'tab:blue', 'tab:gray'), (.8, .3)):
+            axis.bar(names, [getattr(policy.choice[name], side)
+                             for name in names], width, color=color,
+                     label=policy.name)
+        axis.set_ylabel(f'bits of {SIDES[side]}')
+    axes[0].legend(fontsize='small')
+    axes[1].tick_params(axis='x', rotation=90, labelsize='small')
+    save_figure(image, path)

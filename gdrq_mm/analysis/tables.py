@@ -2,6 +2,7 @@
 import math
 from typing import Dict, Iterable, List, Sequence
 
+from .policy import format_rules
 from .sensitivity import Figures, Setting, worst_first
 
 
@@ -63,3 +64,25 @@ def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
         texts.append(f'{title}\n' + format_table(
             rows, ('what', metric, 'against float', 'noise of outputs')))
     return '\n\n'.join(texts)
+
+
+def policy_table(proposal) -> str:
+    """The proposed policy beside the config's own, and the rules to paste.
+
+    Args:
+        proposal: A :class:`gdrq_mm.openmmlab.policy.Proposal`.
+    """
+    def written(value, form='{:.4g}'):
+        return 'not measured' if value is None else form.format(value)
+
+    name = proposal.metric_name
+    rows = [(each.name, f'{each.size:.2%}', f'{each.bops:.3%}',
+             f'{each.noise:.1%}', f'{each.metric:.4g}',
+             written(each.calibrated and each.calibrated.metric),
+             written(each.trained)) for each in proposal.policies]
+    table = format_table(rows, (
+        'policy', 'size', 'bit operations', 'noise, predicted',
+        f'{name}, predicted', 'after calibration', 'after training'))
+    return (f'float: {name} {proposal.float_metric:.4g}; size and bit '
+            f'operations relative to it\n{table}\n'
+            f'{format_rules(proposal.rules)}')

@@ -42,22 +42,18 @@ class Sensitivity:
     def __init__(self, bench: Bench, measurements: Measurements) -> None:
         self.bench, self.measurements = bench, measurements
         if bench.is_trained:
-            self._trained = bench.model
-            self.plans = get_state(self._trained).plans
+            self._trained = self.example = bench.model
         else:
             self._trained = None
-            self.plans = get_state(self._convert(8)).plans
+            self.example = bench.model  # converted, to look at
+            quantize_(self.example, base_quantization(bench.cfg, 8))
+        self.plans = get_state(self.example).plans
         self.layers = [plan.name for plan in self.plans
                        if plan.quantized and plan.parameter is not None]
         self._model: Optional[nn.Module] = None
         self._made: tuple = ()
         self._reference: List[tuple] = []
         self._replay: Optional[Replay] = None
-
-    def _convert(self, bits: int) -> nn.Module:
-        model = self.bench.model
-        quantize_(model, base_quantization(self.bench.cfg, bits))
-        return model
 
     # -- what can be asked ---------------------------------------------------
 

@@ -1,0 +1,251 @@
+"""A mixed-precision policy for a config, from measured sensitivities."""
+import copy
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, Iterable, List, Optional
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..analysis.measurements import Measurements
+from ..analysis.policy import (
+    Bits,
+    Layer,
+    make_rules,
+    predict_metric,
+    predicted_noise,
+    propose,
+    relative_cost,
+)
+from ..analysis.sensitivity import Figures, Setting, shared_weights
+from ..config import QuantConfig
+from ..functional import num_groups
+from ..plan import trace_layers
+from .bench import Bench
+from .publish import quantization_of
+from .sensitivity import Sensitivity
+
+WEIGHT_BITS = (2, 3, 4, 8)
+
+
+@dataclass
+class Policy:
+    """A choice of bits, and what is known of it.
+
+    Args:
+        name (str): 'proposed', or 'config': what the config says itself.
+        choice (dict[str, Bits]): By the first name of a layer.
+        size (float): Of the weights, relative to float32.
+        bops (float): Bit operations, relative to 32 by 32.
+        noise (float): Predicted: the sum over layers.
+        metric (float): Predicted from that.
+        calibrated (Figures, optional): Measured without training.
+        trained (float, optional): Metric of the test set after a training.
+    """
+    name: str
+    choice: Dict[str, Bits]
+    size: float
+    bops: float
+    noise: float
+    metric: float
+    calibrated: Optional[Figures] = None
+    trained: Optional[float] = None
+
+
+@dataclass
+class Proposal:
+    """A policy beside that of the config.
+
+    Args:
+        policies (list[Policy]): The proposed one first.
+        rules (list[dict]): Of the proposed one, for the config.
+        quantization (dict): The config's, with these rules.
+        metric_name (str): Name of the metric.
+        float_metric (float): Of the float model.
+    """
+    policies: List[Policy]
+    rules: List[dict]
+    quantization: dict
+    metric_name: str
+    float_metric: float
+    layers: List[Layer] = field(default_factory=list)
+
+
+class Policies:
+    """Propose policies for a float checkpoint.
+
+    Args:
+        bench (Bench): With the config of a quantized model.
+        measurements (Measurements): Of its sensitivity.
+
+    Raises:
+        ValueError: The checkpoint is quantized, or the config quantizes
+            nothing.
+    """
+
+    def __init__(self, bench: Bench, measurements: Measurements) -> None:
+        self.config = quantization_of(bench.cfg)
+        if bench.is_trained:
+            raise ValueError(
+                f'{bench.checkpoint} is quantized already; a policy is '
+                'proposed from the checkpoint of a float model')
+        self.bench, self.measurements = bench, measurements
+        self.sensitivity = Sensitivity(bench, measurements)
+
+    def _layers(self, bits: Iterable[int]) -> List[Layer]:
+        """All layers with their costs and measured noises."""
+        plans = self.sensitivity.plans
+        figures = self.sensitivity.run(
+            bits, sides=('weight', 'activation'), ways=('alone', ))
+        self._figures = figures
+        model = self.sensitivity.example
+        traces = trace_layers(model, plans, self.bench.forwards(model)[0])
+        by_name = {plan.name: plan for plan in plans}
+
+        def noises(name, side):
+            return {number: figures[Setting(name, side, number, 'alone')
+                                    ].noise for number in bits}
+
+        layers = []
+        for name, members in shared_weights(plans).items():
+            plan = by_name[name]
+            quantized = plan.weight is not None
+            layers.append(Layer(
+                members, plan.parameter.numel(),
+                num_groups(plan.parameter.shape[0], plan.weight.group_size)
+                if quantized else 0,
+                sum(traces[member].macs for member in members),
+                noises(name, 'weight') if quantized else {},
+                noises(name, 'activation') if quantized else {},
+                fixed=not quantized))
+        return layers
+
+    def propose(self, budgets: Optional[Dict[str, float]] = None,
+                bits: Iterable[int] = WEIGHT_BITS) -> Proposal:
+        """The policy of least noise.
+
+        Args:
+            budgets (dict[str, float], optional): See
+                :func:`gdrq_mm.analysis.policy.propose`. Defaults to the size
+                of the config's own policy.
+            bits (iterable of int): What layers may have. Inputs keep the bits
+                of the config unless bit operations have a budget, since the
+                size says nothing of them.
+        """
+        bits = sorted(set(bits))
+        own = self._own_bits()
+        measured = sorted({*bits, *itertools.chain(*own.values())})
+        layers = self._layers(measured)
+        own = {layer.names[0]: own[layer.names[0]] for layer in layers
+               if not layer.fixed}
+        budgets = budgets or dict(size=relative_cost(layers, 'size', own))
+        inputs = bits if 'bops' in budgets else [
+            self.config['activation']['bits']]
+        choice = propose(layers, budgets, bits, inputs)
+        points = [(0., self._float_metric)] + [
+            (each.noise, each.metric) for each in self._figures.values()]
+        policies = [Policy(
+            name, bits_of, relative_cost(layers, 'size', bits_of),
+            relative_cost(layers, 'bops', bits_of),
+            predicted_noise(layers, bits_of),
+            predict_metric(predicted_noise(layers, bits_of), points))
+            for name, bits_of in (('proposed', choice), ('config', own))]
+        rules = make_rules(layers, choice, self.config)
+        return Proposal(policies, rules, dict(self.config, rules=rules),
+                        self.sensitivity.metric, self._float_metric, layers)
+
+    @property
+    def _float_metric(self) -> float:
+        return self.sensitivity.baseline()[self.sensitivity.metric]
+
+    def _own_bits(self) -> Dict[str, Bits]:
+        parsed = QuantConfig.from_dict(self.config)
+        found = {}
+        for name in self.sensitivity.layers:
+            weight, activation = parsed.schemes(name)
+            if weight.bits is None or activation.bits is None:
+                raise ValueError(
+                    f'the config leaves the weights or the inputs of {name} '
+                    'float; policies choose both: give both bits, or skip '
+                    'the layer')
+            found[name] = Bits(weight.bits, activation.bits)
+        return found
+
+    def calibrate(self, proposal: Proposal) -> None:
+        """Measure both policies without training."""
+        for policy, config in zip(proposal.policies, (
+                proposal.quantization, self.config)):
+            key = f'calibrated {sorted(policy.choice.items())}'
+            policy.calibrated = self.sensitivity.evaluated(
+                key, lambda config=config: self.bench.quantized(
+                    config, recalibrate=True))
+
+    def train(self, proposal: Proposal, folder: str) -> None:
+        """Train both policies with the config's schedule, from the float
+        checkpoint, and test them; an interrupted training goes on.
+
+        Args:
+            proposal (Proposal): Gets the metrics.
+            folder (str): Work dirs of the two trainings go there.
+        """
+        for policy, config in zip(proposal.policies, (
+                proposal.quantization, self.config)):
+            key = f'trained in {folder} {sorted(policy.choice.items())}'
+            kept = self.measurements.get(key)
+            if kept is None:
+                kept = self._train(config, Path(folder) / policy.name)
+                self.measurements.put(key, kept)
+            policy.trained = kept[self.bench.metric_of(kept)]
+
+    def _train(self, quantization: dict, folder: Path) -> Dict[str, float]:
+        cfg = with_quantization(self.bench.cfg, quantization)
+        cfg.work_dir = str(folder)
+        cfg.load_from = self.bench.checkpoint
+        if (folder / 'last_checkpoint').exists():
+            cfg.load_from, cfg.resume = None, True
+        cfg.experiment_name = f'policy_{folder.name}'
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        return {name: float(value) for name, value in runner.test().items()}
+
+
+def with_quantization(cfg: Config, quantization: dict) -> Config:
+    """The same config with another quantization, where it has its own."""
+    cfg = copy.deepcopy(cfg)
+    if cfg.model.get('quantization') is not None:
+        cfg.model.quantization = quantization
+        return cfg
+    for hook in cfg.custom_hooks:
+        if hook.get('quantization'):
+            hook.quantization = quantization
+    return cfg
+
+
+def propose_policy(config: str, checkpoint: str, json_path: str,
+                   budgets: Optional[Dict[str, float]] = None,
+                   bits: Iterable[int] = WEIGHT_BITS, batches: int = 8,
+                   calibrated: bool = False, train: Optional[str] = None,
+                   cfg_options: Optional[dict] = None) -> Proposal:
+    """See :class:`Policies`; measures what is needed and keeps it.
+
+    Args:
+        config (str): Of the quantized model.
+        checkpoint (str): Of the float model.
+        json_path (str): Where figures are kept.
+        budgets (dict[str, float], optional): See :meth:`Policies.propose`.
+        bits (iterable of int): Likewise.
+        batches (int): Of the validation data. Defaults to 8.
+        calibrated (bool): Measure the policies without training.
+        train (str, optional): Train both in this folder.
+        cfg_options (dict, optional): Changes of the config.
+    """
+    bench = Bench(config, checkpoint, batches, cfg_options=cfg_options)
+    policies = Policies(bench, Measurements(json_path, bench.inputs()))
+    proposal = policies.propose(budgets, bits)
+    if calibrated:
+        policies.calibrate(proposal)
+    if train:
+        policies.train(proposal, train)
+    return proposal
+
