@@ -10,6 +10,9 @@ residuals prints the outputs that integer kernels round to 8 bits (residual
 sums and what goes into them), to train with that rounding in place; together
 with those that the config names already.
 
+coverage counts the multiply-accumulates that really see low-bit operands in
+a forward, those of functional calls and attention products among them.
+
 sensitivity quantizes one layer (or stage) at a time, and all but one, and
 prints the metric of the task and the noise of the outputs, the worst first.
 
@@ -39,9 +42,18 @@ from gdrq_mm.analysis import (
     residual_outputs,
     shortest_patterns,
 )
-from gdrq_mm.analysis.pictures import plot_policy, plot_sensitivity
+from gdrq_mm.analysis.coverage import measure_coverage
+from gdrq_mm.analysis.pictures import (
+    plot_coverage,
+    plot_policy,
+    plot_sensitivity,
+)
 from gdrq_mm.analysis.sensitivity import SIDES, WAYS
-from gdrq_mm.analysis.tables import policy_table, sensitivity_tables
+from gdrq_mm.analysis.tables import (
+    coverage_table,
+    policy_table,
+    sensitivity_tables,
+)
 from gdrq_mm.cli import run_tool
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.openmmlab.policy import WEIGHT_BITS, propose_policy
@@ -55,6 +67,7 @@ EXAMPLES = dict(
     plan='plan my_w4a4.py --shape 224 224',
     ends='ends my_float.py --bits 8',
     residuals='residuals my_w4a4.py',
+    coverage='coverage my_w4a4.py --shape 224 224',
     policy='policy my_w2a4.py epoch_12.pth --budget size=0.08',
     sensitivity='sensitivity my_float.py epoch_12.pth --bits 2 4')
 
@@ -109,6 +122,17 @@ def residuals(args) -> None:
     for name, times in Counter(found.others).items():
         print(f'# {name}: {times} more, which no module returns; these are '
               'rounded when the model is exported')
+
+
+def coverage(args) -> None:
+    cfg = read_config(args)
+    model = build_model(inference_config(cfg))
+    batch = example_batch(scope_of(cfg), tuple(args.shape))
+    calibrate(model, [lambda: model.test_step(batch)])
+    found = measure_coverage(model, lambda: model.test_step(batch))
+    print(coverage_table(found, args.all))
+    if args.picture:
+        plot_coverage(found, args.picture)
 
 
 def sensitivity(args) -> None:
@@ -210,11 +234,17 @@ def main() -> None:
                       (ends, 'rules for first and last layers')):
         command = add_command(commands, run, text)
         add_shape(command)
-    policy = command.add_mutually_exclusive_group()
-    policy.add_argument('--bits', type=int, default=8,
+    change = command.add_mutually_exclusive_group()
+    change.add_argument('--bits', type=int, default=8,
                         help='of these layers (default: 8)')
-    policy.add_argument('--float', action='store_true',
+    change.add_argument('--float', action='store_true',
                         help='leave these layers float')
+    command = add_command(commands, coverage,
+                          'which products see low-bit operands')
+    add_shape(command)
+    command.add_argument('--all', action='store_true',
+                         help='list what is low-bit as well')
+    command.add_argument('--picture', help='draw it into this file')
     command = add_command(commands, sensitivity, 'which layers hurt')
     add_measuring(command)
     command.add_argument('--bits', type=int, nargs='+',

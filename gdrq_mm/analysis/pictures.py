@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 from typing import Dict, Union
 
+from .coverage import Coverage
 from .sensitivity import Figures, Setting, worst_first
 from .tables import SIDES, bits_text
 
@@ -88,4 +89,32 @@ def plot_policy(proposal, path: Target) -> None:
         axis.set_ylabel(f'bits of {SIDES[side]}')
     axes[0].legend(fontsize='small')
     axes[1].tick_params(axis='x', rotation=90, labelsize='small')
+    save_figure(image, path)
+
+
+def plot_coverage(coverage: Coverage, path: Target, most: int = 20) -> None:
+    """Bars of multiply-accumulates, low-bit ones and others, by module.
+
+    Args:
+        coverage (Coverage): What was seen.
+        path (str or os.PathLike): Image to write.
+        most (int): Modules with the most. Defaults to 20.
+    """
+    rows = sorted(coverage.rows, key=lambda row: -row.macs)[:most]
+    names = [f'{row.module or "(the model itself)"}, {row.operand}'
+             if row.operand == 'activations' else
+             row.module or f'(the model itself), {row.operand}'
+             for row in rows]
+    image = new_figure(7, .24 * len(rows) + 1.2)
+    axis = image.subplots()
+    low = [row.low_bit / 1e6 for row in rows]
+    axis.barh(names, low, color='tab:blue', label='low-bit operands')
+    axis.barh(names, [row.macs / 1e6 - each for row, each in zip(rows, low)],
+              left=low, color='tab:orange', label='a float operand')
+    axis.invert_yaxis()
+    axis.tick_params(axis='y', labelsize='small')
+    axis.set_xlabel('million multiply-accumulates')
+    axis.set_title(f'{coverage.share:.1%} see low-bit operands',
+                   fontsize='medium')
+    axis.legend(fontsize='small')
     save_figure(image, path)

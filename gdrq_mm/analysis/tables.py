@@ -2,6 +2,7 @@
 import math
 from typing import Dict, Iterable, List, Sequence
 
+from .coverage import Coverage
 from .policy import format_rules
 from .sensitivity import Figures, Setting, worst_first
 
@@ -64,6 +65,24 @@ def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
         texts.append(f'{title}\n' + format_table(
             rows, ('what', metric, 'against float', 'noise of outputs')))
     return '\n\n'.join(texts)
+
+
+def coverage_table(coverage: Coverage, all_rows: bool = False) -> str:
+    """What is not low-bit, the most first, and a summary.
+
+    Args:
+        coverage (Coverage): What was seen.
+        all_rows (bool): List what is low-bit as well. Defaults to False.
+    """
+    rows = [row for row in coverage.rows
+            if all_rows or row.low_bit < row.macs]
+    rows.sort(key=lambda row: row.low_bit - row.macs)
+    lines = [(row.module or '(the model itself)', row.operand, row.calls,
+              f'{row.macs / 1e6:.4g}', f'{row.macs / coverage.macs:.2%}',
+              f'{row.low_bit / max(row.macs, 1):.0%}') for row in rows]
+    table = format_table(lines, ('module', 'with', 'calls', 'million MACs',
+                                 'of all', 'low-bit'))
+    return f'{table}\n{coverage.summary()}' if lines else coverage.summary()
 
 
 def policy_table(proposal) -> str:
