@@ -13,7 +13,7 @@ from ..checkpoint import NAME
 from ..training import calibrate, update_bn_stats
 from ..version import __version__
 from ..writing import save_whole
-from .publish import inference_config
+from .publish import inference_config, load_all
 from .reading import read_checkpoint
 from .scopes import build_model
 
@@ -81,7 +81,7 @@ def calibrate_checkpoint(config: str,
         raise ValueError(f'{checkpoint} is quantized already; calibrate the '
                          'checkpoint of a float model')
     model = build_model(model_cfg)
-    model.load_state_dict(weights)
+    load_all(model, weights)
     model.to('cuda' if torch.cuda.is_available() else 'cpu')
 
     seed = cfg.get('randomness', {}).get('seed') or 0

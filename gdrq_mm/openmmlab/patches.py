@@ -9,19 +9,19 @@ import logging
 import os
 from typing import Callable, Dict, List
 
-import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, checkpoint_hook
-from mmengine.logging import HistoryBuffer
+from mmengine.infer import BaseInferencer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
-from mmengine.utils import digit_version
 
+from ..checkpoint import check_whole, part_of
 from ..writing import write_whole
-from .reading import load_from_http, load_from_local
+from .plain_types import allow_plain_types
+from .reading import download, load_from_http, load_from_local, path_of
+from .trust import check_config_inside, without_config
 
 VARIABLE = 'GDRQ_MM_PATCHES'
 _undo: Dict[str, Callable] = {}  # what was changed -> how to take it back
@@ -47,10 +47,16 @@ def patch_mmengine() -> List[str]:
                 _allow_gdrq_mm_configs(),
             'torch.load(weights_only=True) reads the log history in '
             'training checkpoints of mmengine':
-                _allow_mmengine_checkpoints(),
+                allow_plain_types(),
             'checkpoints of local files and URLs load without running code '
             'in them, and damaged ones are errors with a remedy':
                 _register_loaders(),
+            'the config inside a checkpoint is run for files that '
+            'GDRQ_MM_TRUST names only':
+                _distrust_configs(),
+            'a float model refuses the checkpoint of a quantized one, and '
+            'init_cfg loads parts of one with their schemes':
+                _check_models(),
             'files are written whole or not at all, and an old checkpoint is '
             'removed after the new one is there':
                 _save_before_removing()})
@@ -69,44 +75,6 @@ def unpatch_mmengine() -> None:
     for undo in _undo.values():
         undo()
     _undo.clear()
-
-
-def _statistics_method(cls: type, name: str):
-    """``getattr``, but only for what a pickled HistoryBuffer asks of it."""
-    if cls is not HistoryBuffer or name not in ('min', 'max', 'mean',
-                                                'current'):
-        raise ValueError(f'the checkpoint asks for {name!r} of {cls!r}, which '
-                         'no mmengine log history needs; do not trust it')
-    return getattr(cls, name)
-
-
-def _allow_mmengine_checkpoints() -> Callable:
-    """Let ``torch.load(weights_only=True)`` read mmengine's checkpoints.
-
-    Training checkpoints of mmengine 0.10 hold log histories: HistoryBuffer
-    objects of numpy arrays. torch >= 2.6 refuses them by default, which
-    breaks ``--resume`` and the test tools. All that is allowed here is plain
-    data; ``getattr``, which HistoryBuffer's pickle names as well, is replaced
-    by a function that gives nothing else.
-    """
-    if digit_version(torch.__version__) < digit_version('2.6'):
-        return lambda: None  # loads everything by default
-    core = np._core if hasattr(np, '_core') else np.core
-    plain = [HistoryBuffer, np.ndarray, np.dtype]
-    plain += {type(np.dtype(kind)) for kind in '?bhilqBHILQefd'}
-    # By the names that numpy 1 and numpy 2 write.
-    renamed = [(getattr(core.multiarray, name), f'{module}.multiarray.{name}')
-               for name in ('_reconstruct', 'scalar')
-               for module in ('numpy.core', 'numpy._core')]
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(
-        [*plain, *renamed, (_statistics_method, 'builtins.getattr')])
-
-    def undo():
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-    return undo
 
 
 def _allow_gdrq_mm_configs() -> Callable:
@@ -152,6 +120,64 @@ def _register_loaders() -> Callable:
             CheckpointLoader.register_scheme(scheme, schemes[scheme],
                                              force=True)
         mmengine_checkpoint.load_from_http = from_http
+
+    return undo
+
+
+def _distrust_configs() -> Callable:
+    """Where mmengine runs a config that it found in a checkpoint file: in
+    inferencers that got no other, and in ``resume`` (``meta['config']``)."""
+    init, load = BaseInferencer._init_model, CheckpointLoader.__dict__[
+        'load_checkpoint']
+
+    def init_model(self, cfg, weights, *args, **kwargs):
+        if not cfg and weights is not None:
+            is_url = str(weights).startswith(('http://', 'https://'))
+            check_config_inside(
+                weights, (download if is_url else path_of)(str(weights)))
+        return init(self, cfg, weights, *args, **kwargs)
+
+    def load_checkpoint(cls, filename, *args, **kwargs):
+        content = load.__func__(cls, filename, *args, **kwargs)
+        return without_config(content, filename, path_of(filename))
+
+    BaseInferencer._init_model = functools.wraps(init)(init_model)
+    CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
+
+    def undo():
+        BaseInferencer._init_model = init
+        CheckpointLoader.load_checkpoint = load
+
+    return undo
+
+
+def _check_models() -> Callable:
+    """mmengine loads what it finds, and only logs what it does not; of the
+    part of a checkpoint that ``init_cfg`` asks for, the schemes are left out.
+    """
+    load, load_part = (mmengine_checkpoint.load_state_dict,
+                       mmengine_checkpoint._load_checkpoint_with_prefix)
+
+    @functools.wraps(load)
+    def load_state_dict(module, state_dict, *args, **kwargs):
+        check_whole(module, state_dict)
+        return load(module, state_dict, *args, **kwargs)
+
+    @functools.wraps(load_part)
+    def load_checkpoint_with_prefix(prefix, filename, map_location=None):
+        content = mmengine_checkpoint._load_checkpoint(filename, map_location)
+        part = part_of(content.get('state_dict', content),
+                       prefix.rstrip('.') + '.')
+        assert part, f'{prefix} is not in the pretrained model'
+        return part
+
+    mmengine_checkpoint.load_state_dict = load_state_dict
+    mmengine_checkpoint._load_checkpoint_with_prefix = \
+        load_checkpoint_with_prefix
+
+    def undo():
+        mmengine_checkpoint.load_state_dict = load
+        mmengine_checkpoint._load_checkpoint_with_prefix = load_part
 
     return undo
 

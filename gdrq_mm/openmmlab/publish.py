@@ -5,16 +5,25 @@ import hashlib
 import io
 import tempfile
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import load_checkpoint
+from torch import nn
 
-from ..checkpoint import FORMAT, NAME, float_weights, pack, seal
+from ..checkpoint import (
+    FORMAT,
+    NAME,
+    CheckpointError,
+    float_weights,
+    pack,
+    seal,
+)
 from ..training import get_state
 from ..version import __version__
 from ..writing import write_whole
+from .agreement import batch_to_try, first_difference, outputs_of
 from .reading import read_checkpoint
 from .scopes import build_model
 
@@ -122,7 +131,7 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
             'Publish the checkpoint of a training with GDRQHook or '
             'QuantizedModel.')
     model = build_model(cfg)
-    model.load_state_dict(trained['state_dict'])
+    load_all(model, trained['state_dict'])
     meta = {key: _primitive(trained['meta'][key])
             for key in ('dataset_meta', 'epoch', 'iter')
             if key in trained.get('meta', {})}
@@ -131,11 +140,11 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
                 gdrq_format_version=FORMAT,
                 float_bytes=_float_bytes(model))
     if latent:
-        weights = dict(model.state_dict())
-        seal(weights, NAME)
+        weights = {key: value.contiguous() for key, value in
+                   model.state_dict().items()}
+        seal(weights, NAME, meta)
     else:
-        weights = pack(model)
-
+        weights = pack(model, meta)
     content = io.BytesIO()
     torch.save(dict(meta=meta, state_dict=weights), content)
     digest = hashlib.sha256(content.getbuffer()).hexdigest()
@@ -166,23 +175,85 @@ def _float_bytes(model) -> int:
         return file.tell()
 
 
-@torch.no_grad()
-def _check_published(cfg: Config, checkpoint: Path, model) -> None:
-    """The file must load and quantize to the very same weights."""
+def load_all(model: nn.Module, state_dict: dict) -> None:
+    """Load a checkpoint that must have all of the model, and no more.
+
+    Some models do not even load what they save (Swin V2 drops entries that it
+    computes): what is missing of their own may be missing of the file.
+
+    Raises:
+        CheckpointError: It is refused, or entries are missing or left over.
+    """
+    own = model.load_state_dict(model.state_dict(), strict=False)
+    names = model.state_dict().keys()
+    missing = names - state_dict.keys() - set(own.missing_keys)
+    unexpected = state_dict.keys() - names - set(own.unexpected_keys)
+    if not any(key.startswith(f'{NAME}.') for key in state_dict):
+        added = names - float_weights(model.state_dict()).keys()
+        missing -= added
+    for what, keys in (('lacks', missing), ('has', unexpected)):
+        if keys:
+            raise CheckpointError(
+                f'the checkpoint {what} {len(keys)} entries that the model of '
+                f'the config {"has" if what == "lacks" else "lacks"}, '
+                f'{min(keys)} for one: it is of another model. Nothing was '
+                'loaded.')
+    model.load_state_dict(state_dict, strict=False)
+
+
+def _check_published(cfg: Config, checkpoint: Path, model: nn.Module) -> None:
+    """The file must give a model with the very same outputs.
+
+    Weights could agree and outputs not: code that reads ``layer.weight`` past
+    the layer's forward reads codes' values in the one and float weights in
+    the other.
+    """
     copied = build_model(Config.fromstring(cfg.pretty_text, '.py'))
-    load_checkpoint(copied, str(checkpoint), map_location='cpu', strict=True,
+    load_checkpoint(copied, str(checkpoint), map_location='cpu',
                     logger='silent')
-    layers = get_state(copied).layers
-    for name, layer in get_state(model).layers.items():
-        if getattr(layer, 'weight_quantizer', None) is None:
-            continue
-        ours, theirs = (each.weight_quantizer(each.weight)
-                        for each in (layer, layers[name]))
-        if not torch.equal(ours, theirs):
-            raise RuntimeError(
-                f'{name}: the published weights differ from the trained ones '
-                f'in {int((ours != theirs).sum())} values; nothing was '
-                'written. Please report this.')
+    differing = _differing_entries(model, copied)
+    batch = batch_to_try(cfg)
+    ours = outputs_of(model, batch)
+    name = differing[0] if differing else first_difference(
+        ours, outputs_of(copied, batch))
+    if name is not None:
+        raise RuntimeError(
+            f'{name}: the published model gives another output than the '
+            'trained one. If code reads the weight of a layer past its '
+            'forward, exclude that layer with dict(match=..., skip=True) in '
+            'the rules and train again, or publish with --latent. Nothing '
+            'was written.')
+    _check_thresholds(model, {name for name, _ in ours})
+
+
+@torch.no_grad()
+def _differing_entries(model: nn.Module, copied: nn.Module) -> List[str]:
+    """Of layers that the batch does not reach, too."""
+    layers = [get_state(each).layers for each in (model, copied)]
+    quantized = [name for name, layer in layers[0].items()
+                 if getattr(layer, 'weight_quantizer', None) is not None]
+    differing = [name for name in quantized if not torch.equal(*(
+        each[name].weight_quantizer(each[name].weight) for each in layers))]
+    skipped = tuple(f'{name}.weight'.lstrip('.') for name in quantized)
+    theirs = copied.state_dict()
+    return differing + [
+        key for key, value in model.state_dict().items()
+        if not key.startswith(skipped) and not torch.equal(value, theirs[key])]
+
+
+def _check_thresholds(model: nn.Module, called: set) -> None:
+    """What runs must have its activation thresholds."""
+    unset = [f'{name}.{part}'.lstrip('.')
+             for name, layer in get_state(model).layers.items()
+             for part, quantizer in layer.activation_quantizers()
+             if f'{name}.{part}'.lstrip('.') in called or name in called
+             if not quantizer.initialized]
+    if unset:
+        raise ValueError(
+            f'{len(unset)} activation thresholds were never set, '
+            f'{unset[0]} for one: these activations would stay float. Train '
+            'the model, or calibrate it (tools/calibrate.py), and publish '
+            'that checkpoint.')
 
 
 def _primitive(value: Any) -> Any:

@@ -1,10 +1,11 @@
 """How mmengine reads checkpoint files: no code, and errors that teach.
 
 mmengine leaves URLs to ``torch.hub``, which loads them with
-``weights_only=False``: code in them runs. For a file that cannot be read
-torch names neither the file nor a remedy, and for one with code in it
-suggests ``weights_only=False`` as well. The checksums that ``torch.save``
-writes, of metadata too, it does not verify.
+``weights_only=False``: code in them runs; the maintained forks do so wherever
+``weights_only=True`` fails. For a file that cannot be read torch names
+neither the file nor a remedy, and for one with code in it suggests
+``weights_only=False`` as well. The checksums that ``torch.save`` writes it
+does not verify.
 
 That code is not run needs torch >= 2.6: older versions run it in every file
 that they read.
@@ -15,6 +16,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any, Optional
 from urllib.parse import urlparse
 
 import torch
@@ -22,13 +24,15 @@ from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-from ..checkpoint import NAME
+from ..checkpoint import NAME, CheckpointError, check_container, check_meta
+from .plain_types import RESTRICTED, allow_plain_types
 
 
 def load_from_local(filename: str, map_location=None):
     """mmengine's loader of local files, with one kind of error.
 
-    Of published files the checksums are verified.
+    Checksums and sizes are verified before anything is read; of published
+    files also the hash of the metadata.
 
     Args:
         filename (str): Path of the checkpoint.
@@ -37,21 +41,30 @@ def load_from_local(filename: str, map_location=None):
     Raises:
         OSError: It cannot be opened or read.
         MemoryError, torch.cuda.OutOfMemoryError: It does not fit.
-        RuntimeError: It is damaged, names what is no plain data, or is not
+        CheckpointError: It is damaged, names what is no plain data, or is not
             for this machine.
     """
     path = os.path.expanduser(filename)
     try:
-        content = mmengine_checkpoint.load_from_local(filename, map_location)
-        if _is_published(content):
-            _check_sums(path)
+        check_container(path)
+        content = _load(path, map_location)
+        if isinstance(content, dict):
+            weights = content.get('state_dict')
+            if isinstance(weights, dict):
+                check_meta(content.get('meta'), weights, NAME)
         return content
     except Exception as error:  # torch has many
         if _is_of_the_machine(error):
             raise
-        raise RuntimeError(f'{filename} cannot be read: '
-                           f'{_reason(error, path)} Nothing was loaded.'
-                           ) from None
+        raise CheckpointError(f'{filename} cannot be read: '
+                              f'{_reason(error, path)} Nothing was loaded.'
+                              ) from None
+
+
+def _load(path: str, map_location) -> Any:
+    allow_plain_types()  # forks take them back after each of their loads
+    options = dict(weights_only=True) if RESTRICTED else {}
+    return torch.load(path, map_location=map_location, **options)
 
 
 def _is_of_the_machine(error: Exception) -> bool:
@@ -62,21 +75,13 @@ def _is_of_the_machine(error: Exception) -> bool:
                               torch.cuda.OutOfMemoryError))
 
 
-def _is_published(content) -> bool:
-    # A bit that hides one of the two leaves the other.
-    parts = [content.get(key) for key in ('meta', 'state_dict')] if \
-        isinstance(content, dict) else []
-    return any(isinstance(part, dict) and key in part for part, key in zip(
-        parts, ('gdrq_format', f'{NAME}.digest')))
-
-
-def _check_sums(path: str) -> None:
-    if not zipfile.is_zipfile(path):  # torch's old format has none
-        return
-    with zipfile.ZipFile(path) as archive:
-        part = archive.testzip()
-    if part is not None:
-        raise RuntimeError(f'the checksum of its part {part} is wrong')
+def path_of(filename: str) -> Optional[Path]:
+    """Where a file is on this machine, after a download; None: elsewhere."""
+    if filename.startswith(('http://', 'https://')):
+        return (Path(torch.hub.get_dir()) / 'checkpoints'
+                / Path(urlparse(filename).path).name)
+    path = Path(os.path.expanduser(filename))
+    return path if path.is_file() else None
 
 
 def load_from_http(filename: str, map_location=None):
@@ -88,12 +93,16 @@ def load_from_http(filename: str, map_location=None):
 
     Raises:
         OSError: It cannot be downloaded.
-        RuntimeError: As :func:`load_from_local`.
+        CheckpointError: As :func:`load_from_local`.
     """
-    path = (Path(torch.hub.get_dir()) / 'checkpoints'
-            / Path(urlparse(filename).path).name)
+    return load_from_local(str(download(filename)), map_location)
 
-    def download():
+
+def download(filename: str) -> Path:
+    """The file behind a URL, in torch's cache; by the first rank."""
+    path = path_of(filename)
+
+    def fetch():
         if not path.exists():
             print_log(f'Downloads {filename} to {path}', 'current')
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,11 +110,11 @@ def load_from_http(filename: str, map_location=None):
 
     rank, world_size = get_dist_info()
     if rank == 0:
-        download()
+        fetch()
     if world_size > 1:
         barrier()
-        download()  # on other machines
-    return load_from_local(str(path), map_location)
+        fetch()  # on other machines
+    return path
 
 
 def _reason(error: Exception, path: str) -> str:
@@ -124,7 +133,8 @@ def _reason(error: Exception, path: str) -> str:
             text = repr(error)  # of some only a word is said
         return text.partition('\n')[0].rstrip('.') + '.'
     said = re.split(r'\n|\. ', text)[0].rstrip('.')
-    if type(error) not in (RuntimeError, ValueError):  # said to programmers
+    if type(error) not in (RuntimeError, ValueError, CheckpointError):
+        # Said to programmers.
         said = 'it is no intact file of torch.save'
     return (f'{said}. It may be cut off or damaged: remove it, and copy or '
             'download it again.')
@@ -133,7 +143,7 @@ def _reason(error: Exception, path: str) -> str:
 def _is_intact(path: str) -> bool:
     """Whether all is there and has the checksums that were written."""
     try:
-        _check_sums(path)
+        check_container(path)
     except Exception as error:  # of zipfile and zlib, which has many as well
         if _is_of_the_machine(error):
             raise

@@ -8,11 +8,14 @@ import threading
 
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.model import PretrainedInit
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-import gdrq_mm  # noqa: F401, replaces mmengine's loaders
+import gdrq_mm
+from gdrq_mm.checkpoint import CheckpointError, pack
 from gdrq_mm.openmmlab.reading import read_checkpoint
 
 
@@ -190,3 +193,97 @@ def test_code_behind_a_name_of_a_url_is_not_run(name, models, url, tmp_path,
     with pytest.raises(RuntimeError, match='cache.*bad.pth .*asks for'):
         load_checkpoint(nn.Linear(1, 1), name, map_location='cpu')
     assert not (tmp_path / 'ran').exists()
+
+
+def test_damaged_training_checkpoints_do_not_load(tmp_path):
+    model = nn.Linear(64, 64)
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=model.state_dict()), path)
+    content = bytearray(path.read_bytes())
+    content[content.index(model.weight.detach().numpy().tobytes()) + 99] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match='epoch_1.pth cannot be read: '
+                       'the checksum of its part .* is wrong.*damaged'):
+        load_checkpoint(nn.Linear(64, 64), str(path))
+
+
+def test_edited_metadata_of_a_published_file_does_not_load(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4))
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=2)))
+    meta = dict(classes=('a', 'b'), palette={0: [1, 2]}, cfg='x = 1')
+    path = str(tmp_path / 'published.pth')
+    torch.save(dict(meta=meta, state_dict=pack(model, meta)), path)
+    assert read_checkpoint(path)['meta'] == meta
+    for changed in (dict(meta, cfg='x = 2'), dict(meta, more=1), {}, None,
+                    dict(meta, classes=['a', 'b'])):
+        torch.save(dict(meta=changed, state_dict=pack(model, meta)), path)
+        with pytest.raises(CheckpointError, match='fit its metadata'):
+            read_checkpoint(path)
+
+
+def test_log_histories_load_after_another_loader_took_them_back(tmp_path):
+    """As the forks of mmengine do after each of their loads."""
+    path = str(tmp_path / 'epoch_1.pth')
+    torch.save(dict(loss=HistoryBuffer([1.], [1])), path)
+    for _ in range(2):
+        torch.serialization.clear_safe_globals()
+        assert read_checkpoint(path)['loss'].mean() == 1
+
+
+def test_no_fallback_of_mmengines_own_loader_runs_code(tmp_path, monkeypatch):
+    """That of the forks is ``weights_only=False`` where True fails."""
+    monkeypatch.setattr(
+        mmengine_checkpoint, 'load_from_local', lambda filename, **options:
+        torch.load(filename, weights_only=False))
+    write_code(tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match='asks for'):
+        load_checkpoint(nn.Linear(1, 1), str(tmp_path / 'bad.pth'))
+    assert not (tmp_path / 'ran').exists()
+
+
+def quantized(bits=2, seed=0):
+    torch.manual_seed(seed)
+    model = nn.ModuleDict(dict(backbone=nn.Sequential(nn.Linear(4, 4)),
+                               head=nn.Linear(4, 2)))
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=bits)))
+    return model
+
+
+@pytest.mark.parametrize('packed', [True, False])
+def test_init_cfg_loads_a_part_of_the_same_scheme_only(packed, tmp_path):
+    source, path = quantized(), str(tmp_path / 'file.pth')
+    state_dict = pack(source) if packed else source.state_dict()
+    torch.save(dict(state_dict=state_dict), path)
+    load = PretrainedInit(path, prefix='backbone', map_location='cpu')
+    model = quantized(seed=1)
+    head = model['head'].weight.clone()
+    load(model['backbone'])
+    assert torch.equal(model['backbone'][0].quantized_weight(),
+                       source['backbone'][0].quantized_weight())
+    assert torch.equal(model['head'].weight, head)
+    other = quantized(bits=4, seed=1)
+    before = other['backbone'][0].weight.clone()
+    with pytest.raises(CheckpointError, match='2 bits.*4 bits'):
+        load(other['backbone'])
+    assert torch.equal(other['backbone'][0].weight, before)
+    with pytest.raises(CheckpointError, match='this model is float'):
+        load(nn.Sequential(nn.Linear(4, 4)))
+    if packed:
+        state_dict['head.weight_quantizer.clip'] += 1  # not even of the part
+        torch.save(dict(state_dict=state_dict), path)
+        with pytest.raises(CheckpointError, match='hash inside'):
+            load(quantized()['backbone'])
+
+
+@pytest.mark.parametrize('packed', [True, False])
+def test_a_float_model_of_mmengine_refuses_quantized_files(packed, tmp_path):
+    """mmengine logs unexpected keys, and goes on with random weights."""
+    source, path = quantized(), str(tmp_path / 'file.pth')
+    torch.save(dict(state_dict=pack(source) if packed else
+                    source.state_dict()), path)
+    model = nn.ModuleDict(dict(backbone=nn.Sequential(nn.Linear(4, 4)),
+                               head=nn.Linear(4, 2)))
+    before = model['head'].weight.clone()
+    with pytest.raises(CheckpointError, match="this model is float.*type='Q"):
+        load_checkpoint(model, path)
+    assert torch.equal(model['head'].weight, before)
