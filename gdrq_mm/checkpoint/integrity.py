@@ -20,10 +20,18 @@ def digest(entries: Dict[str, Tensor]) -> bytes:
     """SHA-256 of names, dtypes, shapes and values, whatever their order."""
     sha = hashlib.sha256()
     for key in sorted(entries):
-        value = entries[key].detach().cpu().contiguous()
+        value = entries[key]
         sha.update(f'{key} {value.dtype} {tuple(value.shape)}\n'.encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy())
+        sha.update(bytes_of(value))
     return sha.digest()
+
+
+def bytes_of(value: Tensor) -> memoryview:
+    """The elements of a tensor in order, as they are in memory."""
+    value = value.detach().cpu().flatten()
+    if value.stride(0) != 1:  # also of one element only
+        value = value.clone(memory_format=torch.contiguous_format)
+    return value.view(torch.uint8).numpy().data
 
 
 def digest_of_meta(meta: Any) -> bytes:

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ..checkpoint import bytes_of
 from ..modes import eval_mode
 from .scopes import example_batch, scope_of
 
@@ -92,9 +93,8 @@ def first_difference(ours: List[Tuple[str, bytes]],
 def _hash(output: Any) -> bytes:
     sha = hashlib.blake2b(digest_size=16)
     for tensor in _tensors(output):
-        value = tensor.detach().cpu().contiguous()
-        sha.update(f'{value.dtype} {tuple(value.shape)}'.encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy())
+        sha.update(f'{tensor.dtype} {tuple(tensor.shape)}'.encode())
+        sha.update(bytes_of(tensor))
     return sha.digest()
 
 

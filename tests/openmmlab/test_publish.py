@@ -21,7 +21,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 
 import gdrq_mm
-from gdrq_mm.checkpoint import pack
+from gdrq_mm.checkpoint import CheckpointError, pack
 from gdrq_mm.openmmlab import publish as publish_module
 from gdrq_mm.openmmlab.publish import (
     inference_config,
@@ -29,6 +29,7 @@ from gdrq_mm.openmmlab.publish import (
     quantization_of,
 )
 from gdrq_mm.openmmlab.scopes import build_model as build_of_config
+from gdrq_mm.training import get_state
 
 QUANTIZATION = dict(
     weight=dict(bits=2), activation=dict(bits=4),
@@ -95,6 +96,16 @@ def assert_primitive(value, where=''):
         assert type(value) in (*PRIMITIVE, torch.Tensor), (where, type(value))
 
 
+def with_thresholds(model):
+    """As after a training, in no time."""
+    for layer in get_state(model).layers.values():
+        for _, quantizer in layer.activation_quantizers():
+            quantizer.clip.fill_(2.)
+            quantizer.num_updates.fill_(20)
+            quantizer.forget()
+    return model
+
+
 @pytest.mark.parametrize('name', CHECKPOINTS)
 def test_a_published_file_opens_in_the_inferencer_with_the_same_outputs(
         name, trained, tmp_path):
@@ -127,7 +138,8 @@ def test_a_latent_file_keeps_the_float_weights(trained, tmp_path):
     ours = torch.load(path, weights_only=True)['state_dict']
     theirs = torch.load(checkpoint, weights_only=True)['state_dict']
     assert ours.keys() - theirs.keys() == {
-        'quantization_state.format', 'quantization_state.digest'}
+        f'quantization_state.{part}' for part in (
+            'format', 'meta_digest', 'digest')}
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
@@ -216,7 +228,7 @@ def test_a_resnet_50_shrinks_with_its_bits(bits, ends, smaller, tmp_path,
         f'activation=dict(bits=4), rules=[dict(match=name, weight=dict('
         f"bits={ends})) for name in ('backbone.conv1', 'head.fc')]))\n")
     cfg = Config.fromfile(str(config))
-    model = build_of_config(cfg)
+    model = with_thresholds(build_of_config(cfg))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
     monkeypatch.setattr(sys, 'argv', [
         'publish_model.py', str(config), str(tmp_path / 'trained.pth'),
@@ -458,8 +470,8 @@ def test_configs_in_pure_python_style_are_published(tmp_path):
             'custom_hooks = [dict(type=GDRQHook'
             + (f', quantization={QUANTIZATION}' if name == 'hook' else '')
             + ')]\n')
-        model = build_of_config(inference_config(
-            Config.fromfile(str(config))))
+        model = with_thresholds(build_of_config(inference_config(
+            Config.fromfile(str(config)))))
         checkpoint = tmp_path / 'trained.pth'
         torch.save(dict(state_dict=model.state_dict()), checkpoint)
         path, path_cfg = publish(str(config), str(checkpoint),
@@ -470,3 +482,113 @@ def test_configs_in_pure_python_style_are_published(tmp_path):
         assert 'quantization' not in published.custom_hooks[0]
         assert published.custom_imports.imports == ['gdrq_mm']
         load_checkpoint(build_of_config(published), str(path), strict=True)
+
+
+def write_model(tmp_path, source, **backbone):
+    """Config and checkpoint of a tiny model with a backbone of its own."""
+    (tmp_path / 'my_net.py').write_text(source)
+    config = tmp_path / 'my.py'
+    config.write_text(
+        "custom_imports = dict(imports=['gdrq_mm', 'my_net'])\n"
+        "default_scope = 'mmpretrain'\n"
+        "model = dict(type='QuantizedModel', architecture='ImageClassifier', "
+        f'quantization={QUANTIZATION_OF_ALL}, backbone=dict({backbone}), '
+        "neck=dict(type='GlobalAveragePooling'), head=dict("
+        "type='LinearClsHead', num_classes=3, in_channels=4))\n")
+    model = build_of_config(Config.fromfile(str(config)))
+    checkpoint = tmp_path / 'trained.pth'
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    return str(config), str(checkpoint), model
+
+
+QUANTIZATION_OF_ALL = dict(weight=dict(bits=2), activation=dict(bits=4))
+HEAD = """
+import torch
+from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS
+"""
+READS_WEIGHTS = HEAD + """
+@MODELS.register_module(force=True)
+class MyNet(BaseModule):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 1)
+        self.mixed = torch.nn.Conv2d(4, 4, 1)
+    def forward(self, x):
+        x = self.first(x)
+        return torch.nn.functional.conv2d(x, self.mixed.weight) + \
+            0 * self.mixed(x),
+"""
+LOADS_LOOSELY = HEAD + """
+@MODELS.register_module(force=True)
+class MyNet(BaseModule):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 1)
+        self.register_buffer('table', torch.arange(3.))
+        self._register_load_state_dict_pre_hook(
+            lambda state, prefix, *_: state.pop(prefix + 'table', None))
+    def forward(self, x):
+        return self.first(x),
+"""
+
+
+def test_a_layer_whose_weight_is_read_past_it_is_named(tmp_path, monkeypatch):
+    """Float weights in the training, those of codes after packing."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config, checkpoint, model = write_model(
+        tmp_path, READS_WEIGHTS, type='MyNet')
+    torch.save(dict(state_dict=with_thresholds(model).state_dict()),
+               checkpoint)
+    with pytest.raises(RuntimeError, match='^backbone: the published model '
+                       'gives another output.*skip=True.*--latent'):
+        publish(config, checkpoint, str(tmp_path / 'zoo'))
+    assert list((tmp_path / 'zoo').iterdir()) == []
+    publish(config, checkpoint, str(tmp_path / 'zoo'), latent=True)
+    sys.modules.pop('my_net')
+
+
+def test_a_model_that_drops_entries_of_its_own_is_published(tmp_path,
+                                                            monkeypatch):
+    """As Swin V2, which does not load its own state dict strictly."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config, checkpoint, model = write_model(
+        tmp_path, LOADS_LOOSELY, type='MyNet')
+    state_dict = with_thresholds(model).state_dict()
+    with pytest.raises(RuntimeError, match='backbone.table'):
+        model.load_state_dict(state_dict)
+    torch.save(dict(state_dict=state_dict), checkpoint)
+    path, _ = publish(config, checkpoint, str(tmp_path / 'zoo'))
+    assert path.exists()
+    for change, message in (
+            (lambda: state_dict.pop('head.fc.bias'), 'lacks 1 entries'),
+            (lambda: state_dict.update(extra=torch.ones(1)), 'lacks|has')):
+        change()
+        torch.save(dict(state_dict=state_dict), checkpoint)
+        with pytest.raises(CheckpointError, match=message):
+            publish(config, checkpoint, str(tmp_path / 'zoo'))
+    sys.modules.pop('my_net')
+
+
+def test_thresholds_that_were_never_set_are_not_published(tmp_path,
+                                                          monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config, checkpoint, model = write_model(
+        tmp_path, LOADS_LOOSELY, type='MyNet')
+    with pytest.raises(ValueError, match='2 activation thresholds were never '
+                       'set, backbone.first.input_quantizer for one'):
+        publish(config, checkpoint, str(tmp_path / 'zoo'))
+    for value in (torch.nan, -1.):  # nor is what no training gives
+        with_thresholds(model)
+        model.head.fc.input_quantizer.clip.fill_(value)
+        torch.save(dict(state_dict=model.state_dict()), checkpoint)
+        with pytest.raises(CheckpointError, match='head.fc.input_quantizer'):
+            publish(config, checkpoint, str(tmp_path / 'zoo'))
+    with_thresholds(model)
+    with torch.no_grad():
+        model.head.fc.bias[0] = torch.nan
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    with pytest.raises(CheckpointError, match='head.fc.bias has 1 NaN'):
+        publish(config, checkpoint, str(tmp_path / 'zoo'))
+    assert list((tmp_path / 'zoo').iterdir()) == []
+    sys.modules.pop('my_net')
