@@ -10,6 +10,10 @@ residuals prints the outputs that integer kernels round to 8 bits (residual
 sums and what goes into them), to train with that rounding in place; together
 with those that the config names already.
 
+diff prints where two checkpoints, or a checkpoint and the qdq file that was
+exported from it, part: the signal-to-quantization-noise ratio of every module.
+"diff float CHECKPOINT CONFIG" compares it with its own float weights.
+
 coverage counts the multiply-accumulates that really see low-bit operands in
 a forward, those of functional calls and attention products among them.
 
@@ -43,19 +47,23 @@ from gdrq_mm.analysis import (
     shortest_patterns,
 )
 from gdrq_mm.analysis.coverage import measure_coverage
+from gdrq_mm.analysis.diff import PARTED
 from gdrq_mm.analysis.pictures import (
     plot_coverage,
+    plot_diff,
     plot_policy,
     plot_sensitivity,
 )
 from gdrq_mm.analysis.sensitivity import SIDES, WAYS
 from gdrq_mm.analysis.tables import (
     coverage_table,
+    diff_table,
     policy_table,
     sensitivity_tables,
 )
 from gdrq_mm.cli import run_tool
 from gdrq_mm.config import QuantConfig
+from gdrq_mm.openmmlab.diff import diff_checkpoints
 from gdrq_mm.openmmlab.policy import WEIGHT_BITS, propose_policy
 from gdrq_mm.openmmlab.publish import inference_config, quantization_of
 from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
@@ -68,6 +76,7 @@ EXAMPLES = dict(
     ends='ends my_float.py --bits 8',
     residuals='residuals my_w4a4.py',
     coverage='coverage my_w4a4.py --shape 224 224',
+    diff='diff float.pth w4a4.pth my_w4a4.py',
     policy='policy my_w2a4.py epoch_12.pth --budget size=0.08',
     sensitivity='sensitivity my_float.py epoch_12.pth --bits 2 4')
 
@@ -155,6 +164,14 @@ def policy(args) -> None:
         plot_policy(proposal, args.picture)
 
 
+def diff(args) -> None:
+    found = diff_checkpoints(args.first, args.second, args.config,
+                             args.batches, args.cfg_options)
+    print(diff_table(found, args.below))
+    if args.picture:
+        plot_diff(found, args.picture)
+
+
 def budgets_of(texts) -> Optional[dict]:
     """['size=0.1'] -> {'size': 0.1}."""
     budgets = {}
@@ -194,13 +211,15 @@ def open_config(args, quantization):
     return cfg, model, plans
 
 
-def add_command(commands, run, text: str) -> argparse.ArgumentParser:
-    """A command on a config."""
+def add_command(commands, run, text: str, *before: str
+                ) -> argparse.ArgumentParser:
+    """A command on a config, which comes after the arguments ``before``."""
     command = commands.add_parser(
         run.__name__, help=text, description=text,
         epilog=f'example:\n  gdrq analyze {EXAMPLES[run.__name__]}',
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument('config')
+    for name in (*before, 'config'):
+        command.add_argument(name)
     command.add_argument('--cfg-options', nargs='+', action=DictAction,
                          help='changes of the config')
     command.set_defaults(run=run)
@@ -239,6 +258,14 @@ def main() -> None:
                         help='of these layers (default: 8)')
     change.add_argument('--float', action='store_true',
                         help='leave these layers float')
+    command = add_command(commands, diff, 'where two models part',
+                          'first', 'second')
+    command.add_argument('--batches', type=int, default=2,
+                         help='of the validation data (default: 2)')
+    command.add_argument('--below', type=float, default=PARTED,
+                         help='decibels below which layers part (default: '
+                         f'{PARTED:.0f})')
+    command.add_argument('--picture', help='draw them into this file')
     command = add_command(commands, coverage,
                           'which products see low-bit operands')
     add_shape(command)

@@ -1,9 +1,10 @@
 """One picture of each analysis."""
 import os
 from pathlib import Path
-from typing import Dict, Union
+from typing import Dict, List, Union
 
 from .coverage import Coverage
+from .diff import Difference
 from .sensitivity import Figures, Setting, worst_first
 from .tables import SIDES, bits_text
 
@@ -116,5 +117,25 @@ def plot_coverage(coverage: Coverage, path: Target, most: int = 20) -> None:
     axis.set_xlabel('million multiply-accumulates')
     axis.set_title(f'{coverage.share:.1%} see low-bit operands',
                    fontsize='medium')
+    axis.legend(fontsize='small')
+    save_figure(image, path)
+
+
+def plot_diff(differences: List[Difference], path: Target) -> None:
+    """Signal-to-noise ratios in the order of calls.
+
+    Args:
+        differences (list[Difference]): In that order.
+        path (str or os.PathLike): Image to write.
+    """
+    names = [each.name for each in differences]
+    image = new_figure(max(6, .18 * len(names)), 4.5)
+    axis = image.subplots()
+    for kind, label in (('own', 'of its own'), ('whole', 'up to here')):
+        values = [getattr(each, kind).decibels for each in differences]
+        axis.plot(names, [min(value, 120.) for value in values], '.-',
+                  label=label)
+    axis.set_ylabel('signal-to-noise ratio, dB (120: equal)')
+    axis.tick_params(axis='x', rotation=90, labelsize='small')
     axis.legend(fontsize='small')
     save_figure(image, path)

@@ -3,6 +3,7 @@ import math
 from typing import Dict, Iterable, List, Sequence
 
 from .coverage import Coverage
+from .diff import PARTED, Difference, first_parted, largest
 from .policy import format_rules
 from .sensitivity import Figures, Setting, worst_first
 
@@ -65,6 +66,25 @@ def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
         texts.append(f'{title}\n' + format_table(
             rows, ('what', metric, 'against float', 'noise of outputs')))
     return '\n\n'.join(texts)
+
+
+def diff_table(differences: List[Difference], below: float = PARTED) -> str:
+    """Signal-to-noise ratios in the order of calls, and where models part.
+
+    Args:
+        differences (list[Difference]): In that order.
+        below (float): Decibels below which a module parts. Defaults to 60.
+    """
+    rows = [(each.name, f'{each.own.decibels:.1f}',
+             f'{each.whole.decibels:.1f}') for each in differences]
+    table = format_table(rows, ('module', 'own dB', 'up to here dB'))
+    first = first_parted(differences, below)
+    if first is None:
+        return f'{table}\nno module differs by itself (below {below:g} dB)'
+    worst = largest(differences)
+    return (f'{table}\nthey part first at {first.name} '
+            f'({first.own.decibels:.1f} dB); the most noise comes from '
+            f'{worst.name} ({worst.own.decibels:.1f} dB)')
 
 
 def coverage_table(coverage: Coverage, all_rows: bool = False) -> str:

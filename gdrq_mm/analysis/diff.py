@@ -1,0 +1,146 @@
+"""Where two models of one architecture part, module by module."""
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional
+
+import torch
+from torch import Tensor, nn
+
+PARTED = 60.  # decibels; float32 of another order of sums has over 100
+
+
+@dataclass
+class Energy:
+    """Energies of signals and of their differences."""
+    signal: float = 0.
+    noise: float = 0.
+
+    def add(self, expected: Tensor, found: Tensor) -> None:
+        expected, found = expected.double(), found.double()
+        self.signal += float(expected.square().sum())
+        self.noise += float((expected - found).square().sum())
+
+    @property
+    def decibels(self) -> float:
+        """Signal-to-quantization-noise ratio; infinite where all is equal,
+        NaN where nothing was compared."""
+        if self.noise == 0:
+            return math.inf if self.signal else math.nan
+        return 10 * math.log10(max(self.signal, 1e-300) / self.noise)
+
+
+@dataclass
+class Difference:
+    """How one module, or one layer of an ONNX file, differs.
+
+    Args:
+        name (str): The module.
+        whole (Energy): Of its outputs, with the inputs that each model has:
+            what has come up to here.
+        own (Energy): Of its outputs with the inputs of the first model: what
+            this module adds.
+    """
+    name: str
+    whole: Energy = field(default_factory=Energy)
+    own: Energy = field(default_factory=Energy)
+
+
+def first_parted(differences: List[Difference], below: float = PARTED
+                 ) -> Optional[Difference]:
+    """The first module that itself differs by more than a threshold.
+
+    Args:
+        differences (list[Difference]): In the order of their calls.
+        below (float): Signal-to-noise ratio in decibels. Defaults to 60.
+    """
+    return next((each for each in differences
+                 if each.own.decibels < below), None)
+
+
+def largest(differences: List[Difference]) -> Optional[Difference]:
+    """The module that adds the most noise."""
+    found = [each for each in differences
+             if not math.isnan(each.own.decibels)]
+    return min(found, key=lambda each: each.own.decibels, default=None)
+
+
+@torch.no_grad()
+def compare_models(first: nn.Module, second: nn.Module,
+                   forwards: List[Callable]) -> List[Difference]:
+    """Compare the outputs of all modules that own parameters or buffers.
+
+    Args:
+        first (nn.Module): In eval mode; what the other one is compared with.
+        second (nn.Module): Of the same architecture, in eval mode.
+        forwards (list[callable]): Each runs the model that it is given on
+            one batch.
+
+    Returns:
+        list[Difference]: In the order of calls. Outputs whose shapes differ,
+        as those of detectors' heads on other proposals, are compared with
+        equal inputs only.
+
+    Raises:
+        ValueError: The second model lacks a module of the first.
+    """
+    modules = {name: module for name, module in first.named_modules()
+               if name and _computes(name, module, first)}
+    others = dict(second.named_modules())
+    missing = [name for name in modules if name not in others]
+    if missing:
+        raise ValueError(
+            f'the second model has no module {missing[0]}: both must be of '
+            'one config')
+    found: Dict[str, Difference] = {}
+    for forward in forwards:
+        outputs = _run_first(first, modules, others, forward, found)
+        _run_second(second, {name: others[name] for name in modules},
+                    forward, outputs, found)
+    return list(found.values())
+
+
+def _computes(name: str, module: nn.Module, model: nn.Module) -> bool:
+    """Layers and norms, without the quantizers inside of them."""
+    parent = model.get_submodule(name.rpartition('.')[0])
+    return 'quantiz' not in name.rpartition('.')[2] and \
+        'quantiz' not in type(parent).__name__.lower() and any(
+            True for values in (module._parameters, module._buffers)
+            for value in values.values() if value is not None) and \
+        'preprocessor' not in name
+
+
+def _run_first(model, modules, others, forward, found) -> Dict[str, list]:
+    outputs: Dict[str, list] = {}
+
+    def hook(name):
+        def compare(module, args, kwargs, output):
+            if isinstance(output, Tensor):
+                outputs.setdefault(name, []).append(output.clone())
+                own = others[name].forward(*args, **kwargs)
+                found.setdefault(name, Difference(name)).own.add(output, own)
+        return compare
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.callback(module.register_forward_hook(
+                hook(name), with_kwargs=True).remove)
+        forward(model)
+    return outputs
+
+
+def _run_second(model, modules, forward, outputs, found) -> None:
+    left = {name: iter(values) for name, values in outputs.items()}
+
+    def hook(name):
+        def compare(module, args, output):
+            expected = next(left.get(name, iter(())), None)
+            if expected is not None and isinstance(output, Tensor) \
+                    and output.shape == expected.shape:
+                found[name].whole.add(expected, output)
+        return compare
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.callback(module.register_forward_hook(hook(name)).remove)
+        forward(model)

@@ -1,0 +1,101 @@
+"""Where an exported QDQ file and its integer model part, layer by layer.
+
+The file keeps the names of layers: a call in it is looked up by its name.
+"""
+import tempfile
+from pathlib import Path
+from typing import Dict, List, Union
+
+import torch
+from torch import Tensor, fx
+
+from ..integer import IntegerModel
+from .diff import Difference
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps what some nodes give."""
+
+    def __init__(self, module: fx.GraphModule, names: set) -> None:
+        super().__init__(module)
+        self.names, self.kept = names, {}
+
+    def run_node(self, n):
+        result = super().run_node(n)
+        if n.name in self.names:
+            self.kept[n.name] = result
+        return result
+
+
+@torch.no_grad()
+def compare_onnx(model: IntegerModel, path: Union[str, Path],
+                 example: tuple) -> List[Difference]:
+    """Compare the output codes of every call of a layer.
+
+    Args:
+        model (IntegerModel): What the file was exported from.
+        path (str or Path): A QDQ file.
+        example (tuple[Tensor]): The input of both.
+
+    Returns:
+        list[Difference]: One a call, in the order of the file; ``own`` is
+        with the very codes that the file's layer read.
+
+    Raises:
+        ImportError: A package of the ``deploy`` extra is missing.
+        ValueError: The file has no quantized layer, or none of a call's name.
+    """
+    try:
+        import onnx
+
+        from ..export import onnx_check, onnx_file
+    except ImportError as error:
+        raise ImportError(f'{error.name} is missing: pip install '
+                          '"gdrq_mm[deploy]"') from error
+    proto = onnx.load(str(path))
+    layers = {each.node.name: each for each in onnx_file.layer_nodes(proto)}
+    names = list(onnx_file.numbered(call.layer for call in model.calls))
+    missing = [name for name in names if name not in layers]
+    if missing:
+        raise ValueError(
+            f'{path} has no quantized layer {missing[0]}: give the qdq file '
+            'that was exported from this checkpoint')
+    values = _tensors_of(proto, layers.values(), example, onnx, onnx_check)
+    recorder = _Recorder(model.graph_module,
+                         {call.node for call in model.calls})
+    recorder.run(*example)
+    nodes = {node.name: node for node in model.graph_module.graph.nodes}
+    tensors = model.graph_module.state_dict()
+    found = []
+    for name, call in zip(names, model.calls):
+        layer, node = layers[name], nodes[call.node]
+        arguments = [tensors[value.target] if hasattr(value, 'target')
+                     else value for value in node.args[1:]]
+        codes = values[layer.source].float() + node.args[5]
+        own = node.target(codes, *arguments)
+        theirs = values[layer.result].float().view(own.shape)
+        if call.grid is not None:
+            theirs = theirs + call.grid.low
+        difference = Difference(name)
+        difference.whole.add(recorder.kept[call.node], theirs)
+        difference.own.add(own, theirs)
+        found.append(difference)
+    return found
+
+
+def _tensors_of(proto, layers, example: tuple, onnx, onnx_check
+                ) -> Dict[str, Tensor]:
+    """What layers read and give when ONNX Runtime runs the file."""
+    outputs = {each.name for each in proto.graph.output}
+    for layer in layers:
+        for name in (layer.source, layer.result):
+            if name not in outputs:
+                outputs.add(name)
+                proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    with tempfile.TemporaryDirectory() as folder:
+        opened = Path(folder) / 'opened.onnx'
+        onnx.save(proto, str(opened))
+        session = onnx_check.session(opened)
+    names = [each.name for each in session.get_outputs()]
+    return dict(zip(names, map(torch.from_numpy,
+                               onnx_check.run(session, example))))

@@ -1,0 +1,65 @@
+"""Differences between two checkpoints of a config, or of one and a file."""
+import pickle
+from typing import List, Optional
+
+from torch import nn
+
+from ..analysis.diff import Difference, compare_models
+from ..training import get_state
+from .bench import Bench
+
+FLOAT = 'float'
+
+
+def diff_checkpoints(first: str, second: str, config: str, batches: int = 2,
+                     cfg_options: Optional[dict] = None) -> List[Difference]:
+    """Compare two models on validation images.
+
+    Args:
+        first (str): A checkpoint, float or quantized; 'float' is the second
+            one with its quantizers switched off.
+        second (str): A checkpoint, or a qdq file that was exported from the
+            first one.
+        config (str): Of the quantized model.
+        batches (int): Of the validation data; of a qdq file, images.
+            Defaults to 2.
+        cfg_options (dict, optional): Changes of the config.
+    """
+    if second.endswith('.onnx'):
+        return _diff_onnx(first, second, config, batches, cfg_options)
+    bench = Bench(config, second, batches, cfg_options=cfg_options)
+    model = bench.model
+    if first == FLOAT:
+        if not bench.is_trained:
+            raise ValueError(f'{second} is a float model already; give a '
+                             'quantized checkpoint, or two checkpoints')
+        reference = bench.model
+        for layer in get_state(reference).layers.values():
+            _switch_off(layer)
+    else:
+        reference = Bench(config, first, 1, cfg_options=cfg_options).model
+    return compare_models(reference, model, [
+        lambda model, batch=pickle.dumps(batch): model.test_step(
+            pickle.loads(batch)) for batch in bench.batches])
+
+
+def _switch_off(layer: nn.Module) -> None:
+    if not hasattr(layer, 'weight_quantizer'):
+        raise ValueError(
+            "'float' cannot switch off quantized ReLUs and outputs; compare "
+            'with the checkpoint of the float model')
+    layer.weight_quantizer = layer.input_quantizer = None
+
+
+def _diff_onnx(checkpoint: str, path: str, config: str, images: int,
+               cfg_options: Optional[dict]) -> List[Difference]:
+    from ..analysis.diff_onnx import compare_onnx
+    from ..integer import to_integer
+    from ..merge import merge
+    from .deployable import first_images, load_model, make_deployable
+    cfg, model = load_model(config, checkpoint, cfg_options)
+    # As tools/export_onnx.py has them: they set the grids of sums.
+    examples = first_images(cfg, max(images, 32))
+    model = make_deployable(model, tuple(examples[0].shape[2:])).eval()
+    integer = to_integer(merge(model, examples[0]), examples[0], examples)
+    return compare_onnx(integer, path, (examples[0], ))

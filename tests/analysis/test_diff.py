@@ -1,0 +1,124 @@
+"""Differences between models, module by module, against planted faults."""
+import copy
+import math
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from gdrq_mm import quantize_
+from gdrq_mm.analysis.diff import compare_models, first_parted, largest
+from gdrq_mm.analysis.diff_onnx import compare_onnx
+from gdrq_mm.deploy import export_onnx, to_integer
+from gdrq_mm.merge import merge
+from gdrq_mm.training import calibrate
+
+W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
+
+
+class Net(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv = nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.stem(x)))
+        x = torch.relu(self.conv(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture
+def x():
+    return torch.rand(2, 3, 8, 8)
+
+
+def compare(first, second, x):
+    found = compare_models(first, second, [lambda model: model(x)])
+    return found, {each.name: each for each in found}
+
+
+def test_equal_models_part_nowhere(net, x):
+    found, _ = compare(net, copy.deepcopy(net), x)
+    assert [each.name for each in found] == ['stem', 'bn', 'conv', 'head']
+    assert all(each.own.decibels == each.whole.decibels == math.inf
+               for each in found)
+    assert first_parted(found) is None
+
+
+@pytest.mark.parametrize('fault, name', [
+    (lambda model: model.conv.weight.data.mul_(1.1), 'conv'),
+    (lambda model: model.bn.running_var.mul_(1.1), 'bn'),
+    (lambda model: model.head.bias.data.add_(.1), 'head')])
+def test_a_planted_fault_is_found(fault, name, net, x):
+    faulty = copy.deepcopy(net)
+    with torch.no_grad():
+        fault(faulty)
+    found, by_name = compare(net, faulty, x)
+    assert first_parted(found).name == largest(found).name == name
+    order = list(by_name)
+    for each in found:
+        assert (each.own.noise > 0) == (each.name == name)
+        # What comes later differs through its input alone.
+        assert (each.whole.noise > 0) == (
+            order.index(each.name) >= order.index(name))
+
+
+def test_the_ratio_is_that_of_the_definition(net, x):
+    quantized = copy.deepcopy(net)
+    quantize_(quantized, W4A4)
+    calibrate(quantized, [lambda: quantized(x)])
+    found, by_name = compare(net, quantized, x)
+    with torch.no_grad():
+        ours, theirs = net.stem(x).double(), quantized.stem(x).double()
+    expected = 10 * torch.log10(ours.square().sum()
+                                / (ours - theirs).square().sum())
+    assert by_name['stem'].own.decibels == pytest.approx(float(expected))
+    assert by_name['bn'].own.decibels == math.inf  # it is not quantized
+    assert by_name['bn'].whole.decibels < math.inf
+    assert not [each for each in found if 'quantizer' in each.name]
+
+
+def test_models_of_other_configs_are_refused(net, x):
+    with pytest.raises(ValueError, match='has no module stem: both must'):
+        compare(net, nn.Sequential(), x)
+
+
+def test_a_fault_in_an_onnx_file_is_found_by_name(net, x, tmp_path):
+    quantize_(net, W4A4)
+    calibrate(net, [lambda: net(x)])
+    model = to_integer(merge(net, x), x)
+    path = tmp_path / 'model.onnx'
+    export_onnx(model, x, path)
+    found = compare_onnx(model, path, (x, ))
+    assert [each.name for each in found] == ['stem', 'conv', 'head']
+    assert first_parted(found) is None
+    proto = onnx.load(str(path))
+    node = next(each for each in proto.graph.node if each.name == 'conv')
+    producers = {name: each for each in proto.graph.node
+                 for name in each.output}
+    weight = next(each for each in proto.graph.initializer if each.name
+                  == producers[node.input[1]].input[0])
+    codes = numpy_helper.to_array(weight).copy()
+    codes[0] = -codes[0]
+    weight.CopyFrom(numpy_helper.from_array(codes, weight.name))
+    onnx.save(proto, str(path))
+    found = compare_onnx(model, path, (x, ))
+    assert first_parted(found).name == 'conv'
+    assert [each.own.noise > 0 for each in found] == [False, True, False]
+    assert found[2].whole.noise > 0
+    with pytest.raises(ValueError, match='has no quantized layer stem'):
+        onnx.save(onnx.helper.make_model(onnx.helper.make_graph(
+            [], 'empty', [], [])), str(path))
+        compare_onnx(model, path, (x, ))
