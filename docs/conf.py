@@ -3,6 +3,7 @@
 The source folder is the checkout itself, so that every relative link is the
 same on the site and where the files are read.
 """
+import runpy
 import sys
 from pathlib import Path
 
@@ -16,12 +17,12 @@ author = 'the authors of gdrq_mm'
 version = release = __version__
 
 root_doc = 'README'
-include_patterns = ['*.md', 'docs/**.md', 'configs/*/README.md']
+include_patterns = ['*.md', 'docs/**', 'configs/*/README.md']
 exclude_patterns = ['model_zoo/**']
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon',
               'sphinx.ext.viewcode']
 
-myst_enable_extensions = ['dollarmath']
+myst_enable_extensions = ['html_image']
 myst_heading_anchors = 4
 
 autodoc_member_order = 'bysource'
@@ -38,59 +39,53 @@ html_css_files = ['site.css']
 html_extra_path = ['_redirect']
 templates_path = []
 
-# The README is the first page; this is what stands beside every page.
-NAVIGATION = """
+# What stands beside every page; pages that are not named are put at the end.
+SECTIONS = {
+    'Start': ['docs/install', 'docs/demo'],
+    'From float to deployed': [
+        'docs/tasks/detection', 'docs/tasks/segmentation',
+        'docs/tasks/classification', 'docs/how_to', 'docs/deploy'],
+    'Reference': ['docs/config', 'docs/api', 'docs/errors',
+                  'docs/checkpoint_format', 'docs/analysis', 'docs/extend',
+                  'docs/patches'],
+    'Background': ['docs/architecture', 'docs/method', 'docs/results',
+                   'docs/performance', 'docs/support'],
+    'Configs': [str(path.relative_to(ROOT).with_suffix(''))
+                for path in sorted(ROOT.glob('configs/*/README.md'))],
+    'Project': ['CONTRIBUTING', 'CHANGELOG', 'SECURITY'],
+}
 
-```{toctree}
-:hidden:
-:caption: From float to deployed
 
-docs/how_to
-docs/deploy
-```
-
-```{toctree}
-:hidden:
-:caption: Reference
-
-docs/patches
-docs/api
-```
-
-```{toctree}
-:hidden:
-:caption: Background
-
-docs/architecture
-docs/method
-docs/results
-docs/performance
-```
-
-```{toctree}
-:hidden:
-:caption: Configs
-
-configs/faster_rcnn/README
-configs/pspnet/README
-configs/resnet/README
-configs/vgg/README
-```
-
-```{toctree}
-:hidden:
-:caption: Project
-
-CONTRIBUTING
-CHANGELOG
-```
-"""
+def navigation() -> str:
+    """The tables of contents, in Markdown."""
+    there = {str(path.relative_to(ROOT).with_suffix(''))
+             for pattern in ('*.md', 'docs/**/*.md', 'configs/*/README.md')
+             for path in ROOT.glob(pattern)} - {root_doc}
+    named = {page for pages in SECTIONS.values() for page in pages}
+    sections = {**SECTIONS, 'More': sorted(there - named)}
+    text = ''
+    for caption, pages in sections.items():
+        pages = [page for page in pages if page in there]
+        if pages:
+            text += '\n'.join(['', '```{toctree}', ':hidden:',
+                               f':caption: {caption}', '', *pages, '```', ''])
+    return text
 
 
 def add_navigation(app, docname, source):
+    """The README is the first page, and knows nothing of the site."""
     if docname == root_doc:
-        source[0] += NAVIGATION
+        source[0] += navigation()
+
+
+def write_config_reference(app):
+    """The page is kept as the code has it."""
+    script = runpy.run_path(str(ROOT / 'docs' / 'config_reference.py'))
+    path, page = script['OUT'], script['page']()
+    if path.read_text() != page:
+        path.write_text(page)
 
 
 def setup(app):
+    app.connect('builder-inited', write_config_reference)
     app.connect('source-read', add_navigation)
