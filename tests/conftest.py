@@ -83,7 +83,7 @@ class RecordingHook(Hook):
 @pytest.fixture(scope='session')
 def demo_data(tmp_path_factory):
     """Folder of tiny VOC, Cityscapes and ImageNet stand-ins."""
-    out = tmp_path_factory.mktemp('demo')
+    out = tmp_path_factory.mktemp('data') / 'demo'
     subprocess.run(
         [sys.executable,
          str(ROOT / 'tools/dataset_converters/make_demo_data.py'), str(out),

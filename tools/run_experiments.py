@@ -33,9 +33,9 @@ def parse_args():
                         help='one-thread processes (default: cores)')
     parser.add_argument('--work-dir', type=Path,
                         default=ROOT / 'work_dirs' / 'experiments')
-    parser.add_argument('--data', type=Path, default=ROOT / 'data' / 'demo',
-                        help='where the datasets are, or are made (default: '
-                        'data/demo)')
+    parser.add_argument('--data', type=Path, default=ROOT / 'data',
+                        help='where the datasets are, or (in demo/) are made; '
+                        'default: data')
     parser.add_argument('--demos', type=Path, nargs='*',
                         default=[ROOT / 'work_dirs' / 'demo'],
                         help='work dirs of tools/demo.py: models of Tables 5 '
@@ -61,16 +61,22 @@ def parse_args():
 
 
 def make_data(cells, data):
-    """Make the datasets that are missing; check the others."""
+    """Make the demo datasets that are missing; check the others."""
     sys.path.insert(0, str(ROOT / 'tools' / 'dataset_converters'))
     from make_demo_data import FOLDERS, DemoDataError, make
     wanted = {FAMILIES[CELLS[name].family].data for name in cells}
     for task, folder in FOLDERS.items():
-        if folder in wanted:
+        if f'demo/{folder}' in wanted:
             try:
-                make(task, data)
+                make(task, data / 'demo')
             except DemoDataError as error:
                 raise DemoError(str(error)) from None
+            wanted.remove(f'demo/{folder}')
+    for folder in sorted(wanted):
+        if not (data / folder / 'conversion.json').exists():
+            raise DemoError(f'{shown(data / folder)} is missing: convert the '
+                            'public data set with the converter of its name '
+                            'in tools/dataset_converters')
 
 
 def tasks_of(args):

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 import results_page  # noqa: E402
 import run_experiments  # noqa: E402
-from demo_stages.records import write_json  # noqa: E402
+from demo_stages.records import read_json, write_json  # noqa: E402
 from experiments.cells import (  # noqa: E402
     Cell,
     Claim,
@@ -107,7 +107,8 @@ def test_a_cell_that_fails_stops_only_what_begins_with_it(settings):
     assert 'exit code 3' in failed['toy/dying', 0]
     assert metric(settings, 'next') == 1
     for name in ('bad', 'after', 'dying'):
-        assert not settings.record_path(f'toy/{name}', 0).exists()
+        record = settings.record_path(f'toy/{name}', 0)
+        assert 'results' not in (read_json(record) or {})
     assert 'Traceback' in settings.folder('toy/bad', 0).with_suffix(
         '.log').read_text()
 
@@ -289,7 +290,7 @@ def test_the_command_lists_what_there_is(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, 'argv', ['run_experiments.py', 'table9'])
     with pytest.raises(SystemExit):
         run_experiments.main()
-    assert 'no study table9; there are table1' in capsys.readouterr().err
+    assert 'no study table9; there are real_tiny' in capsys.readouterr().err
     monkeypatch.setattr(sys, 'argv', ['run_experiments.py', '--list', 'k'])
     run_experiments.main()
     assert [line.split()[0] for line in
@@ -307,7 +308,7 @@ def test_the_command_lists_what_there_is(monkeypatch, capsys, tmp_path):
 def test_a_cell_is_reshaped_rounded_and_calibrated(demo_data, tmp_path):
     """Two iterations each, by mmengine's runner."""
     from experiments.train_cell import run_cell
-    configs = Configs(demo_data)
+    configs = Configs(demo_data.parent)
 
     def go(name, out, start=None, **options):
         cfg = configs.at_data(configs.get(CELLS[name], 3))

@@ -10,7 +10,9 @@ from demo_stages.process import ROOT, gdrq_mm_version
 from demo_stages.records import file_hash, read_json, text_hash
 from demo_stages.tasks import TASKS
 
-DEMO_DATA = 'data/demo/'  # where all configs look for their data
+CONFIG_DATA = 'data/'  # where all configs look for their data
+# What a dataset says of itself, by what made it.
+STAMPS = ('conversion.json', 'demo_data.json')
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,15 @@ class Configs:
         """The config with this machine's data folder in it."""
         for split in ('train', 'test'):
             dataset = cfg[f'{split}_dataloader'].dataset
-            dataset.data_root = dataset.data_root.replace(
-                DEMO_DATA, f'{self.data}/')
+            assert dataset.data_root.startswith(CONFIG_DATA)
+            dataset.data_root = str(
+                self.data / dataset.data_root.removeprefix(CONFIG_DATA)) + '/'
         return cfg
+
+    def stamp(self, family: Family) -> Optional[dict]:
+        """What the dataset of a family says of itself, None without it."""
+        found = (read_json(self.data / family.data / name) for name in STAMPS)
+        return next(filter(None, found), None)
 
     def hash(self, cell: Cell, seed: int) -> str:
         """Of the text of the whole config."""
@@ -181,10 +189,9 @@ class Configs:
     def inputs(self, cell: Cell, seed: int, family: Family,
                start: Optional[Path]) -> dict:
         """All that the result of a cell depends on."""
-        stamp = read_json(self.data / family.data / 'demo_data.json')
         return dict(
             config=self.hash(cell, seed), seed=seed, kind=cell.kind,
-            latent=cell.latent, data=stamp,
+            latent=cell.latent, data=self.stamp(family),
             load_from=start and file_hash(start), gdrq_mm=gdrq_mm_version())
 
 

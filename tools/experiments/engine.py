@@ -149,8 +149,13 @@ class Engine:
 
     def _begin(self, worker: Worker, cell: Cell, seed: int) -> None:
         folder = self.settings.folder(cell.name, seed)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        path = self.settings.record_path(cell.name, seed)
+        inputs = self._inputs(cell, seed)
+        # What was interrupted goes on from its last checkpoint.
+        if decide(read_json(path), inputs, ROOT)[0] != 'continue':
+            shutil.rmtree(folder, ignore_errors=True)
+            write_json(path, dict(status='begun', inputs=inputs))
+        folder.mkdir(parents=True, exist_ok=True)
         cfg = self.configs.at_data(self.configs.get(cell, seed))
         worker.begin((cell.name, seed), dict(
             name=cell.name, seed=seed, config=cfg.to_dict(),

@@ -61,11 +61,10 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
     """
     finished, path = Finished(settings), out / f'{name}.json'
     before = read_json(path) or dict(data={}, versions=[], cells={})
-    data = {family: read_json(
-        settings.data / settings.families[family].data / 'demo_data.json')
-        or before['data'].get(family) for family in dict.fromkeys(
-            settings.cells[cell].family for cell in study.cells(
-                settings.cells))}
+    data = {family: finished.configs.stamp(settings.families[family])
+            or before['data'].get(family) for family in dict.fromkeys(
+                settings.cells[cell].family for cell in study.cells(
+                    settings.cells))}
     cells, versions, new = {}, list(before['versions']), 0
     for cell_name in study.cells(settings.cells):
         cell, seeds = settings.cells[cell_name], {}

@@ -1,18 +1,21 @@
 """Train and test one cell in this process, by mmengine's own runner."""
+import subprocess
 import time
 from pathlib import Path
+from typing import Optional
 
 import torch
+from demo_stages.process import ROOT
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.utils import import_modules_from_strings
 
 from gdrq_mm.checkpoint import float_weights
 from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.plan import QuantReport
-from gdrq_mm.training import get_state
+from gdrq_mm.training import get_state, metrics
 
 from .cells import metric_of
 
@@ -63,7 +66,12 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
                              CALIBRATION_BATCHES)
         start = str(folder / CHECKPOINT)
     cfg.load_from = start
-    if kind != 'train':
+    if kind == 'train':
+        cfg.default_hooks.checkpoint = checkpoint_hook(cfg.train_cfg)
+        latest = find_latest_checkpoint(str(folder))
+        if latest:  # it was interrupted
+            cfg.update(load_from=latest, resume=True)
+    else:
         cfg.update(train_dataloader=None, train_cfg=None, optim_wrapper=None,
                    param_scheduler=None)
     runner = Runner.from_cfg(cfg)
@@ -73,17 +81,40 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
                                save_param_scheduler=False)
     else:
         runner.register_hook(RoundHook())
-    metrics = runner.test()
-    results = dict(metric=metric_of(metrics, task), by='run_experiments.py',
-                   threads=torch.get_num_threads())
+    measured = runner.test()
+    results = dict(metric=metric_of(measured, task), by='run_experiments.py',
+                   threads=torch.get_num_threads(), commit=commit(),
+                   date=time.strftime('%Y-%m-%d %H:%M', time.gmtime()))
     if kind != 'test':
         results['checkpoint'] = str(folder / CHECKPOINT)
     state = get_state(runner.model)
     if state is not None:
-        results.update(metrics(state), policy=QuantReport(
-            state.plans).policy())
+        schemes = [plan.weight for plan in state.plans if plan.weight]
+        results.update(
+            metrics(state), policy=QuantReport(state.plans).policy(),
+            weight_levels={str(scheme.bits): scheme.num_levels()
+                           for scheme in schemes})
     results['seconds'] = round(time.monotonic() - begin, 1)
     return results
+
+
+def commit() -> Optional[str]:
+    """Of the checkout, None without git; '+' where files differ from it."""
+    try:
+        return subprocess.run(
+            ['git', 'describe', '--always', '--abbrev=10', '--exclude=*',
+             '--dirty=+'], cwd=ROOT, capture_output=True, text=True,
+            check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def checkpoint_hook(train_cfg: dict) -> dict:
+    """Keeps what an interrupted training goes on from, about ten times."""
+    epochs = train_cfg.get('max_epochs')
+    return dict(
+        type='CheckpointHook', by_epoch=bool(epochs), max_keep_ckpts=1,
+        interval=-(-(epochs or train_cfg.max_iters) // 10))
 
 
 def write_float_weights(checkpoint: str, out: Path) -> str:

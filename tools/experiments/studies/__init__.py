@@ -6,7 +6,7 @@ with: start -> float -> quantized against start -> float -> float, or start ->
 quantized against start -> float.
 """
 # In the order of the results page.
-from . import weights, choices, architectures, tasks  # noqa: F401, I001, I100
+from . import real, weights, choices, architectures, tasks  # noqa: F401, I001, I100
 from .common import CELLS, FAMILIES, STUDIES
 
 __all__ = ['CELLS', 'FAMILIES', 'STUDIES']

@@ -2,11 +2,18 @@
 from ..cells import Cell, Family
 
 FAMILIES = dict(
-    resnet18=Family('ResNet-18, 100 signs', 'cls', 'signs'),
-    vgg16bn=Family('VGG-16-BN, 100 signs', 'cls', 'signs'),
-    resnet50=Family('ResNet-50, 100 signs', 'cls', 'signs'),
-    det=Family('Faster R-CNN, VOC format', 'det', 'VOCdevkit'),
-    seg=Family('PSPNet, Cityscapes format', 'seg', 'cityscapes'))
+    resnet18=Family('ResNet-18, 100 signs', 'cls', 'demo/signs'),
+    vgg16bn=Family('VGG-16-BN, 100 signs', 'cls', 'demo/signs'),
+    resnet50=Family('ResNet-50, 100 signs', 'cls', 'demo/signs'),
+    det=Family('Faster R-CNN, VOC format', 'det', 'demo/VOCdevkit'),
+    seg=Family('PSPNet, Cityscapes format', 'seg', 'demo/cityscapes'),
+    tiny=Family('ResNet-18, Tiny-ImageNet-100', 'cls', 'tiny-imagenet-100'),
+    tiny50=Family('ResNet-50, Tiny-ImageNet-100', 'cls',
+                  'tiny-imagenet-100'),
+    tinyvgg=Family('VGG-16-BN, Tiny-ImageNet-100', 'cls',
+                   'tiny-imagenet-100'),
+    bccd=Family('Faster R-CNN, BCCD', 'det', 'bccd'),
+    camvid=Family('PSPNet, CamVid', 'seg', 'camvid'))
 CELLS, STUDIES = {}, {}
 ITERS = 150  # of a fine-tuning on signs
 

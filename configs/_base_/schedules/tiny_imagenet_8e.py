@@ -1,0 +1,21 @@
+# From scratch in 8 epochs: half an hour of one CPU core for a ResNet-18 with
+# 24 channels in its first stage.
+max_epochs = 8
+train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(
+    optimizer=dict(
+        type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4))
+param_scheduler = [
+    dict(
+        type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=400),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=1e-4,
+        begin=0,
+        end=max_epochs,
+        T_max=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True)
+]

@@ -1,0 +1,16 @@
+# The small PSPNet with 4-bit weights and 4-bit activations.
+_base_ = './pspnet_r18-w24-d8_finetune_camvid.py'
+
+custom_hooks = [
+    dict(
+        type='GDRQHook',
+        quantization=dict(
+            weight=dict(type='ScaleClip', bits=4, group_size=4, k=2.0),
+            activation=dict(type='ScaleClip', bits=4),
+            # First and last layers at 8 bits.
+            rules=[
+                dict(match=name, weight=dict(bits=8), activation=dict(bits=8))
+                for name in ('backbone.conv1',
+                             'decode_head.conv_seg')
+            ]))
+]

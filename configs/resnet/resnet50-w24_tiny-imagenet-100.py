@@ -1,0 +1,14 @@
+# ResNet-50 with 24 channels in its first stage, of 64, from scratch on
+# Tiny-ImageNet-100.
+_base_ = [
+    'mmpretrain::_base_/models/resnet50.py',
+    'mmpretrain::_base_/default_runtime.py', '../_base_/gdrq_mm.py',
+    '../_base_/datasets/tiny_imagenet_100.py',
+    '../_base_/schedules/tiny_imagenet_8e.py'
+]
+
+model = dict(
+    backbone=dict(stem_channels=24, base_channels=24),
+    head=dict(num_classes=100, in_channels=768))
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
+randomness = dict(seed=0)

@@ -1,0 +1,165 @@
+"""Real data: a classifier, a detector and a segmentor at low bits.
+
+The classifier is trained from scratch; detector and segmentor begin with its
+backbone. All quantized models begin with the float model of their seed, and
+are compared with a float model that was fine-tuned alike.
+"""
+from dataclasses import dataclass
+from typing import Dict, Optional, Tuple
+
+from ..cells import Claim, Row, Study
+from .common import FAMILIES, STUDIES, add, columns, hook
+
+PAIRS = ((4, 4), (2, 4), (2, 2))
+GOALS = {(4, 4): .3, (2, 4): .9}
+CLS_ENDS = ('backbone.conv1', 'head.fc')
+CLS_PAPER = {(2, 2): '4.2', (2, 4): '0.9', (4, 4): '0.3', (2, 8): '0.3'}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on one data set.
+
+    Args:
+        config (str): Path, with room for what is special of it.
+        metric (str): Its name.
+        ends (tuple[str]): First and last layers, at 8 bits.
+        more (tuple): Bit pairs of the paper's tables beside ``PAIRS``.
+        paper (dict): Pair -> drop of the paper, of its own model and data.
+    """
+    config: str
+    metric: str
+    ends: Tuple[str, ...]
+    more: tuple = ()
+    paper: Optional[Dict[Tuple[int, int], str]] = None
+
+
+TASKS = dict(
+    tiny=Task('configs/resnet/resnet18-w24_{}tiny-imagenet-100.py', 'top-1',
+              CLS_ENDS, ((2, 8), (3, 3))),
+    bccd=Task('configs/faster_rcnn/faster-rcnn_r18-w24_fpn_{}bccd.py', 'mAP',
+              ('backbone.conv1', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg',
+               'roi_head.bbox_head.fc_*'), ((5, 8), (4, 8), (3, 3)),
+              {(4, 4): '0.5', (2, 4): '0.7'}),
+    camvid=Task('configs/pspnet/pspnet_r18-w24-d8_{}camvid.py', 'mIoU',
+                ('backbone.conv1', 'decode_head.conv_seg'),
+                ((8, 8), (4, 8), (3, 3)), {(4, 4): '0.0', (2, 4): '0.9'}))
+# One seed each.
+OTHERS = dict(
+    tiny50=Task('configs/resnet/resnet50-w24_{}tiny-imagenet-100.py', 'top-1',
+                CLS_ENDS, paper=CLS_PAPER),
+    tinyvgg=Task('tools/experiments/configs/vgg16bn_{}tiny.py', 'top-1',
+                 ('backbone.features.0.conv', 'head.fc'),
+                 paper={**CLS_PAPER, (2, 2): '2.8', (4, 4): '0.1'}))
+# Label, with the levels of weights at 4, 3 and 2 bits -> suffix of the cells,
+# and weights and activations beside their bits.
+METHODS = {
+    'GDRQ as published (15, 7 and 3 levels)': ('gdrq', dict(
+        type='ScaleClip', group_size=4, k=2.), dict(type='ScaleClip')),
+    'LSQ, a step a channel (16, 8 and 4 levels)': ('lsq', dict(
+        type='LSQ', group_size=1), dict(type='LSQ'))}
+
+
+def bits(pair) -> str:
+    return 'w{}a{}'.format(*pair)
+
+
+def chain(family: str, task: Task) -> str:
+    """Start and float model of a task."""
+    backbone = 'tiny/start' if family in ('bccd', 'camvid') else None
+    start = add(f'{family}/start', task.config.format(''), start=backbone)
+    return add(f'{family}/float', task.config.format('finetune_'),
+               start=start)
+
+
+def options(task: Task, method: str, pair) -> dict:
+    """The option that quantizes, first and last layers at 8 bits."""
+    _, weight, activation = METHODS[method]
+    rules = [dict(match=end, weight=dict(bits=8), activation=dict(bits=8))
+             for end in task.ends]
+    return hook(dict(weight, bits=pair[0]), dict(activation, bits=pair[1]),
+                rules)
+
+
+def quantized(family: str, task: Task, method: str, pair) -> str:
+    """A model that begins with the start of its task, trained as ``float``."""
+    return add(f'{family}/{METHODS[method][0]}-{bits(pair)}',
+               task.config.format('finetune_'),
+               options=options(task, method, pair), start=f'{family}/start',
+               reference=f'{family}/float')
+
+
+def methods_study(family: str, task: Task, pairs=PAIRS, seeds=3) -> Study:
+    """All methods at some bit pairs."""
+    floating = chain(family, task)
+    rows, claims = [], []
+    cells = {method: [quantized(family, task, method, pair)
+                      for pair in pairs] for method in METHODS}
+    for method, names in cells.items():
+        rows += [Row(f'{method}: {task.metric}', names, 'metric'),
+                 Row('drop', names, paper=[
+                     task.paper.get(pair, '') for pair in pairs]
+                     if task.paper and 'GDRQ' in method else ())]
+    gdrq, lsq = cells.values()
+    claims += [Claim('goal: a drop at [{},{}] of at most {}'.format(
+        *pair, GOALS[pair]), limits={name: GOALS[pair]})
+        for pair, name in zip(pairs, gdrq) if pair in GOALS]
+    claims += [Claim(f'GDRQ as published loses less than LSQ, {pair}',
+                     better=[(ours, theirs)])
+               for pair, ours, theirs in zip(columns(pairs), gdrq, lsq)]
+    return Study(
+        FAMILIES[family].title, '', columns(pairs),
+        [Row(f'float start: {task.metric}', [f'{family}/start'], 'metric'),
+         Row(f'float, fine-tuned alike: {task.metric}', [floating], 'metric'),
+         *rows], claims, seeds)
+
+
+def more_study(family: str, task: Task) -> Study:
+    """Other bit pairs, and no training at all; one seed."""
+    method, start = next(iter(METHODS)), f'{family}/start'
+    trained = [quantized(family, task, method, pair) for pair in task.more]
+    untrained = ((8, 8), (4, 4))
+    calibrated = [add(
+        f'{family}/calibrated-{bits(pair)}', task.config.format('finetune_'),
+        options=options(task, method, pair), start=start, reference=start,
+        kind='calibrate') for pair in untrained]
+    return Study(
+        f'{FAMILIES[family].title}: other bits, and calibration alone',
+        f'drop of {task.metric}', [*columns(task.more), *(
+            f'{name}, not trained' for name in columns(untrained))],
+        [Row('GDRQ as published', [*trained, *calibrated])], seeds=1)
+
+
+def groups_study() -> Study:
+    """Tables 1 and 2: weights of convolutions alone, at 2 bits."""
+    sizes = (1, 4, 16, -1)
+    skip = [dict(match='head.fc', skip=True)]
+
+    def cells(name, **weight):
+        return [add(f'tiny/{name}-w2-{"layer" if size == -1 else size}',
+                    TASKS['tiny'].config.format('finetune_'), options=hook(
+                        dict(bits=2, group_size=size, k=2., **weight),
+                        rules=skip), start='tiny/start',
+                    reference='tiny/float') for size in sizes]
+
+    grouped = cells('group', clip='search', projection=False)
+    reshaped = cells('reshape')
+    return Study(
+        'ResNet-18, Tiny-ImageNet-100: Tables 1 and 2, 2-bit weights alone',
+        'drop of top-1', [f'gs = {size}' for size in sizes], [
+            Row('groups (Table 1)', grouped,
+                paper=['1.7', '3.5', '4.9', '8.1']),
+            Row('groups and reshaping (Table 2)', reshaped,
+                paper=['0.1'] * 4)],
+        [Claim('reshaping loses less than groups alone',
+               better=list(zip(reshaped, grouped)))], seeds=1)
+
+
+for family, task in TASKS.items():
+    STUDIES[f'real_{family}'] = methods_study(family, task)
+for family, task in TASKS.items():
+    STUDIES[f'real_{family}_more'] = more_study(family, task)
+for family, task in OTHERS.items():
+    STUDIES[f'real_{family}'] = methods_study(
+        family, task, ((4, 4), (2, 8), (2, 4), (2, 2)), seeds=1)
+STUDIES['real_groups'] = groups_study()
