@@ -23,6 +23,9 @@ prints the metric of the task and the noise of the outputs, the worst first.
 policy proposes bits for each layer under a budget of size or bit operations
 and prints the rules to paste, beside what the config does.
 
+report writes one page that opens without a network: the plan, histograms of
+weights and inputs, trouble and its remedy, training curves, sensitivities.
+
 What takes long to measure is kept in a file (--json): the same command goes
 on after an interruption.
 
@@ -66,6 +69,7 @@ from gdrq_mm.config import QuantConfig
 from gdrq_mm.openmmlab.diff import diff_checkpoints
 from gdrq_mm.openmmlab.policy import WEIGHT_BITS, propose_policy
 from gdrq_mm.openmmlab.publish import inference_config, quantization_of
+from gdrq_mm.openmmlab.report_page import write_report
 from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
 from gdrq_mm.openmmlab.sensitivity import measure_sensitivity
 from gdrq_mm.plan import QuantReport, make_plan, trace_layers
@@ -78,6 +82,7 @@ EXAMPLES = dict(
     coverage='coverage my_w4a4.py --shape 224 224',
     diff='diff float.pth w4a4.pth my_w4a4.py',
     policy='policy my_w2a4.py epoch_12.pth --budget size=0.08',
+    report='report my_w4a4.py w4a4.pth report.html',
     sensitivity='sensitivity my_float.py epoch_12.pth --bits 2 4')
 
 
@@ -172,6 +177,13 @@ def diff(args) -> None:
         plot_diff(found, args.picture)
 
 
+def report(args) -> None:
+    page = write_report(args.config, args.checkpoint, args.out, args.batches,
+                        args.json, args.cfg_options)
+    print('\n'.join(page.trouble) or 'no trouble was found')
+    print(f'wrote {args.out}')
+
+
 def budgets_of(texts) -> Optional[dict]:
     """['size=0.1'] -> {'size': 0.1}."""
     budgets = {}
@@ -258,6 +270,12 @@ def main() -> None:
                         help='of these layers (default: 8)')
     change.add_argument('--float', action='store_true',
                         help='leave these layers float')
+    command = add_command(commands, report, 'one page to look at')
+    command.add_argument('checkpoint', help='trained with this config')
+    command.add_argument('out', metavar='OUT.html')
+    command.add_argument('--batches', type=int, default=2,
+                         help='of the validation data (default: 2)')
+    command.add_argument('--json', help='measured sensitivities to show')
     command = add_command(commands, diff, 'where two models part',
                           'first', 'second')
     command.add_argument('--batches', type=int, default=2,

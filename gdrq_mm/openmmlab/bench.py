@@ -97,7 +97,11 @@ class Bench:
         with open(Path(self.checkpoint).expanduser(), 'rb') as file:
             for part in iter(lambda: file.read(2**20), b''):
                 digest.update(part)
-        text = json.dumps(self.cfg.to_dict(), sort_keys=True, default=str)
+        # Not of schedules, work dirs and the like.
+        parts = {key: value for key, value in self.cfg.to_dict().items()
+                 if key in ('model', 'data_preprocessor', 'custom_hooks')
+                 or key.endswith(('_dataloader', '_evaluator'))}
+        text = json.dumps(parts, sort_keys=True, default=str)
         return dict(
             config=hashlib.sha256(text.encode()).hexdigest()[:16],
             checkpoint=digest.hexdigest()[:16], batches=len(self.batches),

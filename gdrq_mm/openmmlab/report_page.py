@@ -1,0 +1,99 @@
+"""The page of a config and its trained checkpoint."""
+import json
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from ..analysis.layer_figures import find_trouble, measure_layers
+from ..analysis.measurements import Measurements
+from ..analysis.page import Page, curves_section, sensitivity_section
+from ..analysis.sensitivity import WAYS, Figures, Setting
+from ..plan import QuantReport
+from ..training import get_state
+from .bench import Bench
+
+LATE, MOVES = .8, .1  # of a training; relative change of the mean threshold
+
+
+def write_report(config: str, checkpoint: str, out: str, batches: int = 2,
+                 measured: Optional[str] = None,
+                 cfg_options: Optional[dict] = None) -> Page:
+    """Write the page of a trained model.
+
+    Args:
+        config (str): Of the quantized model.
+        checkpoint (str): Trained with it. Training curves are those of the
+            run in whose folder it lies.
+        out (str): The page; must not exist.
+        batches (int): Of the validation data. Defaults to 2.
+        measured (str, optional): File of measured sensitivities.
+        cfg_options (dict, optional): Changes of the config.
+
+    Raises:
+        ValueError: The checkpoint is a float one, or as :class:`Bench` has
+            it.
+        FileExistsError: ``out`` is there.
+    """
+    if Path(out).exists():
+        raise FileExistsError(f'{out} exists; remove it or choose another '
+                              'name')
+    bench = Bench(config, checkpoint, batches, cfg_options=cfg_options)
+    if not bench.is_trained:
+        raise ValueError(
+            f'{checkpoint} holds a float model, of which there is nothing to '
+            'report; give a quantized one, or make one with '
+            'tools/calibrate.py')
+    model = bench.model
+    report = QuantReport(get_state(model).plans)
+    figures = measure_layers(model, bench.forwards(model))
+    sections, trouble = [], find_trouble(figures.values())
+    if measured:
+        found = read_settings(measured)
+        if found:
+            sections.append(sensitivity_section(found))
+    scalars = run_scalars(checkpoint)
+    if scalars:
+        sections.append(curves_section(scalars))
+        trouble += moving(scalars)
+    page = Page(f'{Path(config).stem}: {Path(checkpoint).name}',
+                f'{report.summary()}. {report.policy()}', report.rows(),
+                figures, trouble, sections)
+    page.write(out)
+    return page
+
+
+def read_settings(path: str) -> Dict[Setting, Figures]:
+    """What a file of measurements says of layers."""
+    content = json.loads(Path(path).read_text())
+    # Its own inputs: it is only looked at.
+    kept = Measurements(path, content.get('inputs', {}))
+    found = {}
+    for key, value in kept.items():
+        parts = key.split(' ', 3)
+        if parts[0] in WAYS and len(parts) == 4:
+            found[Setting(parts[3], parts[1], int(parts[2]), parts[0])] = \
+                Figures(**value)
+    return found
+
+
+def run_scalars(checkpoint: str) -> List[dict]:
+    """The scalars of the last run in a checkpoint's folder."""
+    files = sorted(Path(checkpoint).parent.glob('*/vis_data/scalars.json'))
+    if not files:
+        return []
+    lines = files[-1].read_text().splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def moving(scalars: List[dict]) -> List[str]:
+    """A line where thresholds moved in the last part of a run."""
+    values = [line['gdrq_act_clip'] for line in scalars
+              if 'gdrq_act_clip' in line]
+    if len(values) < 5:
+        return []
+    late = values[int(LATE * len(values))]
+    if late and abs(values[-1] / late - 1) > MOVES:
+        return [f'activation thresholds moved by '
+                f'{values[-1] / late - 1:+.0%} in the last '
+                f'{1 - LATE:.0%} of the run. Train longer, or let the '
+                'learning rate fall to zero.']
+    return []
