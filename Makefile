@@ -8,6 +8,7 @@ setup:
 
 lint: setup
 	$(VENV) -m ruff check .
+	$(VENV) -m mypy
 
 test: setup
 	$(VENV) -m pytest -n 2 --dist loadfile tests

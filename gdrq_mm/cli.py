@@ -40,7 +40,10 @@ VERBS: Dict[str, Verb] = {
                     'a small checkpoint of true bit widths, and its config'),
     'export': Verb('export_onnx.py', (),
                    'a checked ONNX file, for ONNX Runtime or FPGA tools'),
-    'analyze': Verb('analyze.py', (), 'everything to look at, by sub-command'),
+    'analyze': Verb('analyze.py', (),
+                    'what quantization does, and what to do about it'),
+    'sweep': Verb('sweep.py', (),
+                  'try every model family of the installed packages'),
     'dataset demo': Verb('dataset_converters/make_demo_data.py', (),
                          'write the small stand-in datasets of the demo'),
 }

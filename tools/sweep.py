@@ -1,14 +1,14 @@
 """Try every model family of the installed OpenMMLab packages, quantized.
 
-Usage:
-    python tools/sweep.py [PACKAGE] [FAMILY ...]
-    python tools/sweep.py --page docs/support.md
-
 One config of each family is built, converted, trained for two steps through
 the package's own path, tried in prediction, saved, packed and loaded again,
 and its multiply-accumulates with low-bit operands are counted. What was run
 before stays (--again repeats it). --page writes the table of all results, and
 the results themselves beside it as JSON.
+
+examples:
+  gdrq sweep mmdet retinanet fcos
+  gdrq sweep --page docs/support.md
 """
 import argparse
 import time
@@ -18,20 +18,23 @@ from sweeping.engine import Engine
 from sweeping.families import PACKAGES, candidates, families
 from sweeping.page import verdict_of, write_page
 
+from gdrq_mm.cli import run_tool
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__.split('\n')[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('package', nargs='?', choices=PACKAGES,
                         help='one package instead of all')
     parser.add_argument('family', nargs='*', help='of the package')
     parser.add_argument('--work-dir', type=Path,
-                        default=Path('work_dirs/sweep'), help='results')
+                        default=Path('work_dirs/sweep'),
+                        help='of the results (default: work_dirs/sweep)')
     parser.add_argument('--seconds', type=float, default=300.,
-                        help='limit of a family')
+                        help='limit of a family (default: 300)')
     parser.add_argument('--gigabytes', type=float, default=8.,
-                        help='limit of a family')
+                        help='limit of a family (default: 8)')
     parser.add_argument('--again', action='store_true',
                         help='also what was run before')
     parser.add_argument('--page', type=Path, metavar='FILE',
@@ -42,13 +45,10 @@ def main() -> None:
         write_page(args.page, list(engine.records()))
         return
     packages = [args.package] if args.package else PACKAGES
-    try:
-        todo = [(package, family) for package in packages
-                for family in args.family or families(package)]
-        for package, family in todo:
-            candidates(package, family)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f'sweep: {error}\n')
+    todo = [(package, family) for package in packages
+            for family in args.family or families(package)]
+    for package, family in todo:
+        candidates(package, family)
     run_all(engine, todo, args.again)
 
 
@@ -69,4 +69,4 @@ def run_all(engine: Engine, todo: list, again: bool) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(main)

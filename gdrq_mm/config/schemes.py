@@ -38,7 +38,7 @@ def build(cls: type, values: Mapping, where: str,
 
 
 def build_scheme(side: str, values: Any, where: str,
-                 others: Tuple[str, ...] = ()) -> Scheme:
+                 others: Tuple[str, ...] = ()) -> Any:
     """Build the scheme of weights or of activations by its ``type``.
 
     Args:
@@ -71,7 +71,7 @@ def build_scheme(side: str, values: Any, where: str,
 
 
 def replace_fields(scheme: Scheme, side: str, values: Mapping,
-                   where: str) -> Scheme:
+                   where: str) -> Any:
     """A scheme with some fields replaced.
 
     Another ``type`` takes over what all types have (bits, group size, site),

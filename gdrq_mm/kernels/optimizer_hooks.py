@@ -5,7 +5,7 @@ class by the one without hooks (to trace it), for the whole process and as soon
 as anything is compiled. Weights would then never be projected, and no
 threshold would ever be set.
 """
-from typing import Iterator
+from typing import Iterator, Type
 
 from torch.optim import Optimizer
 
@@ -22,7 +22,7 @@ def keep_optimizer_hooks() -> None:
             kind.step.hooked = True
 
 
-def _subclasses(kind: type) -> Iterator[type]:
+def _subclasses(kind: Type[Optimizer]) -> Iterator[Type[Optimizer]]:
     for each in kind.__subclasses__():
         yield each
         yield from _subclasses(each)

@@ -1,13 +1,16 @@
 """What quantized convolutions and linear layers share."""
-from typing import Iterator, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Iterator, Optional, Tuple
 
 from torch import Tensor, nn
 
 from . import fused
 from .relu import is_on_grid
 
+# A mixin of modules: what they have is there.
+Mixin: Any = nn.Module if TYPE_CHECKING else object
 
-class QuantLayer:
+
+class QuantLayer(Mixin):
     """Mixin of quantized layers that have a weight.
 
     A float layer turns into a quantized one by changing its class: Parameter

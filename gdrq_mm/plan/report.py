@@ -1,5 +1,5 @@
 """What was quantized and what was not: rows to read, totals to quote."""
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from torch import nn
 
@@ -98,7 +98,8 @@ class QuantReport:
         rows = []
         for plan in self.layers:
             before, after = self.bytes_of(plan)
-            row = dict(layer=plan.name, type=type(plan.module).__name__)
+            row: Dict[str, Any] = dict(
+                layer=plan.name, type=type(plan.module).__name__)
             row['w bits'] = '' if plan.output else \
                 plan.weight.bits if plan.weight else 'float'
             row['w levels'] = plan.weight.num_levels() if plan.weight else ''
@@ -148,12 +149,12 @@ class QuantReport:
             return -sum(plan.module.weight.numel() for plan in item[1])
 
         parts = []
-        for index, (bits, plans) in enumerate(sorted(groups.items(),
+        for index, (name, plans) in enumerate(sorted(groups.items(),
                                                      key=share)):
             names = ', '.join(plan.name for plan in plans[:8])
             more = f' and {len(plans) - 8} more' if len(plans) > 8 else ''
-            parts.append(f'{bits}: {names}{more}' if index else
-                         f'{bits}: {len(plans)} layers')
+            parts.append(f'{name}: {names}{more}' if index else
+                         f'{name}: {len(plans)} layers')
         return '[weight,activation] bits: ' + '; '.join(parts)
 
     def __str__(self) -> str:

@@ -216,6 +216,7 @@ class ActivationQuantizer(Quantizer):
         """Where the kernels put statistics of ``x``; None: they are taken
         now."""
         self.observe(x)
+        return None
 
     @classmethod
     def update_(cls, quantizers: Iterable['ActivationQuantizer']) -> None:

@@ -6,7 +6,7 @@ move: plain training loops need no further call, and skipped steps (gradient
 accumulation, AMP overflow) change nothing.
 """
 import weakref
-from typing import Dict, Optional, Set
+from typing import Any, Dict, Optional, Set
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -75,7 +75,7 @@ def update_thresholds_(state) -> None:
     Args:
         state (QuantizationState): Of the model.
     """
-    kinds: Dict[type, list] = {}
+    kinds: Dict[Any, list] = {}
     for quantizer in state.activation_quantizers.values():
         kinds.setdefault(type(quantizer), []).append(quantizer)
     for kind, quantizers in kinds.items():

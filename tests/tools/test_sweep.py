@@ -107,4 +107,4 @@ def test_the_tool_runs_a_family(tmp_path):
     assert '1 of 1 families were run before' in again
     wrong = subprocess.run([*command, 'mmpretrain', 'nolenet'], text=True,
                            capture_output=True)
-    assert wrong.returncode == 2 and 'no family' in wrong.stderr
+    assert wrong.returncode == 1 and 'no family' in wrong.stderr

@@ -112,7 +112,8 @@ class ScaleClipWeight(WeightQuantizer):
             torch.zeros(F.num_groups(num_filters, group_size)),
             requires_grad=False)
         self._known_set = False
-        self._projected = None  # address and version of that weight
+        # Address and version of that weight.
+        self._projected: Optional[Tuple[int, int]] = None
         self._steps: Optional[int] = None  # num_steps, once it was read
         if self.searches:
             self.register_buffer('num_steps', torch.zeros(
