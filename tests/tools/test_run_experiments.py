@@ -1,4 +1,5 @@
 """Training experiments: the engine, the list of studies, the results page."""
+import copy
 import dataclasses
 import json
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from gdrq_mm import QuantConfig
 from gdrq_mm.openmmlab.publish import quantization_of
@@ -19,6 +22,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 import results_page  # noqa: E402
 import run_experiments  # noqa: E402
+from demo_stages.process import DemoError  # noqa: E402
 from demo_stages.records import read_json, write_json  # noqa: E402
 from experiments.cells import (  # noqa: E402
     Cell,
@@ -31,7 +35,12 @@ from experiments.cells import (  # noqa: E402
 )
 from experiments.engine import Engine, Settings  # noqa: E402
 from experiments.results import collect, list_studies  # noqa: E402
-from experiments.studies import CELLS, FAMILIES, STUDIES  # noqa: E402
+from experiments.studies import (  # noqa: E402
+    CELLS,
+    FAMILIES,
+    STUDIES,
+    real,
+)
 from experiments.tables import Results, interval  # noqa: E402
 
 CONFIG = 'tools/experiments/configs/resnet18_signs.py'
@@ -252,6 +261,16 @@ def test_every_cell_of_a_study_is_there_behind_what_it_needs(name):
         {*cells}
 
 
+@pytest.mark.parametrize('family', real.TASKS)
+def test_the_configs_of_real_data_are_the_cells_of_the_study(family, configs):
+    for pair in real.PAIRS:
+        path = real.TASKS[family].config.format(f'gdrq-{real.bits(pair)}_')
+        cfg = Config.fromfile(ROOT / path)
+        cell = configs.get(CELLS[f'{family}/gdrq-{real.bits(pair)}'], 0)
+        assert quantization_of(cfg) == quantization_of(cell)
+        assert cfg.train_cfg == cell.train_cfg
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_every_config_is_valid(family, configs):
     for cell in CELLS.values():
@@ -279,6 +298,14 @@ def test_models_were_trained_as_long_as_what_they_are_compared_with(configs):
         if cell.reference:
             assert length(cell.name, configs) == \
                 length(cell.reference, configs), cell.name
+
+
+def test_public_data_that_are_not_converted_are_named(tmp_path):
+    with pytest.raises(DemoError, match='bccd is missing: convert'):
+        run_experiments.make_data(['bccd/start'], tmp_path)
+    write_json(tmp_path / 'bccd' / 'conversion.json', dict(dataset='BCCD'))
+    run_experiments.make_data(['bccd/start'], tmp_path)
+    assert Configs(tmp_path).stamp(FAMILIES['bccd']) == dict(dataset='BCCD')
 
 
 def test_the_command_lists_what_there_is(monkeypatch, capsys, tmp_path):
@@ -339,6 +366,43 @@ def test_a_cell_is_reshaped_rounded_and_calibrated(demo_data, tmp_path):
                     float_model['checkpoint'])
     assert calibrated['gdrq_act_clip'] > 0
     assert calibrated['policy'].startswith('[weight,activation] bits: [4,4]')
+
+
+@HOOKS.register_module()
+class DyingHook(Hook):
+    """Ends the first training before its last step; knows all steps."""
+    steps = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 3 and 3 not in self.steps:
+            self.steps.append(3)
+            raise KeyboardInterrupt
+        self.steps.append(runner.iter)
+
+
+def test_a_training_that_was_interrupted_goes_on(demo_data, tmp_path):
+    from experiments.train_cell import run_cell
+    configs = Configs(demo_data.parent)
+    cfg = configs.at_data(configs.get(CELLS['resnet18/base-w2a4'], 0))
+    cfg.train_cfg.max_iters = 4
+    cfg.train_dataloader.batch_size = 4
+    cfg.custom_hooks.append(dict(type='DyingHook'))
+    for split in ('train', 'test'):
+        cfg[f'{split}_dataloader'].dataset.indices = 10
+
+    def go():
+        return run_cell(name='resnet18/base-w2a4', seed=0, task='cls',
+                        config=copy.deepcopy(cfg.to_dict()),
+                        folder=str(tmp_path))
+
+    DyingHook.steps.clear()
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    results = go()
+    assert DyingHook.steps == [0, 1, 2, 3, 3]
+    assert results['weight_levels'] == {'2': 3, '8': 255}
+    assert '[8,8]: backbone.conv1, head.fc' in results['policy']
+    assert results['commit'] and results['date']
 
 
 def test_the_narrow_vgg_has_an_eighth_of_the_channels(build_model):
