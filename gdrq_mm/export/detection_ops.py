@@ -1,4 +1,4 @@
-"""Operators of detectors whose outputs have a fixed size."""
+"""Operators of detectors whose outputs have a fixed number of rows."""
 import torch
 from torch import Tensor
 
@@ -15,40 +15,49 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float,
     wins.
 
     Args:
-        boxes (Tensor): ``(x1, y1, x2, y2)``, shape ``(N, 4)``.
-        scores (Tensor): Shape ``(N, )``.
+        boxes (Tensor): ``(x1, y1, x2, y2)``, shape ``(B, N, 4)``.
+        scores (Tensor): Shape ``(B, N)``.
         iou_threshold (float): A box that overlaps more with a better one
             goes.
         score_threshold (float): A box must score more.
-        size (int): Most boxes that are kept.
+        size (int): Most boxes of an image that are kept.
 
     Returns:
-        Tensor: int64, shape ``(size, )``.
+        Tensor: int64, shape ``(B, size)``.
     """
-    result = torch.full((size, ), -1, dtype=torch.int64, device=boxes.device)
+    result = torch.full((scores.shape[0], size), -1, dtype=torch.int64,
+                        device=boxes.device)
     if boxes.device.type == 'meta':
         return result
     import torchvision
-    candidates = torch.nonzero(scores > score_threshold).flatten()
-    kept = candidates[torchvision.ops.nms(
-        boxes[candidates], scores[candidates], iou_threshold)][:size]
-    result[:len(kept)] = kept
+    for row, each_boxes, each_scores in zip(result, boxes, scores):
+        candidates = torch.nonzero(each_scores > score_threshold).flatten()
+        kept = candidates[torchvision.ops.nms(
+            each_boxes[candidates], each_scores[candidates],
+            iou_threshold)][:size]
+        row[:len(kept)] = kept
     return result
 
 
 @register('top', 'Tensor scores, int size')
 def top(scores: Tensor, size: int) -> Tensor:
-    """Indices of the greatest values, of equal ones the first.
+    """Indices of the greatest values, of equal ones the first; then -1.
 
     ``torch.topk`` leaves the order of equal values open; 8-bit scores often
     tie.
 
     Args:
-        scores (Tensor): Shape ``(N, )``.
-        size (int): Not more than ``N``.
+        scores (Tensor): Shape ``(B, N)``.
+        size (int): Of the result, also where it is more than ``N``.
 
     Returns:
-        Tensor: int64, shape ``(size, )``.
+        Tensor: int64, shape ``(B, size)``.
     """
-    # A copy: operators return no views.
-    return torch.sort(scores, descending=True, stable=True)[1][:size].clone()
+    result = torch.full((scores.shape[0], size), -1, dtype=torch.int64,
+                        device=scores.device)
+    if scores.device.type == 'meta':
+        return result
+    order = torch.sort(scores, dim=1, descending=True, stable=True)[1][
+        :, :size]
+    result[:, :order.shape[1]] = order
+    return result

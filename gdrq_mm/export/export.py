@@ -8,7 +8,7 @@ from torch import nn
 
 from ..integer.integer import Example, IntegerModel, to_integer
 from ..layers import QuantLayer
-from ..merge import float_layers, merge, merged_layers
+from ..merge import WeightOnly, float_layers, merge, merged_layers
 from ..writing import write_whole
 from .formats import CONTAINERS, FORMATS
 
@@ -53,14 +53,21 @@ class ExportReport:
         if self.format == 'qonnx':
             return dict(figures, quant_nodes=self.quant_nodes,
                         layers=self.layers)
-        equal, total = (sum(each) for each in zip(*self.codes.values()))
+        equal, total = self.equal_codes()
         return dict(figures, kernels=self.kernels, codes_equal=equal,
                     codes=total)
 
+    def equal_codes(self) -> Tuple[int, int]:
+        """Of all calls: codes that equal the reference's, and all."""
+        return (sum(equal for equal, _ in self.codes.values()),
+                sum(total for _, total in self.codes.values()))
+
     def __str__(self) -> str:
         lines = [f'{self.path}: {self.format}, {self.size / 1e6:.3f} MB']
-        if self.format == 'qdq':
-            equal, total = (sum(each) for each in zip(*self.codes.values()))
+        if self.format == 'qdq' and not self.codes:
+            lines.append('weights only: all layers compute in float')
+        elif self.format == 'qdq':
+            equal, total = self.equal_codes()
             lines += [
                 f'integer kernels: {len(self.kernels)} of '
                 f'{len(self.kernels)} calls of quantized layers',
@@ -70,7 +77,8 @@ class ExportReport:
             lines += [
                 f'{self.quant_nodes} Quant nodes',
                 'greatest difference of a layer from the merged model, given '
-                f'the same input: {max(self.layers.values()):.2e}']
+                'the same input: '
+                f'{max(self.layers.values(), default=0):.2e}']
         lines.append('greatest difference of an output from the '
                      f'reference: {self.difference:.2e}')
         lines += [f'float: {name} ({reason})'
@@ -174,7 +182,8 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
 
 
 def _need_merged(model: nn.Module) -> None:
-    if not merged_layers(model):
+    if not merged_layers(model) and not any(
+            isinstance(layer, WeightOnly) for layer in model.modules()):
         raise ValueError('no layer of the model is quantized; convert it with '
                          'gdrq_mm.quantize_ and load its checkpoint')
 

@@ -16,12 +16,18 @@ from torch.utils._pytree import tree_flatten
 
 from ..integer import IntegerModel
 from ..integer.graph import capture
-from .onnx_file import layer_calls, layer_nodes, quant_layers
+from .onnx_file import (
+    layer_calls,
+    layer_nodes,
+    quant_layers,
+    weights_alone,
+)
 
 # What ONNX Runtime calls them in its optimised graph.
 INTEGER_KERNELS = ('QLinearConv', 'QGemm')
 EQUAL_CODES = 0.99999  # the least share, of every file
 QONNX_TOLERANCE = 1e-5
+FLOAT_TOLERANCE = 1e-3  # of whole networks whose layers compute in float
 RUNTIME_ERRORS = (onnxruntime_pybind11_state.NotImplemented,
                   onnxruntime_pybind11_state.InvalidGraph,
                   onnxruntime_pybind11_state.Fail)
@@ -96,7 +102,7 @@ def check_qdq(path: Path, model: IntegerModel, example: tuple, report
             f'ONNX Runtime would run {len(floats)} of {len(model.calls)} '
             f'quantized layers in float; nothing was written:\n{shown}')
     report.codes = equal_codes(path, model, example)
-    equal, total = (sum(each) for each in zip(*report.codes.values()))
+    equal, total = report.equal_codes()
     if equal < EQUAL_CODES * total:
         worst = min(report.codes, key=lambda call: report.codes[call][0]
                     / max(report.codes[call][1], 1))
@@ -106,6 +112,10 @@ def check_qdq(path: Path, model: IntegerModel, example: tuple, report
             f'{report.codes[worst]}. Nothing was written.')
     report.difference = difference(
         model(*example), run(session(path), example))
+    if not model.calls and report.difference > FLOAT_TOLERANCE:
+        raise RuntimeError(
+            f'outputs differ by {report.difference:.1e} from those of the '
+            'model, which computes in float; nothing was written')
 
 
 def equal_codes(path: Path, model: IntegerModel, example: tuple) -> dict:
@@ -204,7 +214,8 @@ def layer_differences(proto: onnx.ModelProto, model: nn.Module,
     """
     module = capture(model, example)
     tensors, differences = module.state_dict(), {}
-    calls, layers = layer_calls(module), list(quant_layers(proto))
+    calls = layer_calls(module)
+    layers = list(quant_layers(proto, weights_alone(model)))
     if sorted(calls) != sorted(name for name, *_ in layers):
         raise RuntimeError(
             f'the file has {len(layers)} calls of quantized layers, the model '

@@ -1,12 +1,14 @@
 """Integer and merged models -> ONNX protos."""
 from pathlib import Path
 from typing import (
+    Container,
     Dict,
     Iterable,
     Iterator,
     NamedTuple,
     Optional,
     Sequence,
+    Set,
     Tuple,
 )
 
@@ -22,7 +24,8 @@ from torch.fx import GraphModule, Node
 from ..functional import num_levels
 from ..integer.graph import LAYERS, capture, layer_of, target_of
 from ..integer.integer import IntegerModel, IntegerWeight
-from ..merge import MergedLayer, merged_layers
+from ..merge import MergedLayer, WeightOnly, merged_layers
+from ..merge.ops import OPS
 from .formats import CONTAINERS
 from .onnx_ops import QDQ_TRANSLATIONS, QONNX_DOMAIN, QONNX_TRANSLATIONS
 
@@ -72,15 +75,19 @@ def qonnx_proto(model: nn.Module, example: tuple, input_names: Names = None,
     """QONNX form of a merged model."""
     module = capture(model, example)
     layers, calls = merged_layers(model), layer_calls(module)
-    for name in {layer_of(node) for node in calls.values()}:
-        _spell_out(module.get_submodule(name), layers[name])
+    layers.update((name, layer) for name, layer in model.named_modules()
+                  if isinstance(layer, WeightOnly))
+    for node in module.graph.nodes:
+        if target_of(node) in (*LAYERS, OPS.dequantize_weight.default):
+            name = layer_of(node)
+            _spell_out(module.get_submodule(name), layers[name])
     proto = _export(module, example, QONNX_TRANSLATIONS, input_names,
                     output_names)
     if not any(each.domain == QONNX_DOMAIN for each in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(QONNX_DOMAIN, 1))
     # By name, since qonnx sorts nodes anew, and equal weights are stored once.
     names = {name: call for (name, *_), call in zip(
-        quant_layers(proto), calls)}
+        quant_layers(proto, weights_alone(model)), calls)}
     for node in proto.graph.node:
         node.name = names.get(node.name, node.name)
     return ModelWrapper(proto).transform(InferShapes()).model
@@ -161,14 +168,23 @@ def numbered(layers: Iterable[str]) -> Iterator[str]:
         yield layer + (f'#{count}' if count > 1 else '')
 
 
-def quant_layers(proto: ModelProto) -> Iterator[Tuple[str, str, str]]:
+def weights_alone(model: nn.Module) -> Set[str]:
+    """Names of the weights that are quantized, but not their layer's
+    input."""
+    return {f'{name}.weight' for name, layer in model.named_modules()
+            if isinstance(layer, WeightOnly)}
+
+
+def quant_layers(proto: ModelProto, alone: Container[str] = ()
+                 ) -> Iterator[Tuple[str, str, str]]:
     """Names of node, input and result of the quantized layers of a QONNX
-    file, in its order."""
+    file, in its order; not those whose weight is in ``alone``."""
     producers = {name: node for node in proto.graph.node
                  for name in node.output}
     sums = {node.input[0]: node.output[0] for node in proto.graph.node
             if node.op_type == 'Add'}
-    stored = {each.name for each in proto.graph.initializer}
+    stored = {each.name for each in proto.graph.initializer
+              if each.name not in alone}
 
     def is_weight(name):
         node = producers.get(name)

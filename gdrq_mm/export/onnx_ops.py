@@ -2,7 +2,7 @@
 from typing import Callable, Dict
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from onnx.defs import OpSchema
 from onnxscript import opset18 as op
 from onnxscript.values import Op, Opset
@@ -62,17 +62,20 @@ def _parameters(weight, x_scale, w_scale, bias, zeros: bool = False):
                                 *zero_bias, axis=0))
 
 
-def _conv(x, weight, bias, stride, padding, dilation, groups):
+def _conv(x, weight, bias, stride, padding, dilation, groups, kernel):
+    # Readers such as FINN do not look at the weight for the kernel's shape.
     return op.Conv(x, weight, bias, strides=list(stride), group=groups,
-                   pads=[*padding, *padding], dilations=list(dilation))
+                   pads=[*padding, *padding], dilations=list(dilation),
+                   kernel_shape=list(kernel))
 
 
 def _integer_conv2d(codes, weight, x_scale: float, w_scale, bias, low: int,
                     y_scale: float, y_low: int, y_high: int, stride, padding,
                     dilation, groups: int, wide: bool):
+    kernel = weight.shape[2:]
     weight, bias = _parameters(weight, x_scale, w_scale, bias)
     y = _conv(_to_float(codes, x_scale, low), weight, bias, stride, padding,
-              dilation, groups)
+              dilation, groups, kernel)
     return _to_codes(y, y_scale, y_low, y_high)
 
 
@@ -139,11 +142,27 @@ def _quant_weight(weight, w_scale, bits: int):
     return _quant(weight, w_scale, max(bits, 2), 1, 1)
 
 
+def _dequantize_weight(weight, w_scale, bits: int):
+    # What any float layer reads; a runtime computes it once, at loading.
+    shape = [-1, *[1] * (len(weight.shape) - 1)]
+    return op.Mul(op.Cast(weight, to=TensorProto.FLOAT), op.Reshape(
+        w_scale, op.Constant(value_ints=shape)))
+
+
+def _pad_codes(codes, pad, low: int):
+    # F.pad begins with the last axis.
+    pairs = list(zip(pad[::2], pad[1::2]))[::-1]
+    unpadded = [0] * (len(codes.shape) - len(pairs))
+    pads = [*unpadded, *(first for first, _ in pairs),
+            *unpadded, *(last for _, last in pairs)]
+    return op.Pad(codes, op.Constant(value_ints=pads), _uint8(-low))
+
+
 def _merged_conv2d(codes, weight, x_scale: float, w_scale, bias, low: int,
                    bits: int, stride, padding, dilation, groups: int,
                    wide: bool):
     return _conv(codes, _quant_weight(weight, w_scale, bits), bias, stride,
-                 padding, dilation, groups)
+                 padding, dilation, groups, weight.shape[2:])
 
 
 def _merged_linear(codes, weight, x_scale: float, w_scale, bias, low: int,
@@ -157,22 +176,34 @@ def _same(codes, scale: float, low: int):
     return op.Identity(codes)
 
 
+def _ints(*values: int):
+    return op.Constant(value_ints=list(values))
+
+
+def _best(scores, size: int):
+    """Values and indices of the ``size`` greatest scores of every row; there
+    may be fewer, then the index is -1."""
+    batch = op.Shape(scores, start=0, end=1)
+    nothing = op.Expand(_float(-np.inf), op.Concat(
+        batch, _ints(size), axis=0))
+    values, index = op.TopK(op.Concat(scores, nothing, axis=1), _ints(size))
+    return op.Where(op.IsInf(values), _ints(-1), index)
+
+
 def _nms(boxes, scores, iou_threshold: float, score_threshold: float,
          size: int):
     kept = op.NonMaxSuppression(
-        op.Unsqueeze(boxes, op.Constant(value_ints=[0])),
-        op.Unsqueeze(scores, op.Constant(value_ints=[0, 1])),
-        op.Constant(value_ints=[size]), _float(iou_threshold),
-        _float(score_threshold))
-    indices = op.Gather(kept, op.Constant(value_int=2), axis=1)
-    padded = op.Concat(indices, op.Constant(value_ints=[-1] * size), axis=0)
-    return op.Slice(padded, op.Constant(value_ints=[0]),
-                    op.Constant(value_ints=[size]))
+        boxes, op.Unsqueeze(scores, _ints(1)), _ints(size),
+        _float(iou_threshold), _float(score_threshold))
+    # Image and box; their scores, the rest scores nothing.
+    pairs = op.Gather(kept, _ints(0, 2), axis=1)
+    nothing = op.Expand(_float(-np.inf), op.Shape(scores))
+    return _best(op.ScatterND(nothing, pairs, op.GatherND(scores, pairs)),
+                 size)
 
 
 def _top(scores, size: int):
-    _, indices = op.TopK(scores, op.Constant(value_ints=[size]))
-    return indices
+    return _best(scores, size)
 
 
 COMMON_TRANSLATIONS: Dict[Callable, Callable] = {
@@ -181,6 +212,8 @@ QDQ_TRANSLATIONS: Dict[Callable, Callable] = {
     **COMMON_TRANSLATIONS,
     OPS.quantize.default: _to_codes,
     OPS.dequantize.default: _to_float,
+    OPS.pad_codes.default: _pad_codes,
+    OPS.dequantize_weight.default: _dequantize_weight,
     OPS.integer_conv2d.default: _integer_conv2d,
     OPS.integer_linear.default: _integer_linear,
     OPS.integer_linear_float.default: _integer_linear_float,
@@ -192,4 +225,5 @@ QONNX_TRANSLATIONS: Dict[Callable, Callable] = {
     OPS.dequantize.default: _same,
     OPS.conv2d.default: _merged_conv2d,
     OPS.linear.default: _merged_linear,
+    OPS.dequantize_weight.default: _quant_weight,
 }

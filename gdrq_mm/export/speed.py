@@ -67,8 +67,12 @@ def _float_layer(layer: Union[MergedLayer, RoundedInput]) -> nn.Module:
 def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
     """Write the float form of a merged model as ONNX."""
     from .onnx_ops import COMMON_TRANSLATIONS
+    # Captured first: code that asks whether it is exported to ONNX would take
+    # ways of its own.
+    program = torch.export.export(float_form(model), (example, ),
+                                  strict=False)
     torch.onnx.export(
-        float_form(model), (example, ), str(path), dynamo=True, verbose=False,
+        program, (), str(path), dynamo=True, verbose=False,
         opset_version=18, external_data=False,
         custom_translation_table=COMMON_TRANSLATIONS)
 

@@ -45,7 +45,7 @@ def align_biases_(model: nn.Module, merged: nn.Module, integer: IntegerModel
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = merged_layers(merged)
     biases = {name: modules[layers[name].norm or name].bias
-              for name in integer.weights}
+              for name in integer.weights if name in layers}
     readers, left = Counter(map(id, biases.values())), []
     for name, bias in biases.items():
         layer, part = layers[name], integer.graph_module.get_submodule(name)

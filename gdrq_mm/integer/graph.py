@@ -9,17 +9,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from ..merge.ops import OPS
+from .moves import clamp_range, code_range, hoist_grids, moved_from, target_of
 
 _aten = torch.ops.aten
 LAYERS = {OPS.conv2d.default: 'conv2d', OPS.linear.default: 'linear'}
-RELUS = (_aten.relu.default, )
-# The values that come out are among those that went in.
-SAME_GRID = (_aten.max_pool2d.default, _aten.upsample_nearest2d.vec)
-
-
-def target_of(node: Node) -> Any:
-    """The operator that a node calls; None for other nodes."""
-    return node.target if node.op == 'call_function' else None
 
 
 def capture(model: nn.Module, example: Tuple[Any, ...]) -> GraphModule:
@@ -42,7 +35,7 @@ def capture(model: nn.Module, example: Tuple[Any, ...]) -> GraphModule:
     _use_first_names(module, model)
     _fold_equal(module)
     fold_grids(module.graph)
-    _hoist_grids(module.graph)
+    hoist_grids(module.graph)
     module.recompile()
     return module
 
@@ -146,24 +139,6 @@ def _is_function(node: Node) -> bool:
         and torch.Tag.nondeterministic_seeded not in target.tags)
 
 
-def _hoist_grids(graph: Graph) -> None:
-    """Quantize before operators that only choose among values, where nothing
-    else reads those: a convolution then gives the codes itself."""
-    for node in reversed(list(graph.nodes)):
-        if target_of(node) is not OPS.quantize.default:
-            continue
-        chosen = node.args[0]
-        while target_of(chosen) in SAME_GRID and len(chosen.users) == 1 \
-                and len(chosen.args[0].users) == 1:
-            with graph.inserting_before(chosen):
-                codes = graph.call_function(
-                    node.target, (chosen.args[0], *node.args[1:]))
-            chosen.replace_input_with(chosen.args[0], codes)
-            node.replace_all_uses_with(chosen)
-            graph.erase_node(node)
-            node, chosen = codes, codes.args[0]
-
-
 def fold_grids(graph: Graph) -> None:
     """Drop quantizers that change nothing and those that are there twice."""
     seen = {}
@@ -172,7 +147,7 @@ def fold_grids(graph: Graph) -> None:
             continue
         source, *grid = node.args
         if target_of(source) is OPS.dequantize.default and source.args[
-                1:] == (grid[0], grid[1]) and _high(source.args[0]) == grid[2]:
+                1:] == (grid[0], grid[1]) and _fits(source.args[0], grid[2]):
             node.replace_all_uses_with(source.args[0])
         elif node.args in seen:
             node.replace_all_uses_with(seen[node.args])
@@ -181,14 +156,10 @@ def fold_grids(graph: Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _high(codes: Node) -> Any:
-    """The greatest code that a node gives."""
-    target = target_of(codes)
-    if target is OPS.quantize.default:
-        return codes.args[3]
-    if target in (OPS.integer_conv2d.default, OPS.integer_linear.default):
-        return codes.args[8]
-    return _high(codes.args[0]) if target in SAME_GRID else None
+def _fits(codes: Node, high: int) -> bool:
+    """Whether no code of a node is above ``high``."""
+    there = code_range(codes)
+    return there is not None and there[1] <= high
 
 
 def is_sum(node: Node) -> bool:
@@ -204,6 +175,6 @@ def _from_layer(value: Any) -> bool:
     target = target_of(value)
     if target in LAYERS or target is OPS.dequantize.default:
         return True
-    if target in (*RELUS, *SAME_GRID):
-        return _from_layer(value.args[0])
-    return is_sum(value)
+    sources = moved_from(value) or (
+        [value.args[0]] if clamp_range(value) else [])
+    return all(map(_from_layer, sources)) if sources else is_sum(value)

@@ -6,17 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..merge import float_layers, merged_layers
+from ..merge import WeightOnly, float_layers, merged_layers
 from ..merge.layers import FLOAT32_EXACT, MergedLayer, QuantParams
 from ..merge.ops import OPS, UINT8_OFFSET
 from .graph import (
     LAYERS,
-    RELUS,
-    SAME_GRID,
     capture,
     fold_grids,
     is_sum,
     layer_of,
+)
+from .moves import (
+    clamp_range,
+    clamped,
+    code_range,
+    move_codes,
+    readers,
     target_of,
 )
 from .ranges import observe
@@ -72,7 +77,8 @@ class IntegerModel(nn.Module):
     Attributes:
         graph_module (GraphModule): The computation.
         calls (list[IntegerCall]): Of quantized layers, in order.
-        weights (dict[str, IntegerWeight]): By layer.
+        weights (dict[str, IntegerWeight]): By layer, those of layers that
+            compute in float included.
         sums (dict[str, QuantParams]): 8-bit grids of sums, by node.
         float_layers (dict[str, str]): Layers that compute in float, and why.
     """
@@ -127,7 +133,9 @@ def to_integer(model: nn.Module, example: Example,
         torch.Size([2, 8, 6, 6])
     """
     layers = merged_layers(model)
-    if not layers:
+    plain = {name: layer for name, layer in model.named_modules()
+             if isinstance(layer, WeightOnly)}
+    if not layers and not plain:
         raise ValueError('the model has no merged layers; call '
                          'gdrq_mm.deploy.merge first')
     example = _as_tuple(example)
@@ -136,7 +144,10 @@ def to_integer(model: nn.Module, example: Example,
     grids = observe(
         module, [act for _, act, grid in outputs if grid is None] + sums,
         [example, *map(_as_tuple, calibration)])
-    weights, calls, added = {}, [], {}
+    weights = {name: IntegerWeight(
+        layer.weight, torch.ones(len(layer.weight), dtype=torch.int32),
+        layer.bits, layer.weight) for name, layer in plain.items()}
+    calls, added = [], {}
     for node, act, grid in outputs:
         name = layer_of(node)
         if name not in weights:
@@ -145,7 +156,7 @@ def to_integer(model: nn.Module, example: Example,
         kind = LAYERS[target_of(node)]
         call = IntegerCall(node.name, name, kind, grid, False)
         if grid is None and kind == 'conv2d':
-            call.grid, call.added = grids[act], True
+            call.grid, call.added = clamped(grids[act], act), True
         calls.append(call)
         _replace_layer(module, node, act, call)
     for node in sums:
@@ -182,19 +193,19 @@ def find_sites(module: GraphModule
 
 
 def _activation(node: Node) -> Node:
-    users = list(node.users)
-    return users[0] if len(users) == 1 and target_of(users[0]) in RELUS \
-        else node
+    users = readers(node)
+    return users[0] if len(users) == 1 and clamp_range(users[0]) else node
 
 
 def _only_grid(act: Node) -> Optional[QuantParams]:
     """The grid of the quantizer that alone reads ``act``."""
-    users = list(act.users)
+    users = readers(act)
     if len(users) != 1 or target_of(users[0]) is not OPS.quantize.default:
         return None
     grid = QuantParams(*users[0].args[1:])
+    left = clamped(grid, act)
     # A signed quantizer would undo the ReLU that its codes stand for.
-    return None if target_of(act) in RELUS and grid.low < 0 else grid
+    return left if left.low == grid.low else None
 
 
 def _store_integers(layer: MergedLayer, submodule: nn.Module
@@ -252,8 +263,7 @@ def _replace_layer(module: GraphModule, node: Node, act: Node,
     if grid is None:
         node.replace_all_uses_with(new)
         return
-    users = [act] if call.added else list(act.users)
-    for user in users:
+    for user in [act] if call.added else readers(act):
         user.replace_all_uses_with(value)
 
 
@@ -274,20 +284,16 @@ def _finish(module: GraphModule) -> None:
     """Let operators that stay on the grid work on codes; clean up."""
     graph = module.graph
     for node in list(graph.nodes):
-        source = node.args[0] if node.args else None
-        if not isinstance(source, Node) or target_of(
-                source) is not OPS.dequantize.default:
+        bounds = clamp_range(node)
+        if not bounds or target_of(
+                node.args[0]) is not OPS.dequantize.default:
             continue
-        codes, scale, low = source.args
-        if target_of(node) in RELUS and low == 0:
-            node.replace_all_uses_with(source)
-        elif target_of(node) in SAME_GRID:
-            with graph.inserting_before(node):
-                moved = graph.call_function(
-                    node.target, (codes, *node.args[1:]), node.kwargs)
-                value = graph.call_function(
-                    OPS.dequantize.default, (moved, scale, low))
-            node.replace_all_uses_with(value)
+        codes, scale, low = node.args[0].args
+        there = code_range(codes)
+        if there and QuantParams(scale, *there) == clamped(
+                QuantParams(scale, *there), node):
+            node.replace_all_uses_with(node.args[0])
+    move_codes(graph)
     fold_grids(graph)
     graph.eliminate_dead_code()
     graph.lint()

@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from ..merge.layers import TINY, QuantParams
 from ..merge.ops import OPS
-from .graph import RELUS, SAME_GRID, target_of
+from .moves import clamp_range, moved_from, target_of
 
 SAMPLES = 2**14  # values kept of a tensor
 CANDIDATES = 40
@@ -45,9 +45,14 @@ def observe(module: GraphModule, nodes: List[Node], examples: Iterable[tuple]
     observer = _Observer(module, nodes)
     for example in examples:
         observer.run(*example)
-    return {node: best_grid(torch.cat(values), target_of(node) not in RELUS,
+    return {node: best_grid(torch.cat(values), not _is_positive(node),
                             _finest_reader(node))
             for node, values in observer.samples.items()}
+
+
+def _is_positive(node: Node) -> bool:
+    bounds = clamp_range(node)
+    return bounds is not None and bounds[0] == 0
 
 
 def _finest_reader(node: Node) -> Optional[float]:
@@ -56,7 +61,7 @@ def _finest_reader(node: Node) -> Optional[float]:
     for user in node.users:
         if target_of(user) is OPS.quantize.default:
             scales.append(user.args[1])
-        elif target_of(user) in SAME_GRID:
+        elif moved_from(user):
             scales.append(_finest_reader(user))
     return min((scale for scale in scales if scale), default=None)
 

@@ -156,6 +156,33 @@ class RoundedOutput(nn.Module):
         return x if self.grid is None else self.grid.round(x)
 
 
+class WeightOnly(nn.Module):
+    """A float layer with codes for a weight.
+
+    Args:
+        layer (nn.Module): The float layer, its weight taken out.
+        codes (Tensor): Weight codes.
+        w_scale (Tensor): Shape ``(num_filters, )``.
+        bits (int): Of the weight codes.
+    """
+
+    def __init__(self, layer: nn.Module, codes: Tensor, w_scale: Tensor,
+                 bits: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer('weight', codes.to(torch.int8))
+        self.register_buffer('w_scale', w_scale.float().clone())
+        self.bits = bits
+
+    def extra_repr(self) -> str:
+        return f'{tuple(self.weight.shape)}, bits={self.bits}'
+
+    def forward(self, *args, **kwargs):
+        weight = OPS.dequantize_weight(self.weight, self.w_scale, self.bits)
+        return torch.func.functional_call(
+            self.layer, dict(weight=weight), args, kwargs)
+
+
 class RoundedInput(nn.Sequential):
     """A float layer that reads a quantized activation."""
 

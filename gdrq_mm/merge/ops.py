@@ -59,6 +59,19 @@ def dequantize(codes: Tensor, scale: float, low: int) -> Tensor:
     return codes * scale
 
 
+@register('dequantize_weight', 'Tensor codes, Tensor w_scale, int bits')
+def dequantize_weight(codes: Tensor, w_scale: Tensor, bits: int) -> Tensor:
+    """``codes * w_scale``; one scale a filter, codes of ``bits``."""
+    return codes * w_scale.view(-1, *[1] * (codes.dim() - 1))
+
+
+@register('pad_codes', 'Tensor codes, int[] pad, int low')
+def pad_codes(codes: Tensor, pad: List[int], low: int) -> Tensor:
+    """Codes with codes of zero around them, ``pad`` as ``F.pad`` takes it;
+    ``low`` is the least code that there may be."""
+    return F.pad(codes, pad)
+
+
 def _conv_accumulate(codes, weight, stride, padding, dilation, groups, wide):
     weight = _integer_weight(weight, wide)
     return F.conv2d(codes.to(weight.dtype), weight, None, stride, padding,

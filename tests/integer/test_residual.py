@@ -64,7 +64,7 @@ def test_merged_model_keeps_the_quantizers_of_outputs():
     assert isinstance(merged.norm, nn.Identity)
     for name in OUTPUTS:
         grid = merged.get_submodule(name).output_quantizer.grid
-        scale, low, high = model.get_submodule(
+        scale, low, high, _ = model.get_submodule(
             name).output_quantizer.quantizer.code_range()
         assert (grid.scale, grid.low, grid.high) == (scale, low, high)
     assert max(merge_errors(model, merged, x).values()) < 5e-6

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from ...export import detection_ops  # noqa: F401, defines OPS.nms, OPS.top
 from ...merge.ops import OPS
+from .boxes import Candidates, apart, check_nms, clip, suppress
 from .models import Deployable
 
 
@@ -35,9 +35,10 @@ class DeployableDetector(Deployable):
         self.roi_head = model.roi_head
         self.rpn_cfg, self.rcnn_cfg = model.test_cfg.rpn, model.test_cfg.rcnn
         _check_parts(self, model)
+        image_shape = self.padded_size(image_shape)
         strides = self.rpn_head.prior_generator.strides
-        sizes = [(-(-self.image_shape[0] // stride[1]),
-                  -(-self.image_shape[1] // stride[0]))
+        sizes = [(-(-image_shape[0] // stride[1]),
+                  -(-image_shape[1] // stride[0]))
                  for stride in strides]
         anchors = self.rpn_head.prior_generator.grid_priors(
             sizes, device=next(model.parameters()).device)
@@ -71,7 +72,7 @@ class DeployableDetector(Deployable):
             else:
                 score = score.reshape(-1, 2).softmax(-1)[:, 0]
             if 0 < self.rpn_cfg.nms_pre < len(score):
-                order = OPS.top(score, self.rpn_cfg.nms_pre)
+                order = OPS.top(score[None], self.rpn_cfg.nms_pre)[0]
                 score, delta = score[order], delta[order]
                 anchors = anchors[order]
             all_scores.append(score)
@@ -86,9 +87,10 @@ class DeployableDetector(Deployable):
         if least >= 0:
             score = torch.where((sides > least).all(1), score,
                                 torch.full_like(score, -1.))
-        kept = self.nms(boxes, score, torch.cat(levels),
-                        self.rpn_cfg.nms.iou_threshold, -0.5,
-                        self.rpn_cfg.max_per_img)
+        moved = apart(boxes[None], torch.cat(levels)[None],
+                      score[None] > -0.5)
+        kept, = OPS.nms(moved, score[None], self.rpn_cfg.nms.iou_threshold,
+                        -0.5, self.rpn_cfg.max_per_img)
         return torch.where((kept >= 0)[:, None], boxes[kept.clamp(min=0)], 0.)
 
     def extract(self, features: Sequence[Tensor], rois: Tensor) -> Tensor:
@@ -123,28 +125,15 @@ class DeployableDetector(Deployable):
                 head.bbox_coder, rois[:, None].expand(
                     -1, classes, 4).reshape(-1, 4), deltas.reshape(-1, 4))
         boxes, scores = boxes.reshape(-1, 4), scores.reshape(-1)
+        scores = torch.where(scores > cfg.score_thr, scores, -1.)
         labels = torch.arange(classes, device=rois.device).repeat(len(rois))
-        kept = self.nms(boxes, scores, labels.float(), cfg.nms.iou_threshold,
-                        cfg.score_thr, cfg.max_per_img)
-        there, index = kept >= 0, kept.clamp(min=0)
-        return (torch.where(there[:, None], boxes[index], 0.),
-                torch.where(there, scores[index], 0.),
-                torch.where(there, labels[index], -1))
+        found = suppress(Candidates(boxes[None], scores[None], labels[None]),
+                         cfg.nms, cfg.max_per_img)
+        return tuple(each[0] for each in found)
 
     def decode(self, coder, boxes: Tensor, deltas: Tensor) -> Tensor:
         boxes = coder.decode(boxes, deltas, max_shape=None)
-        height, width = self.image_shape
-        return torch.stack([
-            boxes[:, 0].clamp(0, width), boxes[:, 1].clamp(0, height),
-            boxes[:, 2].clamp(0, width), boxes[:, 3].clamp(0, height)], 1)
-
-    def nms(self, boxes: Tensor, scores: Tensor, groups: Tensor, iou: float,
-            least: float, size: int) -> Tensor:
-        """Suppression within groups: boxes of different groups are moved
-        apart."""
-        offset = groups * (max(self.image_shape) + 1.)
-        return OPS.nms(
-            boxes + offset[:, None], scores, iou, least, size)
+        return clip(boxes, self.image_shape) if coder.clip_border else boxes
 
 
 def _check_parts(detector: DeployableDetector, model: nn.Module) -> None:
@@ -174,8 +163,6 @@ def _check_parts(detector: DeployableDetector, model: nn.Module) -> None:
         raise ValueError('masks cannot be exported yet: the model has a '
                          'mask_head')
     for cfg in (detector.rpn_cfg, detector.rcnn_cfg):
-        if cfg.nms.type != 'nms':
-            raise ValueError(f'test_cfg has nms.type={cfg.nms.type!r}, '
-                             "allowed: 'nms' (ONNX has no other)")
+        check_nms(cfg.nms)
     if any(layer.pool_mode != 'avg' for layer in extractor.roi_layers):
         raise ValueError("RoIAlign has pool_mode='max', allowed: 'avg'")

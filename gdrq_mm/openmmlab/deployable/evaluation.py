@@ -153,13 +153,18 @@ def _fill(scope: str, sample, outputs: Sequence[Tensor]):
                                 sample.ori_shape, mode='nearest')
         sample.pred_sem_seg = PixelData(data=classes[0].long())
         return sample
-    boxes, scores, labels = outputs
+    boxes, scores, labels = _detections(outputs)
     there = labels >= 0
     scale = torch.tensor(sample.scale_factor).repeat(2)
     sample.pred_instances = InstanceData(
         bboxes=boxes[there] / scale, scores=scores[there],
         labels=labels[there])
     return sample
+
+
+def _detections(outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Those of the only image, from a file with or without a batch."""
+    return [each[0] for each in outputs] if outputs[0].dim() == 3 else outputs
 
 
 def _agreement(scope: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]
@@ -170,6 +175,7 @@ def _agreement(scope: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]
     if scope == 'mmseg':
         return int((ours[0] == theirs[0]).sum()), ours[0].numel()
     equal = total = 0
+    ours, theirs = _detections(ours), _detections(theirs)
     for box, score, label in zip(*theirs):
         if score <= 0.3 or label < 0:
             continue

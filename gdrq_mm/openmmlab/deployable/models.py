@@ -5,17 +5,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .boxes import method_of
+
 # How data preprocessors call "the channels are reversed".
 _REVERSED = dict(mmdet='_channel_conversion', mmseg='channel_conversion',
                  mmpretrain='to_rgb')
 
 
-class Normalize(nn.Module):
-    """The normalization of a data preprocessor, as part of the model.
+class Prepare(nn.Module):
+    """Normalization and padding of a data preprocessor, part of the model.
 
     Args:
         preprocessor (nn.Module): Of mmdet, mmseg or mmpretrain.
         scope (str): Which of them.
+
+    Raises:
+        ValueError: It changes images in a way that is not known.
     """
 
     def __init__(self, preprocessor: nn.Module, scope: str) -> None:
@@ -26,44 +31,86 @@ class Normalize(nn.Module):
             for name in ('mean', 'std'):
                 self.register_buffer(
                     name, getattr(preprocessor, name).view(1, -1, 1, 1))
+        self.divisor, self.value = 1, 0.
+        if scope != 'mmseg':
+            self.divisor = preprocessor.pad_size_divisor
+            self.value = float(preprocessor.pad_value)
+        elif preprocessor.test_cfg:
+            if preprocessor.test_cfg.get('size'):
+                raise ValueError(
+                    'data_preprocessor.test_cfg.size cannot be exported; pad '
+                    'in the pipeline, or use size_divisor')
+            self.divisor = preprocessor.test_cfg.get('size_divisor') or 1
+            self.value = float(preprocessor.pad_val)
+
+    def padded(self, length: int) -> int:
+        """The length of a side after padding."""
+        return (length + self.divisor - 1) // self.divisor * self.divisor
 
     def forward(self, images: Tensor) -> Tensor:
+        images = images.float()
         if self.reversed:
             images = images.flip(1)
-        return (images - self.mean) / self.std if self.enabled else images
+        if self.enabled:
+            images = (images - self.mean) / self.std
+        if self.divisor == 1:
+            return images
+        height, width = images.shape[2:]
+        return F.pad(images, (0, self.padded(width) - width,
+                              0, self.padded(height) - height),
+                     value=self.value)
 
 
 class Deployable(nn.Module):
-    """Base: normalization inside, input ``images``.
+    """Base: normalization and padding inside, input ``images``.
 
-    Images are float32 of shape ``(N, 3, H, W)``, 0 to 255, with the channels
-    as the dataset's pipeline gives them (BGR for OpenMMLab's own). Parts keep
-    their names, so that layers have those of the original model.
+    Images are float32 or uint8 of shape ``(N, 3, H, W)``, 0 to 255, with the
+    channels as the dataset's pipeline gives them (BGR for OpenMMLab's own).
+    Parts keep their names, so that layers have those of the original model.
     """
     input_names = ('images', )
     output_names: Tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, scope: str) -> None:
         super().__init__()
-        self.normalize = Normalize(model.data_preprocessor, scope)
+        self.prepare = Prepare(model.data_preprocessor, scope)
         self.backbone = model.backbone
         self.neck = model.neck if getattr(model, 'with_neck', False) else \
             nn.Identity()
 
+    def padded_size(self, size: Tuple[int, int]) -> Tuple[int, int]:
+        """Height and width of what the network sees."""
+        return tuple(map(self.prepare.padded, size))
+
     def features(self, images: Tensor):
-        return self.neck(self.backbone(self.normalize(images)))
+        return self.neck(self.backbone(self.prepare(images)))
 
 
 class DeployableClassifier(Deployable):
-    """An mmpretrain ``ImageClassifier``: images -> scores ``(N, classes)``."""
+    """An mmpretrain ``ImageClassifier``: images -> scores ``(N, classes)``.
+
+    Raises:
+        ValueError: A head whose scores are not known to be a softmax or (of
+            several labels) a sigmoid.
+    """
     output_names = ('scores', )
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, 'mmpretrain')
         self.head = model.head
+        kinds = {method_of(model.head, name)
+                 for name in ('predict', '_get_predictions')}
+        if kinds not in ({'ClsHead'}, {'MultiLabelClsHead'}):
+            raise ValueError(
+                f'head is a {type(model.head).__name__}, whose predictions '
+                'are not known to be a softmax or sigmoid; export what comes '
+                'before them with --raw (make_deployable(..., raw=True))')
+        self.several_labels = kinds == {'MultiLabelClsHead'}
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.softmax(self.head(self.features(images)), dim=1)
+        logits = self.head(self.features(images))
+        return logits.sigmoid() if self.several_labels else \
+            F.softmax(logits, dim=1)
 
 
 class DeployableSegmentor(Deployable):
@@ -85,29 +132,47 @@ class DeployableSegmentor(Deployable):
             raise ValueError('binary segmentation by a threshold '
                              '(decode_head.out_channels=1) cannot be exported '
                              'yet; use out_channels=2')
+        known = dict(model='EncoderDecoder', decode_head='BaseDecodeHead')
+        for name, part, methods in (
+                ('model', model, ('predict', 'inference', 'whole_inference',
+                                  'encode_decode', 'postprocess_result')),
+                ('decode_head', model.decode_head,
+                 ('predict', 'predict_by_feat'))):
+            if any(method_of(part, each) not in (known[name], 'BaseSegmentor')
+                   for each in methods):
+                raise ValueError(
+                    f'{name} is a {type(part).__name__}, whose predictions '
+                    'are not known; export what comes before them with --raw '
+                    '(make_deployable(..., raw=True))')
         self.decode_head = model.decode_head
 
     def forward(self, images: Tensor) -> Tensor:
+        size = images.shape[2:]
         logits = F.interpolate(
-            self.decode_head(self.features(images)), images.shape[2:],
+            self.decode_head(self.features(images)), self.padded_size(size),
             mode='bilinear', align_corners=self.decode_head.align_corners)
-        return torch.argmax(logits, dim=1)
+        return torch.argmax(logits[..., :size[0], :size[1]], dim=1)
 
 
-def make_deployable(model: nn.Module, image_shape: Tuple[int, int]
-                    ) -> Deployable:
+def make_deployable(model: nn.Module, image_shape: Tuple[int, int],
+                    raw: bool = False) -> Deployable:
     """The deployable form of a model; shares its layers.
 
     Args:
-        model (nn.Module): A classifier of mmpretrain, a segmentor of mmseg or
-            a Faster R-CNN of mmdet.
+        model (nn.Module): A classifier of mmpretrain, a segmentor of mmseg,
+            a single-stage detector or a Faster R-CNN of mmdet.
         image_shape (tuple[int, int]): Height and width of images.
+        raw (bool): What the heads give, before any post-processing; of every
+            model with a backbone and one head. Defaults to False.
 
     Raises:
         ValueError: Another kind of model, or a part that is not supported,
             by name.
     """
     kinds = {cls.__name__ for cls in type(model).__mro__}
+    if raw:
+        from .raw import DeployableRaw
+        return DeployableRaw(model)
     if 'ImageClassifier' in kinds:
         return DeployableClassifier(model)
     if 'EncoderDecoder' in kinds:
@@ -115,7 +180,11 @@ def make_deployable(model: nn.Module, image_shape: Tuple[int, int]
     if 'TwoStageDetector' in kinds:
         from .detector import DeployableDetector
         return DeployableDetector(model, image_shape)
+    if 'SingleStageDetector' in kinds:
+        from .dense import DeployableDenseDetector
+        return DeployableDenseDetector(model)
     raise ValueError(
-        f'{type(model).__name__} cannot be exported yet; there are '
-        'ImageClassifier (mmpretrain), EncoderDecoder (mmseg) and FasterRCNN '
-        '(mmdet)')
+        f'{type(model).__name__} cannot be exported with its post-processing '
+        'yet; there are ImageClassifier (mmpretrain), EncoderDecoder (mmseg), '
+        'SingleStageDetector and FasterRCNN (mmdet); export what comes before '
+        'it with --raw (make_deployable(..., raw=True))')

@@ -1,0 +1,166 @@
+"""What takes the place of a quantized layer, by its type."""
+import copy
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Type
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import QuantConv2d, QuantLayer, QuantLinear
+from .flow import LayerFlow
+from .layers import (
+    TINY,
+    MergedConv2d,
+    MergedLinear,
+    QuantParams,
+    RoundedInput,
+    WeightOnly,
+    drop_hooks,
+)
+
+
+class MergedForm(NamedTuple):
+    """How layers of a type are merged, see :func:`register_merged_layer`."""
+    float_class: Type[nn.Module]
+    integer: Optional[Callable[..., nn.Module]]
+
+
+MERGED_FORMS: Dict[Type[nn.Module], MergedForm] = {}
+
+
+def register_merged_layer(quant_class: Type[nn.Module],
+                          float_class: Type[nn.Module],
+                          integer: Optional[Callable[..., nn.Module]] = None
+                          ) -> None:
+    """Say how layers of exactly ``quant_class`` are merged.
+
+    Args:
+        quant_class (type): A type that was given to
+            :func:`gdrq_mm.layers.register_quant_layer`.
+        float_class (type): Computes the same from rounded inputs and weights.
+        integer (callable, optional): Called with the layer, its weight codes,
+            one scale and one bias a filter, the grid of its input and the
+            bits of its weight; returns a :class:`MergedLayer`. None: there
+            is no integer form; the layer computes in float, on codes times
+            scales.
+    """
+    MERGED_FORMS[quant_class] = MergedForm(float_class, integer)
+
+
+register_merged_layer(QuantConv2d, nn.Conv2d, MergedConv2d)
+register_merged_layer(QuantLinear, nn.Linear,
+                      lambda layer, *args: MergedLinear(*args))
+
+
+def form_of(name: str, layer: QuantLayer) -> MergedForm:
+    """How a layer is merged.
+
+    Raises:
+        ValueError: Nobody said so.
+    """
+    try:
+        return MERGED_FORMS[type(layer)]
+    except KeyError:
+        raise ValueError(
+            f'{name or "the model"} is a {type(layer).__name__}, of which '
+            'nobody said how it is merged: call '
+            'gdrq_mm.merge.register_merged_layer, or keep the layer float '
+            f"with a rule, dict(match={name!r}, skip=True)") from None
+
+
+def merged_form(layer: QuantLayer, flow: LayerFlow,
+                names: Dict[nn.Module, str]) -> nn.Module:
+    """What takes the place of one quantized layer.
+
+    Args:
+        layer (QuantLayer): The layer.
+        flow (LayerFlow): What its calls showed.
+        names (dict[nn.Module, str]): Of all modules of the model.
+
+    Raises:
+        ValueError: See :func:`merge`.
+    """
+    name = names[layer]
+    form = form_of(name, layer)
+    quantizers = [each for each in flow.quantizers if each is not None]
+    for quantizer in quantizers:
+        if not quantizer.initialized:
+            raise ValueError(
+                f'{name}: the threshold of its input is not set; load a '
+                'trained checkpoint, train, or call gdrq_mm.calibrate')
+    if len(quantizers) > 1:
+        raise ValueError(
+            f'{name} is called {flow.calls} times with inputs of '
+            f'{len(quantizers)} different scales (site=\'relu\'), so that its '
+            'codes have no one scale; train it with site=\'input\'')
+    if layer.weight_quantizer is None or not quantizers or not flow.calls \
+            or form.integer is None:
+        return _float_form(layer, form, flow, quantizers)
+    codes, scale, bias = fold(layer, flow.norm)
+    merged = form.integer(
+        layer, codes, scale, bias, QuantParams.of(quantizers[0]),
+        layer.weight_quantizer.bits)
+    merged.norm = '' if flow.norm is None else names[flow.norm]
+    merged.reason = flow.reason
+    return merged
+
+
+def fold(layer: QuantLayer, norm: Optional[nn.Module]
+         ) -> Tuple[Tensor, Tensor, Tensor]:
+    """Weight codes, scale and bias of a layer and its normalization.
+
+    Computed in float64. The scale is positive: codes of channels with a
+    negative factor change their sign. Channels with a scale of zero (gamma or
+    clip value) have codes of zero and a scale of one.
+
+    Args:
+        layer (QuantLayer): With a quantized weight.
+        norm (nn.Module, optional): A batch normalization in eval mode.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: Codes, shaped like the weight; scale
+        and bias of shape ``(num_filters, )``, float32.
+    """
+    codes, scale = layer.weight_quantizer.codes(layer.weight)
+    scale = scale.flatten().double().expand(len(codes))
+    bias = torch.zeros_like(scale) if layer.bias is None else \
+        layer.bias.double()
+    if norm is not None:
+        factor = 1 / torch.sqrt(norm.running_var.double() + norm.eps)
+        if norm.weight is not None:
+            factor = factor * norm.weight.double()
+        bias = (bias - norm.running_mean.double()) * factor
+        if norm.bias is not None:
+            bias = bias + norm.bias.double()
+        scale = scale * factor
+    channels = (-1, *[1] * (codes.dim() - 1))
+    codes = codes * scale.sign().view(channels)
+    scale = scale.abs()
+    empty = scale < TINY  # float32 has no such step
+    codes = torch.where(empty.view(channels), 0., codes)
+    return codes, torch.where(empty, 1., scale).float(), bias.float()
+
+
+def _float_form(layer: QuantLayer, form: MergedForm, flow: LayerFlow,
+                quantizers: List[nn.Module]) -> nn.Module:
+    """A layer that computes in float what ``layer`` does."""
+    plain = copy.copy(layer)
+    plain.__dict__ = {key: value for key, value in layer.__dict__.items()
+                      if key != '_shared'}
+    plain.__class__ = form.float_class
+    plain._modules = {}
+    drop_hooks(plain)
+    if layer.weight_quantizer is None:
+        plain._parameters = {**layer._parameters, 'weight': nn.Parameter(
+            layer.weight.detach().clone(), requires_grad=False)}
+    else:
+        plain._parameters = {**layer._parameters, 'weight': None}
+        codes, scale = layer.weight_quantizer.codes(layer.weight)
+        plain = WeightOnly(plain, codes, scale.flatten().expand(len(codes)),
+                           layer.weight_quantizer.bits)
+    plain.float_reason = (
+        'the example does not call it' if not flow.calls else
+        'its input is float' if not quantizers else
+        'its weight is float' if layer.weight_quantizer is None else
+        f'no integer kernel for {form.float_class.__name__}')
+    return RoundedInput(QuantParams.of(quantizers[0]), plain) if quantizers \
+        else plain

@@ -1,0 +1,93 @@
+"""What the post-processing of all detectors shares; standard ONNX only."""
+from typing import NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ...export import detection_ops  # noqa: F401, defines OPS.nms, OPS.top
+from ...merge.ops import OPS
+
+NMS_KEYS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+
+
+class Candidates(NamedTuple):
+    """Boxes before suppression; those that do not count score -1.
+
+    Args:
+        boxes (Tensor): ``(x1, y1, x2, y2)``, shape ``(B, N, 4)``.
+        scores (Tensor): Shape ``(B, N)``.
+        labels (Tensor): Shape ``(B, N)``.
+    """
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def method_of(part: object, name: str) -> str:
+    """The class whose method a part has, such as 'BaseDenseHead'."""
+    method = getattr(type(part), name, None)
+    return getattr(method, '__qualname__', '?').rpartition('.')[0]
+
+
+def check_nms(cfg) -> None:
+    """Raise on suppression that ONNX has no operator for.
+
+    Args:
+        cfg (dict): ``nms`` of a ``test_cfg``.
+
+    Raises:
+        ValueError: Names the value.
+    """
+    if cfg.get('type', 'nms') != 'nms':
+        raise ValueError(f'test_cfg has nms.type={cfg.type!r}, allowed: '
+                         "'nms' (ONNX has no other); or export with --raw")
+    unknown = sorted(set(cfg) - NMS_KEYS)
+    if unknown:
+        raise ValueError(f'test_cfg has nms.{unknown[0]}, which cannot be '
+                         'exported; leave it out, or export with --raw')
+
+
+def gather(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of every image: ``(B, N, ...)`` and ``(B, K)`` ->
+    ``(B, K, ...)``."""
+    shape = (*index.shape, *values.shape[2:])
+    return values.gather(1, index.view(
+        *index.shape, *[1] * (values.dim() - 2)).expand(shape))
+
+
+def clip(boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """Boxes inside an image of a height and width."""
+    height, width = size
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)
+
+
+def apart(boxes: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
+    """Boxes moved so far that those of different groups never overlap."""
+    reach = torch.where(counts[..., None], boxes, 0.).amax(
+        (1, 2), keepdim=True) + 1
+    return torch.where(counts[..., None], boxes + groups[
+        ..., None].float() * reach, 0.)
+
+
+def suppress(candidates: Candidates, nms, size: int
+             ) -> Tuple[Tensor, Tensor, Tensor]:
+    """Detections, the best first; then rows of label -1 and score 0.
+
+    Args:
+        candidates (Candidates): Of a batch.
+        nms (dict): ``nms`` of a ``test_cfg``.
+        size (int): Rows of an image.
+
+    Returns:
+        tuple: Boxes ``(B, size, 4)``, scores and labels ``(B, size)``.
+    """
+    boxes, scores, labels = candidates
+    moved = boxes if nms.get('class_agnostic', False) else apart(
+        boxes, labels, scores > -0.5)
+    kept = OPS.nms(moved, scores, nms.get('iou_threshold', nms.get(
+        'iou_thr')), -0.5, size)
+    there, index = kept >= 0, kept.clamp(min=0)
+    return (torch.where(there[..., None], gather(boxes, index), 0.),
+            torch.where(there, gather(scores, index), 0.),
+            torch.where(there, gather(labels, index), -1))

@@ -1,0 +1,148 @@
+"""Tensors in, tensors out: detectors with one dense head."""
+from typing import Callable, Dict, List, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ...merge.ops import OPS
+from .boxes import Candidates, check_nms, clip, gather, method_of, suppress
+from .models import Deployable
+
+# Rows of heads that keep everything NMS leaves.
+MOST_BOXES = 1000
+
+
+class DeployableDenseDetector(Deployable):
+    """An mmdet single-stage detector: images -> boxes, scores and labels.
+
+    All three have ``test_cfg.max_per_img`` rows an image, the best first;
+    where there are fewer detections, the rest have label -1 and score 0.
+    Boxes are ``(x1, y1, x2, y2)`` in pixels of the image that goes in.
+
+    Args:
+        model (nn.Module): The detector.
+
+    Raises:
+        ValueError: A head whose post-processing is not known, by name.
+    """
+    output_names = ('boxes', 'scores', 'labels')
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, 'mmdet')
+        self.bbox_head = model.bbox_head
+        self.cfg = model.bbox_head.test_cfg
+        self.candidates = _known_head(model)
+        self.size = self.cfg.get('max_per_img', MOST_BOXES)
+
+    def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        raw = self.bbox_head(self.features(images))
+        found = self.candidates(self.bbox_head, self.cfg, *raw)
+        boxes = found.boxes
+        # YOLOX clips nothing and has no coder.
+        if getattr(getattr(self.bbox_head, 'bbox_coder', None),
+                   'clip_border', False):
+            boxes = clip(boxes, images.shape[2:])
+        scores = found.scores
+        least = self.cfg.get('min_bbox_size', -1)
+        if least >= 0:
+            sides = boxes[..., 2:] - boxes[..., :2]
+            scores = torch.where((sides > least).all(-1), scores, -1.)
+        return suppress(found._replace(boxes=boxes, scores=scores),
+                        self.cfg.nms, self.size)
+
+
+def by_level(head: nn.Module, cfg, scores: List[Tensor],
+             boxes: List[Tensor], factors: List[Tensor] = None
+             ) -> Candidates:
+    """Heads of mmdet's ``BaseDenseHead``: the best of every level, decoded.
+
+    RetinaNet, SSD (anchors), FCOS and ATSS (a factor of the scores), RTMDet.
+
+    Args:
+        head (nn.Module): The head.
+        cfg (dict): Its ``test_cfg``.
+        scores (list[Tensor]): By level, ``(B, priors * classes, H, W)``.
+        boxes (list[Tensor]): By level, ``(B, priors * 4, H, W)``.
+        factors (list[Tensor], optional): By level, ``(B, priors, H, W)``.
+    """
+    all_priors = head.prior_generator.grid_priors(
+        [each.shape[-2:] for each in scores], dtype=torch.float32,
+        device=scores[0].device)
+    parts = []
+    for level, (score, box) in enumerate(zip(scores, boxes)):
+        score = _rows(score, head.cls_out_channels)
+        score = score.sigmoid() if head.use_sigmoid_cls else \
+            score.softmax(-1)[..., :-1]
+        classes = score.shape[-1]
+        score = score.flatten(1)
+        score = torch.where(score > cfg.get('score_thr', 0), score, -1.)
+        index = torch.arange(score.shape[1], device=score.device).expand(
+            score.shape)
+        before = cfg.get('nms_pre', -1)
+        if before > 0:
+            order = OPS.top(score, before)
+            index = order.clamp(min=0)
+            score = torch.where(order >= 0, gather(score, index), -1.)
+        prior = index // classes
+        box = gather(_rows(box, 4), prior)
+        decoded = head.bbox_coder.decode(
+            all_priors[level][prior.flatten()], box.flatten(0, 1))
+        decoded = decoded.unflatten(0, (index.shape[0], -1))
+        if factors is not None:
+            factor = gather(_rows(factors[level], 1)[..., 0], prior)
+            score = torch.where(score > -0.5, score * factor.sigmoid(), -1.)
+        parts.append((decoded, score, index % classes))
+    return Candidates(*(torch.cat(each, 1) for each in zip(*parts)))
+
+
+def with_objectness(head: nn.Module, cfg, scores: List[Tensor],
+                    boxes: List[Tensor], objectness: List[Tensor]
+                    ) -> Candidates:
+    """YOLOX: one label a prior, its score times that of an object."""
+    priors = head.prior_generator.grid_priors(
+        [each.shape[-2:] for each in scores], dtype=torch.float32,
+        device=scores[0].device, with_stride=True)
+
+    def joined(levels, channels):
+        return torch.cat([_rows(each, channels) for each in levels], 1)
+
+    score, label = joined(scores, head.cls_out_channels).sigmoid().max(-1)
+    score = score * joined(objectness, 1)[..., 0].sigmoid()
+    score = torch.where(score >= cfg.score_thr, score, -1.)
+    return Candidates(head._bbox_decode(torch.cat(priors), joined(boxes, 4)),
+                      score, label)
+
+
+def _rows(values: Tensor, channels: int) -> Tensor:
+    """``(B, priors * channels, H, W)`` -> ``(B, H * W * priors,
+    channels)``."""
+    return values.permute(0, 2, 3, 1).reshape(values.shape[0], -1, channels)
+
+
+# By the classes whose predict_by_feat, _predict_by_feat_single and
+# _bbox_post_process a head has: the functions say what is computed, names of
+# heads do not.
+KNOWN_HEADS: Dict[Tuple[str, str, str], Callable[..., Candidates]] = {
+    ('BaseDenseHead', 'BaseDenseHead', 'BaseDenseHead'): by_level,
+    ('YOLOXHead', 'BaseDenseHead', 'YOLOXHead'): with_objectness}
+
+
+def _known_head(model: nn.Module) -> Callable[..., Candidates]:
+    """How the outputs of the head become candidates.
+
+    Raises:
+        ValueError: Its post-processing is not known, or not as ONNX.
+    """
+    head = model.bbox_head
+    kind = tuple(method_of(head, name) for name in (
+        'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process'))
+    known = method_of(model, 'predict') == 'SingleStageDetector' and \
+        method_of(head, 'predict') == 'BaseDenseHead' and not getattr(
+            getattr(head, 'loss_cls', None), 'custom_cls_channels', False)
+    if not known or kind not in KNOWN_HEADS:
+        raise ValueError(
+            f'bbox_head is a {type(head).__name__}, whose post-processing is '
+            'not known; export what comes before it with --raw '
+            '(make_deployable(..., raw=True))')
+    check_nms(head.test_cfg.nms)
+    return KNOWN_HEADS[kind]

@@ -1,0 +1,124 @@
+"""Single-stage detectors: boxes of mmdet's own test, and of ONNX Runtime."""
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+import gdrq_mm
+from gdrq_mm.deploy import export_onnx, to_integer
+from gdrq_mm.deployable import make_deployable
+from gdrq_mm.export import onnx_check
+from gdrq_mm.merge import merge
+from gdrq_mm.openmmlab.scopes import example_batch
+
+CONFIGS = dict(
+    RetinaNet='retinanet/retinanet_r18_fpn_1x_coco.py',
+    FCOS='fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+    ATSS='atss/atss_r50_fpn_1x_coco.py',
+    SSD='ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
+    YOLOX='yolox/yolox_tiny_8xb8-300e_coco.py',
+    RTMDet='rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
+SIZE = (120, 96)  # no multiple of 32
+EVEN = (128, 96)  # RTMDet pads in its pipeline, not in the model
+
+
+def build(name, **options):
+    """A small detector of three classes whose scores differ."""
+    cfg = Config.fromfile(
+        Path(mmdet.__file__).parent / '.mim' / 'configs' / CONFIGS[name])
+    cfg.merge_from_dict({'model.bbox_head.num_classes': 3, **options})
+    if 'init_cfg' in cfg.model.backbone:
+        cfg.model.backbone.init_cfg = None
+    if cfg.model.backbone.get('depth') == 50:
+        cfg.model.backbone.update(depth=18)
+        cfg.model.neck.in_channels = [64, 128, 256, 512]
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model).eval()
+    # Untrained heads score everything alike.
+    for key, value in model.bbox_head.named_parameters():
+        if value.dim() == 4 and value.shape[0] <= 64:
+            torch.nn.init.normal_(value, std=(
+                3 if name == 'SSD' else .5) / value[0].numel()**.5)
+    for key, value in model.named_buffers():
+        if key.endswith('running_var'):
+            value.fill_(.5)
+    return model
+
+
+def predicted(model, size=SIZE):
+    batch = example_batch('mmdet', size)
+    sample, = model.test_step(batch)
+    return sample.pred_instances
+
+
+def image(size=SIZE):
+    return example_batch('mmdet', size)['inputs'][0][None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', CONFIGS)
+def test_detections_are_those_of_mmdet(name):
+    model, size = build(name), EVEN if name == 'RTMDet' else SIZE
+    boxes, scores, labels = (each[0] for each in make_deployable(
+        model, size).eval()(image(size)))
+    if name == 'SSD':  # mmdet 3.3 asks its SSDHead for what it has not
+        model.bbox_head.loss_cls = None
+    expected = predicted(model, size)
+    there = labels >= 0
+    assert len(expected) == there.sum() > 3
+    assert len(set(expected.labels.tolist())) > 1
+    torch.testing.assert_close(scores[there], expected.scores, rtol=1e-4,
+                               atol=1e-5)
+    # Scores that are equal but for rounding may change places.
+    ours = torch.cat([boxes, 1e3 * scores[:, None], 1e3 * labels[
+        :, None]], 1)[there]
+    theirs = torch.cat([expected.bboxes, 1e3 * expected.scores[:, None],
+                        1e3 * expected.labels[:, None]], 1)
+    assert torch.cdist(theirs, ours, p=float('inf')).amin(1).max() < 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('clip_border', [True, False])
+def test_boxes_are_clipped_only_where_the_coder_says_so(clip_border):
+    model = build('RetinaNet')
+    model.bbox_head.bbox_coder.clip_border = clip_border
+    boxes, _, labels = make_deployable(model, SIZE).eval()(image())
+    assert bool((boxes[labels >= 0] < 0).any()) is not clip_border
+
+
+def test_heads_that_are_not_known_are_refused():
+    model = build('RetinaNet')
+    model.bbox_head.__class__ = type('MyHead', (type(model.bbox_head), ), dict(
+        _bbox_post_process=lambda *args, **kwargs: None))
+    with pytest.raises(ValueError, match='bbox_head is a MyHead.*--raw'):
+        make_deployable(model, SIZE)
+    raw = make_deployable(model, SIZE, raw=True).eval()
+    names = raw.names_for(image())
+    assert names == tuple(f'{kind}.{level}' for kind in (
+        'cls_scores', 'bbox_preds') for level in range(5))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['RetinaNet', 'YOLOX'])
+def test_onnx_runtime_gives_the_detections_of_the_integer_model(
+        name, tmp_path):
+    model, x = build(name), image()
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    deployable = make_deployable(model, SIZE).eval()
+    gdrq_mm.calibrate(model, [lambda: deployable(x)])
+    integer = to_integer(merge(deployable, x), x)
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(integer, x, path,
+                         input_names=deployable.input_names,
+                         output_names=deployable.output_names)
+    assert not report.float_layers
+    ours = integer(x)
+    theirs = map(torch.from_numpy, onnx_check.run(
+        onnx_check.session(path), [x]))
+    for mine, other in zip(ours, theirs):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
