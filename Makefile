@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 
-.PHONY: setup lint test docs demo
+.PHONY: setup lint test fuzz docs demo
 
 setup:
 	$(PYTHON) tools/setup_env.py
@@ -12,6 +12,12 @@ lint: setup
 
 test: setup
 	$(VENV) -m pytest -n 2 --dist loadfile tests
+
+# Hours on small machines; every test run has a short one.
+fuzz: setup
+	$(VENV) -W ignore tests/fuzz/fuzz_files.py --json docs/results/fuzz_files.json
+	$(VENV) -W ignore tests/fuzz/fuzz_pickles.py --json docs/results/fuzz_pickles.json
+	$(VENV) -W ignore tests/fuzz/fuzz_kills.py --json docs/results/fuzz_kills.json
 
 docs: setup
 	$(VENV) -m sphinx -q -W --keep-going -c docs . build/site

@@ -7,9 +7,11 @@ import os
 import pickle
 import zipfile
 
-import torch
-
 from .errors import CheckpointError
+
+# Bytes an element, by the names of torch's typed storages; others count bytes.
+_ITEM_SIZES = dict(Half=2, BFloat16=2, Short=2, Float=4, Int=4, QInt32=4,
+                   Double=8, Long=8, ComplexFloat=8, ComplexDouble=16)
 
 
 def check_container(path: str) -> None:
@@ -67,10 +69,8 @@ class _StorageReader(pickle._Unpickler):
         self.storages = []  # (kind, key, number of elements)
 
     def find_class(self, module: str, name: str) -> type:
-        dtype = getattr(getattr(torch, name, None), 'dtype', None) \
-            if name.endswith('Storage') else None
-        itemsize = dtype.itemsize if isinstance(dtype, torch.dtype) else 1
-        return type(name, (_Anything, ), dict(itemsize=itemsize))
+        return type(name, (_Anything, ), dict(
+            itemsize=_ITEM_SIZES.get(name.replace('Storage', ''), 1)))
 
     def persistent_load(self, saved: tuple) -> '_Anything':
         _, kind, key, _, numel = saved

@@ -21,7 +21,7 @@ DEFAULT_SIZE = (224, 224)
 
 
 def batch_to_try(cfg: Config) -> dict:
-    """One image for ``model.test_step``: of the test data, or a random one
+    """Two images for ``model.test_step``: of the test data, or a random one
     where they are not there.
 
     Args:
@@ -29,7 +29,7 @@ def batch_to_try(cfg: Config) -> dict:
     """
     loader = copy.deepcopy(cfg.get('test_dataloader'))
     if loader is not None:
-        loader.update(batch_size=1, num_workers=0, persistent_workers=False)
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
         # Whatever is missing: files, packages, a network.
         with contextlib.suppress(Exception):
             return next(iter(Runner.build_dataloader(loader, seed=0)))

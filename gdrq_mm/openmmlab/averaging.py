@@ -24,10 +24,13 @@ def sync_averaged_models(runner, model: nn.Module) -> None:
         model (nn.Module): The quantized model.
     """
     state = get_state(model)
-    source = dict(model.named_buffers())
     for hook in averaging_hooks(runner):
-        for name, buffer in hook.ema_model.module.named_buffers():
-            if 'quantiz' in name and not buffer.is_floating_point():
-                buffer.copy_(source[name])
-        get_state(hook.ema_model.module).enter_loaded_phase(
-            PHASES.index(state.phase))
+        averaged = get_state(hook.ema_model.module)
+        for ours, theirs in [(state, averaged), *(
+                (state.layers[name], layer)
+                for name, layer in averaged.layers.items())]:
+            source = dict(ours.named_buffers())
+            for name, buffer in theirs.named_buffers():
+                if not buffer.is_floating_point():
+                    buffer.copy_(source[name])
+        averaged.enter_loaded_phase(PHASES.index(state.phase))

@@ -213,7 +213,14 @@ def _check_published(cfg: Config, checkpoint: Path, model: nn.Module) -> None:
                     logger='silent')
     differing = _differing_entries(model, copied)
     batch = batch_to_try(cfg)
-    ours = outputs_of(model, batch)
+    try:
+        ours = outputs_of(model, batch)
+    except Exception as error:
+        raise RuntimeError(
+            'the trained model does not run on the batch that the published '
+            f'one is compared on ({error!r}): give the config a '
+            'test_dataloader whose data are there. Nothing was written.'
+        ) from error
     name = differing[0] if differing else first_difference(
         ours, outputs_of(copied, batch))
     if name is not None:

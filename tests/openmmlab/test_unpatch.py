@@ -13,7 +13,8 @@ BEFORE = """
 import sys
 import torch
 import mmengine.config, mmengine.dataset, mmengine.evaluator, mmengine.fileio
-import mmengine.hooks, mmengine.model, mmengine.optim, mmengine.runner
+import mmengine.hooks, mmengine.infer, mmengine.model, mmengine.optim
+import mmengine.runner
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner import CheckpointLoader
 
