@@ -6,7 +6,12 @@ from torch import nn
 
 from .checkpoint import NAME, add_load_gate
 from .config import QuantConfig
-from .layers import QUANT_LAYERS, OutputQuantizer, attach_output
+from .layers import (
+    QUANT_LAYERS,
+    OutputQuantizer,
+    attach_output,
+    leave_fast_paths,
+)
 from .layers.output import HEADROOM as OUTPUT_HEADROOM
 from .plan import LayerPlan, QuantReport, make_plan
 from .quantizers import QUANTIZERS
@@ -62,6 +67,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         for plan in quantized:
             _convert_layer(plan, state, modules)
         state.to(next(model.parameters()).device).train(model.training)
+        leave_fast_paths(model)
         model.add_module(NAME, state)
         add_load_gate(model, state)
     return QuantReport(plans)

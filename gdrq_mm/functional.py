@@ -45,7 +45,7 @@ def expand_clip(clip: Tensor, x: Tensor, group_size: int) -> Tensor:
     """
     filters = x.shape[0]
     if group_size != -1:
-        clip = clip.repeat_interleave(group_size)[:filters]
+        clip = clip.repeat_interleave(min(group_size, filters))[:filters]
     return clip.expand(filters).view(-1, *(1, ) * (x.dim() - 1))
 
 
@@ -64,7 +64,7 @@ def mean_abs(x: Tensor, group_size: int = -1) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     if x.numel() == 0:
         return x.new_zeros(groups, dtype=dtype)
-    if group_size == -1:
+    if group_size == -1 or group_size >= x.shape[0]:
         return x.abs().mean(dtype=dtype).view(1)
     rows = x.reshape(x.shape[0], -1).abs().mean(dim=1, dtype=dtype)
     short = groups * group_size - rows.numel()

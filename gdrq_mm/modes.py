@@ -1,7 +1,15 @@
-"""Training and eval mode of a model."""
+"""How a model runs: training or eval mode, compiled or not."""
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+
+def is_compiling() -> bool:
+    """Whether ``torch.compile`` or ``torch.export`` looks at this code."""
+    if hasattr(torch.compiler, 'is_compiling'):  # torch >= 2.3
+        return torch.compiler.is_compiling()
+    return torch._dynamo.is_compiling()
 
 
 @contextmanager

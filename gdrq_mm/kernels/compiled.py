@@ -29,9 +29,13 @@ def _block(x: Tensor, rows: int) -> Tensor:
 
 def _unblock(block: Tensor, x: Tensor) -> Tensor:
     if _is_channels_last(x):
-        batch, channels, height, width = x.shape
-        return block.view(batch, height, width, channels).permute(0, 3, 1, 2)
-    return block.view(x.shape)
+        strides = x.stride()
+    else:
+        strides = torch.empty(x.shape, device='meta').stride()
+    # The same memory, but no view of the block: what an autograd function
+    # returns may be modified in place.
+    return torch.empty(0, dtype=block.dtype, device=block.device).set_(
+        block.untyped_storage(), block.storage_offset(), x.shape, strides)
 
 
 def _rows(x: Tensor, clip: Tensor, group_size: int) -> Tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from torch import nn
 
 from .base import QuantLayer
 from .conv import QuantConv2d
+from .fast_paths import leave_fast_paths
 from .linear import QuantLinear
 from .output import OutputQuantizer, attach_output
 from .relu import QuantReLU
@@ -28,5 +29,5 @@ register_quant_layer(nn.Linear, QuantLinear)
 register_quant_layer(nn.ReLU, QuantReLU)
 
 __all__ = ['OutputQuantizer', 'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer',
-           'QuantLinear', 'QuantReLU', 'attach_output',
+           'QuantLinear', 'QuantReLU', 'attach_output', 'leave_fast_paths',
            'register_quant_layer']

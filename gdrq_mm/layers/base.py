@@ -86,8 +86,11 @@ class QuantLayer(Mixin):
     def __setattr__(self, name, value):
         if name == 'weight' and value is not self._parameters.get('weight'):
             raise RuntimeError(
-                'the weight Parameter of a quantized layer cannot be '
-                'replaced (fuse_conv_bn does that): the result would be '
-                'rounded anew. Fuse the float model before quantizing it, or '
-                'copy the values with weight.data.copy_(...).')
+                f'the weight Parameter of {self.state.name_of(self)} is '
+                'quantized and cannot be replaced. What does that: '
+                'fuse_conv_bn (fuse the float model before), tying weights '
+                '(tie them before), load_state_dict(assign=True) (leave it '
+                'out), nn.DataParallel and FSDP (use DistributedDataParallel)'
+                ', torch.nn.utils.prune (prune before). New values go in by '
+                'weight.data.copy_(...).')
         super().__setattr__(name, value)

@@ -30,18 +30,15 @@ class Convolution(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """``F.linear`` and its gradients."""
+    """``F.linear`` of rows and its gradients."""
 
     def forward(self, x, weight, bias):
         return F.linear(x, weight, bias)
 
     def backward(self, grad, x, weight, bias_size, needed):
-        # Like autograd of F.linear, which works on rows.
-        rows = grad.reshape(-1, grad.shape[-1])
-        return (grad.matmul(weight) if needed[0] else None,
-                rows.t().mm(x.reshape(-1, x.shape[-1]))
-                if needed[1] else None,
-                rows.sum(0) if needed[2] else None)
+        return (grad.mm(weight) if needed[0] else None,
+                grad.t().mm(x) if needed[1] else None,
+                grad.sum(0) if needed[2] else None)
 
 
 def _autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
@@ -138,5 +135,11 @@ def run(operation, x: Tensor, weight: Tensor, bias: Optional[Tensor],
         input_grid (Grid, optional): None leaves the input as it is.
         weight_grid (Grid, optional): None leaves the weight as it is.
     """
-    return _Quantized.apply(x, weight, bias, operation, input_grid,
-                            weight_grid)
+    if not isinstance(operation, Linear) or x.dim() == 2:
+        return _Quantized.apply(x, weight, bias, operation, input_grid,
+                                weight_grid)
+    # Of other shapes F.linear gives a view of its rows; a view that comes out
+    # of an autograd function could not be modified in place.
+    rows = _Quantized.apply(x.reshape(-1, x.shape[-1]), weight, bias,
+                            operation, input_grid, weight_grid)
+    return rows.view(*x.shape[:-1], rows.shape[-1])

@@ -6,6 +6,7 @@ Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Section 4.3
 import ast
 import inspect
 import textwrap
+import threading
 from typing import Iterator, List, Tuple
 
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..kernels import Grid
+from ..modes import is_compiling
 from .fused import refuse_second_derivative
+
+_IN_BACKWARD = -1  # in place of a thread
 
 
 def is_on_grid(x: Tensor) -> bool:
@@ -59,14 +63,39 @@ class QuantReLU(nn.ReLU):
         """Take the quantizers of a freshly converted ReLU, one a site."""
         self.site_quantizers = nn.ModuleList(quantizers)
         self._shared = (state, )
-        self._next_site = 0
+        self._calls = {}  # thread -> calls in the running forward
+        self.most_calls = 0  # in one forward of the parent
         # After the forward as well: activation checkpointing repeats parts
         # of it later, without the parent.
         parent.register_forward_pre_hook(self._restart)
         parent.register_forward_hook(self._restart)
 
     def _restart(self, *_) -> None:
-        self._next_site = 0
+        for thread in (self._thread(), _IN_BACKWARD):
+            self.most_calls = max(self.most_calls,
+                                  self._calls.pop(thread, 0))
+
+    @staticmethod
+    def _thread() -> int:
+        """Whose calls are counted: several threads may use one model, and a
+        backward pass, which repeats parts of it, has threads of its own."""
+        if is_compiling():
+            return 0
+        return _IN_BACKWARD if torch._C._current_graph_task_id() != -1 \
+            else threading.get_ident()
+
+    def count_call(self) -> int:
+        """Which call of the running forward this is, from 0 on."""
+        thread = self._thread()
+        number = self._calls.get(thread, 0)
+        self._calls[thread] = number + 1
+        return number
+
+    @property
+    def last_quantizer(self) -> nn.Module:
+        """That of the last call."""
+        calls = self._calls.get(self._thread(), 0)
+        return self.site_quantizers[(calls - 1) % len(self.site_quantizers)]
 
     @property
     def state(self) -> nn.Module:
@@ -91,9 +120,8 @@ class QuantReLU(nn.ReLU):
             quantizer.forget()
 
     def forward(self, x: Tensor) -> Tensor:
-        site = self._next_site % len(self.site_quantizers)
-        self._next_site += 1
-        quantizer, state = self.site_quantizers[site], self.state
+        self.count_call()
+        quantizer, state = self.last_quantizer, self.state
         if state.is_plain or state.collect_clipped or not (
                 quantizer.fused and quantizer.settled):
             x = state.activation(quantizer, F.relu(x))
@@ -107,6 +135,10 @@ class QuantReLU(nn.ReLU):
 
 def count_call_sites(parent: nn.Module, name: str) -> int:
     """How often the methods of ``parent`` write ``self.<name>(...)``.
+
+    By whatever name they call ``self``. Calls by another name of the module
+    are not seen; the log of a run tells of modules that were called more
+    often.
 
     Returns:
         int: At least 1, also where there is no source to look at.
@@ -125,10 +157,13 @@ def count_call_sites(parent: nn.Module, name: str) -> int:
             tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
         except (OSError, TypeError, SyntaxError):
             continue
+        arguments = tree.body[0].args
+        first = (arguments.posonlyargs + arguments.args)[:1]
         sites += sum(
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
             and node.func.attr == name
             and isinstance(node.func.value, ast.Name)
-            and node.func.value.id == 'self' for node in ast.walk(tree))
+            and node.func.value.id in [each.arg for each in first]
+            for node in ast.walk(tree))
     return max(sites, 1)

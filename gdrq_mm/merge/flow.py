@@ -75,8 +75,7 @@ class _Watch(TorchDispatchMode):
         self.outputs[id(output)] = _Output(layer, output, output._version)
 
     def after_relu(self, relu, args, output) -> None:
-        site = (relu._next_site - 1) % len(relu.site_quantizers)
-        self.grids[id(output)] = (output, relu.site_quantizers[site])
+        self.grids[id(output)] = (output, relu.last_quantizer)
 
     def after_output(self, quantizer, args, output) -> None:
         self.rounded.add(quantizer)

@@ -134,8 +134,7 @@ class MergedReLU(QuantReLU):
         self.grids = grids
 
     def forward(self, x: Tensor) -> Tensor:
-        grid = self.grids[self._next_site % len(self.grids)]
-        self._next_site += 1
+        grid = self.grids[self.count_call() % len(self.grids)]
         x = F.relu(x)
         return x if grid is None else grid.round(x)
 

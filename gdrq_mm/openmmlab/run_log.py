@@ -47,6 +47,16 @@ def log_first_iteration(state: QuantizationState) -> None:
     print_log('GDRQHook: signed inputs: '
               f'{", ".join(signed) or "none"}; layers that read the same '
               f'tensor: {"; ".join(shared) or "none"}', 'current')
+    repeated = [f'{name} ({layer.most_calls} calls)'
+                for name, layer in state.layers.items()
+                if getattr(layer, 'most_calls', 0) > len(
+                    list(layer.quantizers()))]
+    if repeated:
+        print_log(
+            'GDRQHook: ReLUs that a forward of their parent calls more often '
+            f'than its source shows places: {", ".join(repeated)}; such '
+            'calls (in a loop, or by another name) share thresholds',
+            'current')
     uncalled = state.uncalled_layers()
     if uncalled:
         print_log(

@@ -189,6 +189,15 @@ def _check_shared_weights(plans: List[LayerPlan]) -> None:
         if weight is None:
             continue
         owner = owners.setdefault(id(weight), plan)
+        floats = [each for each in (owner, plan)
+                  if type(each.module) not in QUANT_LAYERS]
+        if owner.weight != plan.weight and floats:
+            raise ValueError(
+                f'{owner.name} and {plan.name} share one weight, and '
+                f'{floats[0].name} has to stay float ({floats[0].reason}): '
+                'leave both float with '
+                f'dict(match={owner.name!r}, skip=True) and '
+                f'dict(match={plan.name!r}, skip=True) in the rules')
         if owner.weight != plan.weight:
             raise ValueError(
                 f'{owner.name} and {plan.name} share one weight, but are '

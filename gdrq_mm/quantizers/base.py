@@ -29,6 +29,7 @@ code_range        activations           to merge, to export
 """
 from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple, Type
 
+import torch
 from torch import Tensor, nn
 
 from ..kernels import Grid
@@ -70,6 +71,20 @@ class Quantizer(nn.Module):
     def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits
+
+    def _apply(self, fn, *args, **kwargs):
+        """Move to another device, but not to a dtype of fewer digits than
+        float32: a threshold in bfloat16 moves no more."""
+
+        def keep_digits(x: Tensor) -> Tensor:
+            result = fn(x)
+            if result.dtype in (torch.float16, torch.bfloat16) \
+                    and x.dtype is torch.float32:
+                return torch.empty_like(result, dtype=x.dtype) \
+                    if x.is_meta or result.is_meta else x.to(result.device)
+            return result
+
+        return super()._apply(keep_digits, *args, **kwargs)
 
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
         """The quantized ``x``, with the gradient that trains it.
@@ -201,8 +216,11 @@ class ActivationQuantizer(Quantizer):
         settled (bool): Whether statistics may be taken while the kernels
             quantize; asked only where ``fused``.
         is_signed (bool): Whether its codes are signed.
+        turned_signed (bool): Whether they came to be so after inputs were
+            quantized without; training says so and sets it back.
     """
     Scheme: Type[ActivationScheme] = ActivationScheme
+    turned_signed = False
     initialized, settled, is_signed = True, True, False
 
     def __init__(self, bits: int, headroom: float = 1.) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Dict, Optional
 from ..errors import check
 
 DEFAULT_TYPE = 'ScaleClip'
+MOST_FILTERS = 65536  # in a group; no layer in use has more
 
 
 def is_int(value: Any) -> bool:
@@ -38,10 +39,10 @@ class WeightScheme:
     def __post_init__(self):
         check(self.bits is None or is_int(self.bits) and 1 <= self.bits <= 8,
               'bits', self.bits, '1 to 8, or None for float')
-        check(is_int(self.group_size)
-              and (self.group_size >= 1 or self.group_size == -1),
-              'group_size', self.group_size,
-              'a number of filters >= 1, or -1 for the whole layer')
+        check(is_int(self.group_size) and (
+            1 <= self.group_size <= MOST_FILTERS or self.group_size == -1),
+            'group_size', self.group_size, 'a number of filters from 1 to '
+            f'{MOST_FILTERS}, or -1 for the whole layer')
 
     def options(self) -> Dict[str, Any]:
         """Keyword arguments that the quantizer takes besides ``bits``,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..config import QuantConfig
 from ..kernels.optimizer_hooks import keep_optimizer_hooks
+from ..modes import is_compiling
 from ..plan import LayerPlan
-from .kept import KeptWeights
 from .step import watch
 
 PHASES = ('reshape', 'quantize')
@@ -39,7 +39,6 @@ class QuantizationState(nn.Module):
         self.layers: Dict[str, nn.Module] = {}
         self.activation_quantizers: Dict[str, nn.Module] = {}
         self._first_inputs: list = []  # (layer, weak tensor, its version)
-        self._kept = KeptWeights()
         self.checked_optimizers = weakref.WeakSet()  # see .learned
         self.has_stepped = False  # an optimizer stepped the model
         self.calibrating = False
@@ -57,14 +56,12 @@ class QuantizationState(nn.Module):
 
     def __getstate__(self):
         state = self.__dict__.copy()  # weak references cannot be copied
-        del state['_first_inputs'], state['_kept']
-        del state['checked_optimizers']
+        del state['_first_inputs'], state['checked_optimizers']
         return state
 
     def __setstate__(self, state):
         super().__setstate__(state)
         self._first_inputs = []
-        self._kept = KeptWeights()
         self.checked_optimizers = weakref.WeakSet()
         watch(self)  # a copied or unpickled model trains, too
 
@@ -102,7 +99,7 @@ class QuantizationState(nn.Module):
     def is_plain(self) -> bool:
         """Whether layers compute step by step, with autograd of every step:
         for compilers and tracers, and where nothing is rounded."""
-        return (self._phase != 'quantize' or _is_compiling()
+        return (self._phase != 'quantize' or is_compiling()
                 or torch.jit.is_tracing())
 
     @property
@@ -124,8 +121,8 @@ class QuantizationState(nn.Module):
         version = 0 if x.is_inference() else x._version
         for other, reference, its_version in self._first_inputs:
             if reference() is x and version == its_version:
-                layer.same_input.append(self._name_of(other))
-                other.same_input.append(self._name_of(layer))
+                layer.same_input.append(self.name_of(other))
+                other.same_input.append(self.name_of(layer))
         self._first_inputs.append((layer, weakref.ref(x), version))
 
     def begin_step(self) -> None:
@@ -133,9 +130,10 @@ class QuantizationState(nn.Module):
         self.has_stepped = True
         self._first_inputs.clear()
 
-    def _name_of(self, layer: nn.Module) -> str:
-        return next(name for name, other in self.layers.items()
-                    if other is layer)
+    def name_of(self, layer: nn.Module) -> str:
+        """Name of a converted layer in the model."""
+        return next((name for name, other in self.layers.items()
+                     if other is layer), f'a {type(layer).__name__}')
 
     def activation(self, quantizer: nn.Module, x: Tensor) -> Tensor:
         """Observe and quantize one activation."""
@@ -183,7 +181,8 @@ class QuantizationState(nn.Module):
     def weight_and_grid(self, layer: nn.Module):
         """The weight of a layer and the grid it still has to be put on.
 
-        Evaluation quantizes each weight once, see :class:`KeptWeights`.
+        Quantized in every forward, in evaluation too: whatever wrote to the
+        weight since (an ``EMAHook``, ``weight.data``) counts.
 
         Returns:
             tuple[Tensor, Grid or None]: Grid is None for a weight that is
@@ -192,16 +191,12 @@ class QuantizationState(nn.Module):
         weight, quantizer = layer.weight, layer.weight_quantizer
         if self.training:
             quantizer.start_step(weight)
-        if self.training or torch.is_grad_enabled() or weight.is_inference():
-            if quantizer.fused:
-                return weight, quantizer.grid(weight)
+        if not quantizer.fused:
             return quantizer(weight), None
-        return self._kept.quantized(layer), None
-
-    def train(self, mode: bool = True):
-        """Forget the weights that were kept for evaluation."""
-        self._kept.forget()
-        return super().train(mode)
+        grid = quantizer.grid(weight)
+        if self.training or torch.is_grad_enabled():
+            return weight, grid
+        return grid.quantize(weight), None
 
     def uncalled_layers(self) -> List[str]:
         """Layers with a quantized weight whose forward never ran."""
@@ -213,12 +208,6 @@ class QuantizationState(nn.Module):
         """Modules whose quantized output was never seen."""
         return [plan.name.rpartition('.')[0] for plan in self.plans
                 if plan.output and not self.layers[plan.name].called]
-
-
-def _is_compiling() -> bool:
-    if hasattr(torch.compiler, 'is_compiling'):  # torch >= 2.3
-        return torch.compiler.is_compiling()
-    return torch._dynamo.is_compiling()
 
 
 def get_state(model: nn.Module) -> Optional[QuantizationState]:

@@ -3,17 +3,24 @@
 After every step of a ``torch.optim`` optimizer that holds parameters of a
 model, its weights are projected onto their thresholds and those of activations
 move: plain training loops need no further call, and skipped steps (gradient
-accumulation, AMP overflow) change nothing.
+accumulation, AMP overflow) change nothing. A weight that the optimizer left
+alone (no gradient, a learning rate of 0) is left alone as well.
 """
+import threading
+import warnings
 import weakref
 from typing import Any, Dict, Optional, Set
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from .learned import check_learned_parameters
 
 _LIVE = weakref.WeakSet()  # every QuantizationState there is
+_local = threading.local()
 
 
 def watch(state) -> None:
@@ -25,7 +32,22 @@ def watch(state) -> None:
     _LIVE.add(state)
 
 
+def _before_optimizer_step(optimizer, args, kwargs) -> None:
+    running = _running()
+    # One that is there still has failed in its last step: it nests nothing.
+    while any(other() in (None, optimizer) for other, _ in running):
+        running.pop()
+    running.append((weakref.ref(optimizer), set()))
+
+
 def _after_optimizer_step(optimizer, args, kwargs) -> None:
+    running = _running()
+    stepped = _stepped(optimizer)
+    if running and running[-1][0]() is optimizer:
+        stepped |= running.pop()[1]
+    if running:  # an optimizer that wraps this one: the step is not over
+        running[-1][1].update(stepped)
+        return
     states = [state for state in list(_LIVE) if state.training]
     # Fused optimizers skip an overflown AMP step themselves, on the device.
     found_inf = getattr(optimizer, 'found_inf', None)
@@ -36,9 +58,30 @@ def _after_optimizer_step(optimizer, args, kwargs) -> None:
     for state in states:
         if any(id(parameter) in held for parameter in state.parameters_):
             check_learned_parameters(state, optimizer)
-            step_(state, held)
+            step_(state, stepped)
 
 
+def _running() -> list:
+    """Optimizers whose step is running in this thread, the outer first, and
+    the weights that those inside have stepped."""
+    if not hasattr(_local, 'running'):
+        _local.running = []
+    return _local.running
+
+
+def _stepped(optimizer) -> Set[int]:
+    """``id`` of the parameters that a step has changed: those with a gradient
+    and a learning rate. (Reading one from a GPU would wait for it.)"""
+    return {id(parameter) for group in optimizer.param_groups
+            if not _is_zero(group.get('lr', 1))
+            for parameter in group['params'] if parameter.grad is not None}
+
+
+def _is_zero(lr) -> bool:
+    return not (isinstance(lr, torch.Tensor) and lr.is_cuda) and lr == 0
+
+
+register_optimizer_step_pre_hook(_before_optimizer_step)
 register_optimizer_step_post_hook(_after_optimizer_step)
 
 
@@ -80,3 +123,12 @@ def update_thresholds_(state) -> None:
         kinds.setdefault(type(quantizer), []).append(quantizer)
     for kind, quantizers in kinds.items():
         kind.update_(quantizers)
+    turned = [name for name, quantizer in state.activation_quantizers.items()
+              if quantizer.turned_signed]
+    if turned:
+        for name in turned:
+            state.activation_quantizers[name].turned_signed = False
+        warnings.warn(
+            f'{", ".join(turned)}: the input has negative values, which it '
+            'had not in the first steps; it is quantized to signed codes '
+            'from now on')

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gdrq_mm import kernels, quantize_
+from gdrq_mm import quantize_
 from gdrq_mm.training import QuantizationState, get_state
 
 LAYERS = dict(
@@ -219,49 +219,75 @@ def test_channels_last_and_empty_batches():
     assert conv(x[0]).shape == (4, 5, 3)  # without a batch dimension
 
 
+# -- neighbours that write in place -------------------------------------------
+
+
+@pytest.mark.parametrize('shape', [(6, ), (3, 6), (4, 5, 6), (2, 3, 4, 6),
+                                   (1, 1, 1, 1, 6), (0, 4, 6)])
+@pytest.mark.parametrize('neighbour', [
+    nn.ReLU(inplace=True), lambda y: y.mul_(2), lambda y: y.add_(1)],
+    ids=['relu', 'mul', 'add'])
+@pytest.mark.parametrize('bits', BITS)
+def test_results_of_any_rank_may_be_changed_in_place(
+        shape, neighbour, bits, step_by_step):
+    """As the FFN of mmcv's transformers does."""
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 5)
+    quantize_(linear, BITS[bits])
+    train(linear, steps=1)
+    x = torch.randn(shape)
+    twin, results = copy.deepcopy(linear), []
+    for layer in (linear, twin):
+        if layer is twin:
+            step_by_step()
+        layer.zero_grad()
+        given = x.clone().requires_grad_()
+        y = neighbour(layer(given))
+        assert y.shape == (*shape[:-1], 5)
+        (y * torch.linspace(0, 1, y.numel()).view(y.shape)).sum().backward()
+        results.append([y, given.grad, layer.weight.grad, layer.bias.grad])
+    for ours, plain in zip(*results):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_feed_forward_network_of_mmcv_trains():
+    from mmcv.cnn.bricks.transformer import FFN
+    model = FFN(embed_dims=8, feedforward_channels=16)
+    quantize_(model, BITS['both'])
+    optimizer = torch.optim.SGD(model.parameters(), lr=.01)
+    for _ in range(2):
+        model(torch.randn(2, 7, 8)).sum().backward()
+        optimizer.step()
+    assert model.layers[0][0].input_quantizer.num_updates == 2
+
+
+def test_transposed_tokens_are_multiplied_as_they_are():
+    linear = nn.Linear(6, 5)
+    quantize_(linear, BITS['both'])
+    train(linear, steps=1)
+    tokens = torch.randn(3, 6, 7)
+    assert torch.equal(linear(tokens.transpose(1, 2)),
+                       linear(tokens.transpose(1, 2).contiguous()))
+
+
 # -- evaluation --------------------------------------------------------------
 
 
-def count_quantizations(monkeypatch):
-    shapes, real = [], kernels.quantize
-
-    def counting(x, *args, **kwargs):
-        shapes.append(tuple(x.shape))
-        return real(x, *args, **kwargs)
-
-    monkeypatch.setattr(kernels, 'quantize', counting)
-    return shapes
-
-
-def test_evaluation_quantizes_each_weight_once(monkeypatch):
+@pytest.mark.parametrize('write', [
+    lambda weight: weight.mul_(-1),
+    lambda weight: weight.data.mul_(-1),
+    lambda weight: weight.data.copy_(-weight)],
+    ids=['in place', 'data', 'copied as EMAHook does'])
+def test_evaluation_sees_every_write_to_a_weight(write):
     conv = nn.Conv2d(6, 4, 3, bias=False)
     quantize_(conv, BITS['weight'])
     train(conv, steps=1)
     conv.eval()
-    shapes, x = count_quantizations(monkeypatch), input_of(conv)
+    x = input_of(conv)
     with torch.no_grad():
         first = conv(x)
-        assert torch.equal(first, conv(x)) and len(shapes) == 1
-        conv.weight.mul_(-1)
-        assert torch.equal(conv(x), -first) and len(shapes) == 2
-        conv.load_state_dict(conv.state_dict())
-        assert torch.equal(conv(x), -first) and len(shapes) == 3
-        conv.weight.data.zero_()  # does not count for autograd
-        conv.eval()  # but this does
-        assert not conv(x).any()
-
-
-def test_kept_weights_are_not_copied_and_leave_with_training():
-    conv = nn.Conv2d(6, 4, 3)
-    quantize_(conv, BITS['weight'])
-    conv.eval()
-    with torch.no_grad():
-        conv(input_of(conv))
-    state = get_state(conv)
-    assert len(state._kept) == 1
-    assert len(get_state(copy.deepcopy(conv))._kept) == 0
-    conv.train()
-    assert len(state._kept) == 0
+        write(conv.weight)
+        assert torch.equal(conv(x), -first)
 
 
 def test_weights_in_training_are_quantized_anew_after_any_write():

@@ -1,11 +1,14 @@
 """The ReLU site: one threshold a call site, outputs on the grid."""
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import gdrq_mm
 from gdrq_mm import quantize_
 from gdrq_mm.layers import QuantReLU
 from gdrq_mm.layers.relu import count_call_sites, is_on_grid
@@ -284,5 +287,62 @@ def test_copy_counts_its_own_sites():
     assert isinstance(twin[0].relu, QuantReLU)
     model[0].relu(image())  # a stray call moves the count of this one only
     assert torch.equal(twin(image(1)), expected)
-    assert twin[0].relu._next_site == 0
-    assert model[0].relu._next_site == 1
+    assert not twin[0].relu._calls
+    assert list(model[0].relu._calls.values()) == [1]
+
+
+# -- calls of one module ------------------------------------------------------
+
+
+class Thrice(nn.Module):
+    """One ReLU at three places, whose values differ by a factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(this, x):
+        for_first = this.relu(this.fc(x))
+        for_second = this.relu(for_first * 10)
+        return this.relu(for_second * 10)
+
+
+def test_call_sites_are_counted_by_whatever_name_self_has():
+    assert count_call_sites(Thrice(), 'relu') == 3
+
+
+def test_threads_share_a_model():
+    torch.manual_seed(0)
+    model = Thrice()
+    gdrq_mm.quantize_(model, dict(activation=dict(bits=4, site='relu')))
+    inputs = torch.randn(60, 1, 4)
+    gdrq_mm.calibrate(model, [lambda: model(inputs.view(60, 4))])
+    model.eval()
+    with torch.no_grad():
+        expected = [model(x) for x in inputs]
+        slow = model.fc.register_forward_hook(lambda *_: time.sleep(.001))
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(torch.no_grad()(model), inputs))
+        slow.remove()
+    assert all(map(torch.equal, found, expected))
+    assert not model.relu._calls  # of threads that are gone
+
+
+def test_calls_that_the_source_does_not_show_are_counted():
+
+    class Alias(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.fc, self.relu = nn.Linear(4, 4), nn.ReLU()
+
+        def forward(self, x):
+            act = self.relu
+            return act(act(self.fc(x)) * 2)
+
+    model = Alias()
+    gdrq_mm.quantize_(model, dict(activation=dict(bits=4, site='relu')))
+    model(torch.randn(3, 4))
+    assert len(model.relu.site_quantizers) == 1
+    assert model.relu.most_calls == 2

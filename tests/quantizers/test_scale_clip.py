@@ -218,7 +218,7 @@ def test_weights_that_changed_since_pass_gradients_inside_only(change):
     weight = torch.nn.Parameter(normal(6, 30))
     quantizer = quantizer_of(weight)
     with torch.no_grad():
-        quantizer.project(weight)
+        quantizer.after_step(weight)
         assert quantizer.grid(weight).all_inside
         change(weight)
     grid = quantizer.grid(weight)
@@ -412,7 +412,7 @@ def test_activation_statistics_add_up():
     values = np.concatenate([x.double().flatten().numpy() for x in parts])
     assert quantizer.seen[0].item() == pytest.approx(np.abs(values).sum())
     assert quantizer.seen[1].item() == values.size
-    assert quantizer.seen[2].item() == pytest.approx(values.min())
+    assert quantizer.seen[2].item() == (values < 0).sum()
     assert 'seen' not in quantizer.state_dict()
 
 

@@ -16,6 +16,7 @@ from gdrq_mm.quantizers import ScaleClipWeight
 from gdrq_mm.training import any_threshold, get_state, metrics
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
+TINY = 1e-30  # a learning rate that changes no float32 weight
 
 
 class Net(nn.Module):
@@ -145,7 +146,7 @@ def test_stored_weights_lie_inside_their_clip_values():
 def test_bias_and_skipped_layers_are_not_projected():
     model = make(dict(weight=dict(bits=4), rules=[
         dict(match='fc', skip=True)]))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.)
+    optimizer = torch.optim.SGD(model.parameters(), lr=TINY)
     before = clone(model)
     train_step(model, optimizer, batch())
     after = model.state_dict()
@@ -156,7 +157,7 @@ def test_bias_and_skipped_layers_are_not_projected():
 
 def test_optimizer_with_part_of_the_weights_projects_only_those():
     model = make()
-    optimizer = torch.optim.SGD(model.conv2.parameters(), lr=0.)
+    optimizer = torch.optim.SGD(model.conv2.parameters(), lr=TINY)
     before = clone(model)
     train_step(model, optimizer, batch())
     after = model.state_dict()
@@ -486,7 +487,7 @@ def test_reshape_clips_weights_and_activations_without_rounding():
 def test_reshape_projects_weights_and_passes_gradients():
     model = make()
     get_state(model).set_phase('reshape')
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.)
+    optimizer = torch.optim.SGD(model.parameters(), lr=TINY)
     weight = model.conv2.weight.detach().clone()
     train_step(model, optimizer, batch())
     clips, expected = project_oracle(weight, 3, 4)
@@ -748,7 +749,7 @@ def test_stored_weights_are_clipped_by_projection_only(weight):
     reference = [layer.weight.detach().clone() for layer in
                  quantized_layers(model)]
     for net in (model, free):
-        train_step(net, sgd(net, lr=0.), batch())
+        train_step(net, sgd(net, lr=TINY), batch())
     for layer, before in zip(quantized_layers(model), reference):
         changed = not torch.equal(layer.weight, before)
         assert changed == weight.get('projection', True)

@@ -59,8 +59,16 @@ class ScaleClipActivation(ActivationQuantizer):
     Scheme = ScaleClipActivationScheme
     fused = True
     non_negative = ('clip', )
-    # Updates during which a negative value makes the input a signed one.
+    # Negative values are counted in the first updates, and then once in so
+    # many: counting takes a pass of its own.
     SIGN_UPDATES = 10
+    SIGN_INTERVAL = 100
+    # Share of them that makes the input a signed one; fewer are clipped.
+    NEGATIVE_SHARE = 1e-3
+    # A mean over the data of one step counts as no more than so many times
+    # the threshold at hand (and in the first updates as no less than the
+    # inverse): one outlier moves it by a tenth.
+    OUTLIER = 11.
 
     def __init__(self, bits: int, k: Optional[float], lr: float,
                  headroom: float = 1.) -> None:
@@ -72,13 +80,15 @@ class ScaleClipActivation(ActivationQuantizer):
         self.register_buffer('num_updates', torch.zeros(
             (), dtype=torch.long))
         # What the forwards since the last update saw: sum |x|, number of
-        # elements, sum of the negative minima.
+        # elements, and, where they are counted, of negative ones.
         self.register_buffer('seen', torch.zeros(3), persistent=False)
         # Beside the buffers, for updates of all layers at once.
         self.register_buffer('_constants', torch.tensor(
             [self.k_of(False), self.k_of(True), lr, self.SIGN_UPDATES]),
             persistent=False)
         self._settled = False
+        self._counts_negatives = True
+        self._updates = 0
         self._initialized = self._is_signed = False
 
     def extra_repr(self) -> str:
@@ -92,10 +102,19 @@ class ScaleClipActivation(ActivationQuantizer):
     def _read(self) -> None:
         # Asked of the device only until the sign is settled.
         if not self._settled:
-            updates = int(self.num_updates)
-            self._initialized = updates > 0
+            self._updates = int(self.num_updates)
+            if not self._updates and self.clip > 0:
+                raise RuntimeError(
+                    'a model average left the integers of an activation '
+                    'quantizer (num_updates, signed) as they were before '
+                    'training; copy them from the model that trains: for '
+                    'ours, theirs in zip(averaged.buffers(), '
+                    'model.buffers()): ours.is_floating_point() or '
+                    'ours.copy_(theirs)')
+            self._initialized = self._updates > 0
             self._is_signed = bool(self.signed)
-            self._settled = updates >= self.SIGN_UPDATES
+            self._settled = self._updates >= self.SIGN_UPDATES
+            self._counts_negatives = not self._settled
 
     @property
     def initialized(self) -> bool:
@@ -133,7 +152,7 @@ class ScaleClipActivation(ActivationQuantizer):
         return Grid(self.clip, self.bits, self.is_signed, seen=seen)
 
     def observe_later(self, x: Tensor) -> Optional[Tensor]:
-        if self.settled:
+        if self.settled and not self._counts_negatives:
             return self.seen
         self.observe(x)
         return None
@@ -144,8 +163,8 @@ class ScaleClipActivation(ActivationQuantizer):
             return
         x = x.detach()
         eager.see(self.seen, x)
-        if not self._settled:
-            self.seen[2] += x.amin().float().clamp(max=0)
+        if self._counts_negatives:
+            self.seen[2] += (x < 0).sum()
 
     @classmethod
     @torch.no_grad()
@@ -160,7 +179,7 @@ class ScaleClipActivation(ActivationQuantizer):
         if dist.is_available() and dist.is_initialized() \
                 and dist.get_world_size() > 1:
             dist.all_reduce(seen)
-        k_unsigned, k_signed, lr, sign_updates = torch.stack(
+        k_unsigned, k_signed, lr, first_updates = torch.stack(
             [q._constants for q in quantizers]).T
         clip = torch.stack([q.clip for q in quantizers])
         signed = torch.stack([q.signed for q in quantizers])
@@ -169,8 +188,9 @@ class ScaleClipActivation(ActivationQuantizer):
         total, count, negative = seen.T
         mean = total / count
         valid = (count > 0) & torch.isfinite(mean)
-        now_signed = signed | (valid & (negative < 0)
-                               & (updates < sign_updates))
+        now_signed = signed | (
+            valid & (negative / count > cls.NEGATIVE_SHARE))
+        turned = now_signed & ~signed & (updates >= first_updates)
         # A sign that is seen late changes k: carry the threshold over.
         clip = torch.where(now_signed & ~signed, clip * k_signed / k_unsigned,
                            clip)
@@ -178,6 +198,10 @@ class ScaleClipActivation(ActivationQuantizer):
         # threshold), later ones descend with lr.
         step = torch.maximum(lr, 1 / (updates + 1))
         target = torch.where(now_signed, k_signed, k_unsigned) * mean
+        clip = torch.where(valid & (target > 0) & (updates < first_updates),
+                           clip.minimum(cls.OUTLIER * target), clip)
+        target = torch.where(clip > 0, target.minimum(cls.OUTLIER * clip),
+                             target)
         clip = torch.where(valid, clip - step * (clip - target), clip)
         updates = updates + valid
 
@@ -186,6 +210,17 @@ class ScaleClipActivation(ActivationQuantizer):
             torch._foreach_copy_([getattr(q, name) for q in quantizers],
                                  list(values.unbind()))
         torch._foreach_zero_([q.seen for q in quantizers])
+        if any(q._counts_negatives and q._settled for q in quantizers):
+            for quantizer, late in zip(quantizers, turned.tolist()):
+                quantizer.turned_signed |= late
+                quantizer.forget()
+        for quantizer in quantizers:
+            quantizer._count_update()
+
+    def _count_update(self) -> None:
+        self._updates += 1
+        if self._settled:
+            self._counts_negatives = self._updates % self.SIGN_INTERVAL == 0
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
         return dict(gdrq_act_clip=self.clip) if self.initialized else {}

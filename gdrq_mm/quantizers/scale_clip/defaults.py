@@ -32,5 +32,6 @@ def default_k(bits: int, signed: bool) -> float:
 
 def check_k(k: Any) -> None:
     """Raise on a threshold factor that is none."""
-    check(k is None or is_number(k) and 0 < k < float('inf'), 'k', k,
-          'a positive number, or None for the default of the bits')
+    check(k is None or is_number(k) and 1e-3 <= k <= 1e3, 'k', k,
+          'a positive number from 0.001 to 1000, or None for the default of '
+          'the bits')

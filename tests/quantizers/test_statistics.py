@@ -1,0 +1,164 @@
+"""Statistics and thresholds hold whatever comes: dtypes, outliers, signs."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gdrq_mm import quantize_
+from gdrq_mm.training import get_state, step_
+
+QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
+
+
+def layer_of():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8))
+    quantize_(model, QUANTIZATION)
+    return model, model[0].input_quantizer
+
+
+def steps(model, inputs):
+    with torch.no_grad():
+        for x in inputs:
+            model(x)
+            step_(get_state(model))
+
+
+def unsigned(number, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(4, 16, generator=generator) for _ in range(number)]
+
+
+# -- dtypes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_thresholds_of_a_half_precision_model_stay_float32(dtype, when):
+    model, quantizer = layer_of()
+    reference = copy.deepcopy(model)
+    inputs = [x.to(dtype) for x in unsigned(200)]
+    if when == 'before':
+        model.to(dtype)
+        steps(model, inputs)
+    else:
+        steps(model, [x.float() for x in inputs[:20]])
+        model.to(dtype)
+        steps(model, inputs[20:])
+    for name, value in model.state_dict().items():
+        if '_quantizer.' in name and value.is_floating_point():
+            assert value.dtype is torch.float32, name
+    assert model[0].weight.dtype is dtype
+    assert model(inputs[0]).dtype is dtype
+    reference[0].weight.data.copy_(model[0].weight)
+    steps(reference, [x.float() for x in inputs])
+    # In bfloat16 a threshold moves by no less than 0.8%.
+    torch.testing.assert_close(
+        quantizer.clip, reference[0].input_quantizer.clip,
+        rtol=1e-5, atol=0)
+
+
+def test_conversion_to_half_and_back_loses_no_digit_of_a_threshold():
+    model, quantizer = layer_of()
+    steps(model, unsigned(3))
+    before = quantizer.clip.clone()
+    model.half().float()
+    assert torch.equal(quantizer.clip, before)
+    assert model.double()[0].input_quantizer.clip.dtype is torch.float64
+
+
+def test_an_average_without_the_integers_is_an_error_with_the_remedy():
+    """As model averages of timm and YOLO are, which average floats only."""
+    model, _ = layer_of()
+    averaged = copy.deepcopy(model).eval()
+    steps(model, unsigned(3))
+
+    def copy_where(condition):
+        for ours, theirs in zip(
+                [*averaged.parameters(), *averaged.buffers()],
+                [*model.parameters(), *model.buffers()]):
+            if condition(ours):
+                ours.data.copy_(theirs)
+
+    copy_where(torch.Tensor.is_floating_point)
+    with pytest.raises(RuntimeError, match='num_updates.*copy them from'):
+        averaged(unsigned(1)[0])
+    copy_where(lambda x: not x.is_floating_point())
+    x = unsigned(1)[0]
+    assert torch.equal(averaged(x), model.eval()(x))
+
+
+# -- outliers ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('at, most', [(0, 7.), (3, 4.), (150, 1.11)])
+def test_one_spike_moves_a_threshold_little(at, most):
+    inputs = unsigned(200)
+    plain, quantizer = layer_of()
+    steps(plain, inputs)
+    expected = quantizer.clip.clone()
+    inputs[at] = inputs[at].clone()
+    inputs[at][0] = 1e4  # one image of four
+    model, quantizer = layer_of()
+    largest = 0.
+    for number, x in enumerate(inputs):
+        steps(model, [x])
+        if number > at:
+            largest = max(largest, float(quantizer.clip))
+    assert largest < most * expected
+    assert quantizer.clip < 1.11 * expected
+
+
+def test_a_branch_that_begins_at_zero_gets_its_threshold():
+    """As ReZero and the last norm of a residual branch do."""
+    model, quantizer = layer_of()
+    steps(model, [torch.zeros(4, 16)] * 20)
+    steps(model, unsigned(400))
+    plain, expected = layer_of()
+    steps(plain, unsigned(400))
+    torch.testing.assert_close(quantizer.clip, expected.clip, rtol=.05,
+                               atol=0)
+
+
+# -- signs -------------------------------------------------------------------
+
+
+def with_negatives(x, number):
+    x = x.clone()
+    x.view(-1)[:number] = -1e-3
+    return x
+
+
+def test_sign_goes_by_the_share_of_negatives():
+    torch.manual_seed(0)
+    x = torch.rand(100, 160)
+    for number, signed in ((8, False), (16, False), (17, True)):
+        model = nn.Sequential(nn.Linear(160, 8))
+        quantize_(model, QUANTIZATION)
+        steps(model, [with_negatives(x, number)])
+        assert model[0].input_quantizer.is_signed == signed
+
+
+def test_negatives_that_come_late_make_the_codes_signed_and_are_told_of():
+    model, quantizer = layer_of()
+    steps(model, unsigned(20))
+    assert quantizer.settled and not quantizer.is_signed
+    late = [x - .5 for x in unsigned(100)]
+    with pytest.warns(UserWarning, match=(
+            '0.input_quantizer: the input has negative values, which')):
+        steps(model, late)
+    assert quantizer.is_signed and quantizer.signed
+    model.eval()
+    with torch.no_grad():
+        x = late[0]
+        error = nn.functional.linear(x, model[0].weight, model[0].bias) - \
+            model(x)
+    assert error.abs().mean() < .1
+
+
+def test_inputs_without_negatives_stay_unsigned(recwarn):
+    model, quantizer = layer_of()
+    steps(model, unsigned(230))
+    assert not quantizer.is_signed
+    assert not [each for each in recwarn if 'negative' in str(each.message)]

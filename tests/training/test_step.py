@@ -1,0 +1,104 @@
+"""What a step of an optimizer changes, and what it leaves alone."""
+import pytest
+import torch
+from torch import nn
+
+from gdrq_mm import quantize_
+from gdrq_mm.training import get_state
+
+QUANTIZATION = dict(weight=dict(bits=4, k=2.), activation=dict(bits=4))
+
+
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer that lets another one step, as Lookahead and SAM do."""
+
+    def __init__(self, inner, fails=False):
+        self.inner, self.fails = inner, fails
+        super().__init__(inner.param_groups, {})
+
+    def step(self, closure=None):
+        self.inner.step()
+        if self.fails:
+            raise MemoryError
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group['params']:
+                    parameter *= 1.  # counts as a change
+
+
+def model_of(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    quantize_(model, QUANTIZATION)
+    return model
+
+
+def step(model, optimizer):
+    torch.manual_seed(0)
+    optimizer.zero_grad()
+    model(torch.randn(6, 8)).square().sum().backward()
+    optimizer.step()
+
+
+def groups(model, **options):
+    return [dict(params=model[0].parameters(), **options),
+            dict(params=model[2].parameters())]
+
+
+def no_gradient(model):
+    for parameter in (model[0].weight, model[0].bias):
+        parameter.register_post_accumulate_grad_hook(
+            lambda each: setattr(each, 'grad', None))
+
+
+@pytest.mark.parametrize('how', ['lr', 'tensor lr', 'requires_grad',
+                                 'no gradient'])
+def test_a_frozen_weight_is_not_projected(how):
+    model = model_of()
+    options = dict(lr=dict(lr=0., requires_grad=.1).get(how, .1))
+    if how == 'tensor lr':
+        options = dict(lr=torch.tensor(0.))
+    if how == 'requires_grad':
+        model[0].weight.requires_grad_(False)
+    if how == 'no gradient':
+        no_gradient(model)
+    before = [model[index].weight.detach().clone() for index in (0, 2)]
+    optimizer = torch.optim.SGD(groups(model, **options), lr=.1)
+    for _ in range(3):
+        step(model, optimizer)
+    assert torch.equal(model[0].weight, before[0])
+    assert not torch.equal(model[2].weight, before[1])
+    assert model[0].input_quantizer.num_updates == 3  # its input moves
+
+
+def test_wrapped_optimizer_projects_once_a_step():
+    plain, wrapped = model_of(), model_of()
+    step(plain, torch.optim.SGD(plain.parameters(), lr=.1))
+    step(wrapped, Wrapper(Wrapper(torch.optim.SGD(
+        wrapped.parameters(), lr=.1))))
+    for key, value in plain.state_dict().items():
+        assert torch.equal(wrapped.state_dict()[key], value), key
+
+
+def test_projection_goes_on_after_a_step_that_failed():
+    model = model_of()
+    fails = Wrapper(torch.optim.SGD(model.parameters(), lr=.1), fails=True)
+    with pytest.raises(MemoryError):
+        step(model, fails)
+    assert model[0].input_quantizer.num_updates == 0
+    fails.fails = False
+    step(model, fails)
+    assert model[0].input_quantizer.num_updates == 1
+    fails.fails = True
+    with pytest.raises(MemoryError):
+        step(model, fails)
+    del fails
+    step(model, torch.optim.SGD(model.parameters(), lr=.1))
+    assert model[0].input_quantizer.num_updates == 2
+
+
+def test_state_knows_whether_a_step_was_seen():
+    model = model_of()
+    assert not get_state(model).has_stepped
+    step(model, torch.optim.SGD(model.parameters(), lr=.1))
+    assert get_state(model).has_stepped
