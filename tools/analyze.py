@@ -49,7 +49,7 @@ from gdrq_mm.analysis import (
     residual_outputs,
     shortest_patterns,
 )
-from gdrq_mm.analysis.coverage import measure_coverage
+from gdrq_mm.analysis.coverage import Coverage, measure_coverage
 from gdrq_mm.analysis.diff import PARTED
 from gdrq_mm.analysis.pictures import (
     plot_coverage,
@@ -90,7 +90,7 @@ def plan(args) -> None:
     cfg, model, plans = open_config(args, quantization_of)
     batch = example_batch(scope_of(cfg), tuple(args.shape))
     traces = trace_layers(model, plans, lambda: model.test_step(batch))
-    print(QuantReport(plans, traces))
+    print(QuantReport(plans, traces, coverage_of(args).share))
 
 
 def ends(args) -> None:
@@ -138,12 +138,18 @@ def residuals(args) -> None:
               'rounded when the model is exported')
 
 
-def coverage(args) -> None:
+def coverage_of(args) -> Coverage:
+    """What a prediction of a random image shows."""
     cfg = read_config(args)
     model = build_model(inference_config(cfg))
     batch = example_batch(scope_of(cfg), tuple(args.shape))
-    calibrate(model, [lambda: model.test_step(batch)])
-    found = measure_coverage(model, lambda: model.test_step(batch))
+    if get_state(model):
+        calibrate(model, [lambda: model.test_step(batch)])
+    return measure_coverage(model, lambda: model.test_step(batch))
+
+
+def coverage(args) -> None:
+    found = coverage_of(args)
     print(coverage_table(found, args.all))
     if args.picture:
         plot_coverage(found, args.picture)

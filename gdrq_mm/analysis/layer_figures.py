@@ -227,3 +227,21 @@ def find_trouble(figures: Iterable[LayerFigures]) -> List[str]:
         'Train longer, or raise activation.k of these layers by a rule.')
     return lines
 
+
+
+def moving_thresholds(before: Dict[str, float], after: Dict[str, float],
+                      most: float = .1) -> Optional[str]:
+    """A line where thresholds moved late in a training.
+
+    Args:
+        before (dict[str, float]): By quantizer, some time before the end.
+        after (dict[str, float]): At the end.
+        most (float): Relative change that is none. Defaults to 0.1.
+    """
+    moved = [name.rpartition('.')[0] for name, value in after.items()
+             if before.get(name) and abs(value / before[name] - 1) > most]
+    if not moved:
+        return None
+    return (f'thresholds still move at the end: {", ".join(moved[:5])}'
+            + (f' and {len(moved) - 5} more' if len(moved) > 5 else '')
+            + '. Train longer, or let the learning rate fall to zero.')

@@ -16,12 +16,18 @@ class QuantReport:
         traces (dict[str, LayerTrace], optional): From :func:`trace_layers`;
             adds calls, shared inputs, MACs, and the sign of inputs before
             any training told it.
+        mac_share (float, optional): Share of the multiply-accumulates that
+            were seen to have low-bit operands, see
+            :func:`gdrq_mm.analysis.measure_coverage`. Defaults to None: with
+            ``traces``, that of the listed layers.
     """
 
     def __init__(self, layers: List[LayerPlan],
-                 traces: Optional[Dict[str, LayerTrace]] = None) -> None:
+                 traces: Optional[Dict[str, LayerTrace]] = None,
+                 mac_share: Optional[float] = None) -> None:
         self.layers = layers
         self.traces = traces
+        self.mac_share = mac_share
 
     @staticmethod
     def bytes_of(plan: LayerPlan) -> tuple:
@@ -84,7 +90,9 @@ class QuantReport:
                              if plan.weight) / max(total, 1),
             bytes_before=sum(before for before, _ in sizes),
             bytes_after=sum(after for _, after in sizes))
-        if self.traces is not None:
+        if self.mac_share is not None:
+            totals['mac_share'] = self.mac_share
+        elif self.traces is not None:
             macs = {plan.name: self.traces[plan.name].macs
                     for plan, _ in weights}
             totals['mac_share'] = sum(

@@ -61,6 +61,47 @@ def test_ends_prints_rules_to_paste(policy, change, monkeypatch, capsys):
                                dict(match='head.fc', **change)]
 
 
+# Of the last layer.
+FLOAT_WEIGHT = 'custom_hooks.0.quantization.rules.1.weight.bits=None'
+
+
+def run_tool(monkeypatch, *args):
+    tool = str(ROOT / 'tools' / 'analyze.py')
+    monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
+    runpy.run_path(tool, run_name='__main__')
+
+
+def test_coverage_is_the_share_that_the_plan_prints(monkeypatch, capsys,
+                                                    tmp_path):
+    arguments = [ROOT / 'configs' / CONFIGS['cls'], '--shape', '32', '32',
+                 '--cfg-options', FLOAT_WEIGHT]
+    picture = tmp_path / 'coverage.png'
+    run_tool(monkeypatch, 'coverage', *arguments, '--picture', picture)
+    *_, summary = capsys.readouterr().out.strip().split('\n')
+    assert 'most of the others: head.fc with head.fc.weight' in summary
+    assert picture.stat().st_size > 1000
+    run_tool(monkeypatch, 'plan', *arguments)
+    share = summary.split()[0]
+    assert f'of the weights and {share} of the MACs' in \
+        capsys.readouterr().out
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['policy', 'CONFIG', 'no.pth', '--budget', 'size'],
+     "--budget 'size' is none: give size=RATIO"),
+    (['sensitivity', 'CONFIG', 'no.pth', '--batches', '0'],
+     'batches is 0, allowed: 1 or more'),
+    (['report', 'CONFIG', 'no.pth', __file__], 'exists; remove it or')])
+def test_bad_input_of_the_measuring_commands(arguments, message, monkeypatch,
+                                             capsys):
+    config = ROOT / 'configs' / CONFIGS['cls']
+    with pytest.raises(SystemExit) as exit:
+        run_tool(monkeypatch, *(config if each == 'CONFIG' else each
+                                for each in arguments))
+    assert exit.value.code == 1
+    assert message in capsys.readouterr().err
+
+
 WITH_RESIDUAL = ROOT / 'configs' / CONFIGS['cls'].replace('w2a4', 'w4a4-r8')
 OUTPUTS = ['backbone.layer*.0', 'backbone.layer*.*.bn2',
            'backbone.layer*.0.downsample.1', 'backbone.layer4.1']
