@@ -67,7 +67,9 @@ class Bench:
         self.is_trained = f'{NAME}.schemes' in self._weights
         self.number, self.calibration = batches, calibration
         self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        self._model = self._load()
+        self._model = load_model(
+            self.cfg, config, checkpoint, self._weights,
+            self.is_trained).to(self.device)
         init_default_scope(self.scope)
         loader = self._loader(self.split)
         self.meta = getattr(loader.dataset, 'metainfo', None)
@@ -113,30 +115,6 @@ class Bench:
     def model(self) -> nn.Module:
         """The checkpoint's model, float or as it was trained; a copy."""
         return copy.deepcopy(self._model)
-
-    def _load(self) -> nn.Module:
-        cfg = inference_config(self.cfg) if self.is_trained else \
-            float_config(self.cfg)
-        model = build_model(cfg)
-        try:
-            found = model.load_state_dict(self._weights, strict=False)
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines()]
-            raise ValueError(
-                f'{self.checkpoint} is not of {self.config}: '
-                f'{lines[min(1, len(lines) - 1)]} Give the config that it '
-                'was trained with.') from None
-        missing = [key for key in found.missing_keys
-                   if not key.endswith('num_batches_tracked')]
-        if missing or found.unexpected_keys:
-            raise ValueError(
-                f'{self.checkpoint} is not of {self.config}: it lacks '
-                f'{len(missing)} weights of the model'
-                f'{_such_as(missing)} and has '
-                f'{len(found.unexpected_keys)} that the model has not'
-                f'{_such_as(found.unexpected_keys)}; give the config that it '
-                'was trained with')
-        return model.to(self.device).eval()
 
     def quantized(self, quantization: dict, recalibrate: bool = False
                   ) -> nn.Module:
@@ -233,6 +211,42 @@ class Bench:
                 if name.rpartition('/')[2] == end or name == end:
                     return name
         return next(iter(metrics))
+
+
+def load_model(cfg: Config, config: str, checkpoint: str, weights: dict,
+               trained: bool) -> nn.Module:
+    """Build a model and load it whole.
+
+    Args:
+        cfg (Config): Its config.
+        config (str): Name of that, for errors.
+        checkpoint (str): Name of the checkpoint, for errors.
+        weights (dict): The state dict in it.
+        trained (bool): Whether that is of a quantized model.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    model = build_model(inference_config(cfg) if trained
+                        else float_config(cfg))
+    try:
+        found = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise ValueError(
+            f'{checkpoint} is not of {config}: '
+            f'{lines[min(1, len(lines) - 1)]} Give the config that it was '
+            'trained with.') from None
+    missing = [key for key in found.missing_keys
+               if not key.endswith('num_batches_tracked')]
+    if missing or found.unexpected_keys:
+        raise ValueError(
+            f'{checkpoint} is not of {config}: it lacks {len(missing)} '
+            f'weights of the model{_such_as(missing)} and has '
+            f'{len(found.unexpected_keys)} that the model has not'
+            f'{_such_as(found.unexpected_keys)}; give the config that it '
+            'was trained with')
+    return model.eval()
 
 
 def float_config(cfg: Config) -> Config:

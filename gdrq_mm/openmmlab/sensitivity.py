@@ -1,16 +1,13 @@
 """Sensitivity of a config's layers, by the metric of its task."""
 import sys
-from contextlib import ExitStack
 from typing import Callable, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from mmengine.utils import ProgressBar
 from torch import nn
 
-from ..analysis.distance import OutputProbe, mean_noise, noise_energy
-from ..analysis.ends import first_and_last
 from ..analysis.measurements import Measurements
-from ..analysis.replay import Replay, repeat_always, watch_calls
+from ..analysis.replay import Replay
 from ..analysis.sensitivity import (
     SIDES,
     WAYS,
@@ -28,7 +25,7 @@ from ..errors import did_you_mean
 from ..plan import make_plan
 from ..training import get_state
 from .bench import Bench, base_quantization
-from .proposals import Proposals
+from .reference import Reference
 
 
 class Sensitivity:
@@ -52,7 +49,7 @@ class Sensitivity:
                        if plan.quantized and plan.parameter is not None]
         self._model: Optional[nn.Module] = None
         self._made: tuple = ()
-        self._reference: List[tuple] = []
+        self._reference: Optional[Reference] = None
         self._replay: Optional[Replay] = None
 
     # -- what can be asked ---------------------------------------------------
@@ -120,7 +117,6 @@ class Sensitivity:
                 if self.measurements.get(setting.key) is None]
         self.baseline()
         if left:
-            self._open()
             order = self._order(left, groups)
             bar = ProgressBar(len(order), file=sys.stderr)
             for setting in order:
@@ -135,10 +131,7 @@ class Sensitivity:
     def _order(self, settings: List[Setting], groups: Dict[str, List[str]]
                ) -> List[Setting]:
         """Layers that run later later: their prefix only grows."""
-        begins: Dict[str, int] = {}
-        for call in self._calls:
-            begins[call.name] = min(begins.get(call.name, call.begin),
-                                    call.begin)
+        begins = self.reference.begins()
         rank = {'': -1}
         rank.update({name: min((begins[layer] for layer in members
                            if layer in begins), default=2**62)
@@ -170,8 +163,7 @@ class Sensitivity:
         """
         kept = self.measurements.get(key)
         if kept is None:
-            self._open()
-            kept = vars(self._figures(make(), None))
+            kept = vars(self._figures(make()))
             self.measurements.put(key, kept)
         return Figures(**kept)
 
@@ -181,26 +173,16 @@ class Sensitivity:
         return {name: SIDES['both'] for name, layer in state.layers.items()
                 if hasattr(layer, 'weight_quantizer')} if state else {}
 
-    @torch.no_grad()
-    def _open(self) -> None:
-        """Note outputs, proposals and calls of the float model."""
-        if self._reference:
-            return
-        model = self._trained or self.bench.model
-        with float_parts(model, self._all_float(model)):
-            forwards = self.bench.forwards(model)
-            plans = self.plans if self._trained else make_plan(
-                model, QuantConfig())
-            self._outputs = first_and_last(model, plans, forwards[0]).last
-            self._calls = repeat_always(
-                watch_calls(model, forwards[0]), self._outputs)
-            probe = OutputProbe(model, self._outputs)
-            proposals = Proposals(model, probe)
-            for forward in forwards:
-                with proposals.kept() as rois:
-                    forward()
-                self._reference.append((probe.take(), rois))
-            probe.remove()
+    @property
+    def reference(self) -> Reference:
+        """The float model."""
+        if self._reference is None:
+            model = self._trained or self.bench.model
+            with float_parts(model, self._all_float(model)):
+                self._reference = Reference(
+                    self.bench, model, self.plans if self._trained else
+                    make_plan(model, QuantConfig()))
+        return self._reference
 
     def _prepare(self, setting: Setting) -> nn.Module:
         """The model of a setting, all of it quantized."""
@@ -214,7 +196,7 @@ class Sensitivity:
                     base_quantization(self.bench.cfg, setting.bits),
                     # A model that is quantized as a whole is off without.
                     recalibrate=setting.way == 'rest')
-            self._replay = Replay(self._model, self._calls,
+            self._replay = Replay(self._model, self.reference.calls,
                                   self.bench.forwards(self._model))
             self._made = made
         return self._model
@@ -236,26 +218,9 @@ class Sensitivity:
         with float_parts(model, float_in(setting, members, self.layers)):
             return self._figures(model, replay)
 
-    def _figures(self, model: nn.Module, replay: Optional[Replay]
+    def _figures(self, model: nn.Module, replay: Optional[Replay] = None
                  ) -> Figures:
-        probe = OutputProbe(model, self._outputs)
-        proposals, ratios = Proposals(model, probe), []
-
-        def around(index):
-            expected, rois = self._reference[index]
-            stack = ExitStack()
-            if replay is not None:
-                stack.enter_context(replay.on(index))
-            stack.enter_context(proposals.given(rois))
-            stack.callback(lambda: ratios.append(
-                noise_energy(expected, probe.take())))
-            return stack
-
-        try:
-            metrics = self.bench.evaluate(model, around)
-        finally:
-            probe.remove()
-        noise = mean_noise(ratios)
+        metrics, noise = self.reference.compare(model, replay)
         return Figures(metrics[self.metric], noise.mean, noise.error)
 
 
