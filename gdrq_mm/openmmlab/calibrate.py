@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import NAME
+from ..quantizers import is_int
 from ..training import calibrate, update_bn_stats
 from ..version import __version__
 from ..writing import save_whole
@@ -66,7 +67,7 @@ def calibrate_checkpoint(config: str,
         RuntimeError: The checkpoint is damaged, or does not fit the config.
         FileExistsError: ``out`` is there.
     """
-    if batches < 1:
+    if not is_int(batches) or batches < 1:
         raise ValueError(f'batches is {batches}, allowed: 1 or more')
     out = Path(out)
     if out.exists():

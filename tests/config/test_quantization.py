@@ -391,3 +391,15 @@ def test_residual_outputs_are_read_and_given_back():
 def test_a_wrong_residual_is_an_error(residual, message):
     with pytest.raises(ValueError, match=message):
         QuantConfig.from_dict(dict(residual=residual))
+
+
+# -- values out of all proportion ---------------------------------------------
+
+@pytest.mark.parametrize('section, field, value, allowed', [
+    ('weight', 'group_size', 500_000_000, 'from 1 to 65536'),
+    ('weight', 'group_size', 4., 'from 1 to 65536'),
+    ('weight', 'k', 1e-300, 'from 0.001 to 1000'),
+    ('activation', 'k', 1e300, 'from 0.001 to 1000')])
+def test_absurd_values_are_refused(section, field, value, allowed):
+    refused({section: {'bits': 4, field: value}},
+            f'{section}.{field} is {value!r}', allowed)

@@ -308,3 +308,17 @@ def test_second_derivatives_are_refused(site):
     x = input_of(model[0]).requires_grad_()
     with pytest.raises(RuntimeError, match='no second derivative'):
         torch.autograd.grad(model(x).sum(), x, create_graph=True)
+
+
+def test_replacing_a_weight_is_refused_with_the_layer_and_the_ways_out():
+    model = nn.Sequential(nn.Linear(6, 5))
+    quantize_(model, BITS['both'])
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for replace in (
+            lambda: setattr(model[0], 'weight', nn.Parameter(
+                torch.zeros(5, 6))),
+            lambda: model.load_state_dict(state, assign=True)):
+        with pytest.raises(RuntimeError, match=(
+                'weight Parameter of 0 .*fuse_conv_bn.*assign=True.*'
+                'nn.DataParallel.*prune')):
+            replace()

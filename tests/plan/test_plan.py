@@ -182,3 +182,13 @@ def test_a_module_under_two_names_is_planned_once_and_says_so():
         make_plan(model, QuantConfig.from_dict(
             dict(weight=dict(bits=4), rules=[dict(match='second',
                                                   skip=True)])))
+
+
+def test_weight_tied_to_a_layer_that_stays_float_names_the_way_out():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=(
+            r"1 has to stay float .*match='0', skip=True\)")):
+        plan_of(model)
+    rules = [dict(match='0', skip=True), dict(match='1', skip=True)]
+    assert not plan_of(model, dict(W4A4, rules=rules))['0'].quantized
