@@ -10,6 +10,8 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+MAX_EVEN_BITS = 3  # from 4 bits on one level more makes no difference
+
 
 def num_levels(bits: int, signed: bool = True) -> int:
     """Number of steps ``L`` between zero and the clipping value (Eq. 2).
@@ -108,8 +110,14 @@ def scale_clip(x: Tensor, clip: Tensor, group_size: int = -1) -> Tensor:
 def quantize_codes(x: Tensor,
                    clip: Tensor,
                    bits: int,
-                   signed: bool = True) -> Tuple[Tensor, Tensor]:
+                   signed: bool = True,
+                   even: bool = False) -> Tuple[Tensor, Tensor]:
     """Integer codes and scale of linear quantization (Eq. 1, 2).
+
+    With ``even`` there are ``2^bits`` levels, none of them zero (mid-rise):
+    of the step ``s = 2 clip / 2^bits`` they are the odd multiples of ``s / 2``
+    below ``clip``. The paper's 1-bit rule is one of these grids, that of
+    ``clip = 2 mean|x|``.
 
     Args:
         x (Tensor): Any shape, any float dtype.
@@ -117,23 +125,30 @@ def quantize_codes(x: Tensor,
         bits (int): 1 to 8; 1 only with ``signed``: codes are then -1 and 1
             (``sign(0) = +1``) and the scale is ``clip`` itself.
         signed (bool): Codes ``-L..L`` or ``0..L``. Defaults to True.
+        even (bool): Odd codes ``1 - 2^bits .. 2^bits - 1`` with the scale
+            ``s / 2``; 1 to 3 bits, signed. Defaults to False.
 
     Returns:
         tuple[Tensor, Tensor]: Codes (float32 holding integers) and scale, with
-        ``x ~ codes * scale``. Where ``clip`` is 0 the codes are 0 (1 bit: 1)
-        and so is the scale.
+        ``x ~ codes * scale``. Where ``clip`` is 0 the codes are 0 (1 bit and
+        even: -1 or 1) and so is the scale.
     """
-    codes, scale, _ = _codes_of(x, clip, bits, signed)
+    codes, scale, _ = _codes_of(x, clip, bits, signed, even)
     return codes, scale
 
 
-def _codes_of(x: Tensor, clip: Tensor, bits: int, signed: bool):
+def _codes_of(x: Tensor, clip: Tensor, bits: int, signed: bool, even: bool):
     """Codes, scale, and where ``x`` lies inside the range (None: all)."""
     if not (1 if signed else 2) <= bits <= 8:
         raise ValueError(f'bits is {bits}, allowed: 1 to 8, and 2 to 8 for '
                          'unsigned codes')
+    if even and not (signed and bits <= MAX_EVEN_BITS):
+        raise ValueError(f'bits is {bits}, allowed with an even number of '
+                         f'levels: 1 to {MAX_EVEN_BITS}, signed')
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, clip = x.to(dtype), clip.to(dtype)
+    if even:
+        return _even_codes_of(x, clip, bits)
     if bits == 1:
         return torch.where(x < 0, -1., 1.).to(dtype), clip, None
     # Not so large that the largest code times the scale overflows.
@@ -147,12 +162,24 @@ def _codes_of(x: Tensor, clip: Tensor, bits: int, signed: bool):
     return codes, scale, inside
 
 
+def _even_codes_of(x: Tensor, clip: Tensor, bits: int):
+    """:func:`_codes_of` for ``2^bits`` levels."""
+    half = 2**(bits - 1)
+    codes = torch.clamp(x, -clip, clip)
+    inside = codes == x
+    step = clip / half
+    codes.div_(torch.where(step >= torch.finfo(x.dtype).tiny, step, 1.))
+    # The upper bound belongs to the last interval.
+    codes.floor_().clamp_(max=half - 1)
+    return codes.mul_(2).add_(1), step / 2, inside
+
+
 class _LinearQuantize(torch.autograd.Function):
     """Round to the grid; straight-through gradient inside the range."""
 
     @staticmethod
-    def forward(ctx, x, clip, bits, signed):
-        codes, scale, inside = _codes_of(x, clip, bits, signed)
+    def forward(ctx, x, clip, bits, signed, even):
+        codes, scale, inside = _codes_of(x, clip, bits, signed, even)
         ctx.save_for_backward(inside)
         return codes.mul_(scale).to(x.dtype)
 
@@ -161,13 +188,14 @@ class _LinearQuantize(torch.autograd.Function):
         inside, = ctx.saved_tensors
         if inside is not None:
             grad = torch.where(inside, grad, 0.)
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 def linear_quantize(x: Tensor,
                     clip: Tensor,
                     bits: int,
-                    signed: bool = True) -> Tensor:
+                    signed: bool = True,
+                    even: bool = False) -> Tensor:
     """Linear quantization ``Q(x; clip)`` (Eq. 1, 2) as float values.
 
     Computed in float32 whatever the dtype of ``x``, and returned in that
@@ -182,13 +210,17 @@ def linear_quantize(x: Tensor,
         bits (int): 1 to 8, unsigned 2 to 8.
         signed (bool): Range ``[-clip, clip]`` or ``[0, clip]``. Defaults to
             True.
+        even (bool): ``2^bits`` levels, see :func:`quantize_codes`. Defaults
+            to False.
 
     Examples:
         >>> x = torch.tensor([-3., 0.2, 0.4, 1.])
         >>> linear_quantize(x, torch.tensor(1.), bits=2)
         tensor([-1.,  0.,  0.,  1.])
+        >>> linear_quantize(x, torch.tensor(1.), bits=2, even=True)
+        tensor([-0.7500,  0.2500,  0.2500,  0.7500])
     """
-    return _LinearQuantize.apply(x, clip, bits, signed)
+    return _LinearQuantize.apply(x, clip, bits, signed, even)
 
 
 def quantized_loss(w: Tensor, w_q: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def test_search_of_one_large_group_equals_that_by_rows(
     magnitudes = weight.abs().double()
     largest = magnitudes.max()
     if largest > 0:
-        large = clip_search._search_large(magnitudes / largest, levels)
+        large = clip_search._search_large(magnitudes / largest, 2 * levels)
         assert loss_of(weight, float(large * largest) * levels,
                        levels) == pytest.approx(
             loss_of(weight, whole.item(), levels), rel=1e-6, abs=1e-6)
@@ -108,9 +108,9 @@ def test_large_group_is_searched_with_bounded_memory(monkeypatch):
     monkeypatch.setattr(clip_search, 'CHUNK', 2**12)
     held, follow = [], clip_search._follow
 
-    def counting(kinks, slope):
+    def counting(kinks, slope, top):
         held.append(kinks.numel())
-        return follow(kinks, slope)
+        return follow(kinks, slope, top)
 
     monkeypatch.setattr(clip_search, '_follow', counting)
     weight = draw('normal', (1, 2**15))
@@ -196,3 +196,43 @@ def test_result_is_at_least_float32_and_without_gradient(dtype, expected):
 def test_bad_bits_and_levels_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         search_clip(torch.ones(1, 1), **kwargs)
+
+
+def even_loss_of(group, clip, bits):
+    """sum |w - q| with the nearest of the 2^bits levels for every weight."""
+    levels = (2 * np.arange(2**bits) + 1 - 2**bits) * clip / 2**bits
+    distances = np.abs(group.double().numpy().ravel()[:, None] - levels)
+    return distances.min(1).sum()
+
+
+@given(st.sampled_from(sorted(DRAW)), st.integers(1, 5), st.integers(1, 9),
+       st.sampled_from([1, 2, -1]), st.integers(1, 3), st.booleans(),
+       st.integers(0, 10**6))
+@PROPERTY
+def test_even_numbers_of_levels_equal_brute_force(
+        kind, filters, columns, group_size, bits, large, seed):
+    weight = draw(kind, (filters, columns), seed)
+    chunk = clip_search.CHUNK
+    try:
+        if large:
+            clip_search.CHUNK, group_size = 1, -1
+        clips = search_clip(weight, bits, group_size, even=True)
+    finally:
+        clip_search.CHUNK = chunk
+    for group, clip in zip(groups_of(weight, group_size),
+                           clips.double().tolist()):
+        w = np.unique(np.abs(group.double().numpy()))
+        candidates = [2**bits * value / odd for value in w
+                      for odd in range(1, 2**bits, 2)]
+        total = group.double().abs().sum().item()
+        assert even_loss_of(group, clip, bits) == pytest.approx(
+            min(even_loss_of(group, each, bits) for each in candidates),
+            rel=1e-6, abs=1e-7 * total)
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(bits=4, even=True), 'bits is 4, allowed .* 1 to 3'),
+    (dict(levels=3, even=True), 'levels is 3, allowed with even: bits')])
+def test_even_numbers_of_levels_have_few_bits(options, message):
+    with pytest.raises(ValueError, match=message):
+        search_clip(draw('normal', (2, 3)), **options)

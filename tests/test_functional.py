@@ -13,6 +13,7 @@ PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
 GROUP_SIZES = [1, 4, 16, -1]
 SIGNED_AND_BITS = [(True, bits) for bits in range(2, 9)] + \
     [(False, bits) for bits in range(2, 9)]
+TINY = torch.finfo(torch.float32).tiny
 MAX = torch.finfo(torch.float32).max
 
 
@@ -163,6 +164,59 @@ def test_scale_clip_clips_every_group_to_its_own_bound(case, k):
 def test_scale_clip_keeps_the_dtype(dtype):
     x = seeded(5, 3, dtype=dtype)
     assert F.scale_clip(x, F.clip_threshold(x, 1., 2), 2).dtype == dtype
+
+
+# -- even numbers of levels -----------------------------------------------
+
+@given(st.integers(0, 10**6), st.integers(1, 3),
+       st.sampled_from([1e-30, 1e-3, 0.7, 1., 1e5, 1e37]))
+@PROPERTY
+def test_even_levels_equal_brute_force(seed, bits, clip):
+    x = seeded(200, seed=seed, dtype=torch.float64) * clip
+    levels = [(2 * c + 1) * clip / 2**bits
+              for c in range(-2**(bits - 1), 2**(bits - 1))]
+    expected = [min(levels, key=lambda level: abs(v - level))
+                for v in x.tolist()]
+    clip = torch.tensor(clip, dtype=torch.float64)
+    quantized = F.linear_quantize(x, clip, bits, even=True)
+    np.testing.assert_allclose(quantized, expected, rtol=1e-12)
+    codes, scale = F.quantize_codes(x, clip, bits, even=True)
+    assert torch.equal(codes * scale, quantized)
+    assert (codes % 2 == 1).all() and codes.abs().max() < 2**bits
+
+
+def test_bounds_between_even_levels_round_up():
+    x = torch.tensor([-1., -.5, 0., .5, 1., 2.])
+    assert F.linear_quantize(x, torch.tensor(1.), 2, even=True).tolist() == [
+        -.75, -.25, .25, .75, .75, .75]
+
+
+def test_the_rule_of_1_bit_is_a_case_of_even_levels():
+    x = seeded(50)
+    mean = F.mean_abs(x.view(1, -1))
+    assert torch.equal(F.linear_quantize(x, mean, 1),
+                       F.linear_quantize(x, 2 * mean, 1, even=True))
+
+
+def test_gradient_of_even_levels_is_straight_through_up_to_the_clip():
+    x = torch.tensor([-1.1, -1., 0., .3, 1., 1.1], requires_grad=True)
+    F.linear_quantize(x, torch.tensor(1.), 2, even=True).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize('clip', [0., TINY / 4, MAX])
+def test_even_levels_of_extreme_clips_are_finite(clip):
+    x = torch.tensor([-MAX, -1., 0., 1., MAX])
+    codes, scale = F.quantize_codes(x, torch.tensor(clip), 2, even=True)
+    assert torch.isfinite(codes * scale).all()
+    assert set(codes.tolist()) <= {-3, -1, 1, 3}
+
+
+@pytest.mark.parametrize('options', [
+    dict(bits=4, even=True), dict(bits=2, even=True, signed=False)])
+def test_even_levels_are_signed_and_of_few_bits(options):
+    with pytest.raises(ValueError, match='even number of levels: 1 to 3'):
+        F.linear_quantize(seeded(2), torch.tensor(1.), **options)
 
 
 # -- linear quantization: values ----------------------------------------------

@@ -21,17 +21,18 @@ from qonnx.transformation.infer_shapes import InferShapes
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ..functional import num_levels
 from ..integer.graph import LAYERS, capture, layer_of, target_of
 from ..integer.integer import IntegerModel, IntegerWeight
 from ..merge import MergedLayer, WeightOnly, merged_layers
 from ..merge.ops import OPS
+from .codes import pack_codes
 from .formats import CONTAINERS
 from .onnx_ops import QDQ_TRANSLATIONS, QONNX_DOMAIN, QONNX_TRANSLATIONS
 
 Names = Optional[Sequence[str]]
 OPSET, IR_VERSION = 18, 10
 LAYER_OPS = ('Conv', 'Gemm')
+BITS = 6  # place of the bits among the arguments of a merged layer
 
 
 class LayerNode(NamedTuple):
@@ -81,6 +82,13 @@ def qonnx_proto(model: nn.Module, example: tuple, input_names: Names = None,
         if target_of(node) in (*LAYERS, OPS.dequantize_weight.default):
             name = layer_of(node)
             _spell_out(module.get_submodule(name), layers[name])
+            # Quant nodes know all integers of a symmetric range: the odd
+            # codes of an even number of levels, and a least code without a
+            # positive twin, need one bit more.
+            place = BITS if target_of(node) in LAYERS else 2
+            layer = layers[name]
+            top = int(layer.weight.abs().max())
+            node.update_arg(place, max(layer.bits, top.bit_length() + 1))
     proto = _export(module, example, QONNX_TRANSLATIONS, input_names,
                     output_names)
     if not any(each.domain == QONNX_DOMAIN for each in proto.opset_import):
@@ -201,36 +209,6 @@ def quant_layers(proto: ModelProto, alone: Container[str] = ()
                 node.op_type == 'MatMul' else result
 
 
-def pack_codes(codes: np.ndarray, bits: int) -> Tuple[np.ndarray, np.ndarray]:
-    """Weight codes as digits of bytes, and what every byte stands for.
-
-    Codes ``-L .. L`` are digits to the base ``2 L + 1``: five ternary codes
-    (2 bits) a byte, or two of 4 bits.
-
-    Args:
-        codes (ndarray): int8, any shape.
-        bits (int): 2 to 8.
-
-    Returns:
-        tuple[ndarray, ndarray]: uint8 of shape ``(ceil(codes / digits), )``;
-        int8 table of shape ``(bytes there are, digits)``.
-
-    Examples:
-        >>> packed, table = pack_codes(np.array([1, 0, -1], np.int8), bits=2)
-        >>> table[packed].ravel()[:3]
-        array([ 1,  0, -1], dtype=int8)
-    """
-    levels = num_levels(bits)
-    base, digits = 2 * levels + 1, 1
-    while base**(digits + 1) <= 256:
-        digits += 1
-    powers = base**np.arange(digits)
-    flat = codes.ravel().astype(np.int64) + levels
-    rows = np.pad(flat, (0, -flat.size % digits)).reshape(-1, digits)
-    table = np.arange(base**digits)[:, None] // powers % base - levels
-    return (rows * powers).sum(1).astype(np.uint8), table.astype(np.int8)
-
-
 def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
           ) -> None:
     """Store the weights of some layers as packed codes of ``bits``.
@@ -261,7 +239,8 @@ def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
         # 1 to 127 times a code that fits, within int8.
         same = int(factor[0]) if (factor == factor[0]).all() else 1
         packed, table = pack_codes(codes, bits)
-        table = constant(table * np.int8(same), f'table.{bits}.{same}')
+        table = constant(table * np.int8(same), 'table.{}.{}.{}'.format(
+            len(table), table[0, 0], same))
         value = node('Cast', [constant(packed, f'{name}.codes')],
                      f'{name}.index', to=TensorProto.INT32)
         value = node('Gather', [table, value], f'{name}.rows')

@@ -90,6 +90,8 @@ def _calls_to_compare(device: torch.device
                 value, clip, 4, signed, size, seen, None)
             yield 'mask_outside', lambda kind, seen: kind.mask_outside(
                 value + 3, value, clip, signed, size)
+    yield 'quantize_even', lambda kind, seen: kind.quantize_even(
+        weight, clips, 2, 2, None)
     for inplace in (False, True):
         yield 'quantize_relu', lambda kind, seen: torch.stack(
             kind.quantize_relu(x.clone(), scalar, 4, seen, inplace))
@@ -133,6 +135,23 @@ def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool = True,
     """
     module = eager if bits == 1 else _for(x, clip)
     return module.quantize(x, clip, bits, signed, group_size, seen, slot)
+
+
+def quantize_even(x: Tensor, clip: Tensor, bits: int, group_size: int = -1,
+                  slot: Optional[str] = None) -> Tensor:
+    """:func:`quantize` to ``2^bits`` levels, none of them zero.
+
+    Args:
+        x (Tensor): The weight, of any float dtype.
+        clip (Tensor): One clip value a group, shape ``(num_groups, )``.
+        bits (int): 1 to 3.
+        group_size (int): Filters a group, -1 for all.
+        slot (str, optional): As for :func:`quantize`.
+
+    Returns:
+        Tensor: Like ``x``.
+    """
+    return _for(x, clip).quantize_even(x, clip, bits, group_size, slot)
 
 
 def quantize_relu(x: Tensor, clip: Tensor, bits: int,
@@ -184,6 +203,7 @@ class Grid(NamedTuple):
         all_inside (bool): Whether all values are known to lie inside the
             range: their straight-through gradient is 1.
         seen (Tensor, optional): Where statistics are added up.
+        even (bool): Whether there are ``2^bits`` levels, none of them zero.
     """
     clip: Tensor
     bits: int
@@ -191,9 +211,13 @@ class Grid(NamedTuple):
     group_size: int = -1
     all_inside: bool = False
     seen: Optional[Tensor] = None
+    even: bool = False
 
     def quantize(self, x: Tensor, slot: Optional[str] = None) -> Tensor:
-        """See :func:`quantize`."""
+        """See :func:`quantize`, :func:`quantize_even`."""
+        if self.even:
+            return quantize_even(x, self.clip, self.bits, self.group_size,
+                                 slot)
         return quantize(x, self.clip, self.bits, self.signed,
                         self.group_size, self.seen, slot)
 

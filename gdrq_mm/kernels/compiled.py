@@ -68,6 +68,16 @@ def _quantize(x, clip, levels):
 
 
 @functools.partial(torch.compile, dynamic=True)
+def _quantize_even(x, clip, levels):
+    value, step = x.float(), clip / levels[0]
+    divisor = torch.where(step >= torch.finfo(torch.float32).tiny, step,
+                          torch.ones_like(step))
+    inside = torch.minimum(torch.maximum(value, -clip), clip)
+    code = torch.minimum(torch.floor(inside / divisor), levels[0] - 1)
+    return ((2 * code + 1) * (step / 2)).to(x.dtype)
+
+
+@functools.partial(torch.compile, dynamic=True)
 def _quantize_and_sum(x, clip, levels):
     value = x.float()
     return _on_grid(value, clip, levels).to(x.dtype), value.abs().sum()
@@ -108,6 +118,19 @@ def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool,
     out, total = _quantize_and_sum(block, clip, levels)
     _see(seen, total, x.numel())
     return _unblock(out, x)
+
+
+@functools.lru_cache(None)
+def _half(bits: int, device: torch.device) -> Tensor:
+    """Levels above zero, where their number is even."""
+    return torch.tensor([2.**(bits - 1)], device=device)
+
+
+@torch.no_grad()
+def quantize_even(x: Tensor, clip: Tensor, bits: int, group_size: int,
+                  slot: Optional[str] = None) -> Tensor:
+    block, clip = _rows(x, clip, group_size)
+    return _unblock(_quantize_even(block, clip, _half(bits, x.device)), x)
 
 
 @torch.no_grad()

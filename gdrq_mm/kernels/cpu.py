@@ -34,6 +34,7 @@ _VOID, _LONG, _INT, _FLOAT = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int,
 _SIGNATURES = dict(
     quantize=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _LONG, _FLOAT, _INT,
               _VOID],
+    quantize_even=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _LONG],
     quantize_relu=[_VOID, _VOID, _VOID, _VOID, _LONG, _LONG, _FLOAT, _VOID],
     mask_outside=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _INT],
     project=[_VOID, _VOID, _LONG, _LONG, _LONG, _FLOAT])
@@ -130,6 +131,14 @@ def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool,
         x.data_ptr(), out.data_ptr(), clip.data_ptr(),
         *_rows(x, clip, group_size), *_levels(bits, signed), signed,
         _pointer(seen))
+    return out
+
+
+def quantize_even(x: Tensor, clip: Tensor, bits: int, group_size: int,
+                  slot: Optional[str]) -> Tensor:
+    out = _scratch_like(x, slot) if slot else torch.empty_like(x)
+    library().quantize_even(x.data_ptr(), out.data_ptr(), clip.data_ptr(),
+                            *_rows(x, clip, group_size), 2**(bits - 1))
     return out
 
 

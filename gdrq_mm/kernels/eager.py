@@ -31,6 +31,14 @@ def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool,
 
 
 @torch.no_grad()
+def quantize_even(x: Tensor, clip: Tensor, bits: int, group_size: int,
+                  slot: Optional[str] = None) -> Tensor:
+    codes, scale = F.quantize_codes(x, _broadcast(clip, x, group_size), bits,
+                                    even=True)
+    return codes.mul_(scale).to(x.dtype)
+
+
+@torch.no_grad()
 def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
                   inplace: bool) -> Tuple[Tensor, Tensor]:
     inside = (x > 0) & (x.to(clip.dtype) <= clip)

@@ -102,6 +102,25 @@ void quantize(const float *x, float *out, const float *clip, int64_t rows,
     free(sums);
 }
 
+/* An even number of levels: the odd multiples of half a step. */
+void quantize_even(const float *restrict x, float *restrict out,
+                   const float *clip, int64_t rows, int64_t cols,
+                   int64_t group_size, int64_t half) {
+    int64_t spans = rows * spans_per_row(cols);
+#pragma omp parallel for schedule(static) if (rows * cols > SERIAL)
+    for (int64_t index = 0; index < spans; index++) {
+        span_t span = span_of(index, cols);
+        float high = clip[span.row / group_size], step = high / half;
+        float divisor = step >= FLT_MIN ? step : 1.f, scale = step / 2;
+        float last = half - 1;
+#pragma omp simd
+        for (int64_t i = span.at; i < span.at + span.n; i++) {
+            float code = floorf(clamped(x[i], -high, high) / divisor);
+            out[i] = (2 * (code > last ? last : code) + 1) * scale;
+        }
+    }
+}
+
 void quantize_relu(const float *x, float *out, uint8_t *inside,
                    const float *clip, int64_t cols, int64_t levels,
                    float max_scale, float *seen) {

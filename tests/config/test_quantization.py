@@ -33,7 +33,7 @@ def test_defaults_are_float_layers_with_scale_clip_settings():
     assert config == QuantConfig()
     assert config.weight == ScaleClipWeightScheme(
         type='ScaleClip', bits=None, group_size=4, k=None, clip='threshold',
-        projection=True)
+        projection=True, levels='odd')
     assert config.activation == ScaleClipActivationScheme(
         type='ScaleClip', bits=None, k=None, lr=0.01, site='input')
     assert config.rules == ()
@@ -345,7 +345,8 @@ def test_to_dict_and_json_give_the_config_back(config):
 def test_to_dict_shows_all_values_in_primitive_types():
     assert make(dict(match='*', weight=dict(bits=8))).to_dict() == dict(
         weight=dict(type='ScaleClip', bits=4, group_size=8, k=None,
-                    clip='threshold', projection=True),
+                    clip='threshold', projection=True,
+                    levels='odd'),
         activation=dict(type='ScaleClip', bits=5, k=None, lr=.1,
                         site='input'),
         rules=[dict(match='*', weight=dict(bits=8))])

@@ -11,7 +11,7 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.deploy import IntegerModel, export_onnx, to_integer
 from gdrq_mm.export import onnx_check
-from gdrq_mm.export.onnx_file import pack_codes
+from gdrq_mm.export.codes import pack_codes
 from gdrq_mm.merge import merge
 
 
@@ -34,22 +34,25 @@ class Net(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def quantized(bits, end_bits=8):
+def quantized(bits, end_bits=8, **options):
     torch.manual_seed(bits)
     model, x = Net(), torch.randn(1, 3, 14, 14)
     ends = dict(weight=dict(bits=end_bits), activation=dict(bits=end_bits))
     gdrq_mm.quantize_(model, dict(
-        weight=dict(bits=bits), activation=dict(bits=max(bits, 2)),
+        weight=dict(bits=bits, **options),
+        activation=dict(bits=max(bits, 2)),
         rules=[dict(match=name, **ends) for name in ('stem', 'head')]))
     gdrq_mm.calibrate(model, [lambda: model(x)])
     return model.eval(), x
 
 
-@pytest.mark.parametrize('bits, weights', [
-    (1, 'int2'), (2, 'int2'), (4, 'int4'), (8, 'int8')])
+@pytest.mark.parametrize('bits, weights, options', [
+    (1, 'int2', {}), (2, 'int2', {}), (4, 'int4', {}), (8, 'int8', {}),
+    (2, 'int2', dict(levels='even')), (3, 'int4', dict(levels='even')),
+    (2, 'int2', dict(type='LSQ')), (4, 'int4', dict(type='LSQ'))])
 def test_onnx_runtime_runs_integers_and_equals_the_integer_model(
-        bits, weights, tmp_path):
-    model, x = quantized(bits)
+        bits, weights, options, tmp_path):
+    model, x = quantized(bits, **options)
     integer = to_integer(merge(model, x), x)
     report = export_onnx(integer, x, tmp_path / 'model.onnx',
                          weights=weights)
@@ -63,9 +66,11 @@ def test_onnx_runtime_runs_integers_and_equals_the_integer_model(
                                rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize('bits', [2, 3, 4, 8])
-def test_qonnx_executor_equals_the_quantized_model(bits, tmp_path):
-    model, x = quantized(bits, end_bits=bits)
+@pytest.mark.parametrize('bits, options', [
+    *((bits, {}) for bits in (2, 3, 4, 8)), (2, dict(levels='even')),
+    (3, dict(levels='even')), (4, dict(type='LSQ'))])
+def test_qonnx_executor_equals_the_quantized_model(bits, options, tmp_path):
+    model, x = quantized(bits, end_bits=bits, **options)
     path = tmp_path / 'model.onnx'
     report = export_onnx(model, x, path, 'qonnx', output_names=['logits'])
     result = torch.from_numpy(onnx_check.run_qonnx(path, [x])['logits'])
@@ -113,6 +118,16 @@ def test_packed_codes_are_what_their_bytes_stand_for(data, bits, shape):
     assert table.shape == ((2 * top + 1)**digits, digits)
     assert packed.size == -(-codes.size // digits)
     assert np.array_equal(table[packed].ravel()[:codes.size], codes.ravel())
+
+
+def test_odd_codes_have_a_base_of_their_own():
+    codes = np.array([3, -3, 1, -1, 3], np.int8)
+    packed, table = pack_codes(codes, bits=2)
+    assert len(packed) == 2 and table.shape == (256, 4)
+    assert np.array_equal(table[packed].ravel()[:5], codes)
+    codes[1] = 0  # a channel that normalization has switched off
+    packed, table = pack_codes(codes, bits=2)
+    assert np.array_equal(table[packed].ravel()[:5], codes)
 
 
 def test_channels_of_different_factors_are_unpacked_exactly(tmp_path):

@@ -44,6 +44,11 @@ def compare(height, width):
             assert torch.equal(
                 compiled.mask_outside(grad, x, clip, signed, group_size),
                 eager.mask_outside(grad.clone(), x, clip, signed, group_size))
+        if clip.dim():
+            for bits in (2, 3):
+                assert differing(
+                    compiled.quantize_even(x, clip, bits, group_size),
+                    eager.quantize_even(x, clip, bits, group_size)) < 1e-3
         if clip.dim() == 0:
             seen = torch.zeros(2, 3, device=DEVICE)
             ours, inside = compiled.quantize_relu(x, clip, 4, seen[0], False)

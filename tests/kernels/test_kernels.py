@@ -42,6 +42,16 @@ def test_quantized_activations_are_bit_equal(values, bits, signed, clip):
 
 
 @settings(max_examples=60, deadline=None)
+@given(st.lists(VALUES, min_size=1, max_size=40), st.integers(1, 3),
+       st.sampled_from([0., TINY / 8, 1e-30, .7, 3., HUGE]))
+def test_even_levels_are_bit_equal(values, bits, clip):
+    x, clip = torch.tensor([values]), torch.tensor([clip])
+    ours = cpu.quantize_even(x, clip, bits, -1, None)
+    assert same(ours, eager.quantize_even(x, clip, bits, -1))
+    assert same(ours, F.linear_quantize(x, clip, bits, even=True))
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 12),
        st.integers(2, 8), st.booleans(), st.integers(0, 9))
 def test_quantized_weights_are_bit_equal(filters, inputs, group_size, bits,
@@ -56,6 +66,9 @@ def test_quantized_weights_are_bit_equal(filters, inputs, group_size, bits,
         assert ours.stride() == weight.stride()
         assert torch.equal(
             ours, eager.quantize(weight, clip, bits, True, size, None))
+        few = min(bits, 3)
+        assert torch.equal(cpu.quantize_even(weight, clip, few, size, None),
+                           eager.quantize_even(weight, clip, few, size))
         grad = torch.randn(weight.shape, generator=generator).to(weight)
         grad = torch.empty_like(weight).copy_(grad)
         assert torch.equal(
@@ -220,6 +233,10 @@ def fresh_status():
     ('quantize', 'is_signed ? -clip : 0.f', '-clip'),
     ('quantize', 'sum += fabsf(value)', 'sum += value'),
     ('quantize', 'grid_of(clip[span.row / group_size]', 'grid_of(clip[0]'),
+    ('quantize_even', 'code > last ? last : code', 'code'),
+    ('quantize_even', 'high = clip[span.row / group_size], step',
+     'high = clip[0], step'),
+    ('quantize_even', 'floorf(clamped', 'rintf(clamped'),
     ('mask_outside', 'grad[i] : 0.f', '0.f : grad[i]'),
     ('mask_outside', 'low = is_signed ? -high : 0', 'low = -high'),
     ('mask_outside', 'high = clip[span.row / group_size]', 'high = clip[0]'),

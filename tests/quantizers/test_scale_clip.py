@@ -48,9 +48,9 @@ def test_a_quantizer_of_ones_own_needs_what_its_pair_says(monkeypatch):
     class MyWeight(ScaleClipWeight):
 
         def __init__(self, *, num_filters, bits, group_size, k, clip,
-                     projection):
+                     projection, levels):
             super().__init__(num_filters, bits, group_size, k, clip,
-                             projection)
+                             projection, levels)
 
     monkeypatch.setitem(QUANTIZERS, 'Mine', QuantizerPair(MyWeight, Mine))
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(),
@@ -144,6 +144,45 @@ def test_codes_times_scale_is_the_quantized_weight(
             quantizer.decode(codes, quantizer.packed_state(weight)),
             quantizer(weight))
         quantizer.after_step(weight)
+
+
+@given(st.integers(1, 12), st.integers(1, 8), st.sampled_from([1, 3, 4, -1]),
+       st.sampled_from(['threshold', 'search']), st.integers(0, 10**6))
+@PROPERTY
+def test_even_levels_are_2_to_the_bits_and_odd_ones_one_less(
+        filters, bits, group_size, clip, seed):
+    weight = normal(filters, 3, 20, seed=seed)
+    for levels in ('odd', 'even'):
+        quantizer = ScaleClipWeight(filters, bits, group_size, 2., clip,
+                                    levels=levels)
+        quantizer.after_step(weight)
+        codes, scale = quantizer.codes(weight)
+        assert torch.equal(codes * scale, quantizer(weight))
+        assert torch.equal(quantizer.grid(weight).quantize(weight),
+                           quantizer(weight))
+        torch.testing.assert_close(
+            quantizer.decode(codes, quantizer.packed_state(weight)),
+            quantizer(weight))
+        scheme = ScaleClipWeight.Scheme(bits=bits, levels=levels)
+        steps = (codes - quantizer.lowest_code) / quantizer.code_step
+        assert torch.equal(steps, steps.round())
+        assert 0 <= steps.min() and steps.max() < scheme.num_levels()
+        assert quantizer.lowest_code + quantizer.code_step * (
+            scheme.num_levels() - 1) == quantizer.highest_code
+        even = 2**bits if bits <= 3 else 2**bits - 1
+        assert scheme.num_levels() == (
+            even if levels == 'even' or bits == 1 else 2**bits - 1)
+
+
+def test_levels_stand_in_the_scheme_where_they_differ():
+    Scheme = ScaleClipWeight.Scheme
+    assert Scheme(bits=2, levels='even').describe() == \
+        'ScaleClip 2 bits, group size 4, 4 levels'
+    for bits in (1, 4, 8):
+        assert Scheme(bits=bits, levels='even').describe() == \
+            Scheme(bits=bits).describe()
+    with pytest.raises(ValueError, match="levels is 'four', allowed"):
+        Scheme(levels='four')
 
 
 def test_one_bit_is_the_sign_times_the_mean_of_the_group():

@@ -36,10 +36,16 @@ class ScaleClipWeightScheme(WeightScheme):
             ``T`` after each optimizer step. False: they keep their values,
             and only the forward sees them clipped (to ``T``, or to the
             searched value). Defaults to True.
+        levels (str): 'odd' is the paper's grid (Eq. 2), ``2^bits - 1`` levels
+            with zero among them; 'even' has all ``2^bits``, none of them
+            zero: 4 in place of 3 at 2 bits. It acts at 2 and 3 bits: from 4
+            on one level more or less is little, and at 1 there are 2 either
+            way. Defaults to 'odd'.
     """
     k: Optional[float] = None
     clip: str = 'threshold'
     projection: bool = True
+    levels: str = 'odd'
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,6 +54,8 @@ class ScaleClipWeightScheme(WeightScheme):
               "'threshold' or 'search'")
         check(isinstance(self.projection, bool), 'projection',
               self.projection, 'True or False')
+        check(self.levels in ('odd', 'even'), 'levels', self.levels,
+              "'odd' or 'even'")
         if None not in (self.bits, self.k) and self.projection \
                 and self.k < 2:
             warnings.warn(
@@ -55,7 +63,8 @@ class ScaleClipWeightScheme(WeightScheme):
                 'weights towards zero; use k >= 2', stacklevel=3)
 
     def num_levels(self) -> int:
-        return 2 if self.bits == 1 else 2**self.bits - 1
+        return 2**self.bits - (self.bits > 1 and not _is_even(
+            self.levels, self.bits))
 
     def describe(self) -> str:
         text = super().describe()
@@ -63,7 +72,14 @@ class ScaleClipWeightScheme(WeightScheme):
             text += ', searched clip'
         elif self.bits == 1:  # the level is clip / k
             text += f', k {self.k or default_weight_k(1)}'
+        if _is_even(self.levels, self.bits):
+            text += f', {self.num_levels()} levels'
         return text if self.projection else text + ', no projection'
+
+
+def _is_even(levels: str, bits: int) -> bool:
+    # The rule of 1 bit has two levels by itself.
+    return levels == 'even' and 1 < bits <= F.MAX_EVEN_BITS
 
 
 class ScaleClipWeight(WeightQuantizer):
@@ -94,6 +110,7 @@ class ScaleClipWeight(WeightQuantizer):
         projection (bool): Clip the stored weights to ``T`` after each step.
             Otherwise they keep their values, and clipping acts in the forward
             only. Defaults to True.
+        levels (str): 'odd' or 'even' number of levels. Defaults to 'odd'.
     """
 
     Scheme = ScaleClipWeightScheme
@@ -103,11 +120,12 @@ class ScaleClipWeight(WeightQuantizer):
 
     def __init__(self, num_filters: int, bits: int, group_size: int,
                  k: Optional[float], clip: str = 'threshold',
-                 projection: bool = True) -> None:
+                 projection: bool = True, levels: str = 'odd') -> None:
         super().__init__(num_filters, bits, group_size)
         self.k = default_weight_k(bits) if k is None else k
         self.searches = clip == 'search'
         self.projection = projection
+        self.even = _is_even(levels, bits)
         self.clip = nn.Parameter(
             torch.zeros(F.num_groups(num_filters, group_size)),
             requires_grad=False)
@@ -122,6 +140,7 @@ class ScaleClipWeight(WeightQuantizer):
     def extra_repr(self) -> str:
         text = f'bits={self.bits}, group_size={self.group_size}, k={self.k}'
         text += ", clip='search'" if self.searches else ''
+        text += ", levels='even'" if self.even else ''
         return text + ('' if self.projection else ', projection=False')
 
     def forget(self) -> None:
@@ -152,11 +171,12 @@ class ScaleClipWeight(WeightQuantizer):
 
     @torch.no_grad()
     def _search(self, weight: Tensor) -> None:
-        self.clip.copy_(search_clip(weight, self.bits, self.group_size))
+        self.clip.copy_(search_clip(weight, self.bits, self.group_size,
+                                    even=self.even))
         self._known_set = False
 
     def top_of_groups(self, clip: Tensor) -> Tensor:
-        """Value of the largest code of every group, shape ``(num_groups, )``.
+        """End of the grid of every group, shape ``(num_groups, )``.
 
         The clip value; at 1 bit the mean, ``sign(w) * mean|G|``, which is
         ``clip / k`` where the clip is ``T``.
@@ -213,16 +233,18 @@ class ScaleClipWeight(WeightQuantizer):
     def grid(self, weight: Tensor) -> Grid:
         return Grid(
             self.top_of_groups(self.current_clip(weight)), self.bits,
-            group_size=self.group_size, all_inside=self._projected == (
+            group_size=self.group_size, even=self.even,
+            all_inside=self._projected == (
                 weight.data_ptr(), weight._version))
 
     @property
     def code_step(self) -> int:
-        return 2 if self.bits == 1 else 1
+        return 2 if self.even or self.bits == 1 else 1
 
     @property
     def lowest_code(self) -> int:
-        return -1 if self.bits == 1 else -F.num_levels(self.bits)
+        return 1 - 2**self.bits if self.code_step == 2 else \
+            -F.num_levels(self.bits)
 
     @property
     def highest_code(self) -> int:
@@ -230,7 +252,8 @@ class ScaleClipWeight(WeightQuantizer):
 
     def codes(self, weight: Tensor) -> Tuple[Tensor, Tensor]:
         top = self.top(weight, self.current_clip(weight))
-        return F.quantize_codes(weight.detach(), top, self.bits)
+        return F.quantize_codes(weight.detach(), top, self.bits,
+                                even=self.even)
 
     def packed_state(self, weight: Tensor) -> Dict[str, Tensor]:
         # Without training no clip value is stored yet.
@@ -238,7 +261,7 @@ class ScaleClipWeight(WeightQuantizer):
 
     def decode(self, codes: Tensor, entries: Dict[str, Tensor]) -> Tensor:
         top = self.top(codes, entries['clip'])
-        _, scale = F.quantize_codes(top, top, self.bits)
+        _, scale = F.quantize_codes(top, top, self.bits, even=self.even)
         return codes * scale
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
@@ -250,4 +273,4 @@ class ScaleClipWeight(WeightQuantizer):
                 F.scale_clip(weight, self.current_clip(weight),
                              self.group_size)
         top = self.top(weight, self.current_clip(weight))
-        return F.linear_quantize(weight, top, self.bits)
+        return F.linear_quantize(weight, top, self.bits, even=self.even)
