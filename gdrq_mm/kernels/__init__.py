@@ -61,7 +61,7 @@ def _check(fused: ModuleType, device: torch.device) -> None:
         RuntimeError: One does not, with its name.
     """
     for name, call in _calls_to_compare(device):
-        seen = torch.zeros(2, 2, device=device)
+        seen = torch.zeros(2, 3, device=device)
         ours, plain = call(fused, seen[0]), call(eager, seen[1])
         # Sums are added up in another order. On CUDA a division may be
         # rounded in another way: on the edge between two codes a value may
@@ -125,8 +125,8 @@ def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool = True,
         bits (int): 1 to 8, unsigned 2 to 8.
         signed (bool): Range ``[-clip, clip]`` or ``[0, clip]``.
         group_size (int): Filters a group, -1 for all.
-        seen (Tensor, optional): ``sum|x|`` and the number of values are added
-            to its first two elements.
+        seen (Tensor, optional): ``sum|x|``, the number of values and that of
+            non-zero ones are added to its first three elements.
         slot (str, optional): The result is needed only until the next call
             with the same slot, so it may lie in memory that is used again.
 

@@ -80,14 +80,16 @@ def _quantize_even(x, clip, levels):
 @functools.partial(torch.compile, dynamic=True)
 def _quantize_and_sum(x, clip, levels):
     value = x.float()
-    return _on_grid(value, clip, levels).to(x.dtype), value.abs().sum()
+    return (_on_grid(value, clip, levels).to(x.dtype), value.abs().sum(),
+            (value != 0).sum())
 
 
 @functools.partial(torch.compile, dynamic=True)
 def _quantize_relu(x, clip, levels):
     value = x.float()
     return (_on_grid(value, clip, levels).to(x.dtype),
-            (value > 0) & (value <= clip), value.clamp(min=0).sum())
+            (value > 0) & (value <= clip), value.clamp(min=0).sum(),
+            (value.clamp(min=0) != 0).sum())
 
 
 @functools.partial(torch.compile, dynamic=True)
@@ -101,10 +103,12 @@ def _mask_outside(grad, x, clip, levels):
 keep_optimizer_hooks()
 
 
-def _see(seen: Optional[Tensor], total: Tensor, number: int) -> None:
+def _see(seen: Optional[Tensor], total: Tensor, number: int,
+         nonzero: Tensor) -> None:
     if seen is not None:
         seen[0] += total
         seen[1] += number
+        seen[2] += nonzero
 
 
 @torch.no_grad()
@@ -115,8 +119,8 @@ def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool,
     block, clip = _rows(x, clip, group_size)
     if seen is None:
         return _unblock(_quantize(block, clip, levels), x)
-    out, total = _quantize_and_sum(block, clip, levels)
-    _see(seen, total, x.numel())
+    out, total, nonzero = _quantize_and_sum(block, clip, levels)
+    _see(seen, total, x.numel(), nonzero)
     return _unblock(out, x)
 
 
@@ -137,9 +141,9 @@ def quantize_even(x: Tensor, clip: Tensor, bits: int, group_size: int,
 def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
                   inplace: bool) -> Tuple[Tensor, Tensor]:
     block, clip = _rows(x, clip, -1)
-    out, inside, total = _quantize_relu(block, clip,
-                                        _levels(bits, False, x.device))
-    _see(seen, total, x.numel())
+    out, inside, total, nonzero = _quantize_relu(
+        block, clip, _levels(bits, False, x.device))
+    _see(seen, total, x.numel(), nonzero)
     out = _unblock(out, x)
     return (x.copy_(out) if inplace else out), _unblock(inside, x)
 

@@ -13,11 +13,13 @@ def _broadcast(clip: Tensor, x: Tensor, group_size: int) -> Tensor:
 
 
 def see(seen: Optional[Tensor], x: Tensor) -> None:
-    """Add ``sum|x|`` and the number of values to ``seen``."""
+    """Add ``sum|x|``, the number of values and that of non-zero ones to
+    ``seen``."""
     if seen is not None and x.numel():
         seen[0] += torch.linalg.vector_norm(
             x, 1, dtype=torch.promote_types(x.dtype, torch.float32))
         seen[1] += x.numel()
+        seen[2] += x.count_nonzero()
 
 
 @torch.no_grad()

@@ -32,33 +32,42 @@ static inline float clamped(float x, float low, float high) {
     return x > high ? high : x;
 }
 
-static float quantize_span(const float *restrict x, float *restrict out,
-                           int64_t n, grid_t grid) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
+/* Of a span: sum |x|, and how many values are not zero. */
+typedef struct {
+    float sum, nonzero;
+} seen_t;
+
+static seen_t quantize_span(const float *restrict x, float *restrict out,
+                            int64_t n, grid_t grid) {
+    float sum = 0, nonzero = 0;
+#pragma omp simd reduction(+ : sum, nonzero)
     for (int64_t i = 0; i < n; i++) {
         float value = x[i];
         sum += fabsf(value);
+        nonzero += value != 0.f ? 1.f : 0.f;
         out[i] = rintf(clamped(value, grid.low, grid.high) / grid.divisor)
                  * grid.scale;
     }
-    return sum;
+    seen_t seen = {sum, nonzero};
+    return seen;
 }
 
 /* As above, behind a ReLU; x and out may be the same. */
-static float quantize_relu_span(const float *x, float *out, uint8_t *inside,
-                                int64_t n, grid_t grid) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
+static seen_t quantize_relu_span(const float *x, float *out, uint8_t *inside,
+                                 int64_t n, grid_t grid) {
+    float sum = 0, nonzero = 0;
+#pragma omp simd reduction(+ : sum, nonzero)
     for (int64_t i = 0; i < n; i++) {
         float value = x[i];
         value = value < 0.f ? 0.f : value;
         sum += value;
+        nonzero += value != 0.f ? 1.f : 0.f;
         inside[i] = x[i] > 0.f && x[i] <= grid.high;
         out[i] = rintf(clamped(value, 0.f, grid.high) / grid.divisor)
                  * grid.scale;
     }
-    return sum;
+    seen_t seen = {sum, nonzero};
+    return seen;
 }
 
 /* Rows are cut into spans, numbered through; where the number `index` is. */
@@ -75,31 +84,36 @@ static span_t span_of(int64_t index, int64_t cols) {
     return span;
 }
 
-/* seen: sum |x|, number of values. The sums of spans are added up in order,
- * so that they do not depend on the number of threads. */
-static void add_up(float *seen, const float *sums, int64_t spans,
+/* seen: sum |x|, number of values, of those that are not zero. The sums of
+ * spans are added up in order, so that they do not depend on the number of
+ * threads. */
+static void add_up(float *seen, const seen_t *parts, int64_t spans,
                    int64_t values) {
-    double total = 0;
-    for (int64_t index = 0; index < spans; index++) total += sums[index];
+    double total = 0, nonzero = 0;
+    for (int64_t index = 0; index < spans; index++) {
+        total += parts[index].sum;
+        nonzero += parts[index].nonzero;
+    }
     seen[0] += (float)total;
     seen[1] += (float)values;
+    seen[2] += (float)nonzero;
 }
 
 void quantize(const float *x, float *out, const float *clip, int64_t rows,
               int64_t cols, int64_t group_size, int64_t levels,
               float max_scale, int is_signed, float *seen) {
     int64_t spans = rows * spans_per_row(cols);
-    float *sums = seen ? malloc(spans * sizeof(float)) : NULL;
+    seen_t *parts = seen ? malloc(spans * sizeof(seen_t)) : NULL;
 #pragma omp parallel for schedule(static) if (rows * cols > SERIAL)
     for (int64_t index = 0; index < spans; index++) {
         span_t span = span_of(index, cols);
         grid_t grid = grid_of(clip[span.row / group_size], levels, is_signed,
                               max_scale);
-        float sum = quantize_span(x + span.at, out + span.at, span.n, grid);
-        if (sums) sums[index] = sum;
+        seen_t part = quantize_span(x + span.at, out + span.at, span.n, grid);
+        if (parts) parts[index] = part;
     }
-    if (sums) add_up(seen, sums, spans, rows * cols);
-    free(sums);
+    if (parts) add_up(seen, parts, spans, rows * cols);
+    free(parts);
 }
 
 /* An even number of levels: the odd multiples of half a step. */
@@ -126,16 +140,16 @@ void quantize_relu(const float *x, float *out, uint8_t *inside,
                    float max_scale, float *seen) {
     grid_t grid = grid_of(*clip, levels, 0, max_scale);
     int64_t spans = spans_per_row(cols);
-    float *sums = seen ? malloc(spans * sizeof(float)) : NULL;
+    seen_t *parts = seen ? malloc(spans * sizeof(seen_t)) : NULL;
 #pragma omp parallel for schedule(static) if (cols > SERIAL)
     for (int64_t index = 0; index < spans; index++) {
         span_t span = span_of(index, cols);
-        float sum = quantize_relu_span(x + span.at, out + span.at,
-                                       inside + span.at, span.n, grid);
-        if (sums) sums[index] = sum;
+        seen_t part = quantize_relu_span(x + span.at, out + span.at,
+                                         inside + span.at, span.n, grid);
+        if (parts) parts[index] = part;
     }
-    if (sums) add_up(seen, sums, spans, cols);
-    free(sums);
+    if (parts) add_up(seen, parts, spans, cols);
+    free(parts);
 }
 
 /* Straight-through: grad stays where x is inside the range. */

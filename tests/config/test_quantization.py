@@ -35,7 +35,8 @@ def test_defaults_are_float_layers_with_scale_clip_settings():
         type='ScaleClip', bits=None, group_size=4, k=None, clip='threshold',
         projection=True, levels='odd')
     assert config.activation == ScaleClipActivationScheme(
-        type='ScaleClip', bits=None, k=None, lr=0.01, site='input')
+        type='ScaleClip', bits=None, k=None, lr=0.01, site='input',
+        threshold='mean')
     assert config.rules == ()
 
 

@@ -42,8 +42,8 @@ def test_a_quantizer_of_ones_own_needs_what_its_pair_says(monkeypatch):
 
     class Mine(ScaleClipActivation):
 
-        def __init__(self, *, bits, k, lr, headroom=1.):
-            super().__init__(bits, k, lr, headroom)
+        def __init__(self, *, bits, k, lr, threshold, headroom=1.):
+            super().__init__(bits, k, lr, headroom, threshold)
 
     class MyWeight(ScaleClipWeight):
 
@@ -451,14 +451,15 @@ def test_activation_statistics_add_up():
     values = np.concatenate([x.double().flatten().numpy() for x in parts])
     assert quantizer.seen[0].item() == pytest.approx(np.abs(values).sum())
     assert quantizer.seen[1].item() == values.size
-    assert quantizer.seen[2].item() == (values < 0).sum()
+    assert quantizer.seen[2].item() == np.count_nonzero(values)
+    assert quantizer.seen[3].item() == (values < 0).sum()
     assert 'seen' not in quantizer.state_dict()
 
 
 def test_activation_statistics_do_not_overflow_in_half_precision():
     quantizer = ScaleClipActivation(4, None, .01)
     quantizer.observe(torch.full((5000, ), 100., dtype=torch.float16))
-    assert quantizer.seen.tolist() == [500000., 5000., 0.]
+    assert quantizer.seen.tolist() == [500000., 5000., 5000., 0.]
 
 
 def test_observing_keeps_no_graph():
@@ -496,3 +497,53 @@ def test_clipped_activation_passes_gradients_inside():
 
 def test_nan_activation_stays_visible():
     assert math.isnan(with_threshold(1.)(torch.tensor(float('nan'))))
+
+
+# -- thresholds of non-zero values --------------------------------------------
+
+@pytest.mark.parametrize('site', ['input', 'relu'])
+@pytest.mark.parametrize('zeros', [0, .5, .9])
+def test_zeros_do_not_move_the_mean_of_non_zeros(site, zeros):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 20, 20, generator=generator).abs()
+    x *= torch.rand(x.shape, generator=generator) >= zeros
+    model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(3, 4, 1))
+    quantize_(model, dict(
+        weight=dict(bits=4),
+        activation=dict(bits=4, site=site, threshold='nonzero', lr=1.)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.)
+    quantizer = next(each for each in model.modules()
+                     if isinstance(each, ScaleClipActivation))
+    values = x.double()[x > 0]
+    for _ in range(quantizer.SIGN_UPDATES + 2):  # the last ones in kernels
+        model(x).sum().backward()
+        optimizer.step()
+        assert float(quantizer.clip) == pytest.approx(
+            1.1 * 3.65 * float(values.mean()), rel=1e-5)
+
+
+def test_nothing_but_zeros_gives_a_threshold_of_zero():
+    quantizer = ScaleClipActivation(4, None, .1, threshold='nonzero')
+    quantizer.observe(torch.zeros(7))
+    ScaleClipActivation.update_([quantizer])
+    assert quantizer.clip == 0 and quantizer(torch.zeros(3)).tolist() == [
+        0, 0, 0]
+
+
+def test_quantizers_of_both_means_are_updated_together():
+    x = torch.tensor([0., 0., 3., 1.])
+    quantizers = [ScaleClipActivation(4, 1., 1., threshold=threshold)
+                  for threshold in ('mean', 'nonzero')]
+    for quantizer in quantizers:
+        quantizer.observe(x)
+    ScaleClipActivation.update_(quantizers)
+    assert [float(quantizer.clip) for quantizer in quantizers] == [1., 2.]
+
+
+def test_the_kind_of_threshold_stands_in_the_scheme():
+    Scheme = ScaleClipActivation.Scheme
+    assert Scheme(bits=4, threshold='nonzero').describe() == \
+        'ScaleClip 4 bits, threshold nonzero'
+    assert Scheme(bits=4).describe() == 'ScaleClip 4 bits'
+    with pytest.raises(ValueError, match="threshold is 'max', allowed"):
+        Scheme(threshold='max')

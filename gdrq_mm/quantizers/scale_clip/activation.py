@@ -28,15 +28,27 @@ class ScaleClipActivationScheme(ActivationScheme):
             None: by bits and by the sign of the input.
         lr (float): Step of that descent a training step, in (0, 1]. Defaults
             to 0.01.
+        threshold (str): Of which values the mean is: 'mean' of all (Eq. 10),
+            whose default ``k`` takes half of them for zeros, or 'nonzero' of
+            those that are not zero, however many there are. Defaults to
+            'mean'.
     """
     k: Optional[float] = None
     lr: float = 0.01
+    threshold: str = 'mean'
 
     def __post_init__(self):
         super().__post_init__()
         check_k(self.k)
         check(is_number(self.lr) and 0 < self.lr <= 1, 'lr', self.lr,
               'a number in (0, 1]')
+        check(self.threshold in ('mean', 'nonzero'), 'threshold',
+              self.threshold, "'mean' or 'nonzero'")
+
+    def describe(self) -> str:
+        text = super().describe()
+        return text if self.threshold == 'mean' else \
+            f'{text}, threshold {self.threshold}'
 
 
 class ScaleClipActivation(ActivationQuantizer):
@@ -54,6 +66,8 @@ class ScaleClipActivation(ActivationQuantizer):
             to 0.01.
         headroom (float): Factor of the default ``k``, for tensors with longer
             tails than a half-normal distribution. Defaults to 1.
+        threshold (str): 'mean' or 'nonzero', see the scheme. Defaults to
+            'mean'.
     """
 
     Scheme = ScaleClipActivationScheme
@@ -71,20 +85,23 @@ class ScaleClipActivation(ActivationQuantizer):
     OUTLIER = 11.
 
     def __init__(self, bits: int, k: Optional[float], lr: float,
-                 headroom: float = 1.) -> None:
+                 headroom: float = 1., threshold: str = 'mean') -> None:
         super().__init__(bits, headroom)
         self.k = k
         self.lr = lr
+        self.threshold = threshold
         self.register_buffer('clip', torch.zeros(()))
         self.register_buffer('signed', torch.zeros((), dtype=torch.bool))
         self.register_buffer('num_updates', torch.zeros(
             (), dtype=torch.long))
         # What the forwards since the last update saw: sum |x|, number of
-        # elements, and, where they are counted, of negative ones.
-        self.register_buffer('seen', torch.zeros(3), persistent=False)
+        # elements, of those that are not zero, and, where they are counted, of
+        # negative ones.
+        self.register_buffer('seen', torch.zeros(4), persistent=False)
         # Beside the buffers, for updates of all layers at once.
         self.register_buffer('_constants', torch.tensor(
-            [self.k_of(False), self.k_of(True), lr, self.SIGN_UPDATES]),
+            [self.k_of(False), self.k_of(True), lr, self.SIGN_UPDATES,
+             threshold == 'nonzero']),
             persistent=False)
         self._settled = False
         self._counts_negatives = True
@@ -93,6 +110,8 @@ class ScaleClipActivation(ActivationQuantizer):
 
     def extra_repr(self) -> str:
         text = f'bits={self.bits}, k={self.k}, lr={self.lr}'
+        if self.threshold != 'mean':
+            text += f', threshold={self.threshold!r}'
         return text if self.headroom == 1 else \
             f'{text}, headroom={self.headroom}'
 
@@ -142,7 +161,8 @@ class ScaleClipActivation(ActivationQuantizer):
                          levels)
 
     def k_of(self, signed: bool) -> float:
-        return self.headroom * default_k(self.bits, signed) \
+        return self.headroom * default_k(
+            self.bits, signed, self.threshold == 'nonzero') \
             if self.k is None else self.k
 
     def grid(self, seen: Optional[Tensor] = None) -> Optional[Grid]:
@@ -164,12 +184,14 @@ class ScaleClipActivation(ActivationQuantizer):
         x = x.detach()
         eager.see(self.seen, x)
         if self._counts_negatives:
-            self.seen[2] += (x < 0).sum()
+            self.seen[3] += (x < 0).sum()
 
     @classmethod
     @torch.no_grad()
     def update_(cls, quantizers: Iterable['ScaleClipActivation']) -> None:
         """Move every ``T_a`` towards ``k * mean|A|`` (Eq. 10, descending).
+
+        The mean is over all values, or over those that are not zero.
 
         All layers at once, with one all-reduce where training is distributed:
         thresholds are equal on all ranks, those of the joint batch.
@@ -179,14 +201,15 @@ class ScaleClipActivation(ActivationQuantizer):
         if dist.is_available() and dist.is_initialized() \
                 and dist.get_world_size() > 1:
             dist.all_reduce(seen)
-        k_unsigned, k_signed, lr, first_updates = torch.stack(
+        k_unsigned, k_signed, lr, first_updates, of_nonzero = torch.stack(
             [q._constants for q in quantizers]).T
         clip = torch.stack([q.clip for q in quantizers])
         signed = torch.stack([q.signed for q in quantizers])
         updates = torch.stack([q.num_updates for q in quantizers])
 
-        total, count, negative = seen.T
-        mean = total / count
+        total, count, nonzero, negative = seen.T
+        mean = total / torch.where(of_nonzero > 0, nonzero.clamp(min=1),
+                                   count)
         valid = (count > 0) & torch.isfinite(mean)
         now_signed = signed | (
             valid & (negative / count > cls.NEGATIVE_SHARE))

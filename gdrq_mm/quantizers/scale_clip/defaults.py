@@ -20,13 +20,17 @@ def default_weight_k(bits: int) -> float:
     return 2. if bits <= 3 else 3.
 
 
-def default_k(bits: int, signed: bool) -> float:
+def default_k(bits: int, signed: bool, of_nonzero: bool = False) -> float:
     """Default ``k_a`` of activations (the paper only says "large").
 
     Unsigned inputs are ReLU outputs: about half of them are zeros, which
-    halves the mean, hence the factor 2.
+    halves the mean, hence the factor 2. A mean of the values that are not
+    zero needs none; tails are a little longer than those of a half-normal
+    distribution, hence its 1.1.
     """
     best = BEST_CLIP_OF_HALF_NORMAL[F.num_levels(bits, signed)]
+    if of_nonzero:
+        return 1.1 * best
     return best if signed else 2 * best
 
 
