@@ -13,6 +13,12 @@ from ..base import ActivationQuantizer, CodeRange
 from ..schemes import ActivationScheme, is_number
 from .defaults import check_k, default_k
 
+HALF_AVERAGED = (
+    'a model average left the integers of an activation quantizer '
+    '(num_updates, signed) as they were before training; copy them from the '
+    'model that trains: for ours, theirs in zip(averaged.buffers(), '
+    'model.buffers()): ours.is_floating_point() or ours.copy_(theirs)')
+
 
 @dataclass(frozen=True)
 class ScaleClipActivationScheme(ActivationScheme):
@@ -49,6 +55,12 @@ class ScaleClipActivationScheme(ActivationScheme):
         text = super().describe()
         return text if self.threshold == 'mean' else \
             f'{text}, threshold {self.threshold}'
+
+
+def _sum_over_ranks_(seen: Tensor) -> None:
+    if dist.is_available() and dist.is_initialized() \
+            and dist.get_world_size() > 1:
+        dist.all_reduce(seen)
 
 
 class ScaleClipActivation(ActivationQuantizer):
@@ -123,13 +135,7 @@ class ScaleClipActivation(ActivationQuantizer):
         if not self._settled:
             self._updates = int(self.num_updates)
             if not self._updates and self.clip > 0:
-                raise RuntimeError(
-                    'a model average left the integers of an activation '
-                    'quantizer (num_updates, signed) as they were before '
-                    'training; copy them from the model that trains: for '
-                    'ours, theirs in zip(averaged.buffers(), '
-                    'model.buffers()): ours.is_floating_point() or '
-                    'ours.copy_(theirs)')
+                raise RuntimeError(HALF_AVERAGED)
             self._initialized = self._updates > 0
             self._is_signed = bool(self.signed)
             self._settled = self._updates >= self.SIGN_UPDATES
@@ -191,16 +197,12 @@ class ScaleClipActivation(ActivationQuantizer):
     def update_(cls, quantizers: Iterable['ScaleClipActivation']) -> None:
         """Move every ``T_a`` towards ``k * mean|A|`` (Eq. 10, descending).
 
-        The mean is over all values, or over those that are not zero.
-
         All layers at once, with one all-reduce where training is distributed:
         thresholds are equal on all ranks, those of the joint batch.
         """
         quantizers = list(quantizers)
         seen = torch.stack([q.seen for q in quantizers])
-        if dist.is_available() and dist.is_initialized() \
-                and dist.get_world_size() > 1:
-            dist.all_reduce(seen)
+        _sum_over_ranks_(seen)
         k_unsigned, k_signed, lr, first_updates, of_nonzero = torch.stack(
             [q._constants for q in quantizers]).T
         clip = torch.stack([q.clip for q in quantizers])
