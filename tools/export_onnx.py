@@ -26,6 +26,11 @@ from gdrq_mm.deployable import (
 )
 from gdrq_mm.export import CONTAINERS, FORMATS
 from gdrq_mm.merge import merge
+from gdrq_mm.openmmlab.deployable.evaluation import (
+    default_size,
+    images_in,
+    pad_image,
+)
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.writing import write_whole
 
@@ -43,7 +48,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', help='the file; default: '
                         'CHECKPOINT.<format>.onnx')
     parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
-                        help='size of images; default: of the first one')
+                        help='size of images; default: what all fit in')
+    parser.add_argument('--raw', action='store_true',
+                        help='outputs of the head, before post-processing')
+    parser.add_argument('--input', choices=('float32', 'uint8'),
+                        default='float32', help='type of images')
+    parser.add_argument('--calibration', metavar='DIR',
+                        help='images to calibrate with; default: those of '
+                        'the training set')
     parser.add_argument('--calibration-images', type=int, default=32,
                         help='training images that set the scales of 8-bit '
                         'residual sums')
@@ -72,10 +84,19 @@ def export(args: argparse.Namespace) -> dict:
             raise FileExistsError(f'{path} exists or is to be written twice; '
                                   'remove it or give another name')
     cfg, model = load_model(args.config, args.checkpoint, args.cfg_options)
-    images = first_images(cfg, max(args.calibration_images, 1),
-                          size=args.shape)
-    size = tuple(args.shape or images[0].shape[2:])
-    trained, model = model, make_deployable(model, size).eval()
+    number = max(args.calibration_images, 1)
+    images = images_in(cfg, args.calibration, number) if args.calibration \
+        else first_images(cfg, number)
+    size = tuple(args.shape or default_size(cfg, images))
+    images = [pad_image(cfg, image, size).to(getattr(torch, args.input))
+              for image in images]
+    trained, model = model, make_deployable(model, size, args.raw).eval()
+    if args.raw:
+        if args.eval:
+            raise ValueError('--eval needs post-processing, which --raw '
+                             'leaves out; choose one of them')
+        model.output_names = model.names_for(images[0])
+    print(f'images: {size[0]} x {size[1]}')
     reference = merged = merge(model, images[0])
     aligned = contextlib.nullcontext()
     if args.align:
@@ -91,7 +112,8 @@ def export(args: argparse.Namespace) -> dict:
             _save(trained, args.checkpoint, part)
         report = export_onnx(
             reference, images[0], out, args.format, weights=args.weights,
-            input_names=model.input_names, output_names=model.output_names)
+            input_names=model.input_names, output_names=model.output_names,
+            metadata=_metadata(cfg, args.input))
     import onnxruntime  # not before what says how to install it
     print(report)
     figures = report.figures()
@@ -115,6 +137,23 @@ def export(args: argparse.Namespace) -> dict:
         with write_whole(args.json) as part:
             part.write_text(json.dumps(figures, indent=1) + '\n')
     return figures
+
+
+def _metadata(cfg, kind: str) -> dict:
+    """What a user of the file must know."""
+    dataset = cfg.test_dataloader.dataset
+    classes = dataset.get('metainfo', {}).get('classes')
+    if classes is None:
+        from mmengine.registry import DATASETS
+        known = DATASETS.get(dataset.type)
+        classes = getattr(known, 'METAINFO', {}).get('classes')
+    return dict(
+        input=f'{kind}, 0 to 255, channels as the pipeline of the dataset '
+        'gives them; normalization and padding are in the file',
+        data_preprocessor=json.dumps(dict(
+            cfg.model.get('data_preprocessor') or cfg.get(
+                'data_preprocessor') or {}), default=str),
+        classes=json.dumps(classes, default=list))
 
 
 def _save(model: torch.nn.Module, source: str, path: Path) -> None:

@@ -91,7 +91,8 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
                 format: str = 'qdq', *, weights: str = 'int8',
                 calibration: Iterable[Example] = (),
                 input_names: Optional[Sequence[str]] = None,
-                output_names: Optional[Sequence[str]] = None
+                output_names: Optional[Sequence[str]] = None,
+                metadata: Optional[Dict[str, str]] = None
                 ) -> ExportReport:
     """Write a quantized model as ONNX.
 
@@ -117,6 +118,9 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
             residual sums, see :func:`to_integer`. Defaults to the example.
         input_names (sequence of str, optional): Names in the file.
         output_names (sequence of str, optional): Likewise.
+        metadata (dict[str, str], optional): Written into the file, beside
+            the versions of this package and torch and the bits of every
+            layer.
 
     Returns:
         ExportReport: Print it.
@@ -154,6 +158,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
                               'name')
     _require_packages()
     from . import onnx_check, onnx_file
+    from .metadata import add_metadata
     example = example if isinstance(example, tuple) else (example, )
     if any(isinstance(layer, QuantLayer) for layer in model.modules()):
         model = merge(model, *example)
@@ -174,6 +179,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         report.float_layers = model.float_layers
         proto = onnx_file.qdq_proto(model, example, weights, **names)
         check = onnx_check.check_qdq
+    add_metadata(proto, model, metadata or {})
     with write_whole(path) as part:
         onnx_file.write(proto, part)
         report.size = part.stat().st_size

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -55,7 +56,11 @@ def test_onnx_runtime_runs_integers_and_equals_the_integer_model(
     model, x = quantized(bits, **options)
     integer = to_integer(merge(model, x), x)
     report = export_onnx(integer, x, tmp_path / 'model.onnx',
-                         weights=weights)
+                         weights=weights, metadata=dict(classes='["cat"]'))
+    told = {each.key: each.value for each in onnx.load(str(
+        tmp_path / 'model.onnx')).metadata_props}
+    assert told['classes'] == '["cat"]'
+    assert json.loads(told['weight_bits'])['conv'] == bits
     assert list(report.kernels.values()) == ['QLinearConv'] * 3 + ['QGemm']
     assert list(report.kernels) == ['stem', 'conv', 'conv#2', 'head']
     assert all(equal == total for equal, total in report.codes.values())

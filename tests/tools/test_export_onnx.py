@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -70,3 +71,15 @@ def test_a_checked_and_measured_file_is_written_or_none(
     assert not other.exists() and sorted(tmp_path.glob('other*')) == []
     result = export(*trained, '--out', other, '--align', other)
     assert result.returncode == 1 and 'written twice' in result.stderr
+
+    raw = tmp_path / 'raw.onnx'
+    result = export(*trained, '--out', raw, '--raw', '--input', 'uint8',
+                    '--calibration-images', '2', '--speed-rounds', '0')
+    assert result.returncode == 0, result.stderr
+    proto = onnx.load(str(raw))
+    assert [each.name for each in proto.graph.output] == ['logits']
+    image, = proto.graph.input
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    told = {each.key: each.value for each in proto.metadata_props}
+    assert json.loads(told['data_preprocessor'])['mean']
+    assert 'uint8' in told['input']

@@ -1,10 +1,12 @@
 """The metric of a deployed model: mm dataset, any function, mm evaluator."""
 import copy
+from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
@@ -14,6 +16,8 @@ from torchvision.ops import box_iou
 
 from ..publish import inference_config
 from ..scopes import build_model, scope_of
+
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 
 
 def load_model(config: str, checkpoint: str,
@@ -59,20 +63,47 @@ def images_of(cfg: Config, split: str, size: Optional[Tuple[int, int]] = None
         image = batch['inputs'][0][None].float()
         sample = batch['data_samples'][0]
         if size is not None:
-            image = _pad(image, size, _mean_pixel(cfg))
+            image = pad_image(cfg, image, size)
         yield image, sample
 
 
 def _mean_pixel(cfg: Config) -> Tensor:
-    """What normalization maps to zero, in the channel order of images."""
+    """What normalization maps to the value that images are padded with, in
+    the channel order of images."""
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {}
     mean = preprocessor.get('mean') or [0., 0., 0.]
     reverse = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
-    return torch.tensor(mean[::-1] if reverse else mean)
+    std = preprocessor.get('std') or [1., 1., 1.]
+    value = preprocessor.get('pad_value', preprocessor.get('pad_val', 0)) or 0
+    fill = [each * value + middle for each, middle in zip(std, mean)]
+    return torch.tensor(fill[::-1] if reverse else fill)
 
 
-def _pad(image: Tensor, size: Tuple[int, int], fill: Tensor) -> Tensor:
+def default_size(cfg: Config, images: Sequence[Tensor]) -> Tuple[int, int]:
+    """A height and width that every image of the test set fits in.
+
+    Args:
+        cfg (Config): Where its pipeline keeps the aspect ratio, it is a
+            square of the longest side there may be.
+        images (sequence of Tensor): Else as large as the largest of these.
+    """
+    for transform in cfg.test_dataloader.dataset.pipeline:
+        if transform.get('keep_ratio') and 'scale' in transform:
+            scale = transform['scale']
+            side = scale if isinstance(scale, int) else max(scale)
+            return side, side
+    return tuple(max(image.shape[axis] for image in images)
+                 for axis in (2, 3))
+
+
+def pad_image(cfg: Config, image: Tensor, size: Tuple[int, int]) -> Tensor:
+    """Enlarge an image as the package pads it.
+
+    Raises:
+        ValueError: The image is larger than ``size``.
+    """
+    fill = _mean_pixel(cfg)
     height, width = (wanted - there for wanted, there in zip(
         size, image.shape[2:]))
     if height < 0 or width < 0:
@@ -94,6 +125,25 @@ def first_images(cfg: Config, number: int, split: str = 'train',
         if len(images) == number:
             break
     return images
+
+
+def images_in(cfg: Config, folder: str, number: int) -> List[Tensor]:
+    """Images of a folder through the pipeline of the test set.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    init_default_scope(scope_of(cfg))
+    paths = sorted(path for path in Path(folder).rglob('*')
+                   if path.suffix.lower() in IMAGE_SUFFIXES)[:number]
+    if not paths:
+        raise FileNotFoundError(
+            f'{folder} has no image ({", ".join(IMAGE_SUFFIXES)})')
+    pipeline = Compose([
+        each for each in cfg.test_dataloader.dataset.pipeline
+        if 'Annotations' not in each['type']])
+    return [pipeline(dict(img_path=str(path), img_id=number))[
+        'inputs'][None].float() for number, path in enumerate(paths)]
 
 
 def evaluate(cfg: Config, functions: Dict[str, Callable],

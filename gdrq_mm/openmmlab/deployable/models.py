@@ -124,14 +124,6 @@ class DeployableSegmentor(Deployable):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, 'mmseg')
-        if model.test_cfg.get('mode', 'whole') != 'whole':
-            raise ValueError(
-                f'test_cfg.mode is {model.test_cfg.mode!r}, which has no '
-                "fixed graph; export with test_cfg.mode='whole'")
-        if model.decode_head.out_channels == 1:
-            raise ValueError('binary segmentation by a threshold '
-                             '(decode_head.out_channels=1) cannot be exported '
-                             'yet; use out_channels=2')
         known = dict(model='EncoderDecoder', decode_head='BaseDecodeHead')
         for name, part, methods in (
                 ('model', model, ('predict', 'inference', 'whole_inference',
@@ -144,6 +136,14 @@ class DeployableSegmentor(Deployable):
                     f'{name} is a {type(part).__name__}, whose predictions '
                     'are not known; export what comes before them with --raw '
                     '(make_deployable(..., raw=True))')
+        if model.test_cfg.get('mode', 'whole') != 'whole':
+            raise ValueError(
+                f'test_cfg.mode is {model.test_cfg.mode!r}, which has no '
+                "fixed graph; export with test_cfg.mode='whole'")
+        if model.decode_head.out_channels == 1:
+            raise ValueError('binary segmentation by a threshold '
+                             '(decode_head.out_channels=1) cannot be exported '
+                             'yet; use out_channels=2')
         self.decode_head = model.decode_head
 
     def forward(self, images: Tensor) -> Tensor:

@@ -32,25 +32,26 @@ class DeployableRaw(Deployable):
         self.head_name = next((
             name for name in (*HEADS, FIRST_STAGE)
             if isinstance(getattr(model, name, None), nn.Module)), None)
-        if self.head_name is None:
-            raise ValueError(f'{type(model).__name__} has none of '
-                             f'{", ".join((*HEADS, FIRST_STAGE))}')
+        if self.head_name is None or isinstance(
+                getattr(model, self.head_name), nn.ModuleList):
+            raise ValueError(
+                f'{type(model).__name__} has no single head that is called '
+                f'with features ({", ".join((*HEADS, FIRST_STAGE))}); wrap '
+                'the model in a module that takes and gives tensors and call '
+                'gdrq_mm.deploy.export_onnx')
         self.add_module(self.head_name, getattr(model, self.head_name))
-        by_feat = getattr(self.head, 'predict_by_feat', None)
+        by_feat = getattr(
+            getattr(model, self.head_name), 'predict_by_feat', None)
         self.arguments = list(inspect.signature(by_feat).parameters) \
             if by_feat is not None and hasattr(model, 'bbox_head') or \
             self.head_name == FIRST_STAGE else []
-
-    @property
-    def head(self) -> nn.Module:
-        return getattr(self, self.head_name)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         return tuple(value for _, value in self.named(images))
 
     def named(self, images: Tensor) -> List[Tuple[str, Tensor]]:
         """Outputs with their names."""
-        outputs = self.head(self.features(images))
+        outputs = getattr(self, self.head_name)(self.features(images))
         if isinstance(outputs, (tuple, list)) and len(outputs) <= len(
                 self.arguments):
             return _flat(dict(zip(self.arguments, outputs)))

@@ -11,7 +11,11 @@ from gdrq_mm.deployable import evaluate, first_images, make_deployable
 from gdrq_mm.export import onnx_check
 from gdrq_mm.layers import QuantLayer
 from gdrq_mm.merge import merge
-from gdrq_mm.openmmlab.deployable.evaluation import images_of
+from gdrq_mm.openmmlab.deployable.evaluation import (
+    default_size,
+    images_in,
+    images_of,
+)
 
 ENDS = dict(faster_rcnn='backbone.conv1', pspnet='backbone.stem.0',
             resnet='backbone.conv1')
@@ -178,3 +182,42 @@ def test_smaller_images_are_padded_with_what_normalizes_to_zero(load_config):
     expected = torch.tensor([103.53, 116.28, 123.675])  # BGR
     assert torch.equal(padded[0, :, 39, 47], expected)
     assert torch.equal(padded[0, :, 0, 32], expected)
+
+
+def test_size_fits_every_image_where_the_ratio_is_kept(load_config):
+    cfg, image = load_config('faster_rcnn'), torch.zeros(1, 3, 20, 40)
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    resize = next(each for each in pipeline if each['type'] == 'Resize')
+    resize.update(scale=(100, 60), keep_ratio=True)
+    assert default_size(cfg, [image]) == (100, 100)
+    resize.update(keep_ratio=False)
+    assert default_size(cfg, [image, image.transpose(2, 3)]) == (40, 40)
+
+
+def test_images_of_a_folder_are_those_of_the_dataset(load_config, demo_data):
+    cfg = load_config('resnet')
+    with pytest.raises(FileNotFoundError, match='has no image'):
+        images_in(cfg, str(demo_data / 'nowhere'), 2)
+    ours = images_in(cfg, str(demo_data / 'imagenet'), 1)[0]
+    assert ours.shape == first_images(cfg, 1, 'test')[0].shape
+    assert ours.dtype == torch.float32 and ours.max() > 50
+
+
+@torch.no_grad()
+def test_labels_that_do_not_exclude_each_other_have_sigmoid_scores(
+        build_model):
+    model = build_model('resnet', **{
+        'model.head.type': 'MultiLabelLinearClsHead',
+        'model.head.loss': dict(type='CrossEntropyLoss', use_sigmoid=True),
+        'model.head.topk': 1}).eval()
+    x = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    scores = make_deployable(model, (32, 32)).eval()(x)
+    expected, = model.test_step(dict(inputs=x, data_samples=None))
+    torch.testing.assert_close(scores[0], expected.pred_score)
+    model.head.__class__ = type('MyHead', (type(model.head), ), dict(
+        _get_predictions=lambda self, *args: None))
+    with pytest.raises(ValueError, match='head is a MyHead.*--raw'):
+        make_deployable(model, (32, 32))
+    raw = make_deployable(model, (32, 32), raw=True).eval()
+    assert raw.names_for(x) == ('logits', )
+    torch.testing.assert_close(raw(x)[0].sigmoid(), scores)
