@@ -1,6 +1,6 @@
 """What an exported file says about itself."""
 import json
-from typing import Dict, Union
+from typing import Any, Dict, Union
 
 import onnx
 import torch
@@ -21,7 +21,8 @@ def add_metadata(proto: ModelProto, model: Union[IntegerModel, nn.Module],
         model (nn.Module): The integer or the merged model.
         metadata (dict[str, str]): Goes before the rest.
     """
-    weights = model.weights if isinstance(model, IntegerModel) else dict(
+    weights: Dict[str, Any] = model.weights if isinstance(
+            model, IntegerModel) else dict(
         merged_layers(model), **{
             name: layer for name, layer in model.named_modules()
             if isinstance(layer, WeightOnly)})

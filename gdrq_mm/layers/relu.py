@@ -7,7 +7,7 @@ import ast
 import inspect
 import textwrap
 import threading
-from typing import Iterator, List, Tuple
+from typing import Any, Iterator, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +154,8 @@ def count_call_sites(parent: nn.Module, name: str) -> int:
         if key == '__init__':
             continue
         try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+            tree: Any = ast.parse(
+                textwrap.dedent(inspect.getsource(method)))
         except (OSError, TypeError, SyntaxError):
             continue
         arguments = tree.body[0].args
