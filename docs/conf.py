@@ -3,6 +3,7 @@
 The source folder is the checkout itself, so that every relative link is the
 same on the site and where the files are read.
 """
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -72,6 +73,17 @@ def navigation() -> str:
     return text
 
 
+def to_readmes(app, docname, source):
+    """A link to a folder is one to its README, as where files are read."""
+    here = (ROOT / docname).parent
+
+    def replace(match):
+        readme = match[1].rstrip('/') + '/README.md'
+        return f']({readme})' if (here / readme).exists() else match[0]
+
+    source[0] = re.sub(r'\]\(([^)#:]+)\)', replace, source[0])
+
+
 def add_navigation(app, docname, source):
     """The README is the first page, and knows nothing of the site."""
     if docname == root_doc:
@@ -88,4 +100,5 @@ def write_config_reference(app):
 
 def setup(app):
     app.connect('builder-inited', write_config_reference)
+    app.connect('source-read', to_readmes)
     app.connect('source-read', add_navigation)

@@ -63,9 +63,9 @@ def clamp_range(node: Node) -> Optional[Tuple[float, float]]:
     if target is _aten.relu6.default:
         return 0., 6.
     if target is _aten.hardtanh.default:
-        low, high = (*node.args[1:], *(-1., 1.)[len(node.args) - 1:])
+        low, high = tuple(node.args[1:]) + (-1., 1.)[len(node.args) - 1:]
     elif target is _aten.clamp.default:
-        low, high = (*node.args[1:], *(None, None)[len(node.args) - 1:])
+        low, high = tuple(node.args[1:]) + (None, None)[len(node.args) - 1:]
     elif target is _aten.clamp_min.default:
         low, high = node.args[1], None
     else:
