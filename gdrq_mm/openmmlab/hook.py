@@ -4,10 +4,8 @@ from typing import Optional
 
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import FlexibleRunner
-from torch import nn
 
 from ..convert import check_weights, quantize_
 from ..errors import check
@@ -28,6 +26,7 @@ from .run_log import (
     log_plan,
 )
 from .scores import count_scores, forget_scores, hold_scores_back
+from .wrappers import unwrap
 
 
 @HOOKS.register_module()
@@ -105,7 +104,7 @@ class GDRQHook(Hook):
         """Convert the model."""
         log_patches()
         check_model(runner.model, runner.cfg)
-        self.model = _unwrap(runner.model)
+        self.model = unwrap(runner.model)
         check_hooks(self, runner.hooks, get_state(self.model) is not None)
         if self.quantization is None:
             if get_state(self.model) is None:
@@ -230,11 +229,6 @@ class GDRQHook(Hook):
         return bool(self.interval) and (
             self.every_n_inner_iters(batch_idx, self.interval)
             or self.end_of_epoch(runner.train_dataloader, batch_idx))
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    wrapped = is_model_wrapper(model) or isinstance(model, BaseTTAModel)
-    return _unwrap(model.module) if wrapped else model
 
 
 def _plain(config) -> dict:

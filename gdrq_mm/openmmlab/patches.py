@@ -22,6 +22,7 @@ from ..writing import write_whole
 from .plain_types import allow_plain_types
 from .reading import download, load_from_http, load_from_local, path_of
 from .trust import check_config_inside, without_config
+from .wrappers import unwrap
 
 VARIABLE = 'GDRQ_MM_PATCHES'
 _undo: Dict[str, Callable] = {}  # what was changed -> how to take it back
@@ -160,7 +161,7 @@ def _check_models() -> Callable:
 
     @functools.wraps(load)
     def load_state_dict(module, state_dict, *args, **kwargs):
-        check_whole(module, state_dict)
+        check_whole(unwrap(module), state_dict)
         return load(module, state_dict, *args, **kwargs)
 
     @functools.wraps(load_part)
