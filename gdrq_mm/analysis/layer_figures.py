@@ -75,6 +75,8 @@ def weight_figures(name: str, layer: nn.Module) -> LayerFigures:
     if quantizer is None:
         return found
     weight = layer.weight.detach()
+    if not torch.isfinite(weight).all():
+        return found  # told elsewhere; there is nothing to count
     quantized = quantizer(weight)
     rows = quantized.flatten(1)
     found.dead_outputs = int((rows == 0).all(1).sum())

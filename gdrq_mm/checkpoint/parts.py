@@ -27,9 +27,8 @@ def part_of(state_dict: Dict[str, Tensor], prefix: str) -> Dict[str, Tensor]:
     Raises:
         CheckpointError: It is damaged.
 
-    Examples:
-        >>> weights = torch.load('resnet_w4a4.pth')['state_dict']
-        >>> model.backbone.load_state_dict(part_of(weights, 'backbone.'))
+    ``model.backbone.load_state_dict(part_of(weights, 'backbone.'))`` loads
+    the backbone of a whole model's ``weights``.
     """
     state_dict = dict(state_dict)
     open_seal(state_dict, '', NAME)

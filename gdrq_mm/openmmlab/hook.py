@@ -13,7 +13,6 @@ from ..quantizers import is_int, is_number
 from ..training import any_threshold, get_state, metrics
 from .averaging import sync_averaged_models
 from .checks import check_begin, check_hooks, check_model
-from .distributions import DistributionHook
 from .finite import FiniteWatch
 from .learned import train_learned_parameters
 from .norm_statistics import NormStatisticsHook
@@ -97,7 +96,7 @@ class GDRQHook(Hook):
         self.bn_batches = bn_batches
         self.lr_mult = lr_mult
         self.histograms = histograms
-        self.distributions: Optional[DistributionHook] = None
+        self.distributions: Optional[Hook] = None
         self.norms: Optional[NormStatisticsHook] = None
 
     def before_run(self, runner) -> None:
@@ -132,6 +131,7 @@ class GDRQHook(Hook):
             self.norms = NormStatisticsHook(self.model, self.bn_batches)
             runner.register_hook(self.norms)
         if self.distributions is None:
+            from .distributions import DistributionHook  # brings analysis
             self.distributions = DistributionHook(self.state, self.histograms)
             runner.register_hook(self.distributions)
 
