@@ -74,7 +74,7 @@ def save_whole(content: Any, path: Union[str, Path],
     Args:
         content: What ``torch.save`` takes.
         path (str or Path): As for :func:`write_whole`, as its errors are.
-        overwrite (bool): Likewise.
+        overwrite (bool): As for :func:`write_whole`.
     """
     with write_whole(path, overwrite) as part, open(part, 'wb') as file:
         # To a path, torch reports a full disk in words of its zip writer.

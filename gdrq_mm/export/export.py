@@ -117,7 +117,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         calibration (iterable): Real inputs for the 8-bit quantizers of
             residual sums, see :func:`to_integer`. Defaults to the example.
         input_names (sequence of str, optional): Names in the file.
-        output_names (sequence of str, optional): Likewise.
+        output_names (sequence of str, optional): Names in the file.
         metadata (dict[str, str], optional): Written into the file, beside
             the versions of this package and torch and the bits of every
             layer.

@@ -17,7 +17,7 @@ def merge_errors(model: nn.Module, merged: nn.Module, *args, **kwargs
         model (nn.Module): The quantized model.
         merged (nn.Module): What :func:`merge` gave for it.
         *args: What ``model`` is called with.
-        **kwargs: Likewise.
+        **kwargs: Keyword arguments of that call.
 
     Returns:
         dict[str, float]: By layer, over all of its calls: the greatest

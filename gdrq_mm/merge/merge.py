@@ -43,7 +43,7 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
         model (nn.Module): Quantized and trained, or a module around such a
             model.
         *args: What the model is called with.
-        **kwargs: Likewise.
+        **kwargs: Keyword arguments of that call.
 
     Returns:
         nn.Module: A merged copy, in eval mode. Inference only.

@@ -234,7 +234,7 @@ def propose_policy(config: str, checkpoint: str, json_path: str,
         checkpoint (str): Of the float model.
         json_path (str): Where figures are kept.
         budgets (dict[str, float], optional): See :meth:`Policies.propose`.
-        bits (iterable of int): Likewise.
+        bits (iterable of int): Bit widths to choose from.
         batches (int): Of the validation data. Defaults to 8.
         calibrated (bool): Measure the policies without training.
         train (str, optional): Train both in this folder.

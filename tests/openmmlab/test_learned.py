@@ -41,6 +41,19 @@ def test_the_hook_hands_them_to_the_optimizer(make_runner):
     assert all('momentum_buffer' in state[each] for each in learned.values())
 
 
+def test_a_schedule_that_starts_again_knows_them(make_runner):
+    """CosineAnnealingLR goes back to the base values of all groups."""
+    runner = make_runner(
+        'resnet', dict(HOOK, lr_mult=.5), train_cfg=dict(max_epochs=2),
+        param_scheduler=[dict(type='CosineAnnealingLR', T_max=1,
+                              by_epoch=False)])
+    runner.train()
+    ordinary, ours = runner.optim_wrapper.optimizer.param_groups
+    for scheduler in runner.param_schedulers:
+        assert scheduler.base_values == [.01, .005]
+    assert ours['lr'] == pytest.approx(.5 * ordinary['lr'])
+
+
 def test_a_model_that_was_converted_before_gets_the_same_groups(
         make_runner, tmp_path):
     model = dict(type='QuantizedModel', architecture='ImageClassifier',

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+import gdrq_mm
 from gdrq_mm import QuantConfig
 from gdrq_mm.openmmlab.publish import quantization_of
 
@@ -214,7 +215,8 @@ def test_results_of_another_start_version_or_data_are_not_collected(
 def test_models_of_the_demo_are_taken_over_if_they_are_the_same(tmp_path):
     cell = Cell('det/w4a4', CONFIG, demo='det/w4a4')
     folder = tmp_path / 'det' / 'seed1' / 'w4a4'
-    inputs = dict(gdrq_mm='0.1.0', config='abc', data=dict(version=2))
+    inputs = dict(gdrq_mm=gdrq_mm.__version__, config='abc',
+                  data=dict(version=2))
     checkpoint = folder / 'train' / 'epoch_2.pth'
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
