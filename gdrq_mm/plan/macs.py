@@ -134,9 +134,11 @@ class MacCounter(TorchDispatchMode):
         """Note which results do not depend on the input."""
         names = [self.name_of(each) for each in inputs
                  if isinstance(each, Tensor)]
-        # What is in empty memory is written past the dispatcher, by kernels.
+        # What is in empty memory is written past the dispatcher, by kernels;
+        # random numbers stand for inputs.
         constant = operator.startswith('lift') or not (
-            None in names or operator in ('empty', 'empty_strided'))
+            None in names or operator.startswith('rand')
+            or operator in ('empty', 'empty_strided'))
         for out in outputs:
             if not isinstance(out, Tensor):
                 continue
