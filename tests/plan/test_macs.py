@@ -109,3 +109,15 @@ class TestCount:
         model[1].eval()
         count_macs(model, lambda: F.relu(model(torch.rand(1, 3))))
         assert model[0].training and not model[1].training
+
+
+def test_a_batch_that_is_drawn_inside_is_an_input():
+    class Gram(nn.Module):
+
+        def forward(self, x):
+            return x @ x.transpose(-1, -2)
+
+    model = Gram()
+    count = count_macs(model, lambda: model(torch.randn(2, 3, 4)))
+    assert count.between_activations == 2 * 3 * 3 * 4
+    assert count.parametric == 0
