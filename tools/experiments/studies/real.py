@@ -56,6 +56,9 @@ OTHERS = dict(
 METHODS = {
     'GDRQ as published (15, 7 and 3 levels)': ('gdrq', dict(
         type='ScaleClip', group_size=4, k=2.), dict(type='ScaleClip')),
+    'GDRQ at its best (15, 8 and 4 levels)': ('best', dict(
+        type='ScaleClip', group_size=4, k=2., levels='even'),
+        dict(type='ScaleClip', threshold='nonzero')),
     'LSQ, a step a channel (16, 8 and 4 levels)': ('lsq', dict(
         type='LSQ', group_size=1), dict(type='LSQ'))}
 
@@ -100,13 +103,14 @@ def methods_study(family: str, task: Task, pairs=PAIRS, seeds=3) -> Study:
                  Row('drop', names, paper=[
                      task.paper.get(pair, '') for pair in pairs]
                      if task.paper and 'GDRQ' in method else ())]
-    gdrq, lsq = cells.values()
+    published, best, lsq = cells.values()
     claims += [Claim('goal: a drop at [{},{}] of at most {}'.format(
         *pair, GOALS[pair]), limits={name: GOALS[pair]})
-        for pair, name in zip(pairs, gdrq) if pair in GOALS]
-    claims += [Claim(f'GDRQ as published loses less than LSQ, {pair}',
-                     better=[(ours, theirs)])
-               for pair, ours, theirs in zip(columns(pairs), gdrq, lsq)]
+        for pair, name in zip(pairs, best) if pair in GOALS]
+    for words, ours in (('as published', published), ('at its best', best)):
+        claims += [Claim(f'GDRQ {words} loses less than LSQ, {pair}',
+                         better=[(name, theirs)]) for pair, name, theirs
+                   in zip(columns(pairs), ours, lsq)]
     return Study(
         FAMILIES[family].title, '', columns(pairs),
         [Row(f'float start: {task.metric}', [f'{family}/start'], 'metric'),
