@@ -1,9 +1,9 @@
 """Kills at random moments of all that writes files: nothing is lost.
 
-Usage: python tests/fuzz/fuzz_kills.py [--cases 60] [--seed 0] [--json FILE]
+Usage: python tests/fuzz/fuzz_kills.py [--cases 64] [--seed 0] [--json FILE]
 
 A forked process trains (one kept checkpoint, and the best), publishes,
-calibrates or exports, and is killed by a timer, or at the n-th time that it
+calibrates or exports, and is killed after some CPU time, or at the n-th time that it
 touches a file in the folder of its output. A failure is
 
 - a file under a final name that is not whole, or a file of before that
@@ -11,22 +11,23 @@ touches a file in the folder of its output. A failure is
 - a training whose ``last_checkpoint`` names no whole checkpoint once there
   was one, or that does not resume from it.
 """
-import argparse
-import contextlib
 import hashlib
-import json
+import itertools
+import mmap
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Tuple
 
+import slices
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DATASETS, METRICS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -113,21 +114,14 @@ def check_training(folder: Path, config: Path) -> None:
     note = folder / 'last_checkpoint'
     if note.exists():
         assert Path(note.read_text()).exists(), f'{note.read_text()} is lost'
-        with forgotten_runners():
-            train(folder, config)
+        # In a fork: torch allows none in a process that trained.
+        assert not killed(lambda: train(folder, config))
         kept = sorted(path.name.rpartition('_')[2] for path in folder.glob(
             '*.pth'))
         assert kept[-1] == '4.pth', kept
 
 
-@contextlib.contextmanager
-def forgotten_runners():
-    yield
-    for manager in (MMLogger, MessageHub):
-        manager._instance_dict.clear()
-
-
-def check_published(folder: Path, config: Path) -> None:
+def check_published(folder: Path) -> None:
     for path in folder.glob('*.pth'):
         sha = hashlib.sha256(path.read_bytes()).hexdigest()
         assert path.stem.endswith(sha[:8]), f'{path.name} is not whole'
@@ -136,12 +130,12 @@ def check_published(folder: Path, config: Path) -> None:
         assert Config.fromfile(path).model.type == 'QuantizedModel'
 
 
-def check_calibrated(folder: Path, config: Path) -> None:
+def check_calibrated(folder: Path) -> None:
     for path in folder.glob('*.pth'):
         assert read_checkpoint(str(path))['state_dict']
 
 
-def check_exported(folder: Path, config: Path) -> None:
+def check_exported(folder: Path) -> None:
     import onnx
     for path in folder.glob('*.onnx'):
         onnx.checker.check_model(onnx.load(path))
@@ -159,7 +153,7 @@ def export(folder: Path) -> None:
     export_onnx(model.eval(), image, folder / 'model.onnx')
 
 
-def killed(function, folder: Path, arm) -> bool:
+def killed(function, arm=lambda: None) -> bool:
     """Run in a fork that ``arm`` may kill; whether it was."""
     pid = os.fork()
     if pid == 0:
@@ -177,88 +171,98 @@ def killed(function, folder: Path, arm) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def at_event(folder: Path, number: int):
-    """Kill when the process touches a file in a folder for the n-th time."""
-    left = [number]
+def at_touch(folder: Path, number: int, touches: mmap.mmap):
+    """Kill when the process touches a file in a folder for the n-th time.
 
-    def count(event, args):
+    Args:
+        folder (Path): What counts.
+        number (int): The n; 0: never.
+        touches (mmap): Where the touches are counted, 8 bytes.
+    """
+    count = itertools.count(1)
+
+    def see(event, args):
         if event.startswith(FOLDER_EVENTS) and str(folder) in str(args):
-            left[0] -= 1
-            if left[0] == 0:
+            now = next(count)
+            touches[:] = now.to_bytes(8, 'little')
+            if now == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    return lambda: sys.addaudithook(count)
+    return lambda: sys.addaudithook(see)
 
 
 def after(seconds: float):
-    signal_ = signal.ITIMER_REAL
-    return lambda: (signal.signal(signal.SIGALRM, signal.SIG_DFL),
-                    signal.setitimer(signal_, seconds))
+    """Kill after so much CPU time."""
+    return lambda: signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def run(cases: int, seed: int, root: Path) -> dict:
-    """Returns figures; the failures among them are described."""
+def cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def undisturbed(work, folder: Path) -> Tuple[float, int]:
+    """CPU time of a task, and how often it touches files in its folder."""
+    folder.mkdir()
+    touches, begin = mmap.mmap(-1, 8), cpu_of_children()
+    assert not killed(lambda: work(folder), at_touch(folder, 0, touches))
+    return cpu_of_children() - begin, int.from_bytes(touches[:], 'little')
+
+
+def make_tasks(root: Path) -> dict:
+    """What is killed, and what must hold then."""
     config = root / 'net.py'
     config.write_text(CONFIG)
-    cfg = Config.fromfile(config)
     init_default_scope('mmpretrain')
-    model = build_model(cfg)
+    model = build_model(Config.fromfile(config))
     torch.save(dict(state_dict=model.state_dict()), root / 'float.pth')
     calibrated = root / 'calibrated.pth'
     calibrate_checkpoint(str(config), str(root / 'float.pth'),
                          str(calibrated), 1)
-    tasks = dict(
-        train=(lambda folder: train(folder, config), check_training),
+    return dict(
+        train=(lambda folder: train(folder, config),
+               lambda folder: check_training(folder, config)),
         publish=(lambda folder: publish(str(config), str(calibrated),
                                         str(folder)), check_published),
         calibrate=(lambda folder: calibrate_checkpoint(
             str(config), str(root / 'float.pth'), str(folder / 'out.pth'), 1),
             check_calibrated),
         export=(export, check_exported))
-    kills, failures, durations = dict.fromkeys(tasks, 0), [], {}
-    for number in range(cases):
-        random_ = random.Random(f'{seed} {number}')
-        task = list(tasks)[number % len(tasks)]
-        work, check = tasks[task]
-        folder = root / f'{number}_{task}'
-        folder.mkdir()
-        (folder / 'mine.part').write_text('mine')
-        if task not in durations:  # how long it takes, undisturbed
-            begin = time.monotonic()
-            whole = root / f'whole_{task}'
-            whole.mkdir()
-            assert not killed(lambda: work(whole), whole, lambda: None)
-            durations[task] = time.monotonic() - begin
-        if random_.random() < .6:
-            touch = random_.randrange(1, 60 if task == 'train' else 12)
-            arm, how = at_event(folder, touch), f'at touch {touch}'
-        else:
-            seconds = durations[task] * random_.uniform(.2, 1.)
-            arm, how = after(seconds), f'after {seconds:.2f} s'
-        try:
-            kills[task] += killed(lambda: work(folder), folder, arm)
-            assert (folder / 'mine.part').read_text() == 'mine'
-            check(folder, config)
-        except Exception as error:
-            failures.append(f'seed {seed} case {number}: {task} killed '
-                            f'{how}: {error!r}')
-    return dict(cases=cases, seed=seed, kills=kills, failures=failures)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--cases', type=int, default=60)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--json')
-    args = parser.parse_args()
+def run(numbers: range, seed: int) -> dict:
+    """Returns figures; the failures among them are described."""
+    failures, sizes = [], {}
     with tempfile.TemporaryDirectory() as root:
-        figures = run(args.cases, args.seed, Path(root))
-    written = json.dumps(figures, indent=1)
-    if args.json:
-        Path(args.json).write_text(written + '\n')
-    print(written)
-    sys.exit(bool(figures['failures']))
+        tasks = make_tasks(Path(root))
+        kills = dict.fromkeys(tasks, 0)
+        for number in numbers:
+            random_ = random.Random(f'{seed} {number}')
+            task = list(tasks)[number % len(tasks)]
+            work, check = tasks[task]
+            if task not in sizes:
+                sizes[task] = undisturbed(work, Path(root) / f'whole_{task}')
+            seconds, touches = sizes[task]
+            folder = Path(root) / f'{number}_{task}'
+            folder.mkdir()
+            (folder / 'mine.part').write_text('mine')
+            if random_.random() < .6:
+                touch = random_.randrange(1, touches + 1)
+                arm = at_touch(folder, touch, mmap.mmap(-1, 8))
+                how = f'at touch {touch} of {touches}'
+            else:
+                cpu = seconds * random_.uniform(.05, .9)
+                arm, how = after(cpu), f'after {cpu:.2f} s of {seconds:.2f}'
+            try:
+                kills[task] += killed(lambda: work(folder), arm)
+                assert (folder / 'mine.part').read_text() == 'mine'
+                check(folder)
+            except Exception as error:
+                failures.append(f'seed {seed} case {number}: {task} killed '
+                                f'{how}: {error!r}')
+    return dict(cases=len(numbers), seed=seed, kills=kills,
+                failures=failures)
 
 
 if __name__ == '__main__':
-    main()
+    slices.main(run, __doc__.split('\n')[0], cases=64, size=16)

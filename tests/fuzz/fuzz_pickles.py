@@ -5,17 +5,15 @@ Usage: python tests/fuzz/fuzz_pickles.py [--seed 0] [--json FILE]
 Every payload would make a folder. It stands in each place of a checkpoint, in
 each container and pickle protocol; the file is loaded as mmengine loads it.
 """
-import argparse
 import io
 import itertools
-import json
 import pickle
 import random
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+import slices
 import torch
 from mmengine.runner import load_checkpoint
 from torch import nn
@@ -126,16 +124,17 @@ def write(path: Path, container: str, pickled: bytes) -> None:
                              else data)
 
 
-def run(cases: int, seed: int) -> dict:
+def run(numbers: range, seed: int) -> dict:
     """Returns figures; the failures among them are described."""
     every = list(itertools.product(range(len(CALLS)), FORMS, PLACES,
                                    CONTAINERS, (2, 4)))
     random.Random(seed).shuffle(every)
+    numbers = numbers[:max(len(every) - numbers.start, 0)]
     failures, refused, live = [], 0, 0
     model = nn.Linear(1, 1)
     with tempfile.TemporaryDirectory() as root:
-        for number, (call, form, place, container, protocol) in enumerate(
-                every[:cases]):
+        for number in numbers:
+            call, form, place, container, protocol = every[number]
             folder = Path(root) / f'ran{number}'
             pickled = stream(place, payload(CALLS[call], form, str(folder)),
                              protocol)
@@ -160,23 +159,9 @@ def run(cases: int, seed: int) -> dict:
             except Exception:
                 pass
             live += folder.exists()
-    return dict(cases=min(cases, len(every)), seed=seed, refused=refused,
+    return dict(cases=len(numbers), seed=seed, refused=refused,
                 live_under_pickle=live, failures=failures)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--cases', type=int, default=10000)
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--json')
-    args = parser.parse_args()
-    figures = run(args.cases, args.seed)
-    written = json.dumps(figures, indent=1)
-    if args.json:
-        Path(args.json).write_text(written + '\n')
-    print(written)
-    sys.exit(bool(figures['failures']))
-
-
 if __name__ == '__main__':
-    main()
+    slices.main(run, __doc__.split('\n')[0], cases=10000, size=500)

@@ -22,7 +22,7 @@ def _print_seed():
 
 @pytest.mark.filterwarnings('ignore')
 def test_mutated_files_load_as_saved_or_not_at_all():
-    figures = fuzz_files.run(cases=200, seed=SEED)
+    figures = fuzz_files.run(range(200), SEED)
     assert not figures['failures'], figures['failures'][:3]
     # It is no fuzzer if all are refused, or none is.
     assert figures['outcomes']['refused'] > 20
@@ -31,7 +31,7 @@ def test_mutated_files_load_as_saved_or_not_at_all():
 
 @pytest.mark.filterwarnings('ignore')
 def test_code_in_files_does_not_run():
-    figures = fuzz_pickles.run(cases=40, seed=SEED)
+    figures = fuzz_pickles.run(range(40), SEED)
     assert not figures['failures'], figures['failures'][:3]
     assert figures['live_under_pickle'] > 4  # it would have run
 
