@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from typing import Dict, List, Optional
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import (
     ActivationScheme,
@@ -43,6 +43,12 @@ class LayerPlan:
         """The weight of the layer, None for ReLUs and outputs."""
         return None if self.output else getattr(self.module, 'weight', None)
 
+    @property
+    def matrices(self) -> List[Tensor]:
+        """All that the layer itself multiplies by: ``weight``, or what
+        recurrent and attention layers have instead."""
+        return [] if self.output else _matrices(self.module)
+
     def learned_parameters(self) -> Dict[str, nn.Parameter]:
         """Learned parameters of the quantizers that were put here."""
         layer = getattr(self.module, OUTPUT_QUANTIZER, None) if self.output \
@@ -70,9 +76,9 @@ class LayerPlan:
 def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
     """Decide for every layer of ``model`` whether and how to quantize it.
 
-    Changes nothing. Layers are all modules that own a weight of two or more
-    dimensions and, with ``site='relu'``, the ReLUs; the outputs that
-    ``residual`` names come after them.
+    Changes nothing. Layers are all modules that own weights of two or more
+    dimensions, whatever they call them, and, with ``site='relu'``, the ReLUs;
+    the outputs that ``residual`` names come after them.
 
     Args:
         model (nn.Module): A float model.
@@ -127,12 +133,20 @@ def _name_aliases(model: nn.Module, plans: List[LayerPlan]) -> dict:
 def _kind(module: nn.Module) -> Optional[str]:
     if type(module) is nn.ReLU:
         return 'relu'
+    return 'layer' if _matrices(module) else None
+
+
+def _matrices(module: nn.Module) -> List[Tensor]:
+    """``weight``; ``weight_ih_l0`` and the like of recurrent layers;
+    ``in_proj_weight`` of attention. Tables are looked up, not multiplied."""
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return []
+    own = dict(module.named_parameters(recurse=False))
     weight = getattr(module, 'weight', None)
-    if isinstance(module, nn.MultiheadAttention):  # in_proj_weight
-        return 'layer'
-    if isinstance(module, nn.Embedding) or weight is None:
-        return None
-    return 'layer' if getattr(weight, 'dim', int)() >= 2 else None
+    if 'weight' not in own and isinstance(weight, Tensor):
+        return [weight] if weight.dim() >= 2 else []  # computed from others
+    return [value for name, value in own.items()
+            if 'weight' in name and value.dim() >= 2]
 
 
 def _plan_layer(name, module, config) -> LayerPlan:

@@ -33,10 +33,8 @@ class QuantReport:
     def bytes_of(plan: LayerPlan) -> tuple:
         """tuple[int, int]: bytes of the weight in float32 and packed (codes
         at their bit width, a float32 scale a group)."""
+        before = 4 * _size(plan)
         weight = plan.parameter
-        if weight is None:
-            return 0, 0
-        before = 4 * weight.numel()
         if plan.weight is None:
             return before, before
         groups = num_groups(weight.shape[0], plan.weight.group_size)
@@ -79,8 +77,8 @@ class QuantReport:
 
     def totals(self) -> dict:
         """Shares of weights and MACs that are quantized, bytes in all."""
-        weights = [(plan, plan.parameter.numel()) for plan in self.layers
-                   if plan.parameter is not None]
+        weights = [(plan, _size(plan)) for plan in self.layers
+                   if plan.matrices]
         total = sum(number for _, number in weights)
         sizes = [self.bytes_of(plan) for plan in self.layers]
         totals = dict(
@@ -145,7 +143,7 @@ class QuantReport:
         """
         groups: Dict[str, list] = {}
         for plan in self.layers:
-            if plan.parameter is None:
+            if not plan.matrices:
                 continue
             bits = [scheme.bits if scheme else 'float'
                     for scheme in (plan.weight, plan.activation)]
@@ -154,7 +152,7 @@ class QuantReport:
             groups.setdefault(name, []).append(plan)
 
         def share(item):
-            return -sum(plan.module.weight.numel() for plan in item[1])
+            return -sum(map(_size, item[1]))
 
         parts = []
         for index, (name, plans) in enumerate(sorted(groups.items(),
@@ -178,3 +176,7 @@ class QuantReport:
                             for key, width in widths.items()) for row in rows]
         return '\n'.join(line.rstrip() for line in [
             *lines, self.summary(), self.policy()])
+
+
+def _size(plan: LayerPlan) -> int:
+    return sum(matrix.numel() for matrix in plan.matrices)

@@ -73,6 +73,9 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
                     else first_tensor(output)
                 if each is not None:
                     trace.macs += each.numel() * weight[0].numel()
+            else:  # recurrent layers and attention: all of them a token
+                trace.macs += x.shape[:-1].numel() * sum(
+                    matrix.numel() for matrix in plan.matrices)
             version = 0 if x.is_inference() else x._version
             readers.setdefault((id(x), version), (x, []))[1].append(
                 plan.name)

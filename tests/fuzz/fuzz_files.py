@@ -12,7 +12,7 @@ with the seal made anew, and loaded as mmengine loads. A failure is
 - a refusal with another exception than CheckpointError, or after which the
   model is not as it was;
 - a process started, a file written or removed, a connection opened;
-- more than 2 s of CPU time, or than twice the memory that an honest file takes
+- more than 2 s of CPU time, or more memory than twice that of an honest file
   (and 4 MB for what the allocator does in between).
 
 Linux only: it counts the memory.

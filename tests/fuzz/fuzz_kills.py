@@ -3,8 +3,8 @@
 Usage: python tests/fuzz/fuzz_kills.py [--cases 64] [--seed 0] [--json FILE]
 
 A forked process trains (one kept checkpoint, and the best), publishes,
-calibrates or exports, and is killed after some CPU time, or at the n-th time that it
-touches a file in the folder of its output. A failure is
+calibrates or exports, and is killed after some CPU time, or at the n-th time
+that it touches a file in the folder of its output. A failure is
 
 - a file under a final name that is not whole, or a file of before that
   changed;

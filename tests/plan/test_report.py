@@ -22,3 +22,45 @@ def test_share_of_macs_counts_layers_with_both_operands_quantized():
     assert totals['mac_share'] == pytest.approx(384 / 606)
     assert totals['weight_share'] == pytest.approx(192 / 202)
     assert '63.4% of the MACs' in report.summary()
+
+
+def test_share_of_weights_counts_matrices_of_any_name():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(9, 8)  # looked up
+            self.lstm = nn.LSTM(8, 4, num_layers=2, bidirectional=True)
+            self.gru = nn.GRUCell(8, 4)
+            self.attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=6)
+            self.own = nn.MultiheadAttention(8, 2)
+            self.normed = nn.utils.parametrizations.weight_norm(
+                nn.Linear(8, 2))
+            self.linear = nn.Linear(8, 8)
+
+    model = Net()
+    report = quantize_(model, dict(weight=dict(bits=4)))
+    names = [plan.name for plan in report.layers if plan.matrices]
+    assert names == ['lstm', 'gru', 'attention', 'attention.out_proj', 'own',
+                     'own.out_proj', 'normed', 'linear']
+    lstm = 2 * (16 * 8 + 16 * 4) + 2 * (16 * 8 + 16 * 4)
+    total = (lstm + 12 * (8 + 4) + (8 * 8 + 2 * 8 * 6) + 64 + 24 * 8 + 64
+             + 8 * 2 + 64)
+    quantized = [plan for plan in report.layers if plan.weight]
+    assert 'linear' in [plan.name for plan in quantized]
+    share = sum(plan.parameter.numel() for plan in quantized) / total
+    totals = report.totals()
+    assert totals['weight_share'] == pytest.approx(share)
+    assert totals['bytes_before'] == 4 * total
+    assert f'{share:.1%} of the weights' in report.summary()
+    assert 'float: 7 layers' in report.policy()
+    assert report.rows()[0]['bytes'] == f'{4 * lstm} -> {4 * lstm}'
+
+
+def test_share_of_macs_counts_recurrent_layers():
+    model = nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 4))
+    plans = quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4))).layers
+    traces = trace_layers(model, plans, lambda: model(torch.rand(3, 2, 8)))
+    assert traces['1'].macs == 3 * 2 * 16 * (8 + 4)
+    assert QuantReport(plans, traces).totals()['mac_share'] == pytest.approx(
+        64 / (64 + 16 * 12))
