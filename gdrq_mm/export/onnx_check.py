@@ -2,16 +2,18 @@
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+import torch.nn.functional as F
 from onnxruntime.capi import onnxruntime_pybind11_state
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.utils._pytree import tree_flatten
 
 from ..integer import IntegerModel
@@ -27,6 +29,7 @@ from .onnx_file import (
 INTEGER_KERNELS = ('QLinearConv', 'QGemm')
 EQUAL_CODES = 0.99999  # the least share, of every file
 QONNX_TOLERANCE = 1e-5
+PADDING = 8  # its place among the arguments of a merged convolution
 FLOAT_TOLERANCE = 1e-3  # of whole networks whose layers compute in float
 RUNTIME_ERRORS = (onnxruntime_pybind11_state.NotImplemented,
                   onnxruntime_pybind11_state.InvalidGraph,
@@ -216,6 +219,8 @@ def layer_differences(proto: onnx.ModelProto, model: nn.Module,
     tensors, differences = module.state_dict(), {}
     calls = layer_calls(module)
     layers = list(quant_layers(proto, weights_alone(model)))
+    convolutions = {each.name: each for each in proto.graph.node
+                    if each.op_type == 'Conv'}
     if sorted(calls) != sorted(name for name, *_ in layers):
         raise RuntimeError(
             f'the file has {len(layers)} calls of quantized layers, the model '
@@ -225,9 +230,23 @@ def layer_differences(proto: onnx.ModelProto, model: nn.Module,
         arguments = [
             tensors[value.target] if hasattr(value, 'target') else value
             for value in node.args[1:]]
-        expected = node.target(torch.round(x / node.args[2]), *arguments)
-        differences[name] = difference(expected, [values[result]])
+        codes = F.pad(torch.round(x / node.args[2]), extra_padding(
+            convolutions.get(name), node))
+        differences[name] = difference(
+            node.target(codes, *arguments), [values[result]])
     return differences
+
+
+def extra_padding(convolution: Optional[onnx.NodeProto], node: Node
+                  ) -> List[int]:
+    """What a convolution in a file pads more than its node in the graph,
+    since the exporter made one of it and of a padding before it."""
+    if convolution is None:
+        return []
+    top, left, bottom, right = next(
+        each.ints for each in convolution.attribute if each.name == 'pads')
+    height, width = node.args[PADDING]
+    return [left - width, right - width, top - height, bottom - height]
 
 
 def run_qonnx(path: Path, args: Sequence[Tensor]) -> Dict[str, np.ndarray]:

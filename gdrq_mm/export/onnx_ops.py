@@ -110,7 +110,8 @@ def _integer_linear_float(codes, weight, x_scale: float, w_scale, bias,
 
 
 # -- QONNX: Quant nodes, as FINN reads them -----------------------------------
-# Codes are float values on the grid; zero points are 0.
+# Codes are float values on the grid; zero points are 0, unless a quantizer
+# has one.
 
 
 _Quant = Op(Opset(QONNX_DOMAIN, 1), 'Quant', OpSchema(
@@ -124,16 +125,24 @@ _Quant = Op(Opset(QONNX_DOMAIN, 1), 'Quant', OpSchema(
                                    OpSchema.AttrType.STRING)]))
 
 
-def _quant(x, scale, bits: float, signed: int, narrow: int):
-    return _Quant(x, scale, _float(0.), _float(bits), signed=signed,
-                        narrow=narrow, rounding_mode='ROUND')
+def _quant(x, scale, bits: float, signed: int, narrow: int, zero: int = 0):
+    return _Quant(x, scale, _float(zero), _float(bits), signed=signed,
+                  narrow=narrow, rounding_mode='ROUND')
 
 
 def _quant_activation(x, scale: float, low: int, high: int):
-    if high == 0:  # Quant has no range of zero alone
+    if high == low == 0:  # Quant has no range of zero alone
         x, high = op.Mul(x, _float(0.)), 1
-    bits = high.bit_length() + (low < 0)
-    return _quant(x, _float(scale), bits, int(low < 0), int(low < 0))
+    signed = int(low < 0 < high and -low in (high, high + 1))
+    narrow = int(signed and -low == high)
+    # Codes with another zero point are stored from 0 on.
+    zero = 0 if signed else -low
+    bits = high.bit_length() + 1 if signed else (high - low).bit_length()
+    most = 2**(bits - signed) - 1 - zero
+    least = narrow - 2**(bits - 1) if signed else -zero
+    if (least, most) != (low, high):
+        x = op.Clip(x, _float(low * scale), _float(high * scale))
+    return _quant(x, _float(scale), bits, signed, narrow, zero)
 
 
 def _quant_weight(weight, w_scale, bits: int):

@@ -94,10 +94,10 @@ def merged_form(layer: QuantLayer, flow: LayerFlow,
             'codes have no one scale; train it with site=\'input\'')
     if layer.weight_quantizer is None or not quantizers or not flow.calls \
             or form.integer is None:
-        return _float_form(layer, form, flow, quantizers)
+        return _float_form(name, layer, form, flow, quantizers)
     codes, scale, bias = fold(layer, flow.norm)
     merged = form.integer(
-        layer, codes, scale, bias, QuantParams.of(quantizers[0]),
+        layer, codes, scale, bias, QuantParams.of(quantizers[0], name),
         layer.weight_quantizer.bits)
     merged.norm = '' if flow.norm is None else names[flow.norm]
     merged.reason = flow.reason
@@ -140,8 +140,8 @@ def fold(layer: QuantLayer, norm: Optional[nn.Module]
     return codes, torch.where(empty, 1., scale).float(), bias.float()
 
 
-def _float_form(layer: QuantLayer, form: MergedForm, flow: LayerFlow,
-                quantizers: List[nn.Module]) -> nn.Module:
+def _float_form(name: str, layer: QuantLayer, form: MergedForm,
+                flow: LayerFlow, quantizers: List[nn.Module]) -> nn.Module:
     """A layer that computes in float what ``layer`` does."""
     plain = copy.copy(layer)
     plain.__dict__ = {key: value for key, value in layer.__dict__.items()
@@ -162,5 +162,6 @@ def _float_form(layer: QuantLayer, form: MergedForm, flow: LayerFlow,
         'its input is float' if not quantizers else
         'its weight is float' if layer.weight_quantizer is None else
         f'no integer kernel for {form.float_class.__name__}')
-    return RoundedInput(QuantParams.of(quantizers[0]), plain) if quantizers \
-        else plain
+    if not quantizers:
+        return plain
+    return RoundedInput(QuantParams.of(quantizers[0], name), plain)

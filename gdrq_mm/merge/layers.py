@@ -19,27 +19,40 @@ TINY = torch.finfo(torch.float32).tiny  # smaller ones lose their precision
 class QuantParams:
     """What an activation is rounded to.
 
+    Codes are counted from that of zero: ``x ~ codes * scale``. A quantizer's
+    zero point is ``-low`` once they are stored from 0 on.
+
     Args:
         scale (float): Step between codes, a float32 value.
-        low (int): The least code; 0 where the activation is unsigned.
-        high (int): The greatest code.
+        low (int): The least code, at most 0; 0 where the activation is
+            unsigned.
+        high (int): The greatest code, at least 0.
     """
     scale: float
     low: int
     high: int
 
     @classmethod
-    def of(cls, quantizer: nn.Module) -> 'QuantParams':
-        """The grid of a trained activation quantizer."""
+    def of(cls, quantizer: nn.Module, name: str) -> 'QuantParams':
+        """The grid of a trained activation quantizer.
+
+        Args:
+            quantizer (nn.Module): The quantizer.
+            name (str): Of what it belongs to.
+
+        Raises:
+            ValueError: Zero has no code.
+        """
         scale, low, high, zero_point = quantizer.code_range()
-        if zero_point:
+        if not low <= zero_point <= high:
             raise ValueError(
-                f'{type(quantizer).__name__} has an offset (its code of zero '
-                f'is {zero_point}), which merged layers do not have; train '
-                'with a type without one to merge or export')
+                f'{name}: the zero point of its {type(quantizer).__name__} '
+                f'is {zero_point}, outside its codes {low} to {high}, so that '
+                'padding has no code; train on, or quantize this input with '
+                'a type without a zero point')
         if scale < TINY:  # a threshold of zero maps everything to zero
             return cls(1., 0, 0)
-        return cls(scale, low, high)
+        return cls(scale, low - zero_point, high - zero_point)
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes of ``x``."""

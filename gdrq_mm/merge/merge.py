@@ -74,7 +74,8 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     replaced: Dict[nn.Module, nn.Module] = {}
     for module, name in names.items():
         if isinstance(module, QuantReLU):
-            grids = [_grid_of(each) for each in module.site_quantizers]
+            grids = [_grid_of(each, name)
+                     for each in module.site_quantizers]
             module.__class__ = MergedReLU
             module.start_merged(grids)
         for key, child in list(module.named_children()):
@@ -90,14 +91,14 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     return _replace(merged, replaced).float()
 
 
-def _grid_of(quantizer: nn.Module) -> Optional[QuantParams]:
-    return QuantParams.of(quantizer) if quantizer.initialized else None
+def _grid_of(quantizer: nn.Module, name: str) -> Optional[QuantParams]:
+    return QuantParams.of(quantizer, name) if quantizer.initialized else None
 
 
 def _rounded_output(name: str, output: OutputQuantizer, called: bool
                     ) -> RoundedOutput:
     """What takes the place of the output quantizer of a module."""
-    grid = _grid_of(output.quantizer)
+    grid = _grid_of(output.quantizer, name)
     if grid is None and called:
         raise ValueError(
             f'{name or "the model"}: the threshold of its output is not set; '
