@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 
-.PHONY: setup lint test fuzz docs demo
+.PHONY: setup lint test fuzz docs demo forks
 
 setup:
 	$(PYTHON) tools/setup_env.py
@@ -24,3 +24,9 @@ docs: setup
 
 demo: setup
 	$(VENV) tools/demo.py
+
+# The same suite with the maintained forks of the mm packages.
+forks:
+	$(PYTHON) tools/setup_env.py --venv .venv-forks \
+		--pins requirements/forks.txt
+	.venv-forks/bin/python -m pytest -n 2 --dist loadfile tests

@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent
 # mmengine and mim look for these in the ``.mim`` folder of a package.
 MIM = ('configs', 'tools', 'model-index.yml')
 # What needs the checkout is not installed.
-NOT_INSTALLED = ('__pycache__', 'setup_env.py', 'demo.py', 'demo_stages',
-                 'model_zoo.py', 'experiments', 'run_experiments.py',
-                 'results_page.py')
+NOT_INSTALLED = ('__pycache__', 'setup_env.py', 'cxx_precompiled.py',
+                 'demo.py', 'demo_stages', 'model_zoo.py', 'experiments',
+                 'run_experiments.py', 'results_page.py')
 
 
 class BuildWithMim(build_py):

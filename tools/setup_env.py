@@ -6,7 +6,7 @@ ops (once: the wheel is cached outside the checkout) and installs this project
 in editable mode. Needs Python 3.11 and nothing but its standard library, a
 C++ compiler and a package index that pip can reach.
 
-Usage: python3 tools/setup_env.py [--venv DIR]
+Usage: python3 tools/setup_env.py [--venv DIR] [--pins FILE]
 """
 import argparse
 import hashlib
@@ -36,10 +36,10 @@ def fail(message):
     sys.exit(f'setup: {message}')
 
 
-def read_pins():
+def read_pins(path=PINS):
     """dict: requirement name -> ``name==version``."""
     lines = (line.split('#')[0].strip() for line in
-             PINS.read_text().splitlines())
+             path.read_text().splitlines())
     return {line.split('==')[0]: line for line in lines if line}
 
 
@@ -90,14 +90,14 @@ def build_mmcv(python, pin, cache, cuda=False):
 
     Args:
         python (Path): Of the environment, with torch in it.
-        pin (str): ``mmcv==version``.
+        pin (str): ``mmcv==version``, or that of a fork.
         cache (Path): Folder of this build's wheel.
         cuda (bool): Build the ops for the GPU, too. Defaults to False.
 
     Returns:
         Path: the wheel; taken from the cache where it is there already.
     """
-    found = sorted(cache.glob('mmcv-*.whl'))
+    found = sorted(cache.glob('*mmcv-*.whl'))
     if found:
         print(f'setup: mmcv wheel from the cache: {found[0]}')
         return found[0]
@@ -106,20 +106,23 @@ def build_mmcv(python, pin, cache, cuda=False):
         folder = Path(folder)
         pip(python, 'download', '-q', '--no-deps', '--no-binary', ':all:',
             '--no-build-isolation', '-d', str(folder), pin)
-        with tarfile.open(next(folder.glob('mmcv-*.tar.gz'))) as archive:
+        with tarfile.open(next(folder.glob('*mmcv-*.tar.gz'))) as archive:
             archive.extractall(folder, filter='data')
-        source = next(path for path in folder.glob('mmcv-*') if path.is_dir())
+        source = next(path for path in folder.glob('*mmcv-*') if path.is_dir())
         setup = source / 'setup.py'
         setup.write_text(setup.read_text().replace(
             '-std=c++17', f'-std=c++{cxx_standard(python)}'))
         jobs = os.environ.get('MAX_JOBS', str(os.cpu_count()))
         env = dict(os.environ, MMCV_WITH_OPS='1', MAX_JOBS=jobs,
-                   CFLAGS=os.environ.get('CFLAGS', '') + ' -g0')
-        if not cuda:  # mmcv would want nvcc as soon as torch sees a GPU
+                   CFLAGS=os.environ.get('CFLAGS', '-O3 -DNDEBUG') + ' -g0')
+        print(f'setup: building {pin} with its ops, {jobs} jobs; about '
+              f'{30 if cuda else 10} CPU minutes')
+        command = [str(python), 'setup.py', 'build']
+        if cuda:
+            run_build(command, source, env)
+        else:  # mmcv would want nvcc as soon as torch sees a GPU
             env['CUDA_VISIBLE_DEVICES'] = ''
-        print(f'setup: building {pin} with its ops, {jobs} jobs; about 30 '
-              'CPU minutes')
-        run_build([str(python), 'setup.py', 'build'], source, env)
+            run_build(command, source, precompiled(env, folder), env)
         for library in source.glob('build/lib*/mmcv/_ext*.so'):
             if shutil.which('strip'):
                 subprocess.run(['strip', str(library)], check=True)
@@ -135,8 +138,37 @@ def build_mmcv(python, pin, cache, cuda=False):
     return cache / wheel.name
 
 
-def run_build(command, folder, env):
-    """Run a ninja build and show one short line a finished file."""
+def precompiled(env, folder):
+    """The environment ``env`` with a compiler that reads torch's headers once.
+
+    Its files are kept in ``folder``.
+    """
+    return dict(env, PRECOMPILED=str(folder),
+                REAL_CXX=env.get('CXX', 'c++'),
+                CXX=str(Path(__file__).with_name('cxx_precompiled.py')))
+
+
+def run_build(command, folder, *envs):
+    """Run a ninja build, and show one short line a finished file.
+
+    Args:
+        command (list[str]): The build.
+        folder (Path): Where it runs.
+        *envs (dict): Environments to try in turn until it succeeds.
+    """
+    for env in envs:
+        tail = show_build(command, folder, env)
+        if tail is None:
+            return
+        sys.stdout.writelines(tail)
+        if env is not envs[-1]:
+            print('setup: building mmcv failed with a precompiled header; '
+                  'trying without one', flush=True)
+    fail('building mmcv failed; the end of its output is above.')
+
+
+def show_build(command, folder, env):
+    """Run it once; the end of its output (list[str]) where it fails."""
     start, tail = time.time(), []
     process = subprocess.Popen(command, cwd=folder, env=env, text=True,
                                stdout=subprocess.PIPE,
@@ -151,18 +183,19 @@ def run_build(command, folder, env):
             print(f'setup: mmcv [{done}/{total}] {step[3]}  '
                   f'{spent / 60:.1f} min, about {left / 60:.0f} min left',
                   flush=True)
-    if process.wait():
-        sys.stdout.writelines(tail)
-        fail('building mmcv failed; the end of its output is above.')
+    return tail if process.wait() else None
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--venv', type=Path, default=ROOT / '.venv')
-    venv_dir = parser.parse_args().venv.resolve()
+    parser.add_argument('--pins', type=Path, default=PINS,
+                        help='file with the versions')
+    args = parser.parse_args()
+    venv_dir = args.venv.resolve()
     stamp = venv_dir / 'gdrq_mm.stamp'
     wanted = hashlib.sha256(b''.join(path.read_bytes() for path in (
-        PINS, ROOT / 'pyproject.toml', ROOT / 'setup.py',
+        args.pins, ROOT / 'pyproject.toml', ROOT / 'setup.py',
         Path(__file__)))).hexdigest()
     if stamp.exists() and stamp.read_text() == f'{wanted} {ROOT}':
         return
@@ -176,7 +209,8 @@ def main():
             fail('this Python cannot make virtual environments with pip; '
                  'install its venv package (Debian/Ubuntu: apt-get install '
                  'python3-venv)')
-    pins = read_pins()
+    pins = read_pins(args.pins)
+    ops = next(name for name in pins if name.endswith('mmcv'))
     pip(python, 'install', *(pins[name] for name in BUILD_TOOLS))
     torch, gpu = subprocess.run(
         [str(python), '-c', 'import torch; '
@@ -184,11 +218,11 @@ def main():
         check=True, capture_output=True, text=True).stdout.split()
     cuda = gpu == 'True' and shutil.which('nvcc') is not None
     cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
-    mmcv = build_mmcv(python, pins['mmcv'], cache / 'gdrq_mm' / (
+    mmcv = build_mmcv(python, pins[ops], cache / 'gdrq_mm' / (
         f'py{sys.version_info[0]}{sys.version_info[1]}-torch{torch}-'
-        f'{pins["mmcv"].replace("==", "")}' + ('-cuda' if cuda else '')),
+        f'{pins[ops].replace("==", "")}' + ('-cuda' if cuda else '')),
         cuda)
-    pip(python, 'install', *(str(mmcv) if name == 'mmcv' else pin
+    pip(python, 'install', *(str(mmcv) if name == ops else pin
                              for name, pin in pins.items()))
     if subprocess.run([str(python), '-c', 'import cv2'],
                       capture_output=True).returncode:
