@@ -46,6 +46,13 @@ VERBS: Dict[str, Verb] = {
                   'try every model family of the installed packages'),
     'dataset demo': Verb('dataset_converters/make_demo_data.py', (),
                          'write the small stand-in datasets of the demo'),
+    'dataset bccd': Verb('dataset_converters/bccd.py', (),
+                         'convert BCCD (blood cells) to the layout of VOC'),
+    'dataset camvid': Verb('dataset_converters/camvid.py', (),
+                           'convert CamVid to images and label maps'),
+    'dataset tiny-imagenet': Verb(
+        'dataset_converters/tiny_imagenet.py', (),
+        'convert Tiny-ImageNet to one folder a class'),
 }
 
 

@@ -25,6 +25,9 @@ def gdrq(monkeypatch, capsys, tmp_path):
             code = 0
         except SystemExit as stopped:
             code = stopped.code or 0
+        if isinstance(code, str):  # as Python does at the end of a process
+            sys.stderr.write(f'{code}\n')
+            code = 1
         return code, *capsys.readouterr()
 
     return run
@@ -67,11 +70,13 @@ def test_wrong_usage_exits_with_2(arguments, gdrq):
     ['plan', 'missing.py'], ['train', 'missing.py'],
     ['calibrate', 'missing.py', 'a.pth', 'b.pth'],
     ['publish', 'missing.py', 'a.pth', 'zoo'],
-    ['export', 'missing.py', 'a.pth']])
+    ['export', 'missing.py', 'a.pth'],
+    *(['dataset', name, 'missing.py', 'out']
+      for name in ('bccd', 'camvid', 'tiny-imagenet'))])
 def test_an_error_is_one_sentence_and_exits_with_1(arguments, gdrq):
     code, out, err = gdrq(*arguments)
     assert code == 1 and out == ''
-    assert re.fullmatch(r'gdrq \w+: .*missing\.py.*\n', err)
+    assert re.fullmatch(r'gdrq [\w -]+: .*missing\.py.*\n', err)
 
 
 def test_a_verb_is_the_script(gdrq):

