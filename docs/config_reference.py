@@ -42,7 +42,7 @@ VALUE = r"(?:'[^']*'|[-\w.]*\w)"  # as docstrings write it
 
 
 def arguments_of(doc: str) -> dict:
-    """Of a docstring in Google style: argument -> its text."""
+    """Arguments in a docstring in Google style: argument -> its text."""
     section = re.search(r'^Args:\n(.*?)(?=^\S|\Z)', inspect.cleandoc(doc),
                         re.S | re.M)
     if section is None:
@@ -54,7 +54,7 @@ def arguments_of(doc: str) -> dict:
 
 
 def fields_of(cls: type) -> dict:
-    """Of a dataclass or a callable: field -> its default."""
+    """Defaults of a dataclass or a callable: field -> its default."""
     if dataclasses.is_dataclass(cls):
         return {field.name: field.default
                 for field in dataclasses.fields(cls)}

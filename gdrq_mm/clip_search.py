@@ -49,7 +49,7 @@ def search_clip(w: Tensor,
         levels (int, optional): Steps ``L`` between zero and the clip value,
             1 to 127, where they are not the ``2^(bits-1) - 1`` of Eq. 2:
             the paper's Fig. 5 has 8 (17 levels in all) at 4 bits.
-        even (bool): Of a grid of ``2^bits`` levels, see
+        even (bool): Search for a grid of ``2^bits`` levels, see
             :func:`gdrq_mm.functional.quantize_codes`; with ``bits``, 1 to 3.
             Defaults to False.
 

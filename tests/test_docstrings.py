@@ -2,6 +2,8 @@
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,14 @@ def test_there_are_examples():
     examples = sum(len(test.examples) for name in MODULES for test in
                    finder.find(importlib.import_module(name)))
     assert examples > 20
+
+
+def test_descriptions_name_what_they_describe():
+    """No "state: Of the model.", whose subject a reader has to find."""
+    pattern = re.compile(r'^ +[`*\w]+(?: \(.*\))?: Of .*|.*"""Of .*', re.M)
+    root = Path(__file__).parents[1]
+    found = [f'{path.relative_to(root)}: {line.strip()}'
+             for folder in ('gdrq_mm', 'tools', 'docs')
+             for path in sorted((root / folder).rglob('*.py'))
+             for line in pattern.findall(path.read_text())]
+    assert found == []

@@ -35,7 +35,7 @@ class Family:
     """One folder of configs.
 
     Args:
-        title (str): Of the architecture.
+        title (str): Title of the architecture.
         task (str): As OpenMMLab's metafiles name it.
         metric (str): The same.
         demo (str, optional): Its task in the results of the demo.

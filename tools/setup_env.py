@@ -89,7 +89,7 @@ def build_mmcv(python, pin, cache, cuda=False):
     """Build the mmcv wheel from its source distribution into ``cache``.
 
     Args:
-        python (Path): Of the environment, with torch in it.
+        python (Path): Interpreter of the environment, with torch in it.
         pin (str): ``mmcv==version``, or that of a fork.
         cache (Path): Folder of this build's wheel.
         cuda (bool): Build the ops for the GPU, too. Defaults to False.

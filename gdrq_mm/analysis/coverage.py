@@ -25,7 +25,7 @@ class Row:
             'activations' where both come from the input.
         calls (int): How many products.
         macs (int): Their multiply-accumulates.
-        low_bit (int): Of these, those with both operands on a grid.
+        low_bit (int): The part of these with both operands on a grid.
     """
     module: str
     operand: str
@@ -49,7 +49,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of all multiply-accumulates, those with two low-bit operands."""
+        """Share of all multiply-accumulates with two low-bit operands."""
         return sum(row.low_bit for row in self.rows) / max(self.macs, 1)
 
     def summary(self) -> str:

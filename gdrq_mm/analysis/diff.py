@@ -36,10 +36,10 @@ class Difference:
 
     Args:
         name (str): The module.
-        whole (Energy): Of its outputs, with the inputs that each model has:
-            what has come up to here.
-        own (Energy): Of its outputs with the inputs of the first model: what
-            this module adds.
+        whole (Energy): Energy of its outputs, with the inputs that each model
+            has: what has come up to here.
+        own (Energy): Energy of its outputs with the inputs of the first model:
+            what this module adds.
     """
     name: str
     whole: Energy = field(default_factory=Energy)
@@ -72,7 +72,7 @@ def compare_models(first: nn.Module, second: nn.Module,
 
     Args:
         first (nn.Module): In eval mode; what the other one is compared with.
-        second (nn.Module): Of the same architecture, in eval mode.
+        second (nn.Module): A model of the same architecture, in eval mode.
         forwards (list[callable]): Each runs the model that it is given on
             one batch.
 

@@ -139,7 +139,7 @@ class InputFigures:
                 self.sums.counts, part.counts)]
 
     def figures(self) -> Optional[Part]:
-        """Of all that was added; None of nothing."""
+        """Figures of all that was added; None if that is nothing."""
         if self.sums is None:
             return None
         self.sums.loss = self.error / max(self.total, 1e-30)

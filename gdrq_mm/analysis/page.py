@@ -19,7 +19,7 @@ class Page:
     Args:
         title (str): Its heading.
         summary (str): One paragraph.
-        rows (list[dict]): Of the plan, see
+        rows (list[dict]): Rows of the plan, see
             :meth:`gdrq_mm.plan.QuantReport.rows`.
         figures (dict[str, LayerFigures]): By layer.
         trouble (list[str]): A line each.

@@ -41,7 +41,7 @@ class Layer:
     fixed: bool = False
 
     def noise(self, bits: Bits) -> float:
-        """Of weights and inputs, which are taken to add up."""
+        """Noise of weights and inputs, which are taken to add up."""
         return sum(_never_falling(noises)[number] for noises, number in (
             (self.weight_noise, bits.weight),
             (self.activation_noise, bits.activation)))
@@ -207,7 +207,7 @@ def predict_metric(noise: float, measured: Iterable[Tuple[float, float]]
     greatest noise that was measured, the metric there.
 
     Args:
-        noise (float): Of the outputs.
+        noise (float): Noise of the outputs.
         measured (iterable of tuple): Noise and metric of each measurement,
             that of the float model among them.
     """

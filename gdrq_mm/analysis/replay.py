@@ -113,7 +113,7 @@ class Replay:
 
     Args:
         model (nn.Module): The model.
-        calls (list[Call]): Of one forward of it.
+        calls (list[Call]): Calls of one forward of it.
         forwards (list[callable]): Each runs the model on one batch.
     """
 

@@ -21,7 +21,7 @@ class Setting(NamedTuple):
         group (str): A layer, or a stage: the layers whose name begins so;
             '' is none.
         side (str): 'weight', 'activation' or 'both'.
-        bits (int): Of that side.
+        bits (int): Bit width of that side.
         way (str): 'alone': only this group is quantized; 'rest': all but it.
     """
     group: str
@@ -40,7 +40,7 @@ class Figures:
     """What one measurement gave.
 
     Args:
-        metric (float): Of the task.
+        metric (float): Metric of the task.
         noise (float): Energy of the difference of the outputs from those of
             the float model, over the energy of these.
         error (float): Standard error of ``noise`` over batches.

@@ -44,7 +44,7 @@ def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
     Args:
         figures (dict[Setting, Figures]): What was measured.
         metric (str): Its name.
-        float_metric (float): Of the float model.
+        float_metric (float): Metric of the float model.
         most (int): Rows of each table. Defaults to 0: all.
     """
     parts: Dict[tuple, Dict[Setting, Figures]] = {}

@@ -16,7 +16,7 @@ def check_kinds(model: nn.Module, entries: dict) -> None:
 
     Args:
         model (nn.Module): The converted model, or a part of it.
-        entries (dict): Of the checkpoint, by the model's names.
+        entries (dict): Entries of the checkpoint, by the model's names.
 
     Raises:
         CheckpointError: One is not.
@@ -51,7 +51,7 @@ def check_quantizers(layers: Dict[str, nn.Module], entries: dict) -> None:
 
     Args:
         layers (dict[str, nn.Module]): Converted layers, by name.
-        entries (dict): Of the checkpoint.
+        entries (dict): Entries of the checkpoint.
 
     Raises:
         CheckpointError: Something is missing or of another shape.
@@ -121,7 +121,8 @@ def check_values(model: nn.Module, layers: Dict[str, nn.Module],
     Args:
         model (nn.Module): The converted model, or a part of it.
         layers (dict[str, nn.Module]): Its converted layers, by name.
-        entries (dict): Of the checkpoint; what the model has is of its kind.
+        entries (dict): Entries of the checkpoint; what the model has is of its
+            kind.
 
     Raises:
         CheckpointError: The layer, and what is wrong.

@@ -20,7 +20,7 @@ def check_container(path: str) -> None:
     Files of torch's old format have neither.
 
     Args:
-        path (str): Of a file.
+        path (str): Path of a file.
 
     Raises:
         CheckpointError: A checksum or a size is wrong.

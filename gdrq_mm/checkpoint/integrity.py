@@ -54,7 +54,8 @@ def seal(state_dict: Dict[str, Tensor], name: str,
     """Add the seal to a state dict, as the last change to it.
 
     Args:
-        state_dict (dict[str, Tensor]): Of the whole model; changed in place.
+        state_dict (dict[str, Tensor]): State dict of the whole model; changed
+            in place.
         name (str): Under which the entries of the seal are stored.
         meta (dict, optional): What stands beside the state dict in the file;
             the seal covers it. Defaults to None: there is none.
@@ -88,7 +89,7 @@ def open_seal(state_dict: Dict[str, Tensor], prefix: str, name: str) -> None:
 
     Args:
         state_dict (dict[str, Tensor]): Changed in place, where all is well.
-        prefix (str): Of the model in the state dict.
+        prefix (str): Prefix of the model's entries in the state dict.
         name (str): As given to :func:`seal`.
 
     Raises:

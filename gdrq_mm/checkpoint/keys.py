@@ -49,8 +49,8 @@ def read_schemes(state_dict: dict, prefix: str = ''
     """Scheme of every converted layer, as a state dict says.
 
     Args:
-        state_dict (dict): Of a whole model.
-        prefix (str): Of the model in it. Defaults to ''.
+        state_dict (dict): State dict of a whole model.
+        prefix (str): Prefix of the model's entries in it. Defaults to ''.
 
     Returns:
         dict[str, dict], optional: None for a float one.

@@ -66,8 +66,8 @@ def packed_shapes(model: nn.Module, shapes: Dict[str, tuple]
 
     Args:
         model (nn.Module): A quantized model.
-        shapes (dict[str, tuple]): Of its state dict; quantized weights are
-            removed from it.
+        shapes (dict[str, tuple]): Shapes of its state dict; quantized weights
+            are removed from it.
     """
     packed = {}
     for name, layer in model.named_modules(remove_duplicate=False):
@@ -89,7 +89,8 @@ def pack_weights(layers: Dict[str, nn.Module],
 
     Args:
         layers (dict[str, nn.Module]): Layers of the model, by name.
-        state_dict (dict[str, Tensor]): Of that model; changed in place.
+        state_dict (dict[str, Tensor]): State dict of that model; changed in
+            place.
     """
     for name, layer in layers.items():
         quantizer = getattr(layer, 'weight_quantizer', None)
@@ -147,7 +148,8 @@ def unpack_weight(layer: nn.Module, state_dict: Dict[str, Tensor],
     Args:
         layer (nn.Module): The quantized layer that loads the state dict.
         state_dict (dict): Checked by :func:`check_codes`; changed in place.
-        prefix (str): Of the layer in the state dict, a dot at its end.
+        prefix (str): Prefix of the layer's entries in the state dict, with a
+            dot at its end.
     """
     packed = state_dict.pop(f'{prefix}{PACKED}', None)
     if packed is None:

@@ -20,9 +20,9 @@ def part_of(state_dict: Dict[str, Tensor], prefix: str) -> Dict[str, Tensor]:
     A part that loads alone is checked as the whole is.
 
     Args:
-        state_dict (dict[str, Tensor]): Of the whole model, sealed or not; it
-            is not changed.
-        prefix (str): Of the child, such as ``backbone.``.
+        state_dict (dict[str, Tensor]): State dict of the whole model, sealed
+            or not; it is not changed.
+        prefix (str): Prefix of the child's entries, such as ``backbone.``.
 
     Raises:
         CheckpointError: It is damaged.
@@ -47,8 +47,8 @@ def float_weights(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """The entries that the float model has, of one that is not packed.
 
     Args:
-        state_dict (dict[str, Tensor]): Of a converted model; a float one
-            comes back as it is.
+        state_dict (dict[str, Tensor]): State dict of a converted model; a
+            float one comes back as it is.
 
     Raises:
         CheckpointError: It is packed: there are no float weights in it.

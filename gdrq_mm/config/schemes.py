@@ -95,7 +95,7 @@ class ResidualScheme:
     ``tools/analyze.py residuals`` prints the names.
 
     Args:
-        activation (ActivationScheme): Of each of these quantizers.
+        activation (ActivationScheme): Scheme of each of these quantizers.
         outputs (sequence of str): Modules that return one tensor, or patterns
             whose ``*`` stands for one part of a dotted name. Defaults to
             none: no output is quantized.

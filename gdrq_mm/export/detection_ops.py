@@ -48,7 +48,7 @@ def top(scores: Tensor, size: int) -> Tensor:
 
     Args:
         scores (Tensor): Shape ``(B, N)``.
-        size (int): Of the result, also where it is more than ``N``.
+        size (int): Size of the result, also where it is more than ``N``.
 
     Returns:
         Tensor: int64, shape ``(B, size)``.

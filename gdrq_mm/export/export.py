@@ -21,14 +21,14 @@ class ExportReport:
         path (Path): The file.
         format (str): 'qdq' or 'qonnx'.
         size (int): Bytes.
-        kernels (dict[str, str]): Of every call of a quantized layer, the
+        kernels (dict[str, str]): For every call of a quantized layer, the
             operator that ONNX Runtime runs ('qdq').
         float_layers (dict[str, str]): Layers that compute in float, and why.
-        codes (dict[str, tuple[int, int]]): Of every call, output codes that
+        codes (dict[str, tuple[int, int]]): For every call, output codes that
             equal the reference's given the same input codes, and all ('qdq').
-        layers (dict[str, float]): Of every call, the greatest difference
-            from the merged model given the same input, relative to the
-            greatest value ('qonnx').
+        layers (dict[str, float]): For every call, the greatest difference from
+            the merged model given the same input, relative to the greatest
+            value ('qonnx').
         difference (float): Greatest difference of an output of the whole
             from that of the reference (the integer or the merged model),
             relative to its greatest value; of labels, the share that
@@ -58,7 +58,7 @@ class ExportReport:
                     codes=total)
 
     def equal_codes(self) -> Tuple[int, int]:
-        """Of all calls: codes that equal the reference's, and all."""
+        """Over all calls: codes that equal the reference's, and all codes."""
         return (sum(equal for equal, _ in self.codes.values()),
                 sum(total for _, total in self.codes.values()))
 

@@ -87,7 +87,7 @@ def speed_against_float(model: nn.Module, path: Path, example: Tensor,
         path (Path): A QDQ file.
         example (Tensor): The input.
         rounds (int): Runs of each; 0 for sizes only. Defaults to 20.
-        threads (int): Of ONNX Runtime. Defaults to 1.
+        threads (int): Number of threads of ONNX Runtime. Defaults to 1.
 
     Returns:
         dict[str, float]: ``float_size`` in bytes; with runs the median times

@@ -39,8 +39,8 @@ class IntegerCall:
         node (str): Name of its node in the graph.
         layer (str): Name of the layer in the model.
         kind (str): 'conv2d' or 'linear'.
-        grid (QuantParams, optional): Of the codes that come out; None: float
-            values come out (linear layers).
+        grid (QuantParams, optional): Grid of the codes that come out; None:
+            float values come out (linear layers).
         added (bool): Whether this grid was added by the 8-bit completion.
     """
     node: str
@@ -58,7 +58,7 @@ class IntegerWeight:
         codes (Tensor): int8, of the layer's bits.
         factor (Tensor): int32, shape ``(num_filters, )``: makes the step of
             the int32 bias finer.
-        bits (int): Of the codes.
+        bits (int): Bit width of the codes.
         stored (Tensor): int8 products, or uint8 with an offset of 128.
     """
     codes: Tensor
@@ -76,7 +76,7 @@ class IntegerModel(nn.Module):
 
     Attributes:
         graph_module (GraphModule): The computation.
-        calls (list[IntegerCall]): Of quantized layers, in order.
+        calls (list[IntegerCall]): Calls of quantized layers, in order.
         weights (dict[str, IntegerWeight]): By layer, those of layers that
             compute in float included.
         sums (dict[str, QuantParams]): 8-bit grids of sums, by node.
@@ -176,7 +176,7 @@ def find_sites(module: GraphModule
     """Where layers and sums give their codes.
 
     Returns:
-        tuple: Of every call of a layer its node, the node of its activation
+        tuple: For every call of a layer its node, the node of its activation
         (the ReLU, if nothing else reads the layer) and the grid of the one
         quantizer that reads it, or None; the nodes of sums that need a grid.
     """

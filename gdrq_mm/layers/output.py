@@ -41,7 +41,7 @@ class OutputQuantizer(nn.Module):
     """An activation quantizer for the output of a module.
 
     Args:
-        state (QuantizationState): Of the model.
+        state (QuantizationState): State of the model.
         quantizer (nn.Module): The activation quantizer.
     """
 

@@ -74,7 +74,7 @@ def merged_form(layer: QuantLayer, flow: LayerFlow,
     Args:
         layer (QuantLayer): The layer.
         flow (LayerFlow): What its calls showed.
-        names (dict[nn.Module, str]): Of all modules of the model.
+        names (dict[nn.Module, str]): Names of all modules of the model.
 
     Raises:
         ValueError: See :func:`merge`.

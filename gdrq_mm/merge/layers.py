@@ -75,8 +75,8 @@ class MergedLayer(nn.Module):
         codes (Tensor): Weight codes.
         w_scale (Tensor): Positive, shape ``(num_filters, )``.
         bias (Tensor): float32, shape ``(num_filters, )``.
-        grid (QuantParams): Of the input.
-        bits (int): Of the weight codes.
+        grid (QuantParams): Grid of the input.
+        bits (int): Bit width of the weight codes.
 
     Attributes:
         norm (str): Name of the normalization that was merged, '' for none.
@@ -175,7 +175,7 @@ class WeightOnly(nn.Module):
         layer (nn.Module): The float layer, its weight taken out.
         codes (Tensor): Weight codes.
         w_scale (Tensor): Shape ``(num_filters, )``.
-        bits (int): Of the weight codes.
+        bits (int): Bit width of the weight codes.
     """
 
     def __init__(self, layer: nn.Module, codes: Tensor, w_scale: Tensor,

@@ -113,7 +113,7 @@ def conv2d(codes: Tensor, weight: Tensor, x_scale: float, w_scale: Tensor,
         w_scale (Tensor): Shape ``(O, )``, normalization included.
         bias (Tensor): float32, shape ``(O, )``.
         low (int): The least code that there may be.
-        bits (int): Of the weight codes.
+        bits (int): Bit width of the weight codes.
         wide (bool): Accumulate in float64.
     """
     acc = _conv_accumulate(codes, weight, stride, padding, dilation, groups,

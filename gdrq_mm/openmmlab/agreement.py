@@ -58,7 +58,7 @@ def outputs_of(model: nn.Module, batch: dict) -> List[Tuple[str, bytes]]:
     """What every module gives in one ``test_step``, as it is called.
 
     Args:
-        model (nn.Module): Of OpenMMLab; its mode is kept.
+        model (nn.Module): A model of OpenMMLab; its mode is kept.
         batch (dict): For ``test_step``.
 
     Returns:

@@ -37,7 +37,7 @@ class Bench:
     test where a config has none. They are kept in memory.
 
     Args:
-        config (str): Of the float or the quantized model.
+        config (str): Config of the float or the quantized model.
         checkpoint (str): A float one, or one trained with this config.
         batches (int): At most so many.
         calibration (int): Batches of the training set that set thresholds.

@@ -28,7 +28,7 @@ def training_forwards(model: nn.Module, dataloader: DataLoader,
 
     Args:
         model (nn.Module): A model of OpenMMLab.
-        dataloader (DataLoader): Of training batches.
+        dataloader (DataLoader): Gives training batches.
         batches (int): At most so many.
     """
     for batch in itertools.islice(dataloader, batches):
@@ -51,10 +51,11 @@ def calibrate_checkpoint(config: str,
 
     Args:
         config (str): With the ``quantization``, in a GDRQHook or in the model.
-        checkpoint (str): Of the float model.
+        checkpoint (str): Checkpoint of the float model.
         out (str): Checkpoint to write, for the package's test tool with the
             same config, to go on training from, or to publish.
-        batches (int): Of the config's ``train_dataloader``. Defaults to 32.
+        batches (int): Number of batches of the config's ``train_dataloader``.
+            Defaults to 32.
         recalibrate (bool): Recalibrate batch normalization. Defaults to True.
         cfg_options (dict, optional): Changes of the config.
 

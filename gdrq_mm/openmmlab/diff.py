@@ -20,9 +20,9 @@ def diff_checkpoints(first: str, second: str, config: str, batches: int = 2,
             one with its quantizers switched off.
         second (str): A checkpoint, or a qdq file that was exported from the
             first one.
-        config (str): Of the quantized model.
-        batches (int): Of the validation data; of a qdq file, images.
-            Defaults to 2.
+        config (str): Config of the quantized model.
+        batches (int): Number of batches of the validation data; of images for
+            a qdq file. Defaults to 2.
         cfg_options (dict, optional): Changes of the config.
     """
     if second.endswith('.onnx'):

@@ -31,7 +31,7 @@ class DistributionHook(Hook):
     more forwards; all others cost nothing.
 
     Args:
-        state (QuantizationState): Of the model.
+        state (QuantizationState): State of the model.
         interval (int): Iterations between two histograms of each layer's
             weights and inputs; 0 for none. TensorBoard gets histograms, other
             backends of the visualizer get a picture.

@@ -23,7 +23,7 @@ def train_learned_parameters(runner, state, lr_mult: float) -> None:
 
     Args:
         runner (Runner): Before it loads or resumes.
-        state (QuantizationState): Of its model.
+        state (QuantizationState): State of its model.
         lr_mult (float): Their learning rate over that of their layer's
             weight.
     """

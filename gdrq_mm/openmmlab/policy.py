@@ -36,7 +36,7 @@ class Policy:
     Args:
         name (str): 'proposed', or 'config': what the config says itself.
         choice (dict[str, Bits]): By the first name of a layer.
-        size (float): Of the weights, relative to float32.
+        size (float): Size of the weights, relative to float32.
         bops (float): Bit operations, relative to 32 by 32.
         noise (float): Predicted: the sum over layers.
         metric (float): Predicted from that.
@@ -59,10 +59,10 @@ class Proposal:
 
     Args:
         policies (list[Policy]): The proposed one first.
-        rules (list[dict]): Of the proposed one, for the config.
+        rules (list[dict]): Rules of the proposed policy, for the config.
         quantization (dict): The config's, with these rules.
         metric_name (str): Name of the metric.
-        float_metric (float): Of the float model.
+        float_metric (float): Metric of the float model.
     """
     policies: List[Policy]
     rules: List[dict]
@@ -77,7 +77,7 @@ class Policies:
 
     Args:
         bench (Bench): With the config of a quantized model.
-        measurements (Measurements): Of its sensitivity.
+        measurements (Measurements): Measurements of its sensitivity.
 
     Raises:
         ValueError: The checkpoint is quantized, or the config quantizes
@@ -230,12 +230,12 @@ def propose_policy(config: str, checkpoint: str, json_path: str,
     """See :class:`Policies`; measures what is needed and keeps it.
 
     Args:
-        config (str): Of the quantized model.
-        checkpoint (str): Of the float model.
+        config (str): Config of the quantized model.
+        checkpoint (str): Checkpoint of the float model.
         json_path (str): Where figures are kept.
         budgets (dict[str, float], optional): See :meth:`Policies.propose`.
         bits (iterable of int): Bit widths to choose from.
-        batches (int): Of the validation data. Defaults to 8.
+        batches (int): Number of batches of the validation data. Defaults to 8.
         calibrated (bool): Measure the policies without training.
         train (str, optional): Train both in this folder.
         cfg_options (dict, optional): Changes of the config.

@@ -24,7 +24,7 @@ class Proposals:
 
     Args:
         model (nn.Module): Any model; one without a box head has none.
-        probe (OutputProbe): Of that model.
+        probe (OutputProbe): Output probe of that model.
     """
 
     def __init__(self, model: nn.Module, probe: OutputProbe) -> None:

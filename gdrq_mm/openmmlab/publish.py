@@ -235,7 +235,7 @@ def _check_published(cfg: Config, checkpoint: Path, model: nn.Module) -> None:
 
 @torch.no_grad()
 def _differing_entries(model: nn.Module, copied: nn.Module) -> List[str]:
-    """Of layers that the batch does not reach, too."""
+    """Names that differ, also in layers that the batch does not reach."""
     layers = [get_state(each).layers for each in (model, copied)]
     quantized = [name for name, layer in layers[0].items()
                  if getattr(layer, 'weight_quantizer', None) is not None]

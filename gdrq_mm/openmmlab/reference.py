@@ -25,7 +25,7 @@ class Reference:
         bench (Bench): The data.
         model (nn.Module): In eval mode; a quantized one with its quantizers
             switched off.
-        plans (list[LayerPlan]): Of its layers.
+        plans (list[LayerPlan]): Plans of its layers.
     """
 
     @torch.no_grad()
@@ -61,7 +61,7 @@ class Reference:
 
         Args:
             model (nn.Module): In eval mode.
-            replay (Replay, optional): Of what need not be computed.
+            replay (Replay, optional): What need not be computed again.
         """
         probe = OutputProbe(model, self.outputs)
         proposals, ratios = Proposals(model, probe), []

@@ -20,11 +20,11 @@ def write_report(config: str, checkpoint: str, out: str, batches: int = 2,
     """Write the page of a trained model.
 
     Args:
-        config (str): Of the quantized model.
+        config (str): Config of the quantized model.
         checkpoint (str): Trained with it. Training curves are those of the
             run in whose folder it lies.
         out (str): The page; must not exist.
-        batches (int): Of the validation data. Defaults to 2.
+        batches (int): Number of batches of the validation data. Defaults to 2.
         measured (str, optional): File of measured sensitivities.
         cfg_options (dict, optional): Changes of the config.
 

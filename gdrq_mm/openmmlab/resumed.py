@@ -19,8 +19,9 @@ def log_differences(checkpoint: dict, settings: dict) -> None:
     """Say which settings of a resumed run are not those of its checkpoint.
 
     Args:
-        checkpoint (dict): Of a run with ``GDRQHook``; older ones say nothing.
-        settings (dict): Of this run, in primitive types.
+        checkpoint (dict): Checkpoint of a run with ``GDRQHook``; older ones
+            say nothing.
+        settings (dict): Settings of this run, in primitive types.
     """
     before = dict(_flat(checkpoint.get('meta', {}).get(META, settings)))
     now = dict(_flat(settings))

@@ -31,8 +31,8 @@ def is_trusted(sha256: Optional[str]) -> bool:
     """Whether the environment names a file, or all of them.
 
     Args:
-        sha256 (str, optional): Of the file; None for one that is not on this
-            machine.
+        sha256 (str, optional): SHA-256 of the file; None for one that is not
+            on this machine.
 
     Raises:
         ValueError: What it names is no SHA-256.
@@ -75,7 +75,7 @@ def without_config(content: Any, filename: str, path: Optional[Path]) -> Any:
     mmengine itself writes none.
 
     Args:
-        content: Of the file.
+        content: Content of the file.
         filename (str): As it was given.
         path (Path, optional): Where it is on this machine.
     """

@@ -16,7 +16,7 @@ def learned_parameters(state) -> Dict[str, nn.Parameter]:
     """All learned parameters of a quantized model, by name.
 
     Args:
-        state (QuantizationState): Of the model.
+        state (QuantizationState): State of the model.
     """
     return {f'{plan.name}.{name}': parameter for plan in state.plans
             for name, parameter in plan.learned_parameters().items()}
@@ -33,8 +33,8 @@ def add_learned_parameters(state, optimizer: Optimizer,
     it again.
 
     Args:
-        state (QuantizationState): Of the model.
-        optimizer (Optimizer): Of ``torch.optim``; changed in place.
+        state (QuantizationState): State of the model.
+        optimizer (Optimizer): One of ``torch.optim``; changed in place.
         lr_mult (float): Their learning rate over that of the weight. Defaults
             to 1.
 
@@ -73,7 +73,7 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
     Looked at once an optimizer, at its first step.
 
     Args:
-        state (QuantizationState): Of the model.
+        state (QuantizationState): State of the model.
         optimizer (Optimizer): That steps parameters of the model.
 
     Raises:

@@ -27,7 +27,7 @@ def watch(state) -> None:
     """Let optimizers that hold the parameters of a model step its state.
 
     Args:
-        state (QuantizationState): Of the model.
+        state (QuantizationState): State of the model.
     """
     _LIVE.add(state)
 
@@ -90,7 +90,7 @@ def step_(state, weights: Optional[Set[int]] = None) -> None:
     """Project weights and move activation thresholds, once a step.
 
     Args:
-        state (QuantizationState): Of the model.
+        state (QuantizationState): State of the model.
         weights (set[int], optional): ``id`` of the weights that were stepped.
             Defaults to None: all that require a gradient.
     """
@@ -116,7 +116,7 @@ def update_thresholds_(state) -> None:
     """Let every type of activation quantizers use its statistics.
 
     Args:
-        state (QuantizationState): Of the model.
+        state (QuantizationState): State of the model.
     """
     kinds: Dict[Any, list] = {}
     for quantizer in state.activation_quantizers.values():

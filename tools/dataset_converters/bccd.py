@@ -55,7 +55,7 @@ def annotation(source: Path, name: str, shape, report: Report
 
     Args:
         source (Path): The file.
-        name (str): Of the image, without suffix.
+        name (str): Name of the image, without suffix.
         shape (tuple): Height, width and perhaps channels of the image.
         report (Report): Is added to.
 

@@ -161,7 +161,7 @@ def convert(dataset: str, source: Path, out: Path,
         out (Path): Folder to make.
         write (callable): Called with the unpacked source, the folder to
             write to, a :class:`Report` and the options.
-        **options: Of the converter, kept in the stamp.
+        **options: Options of the converter, kept in the stamp.
 
     Returns:
         dict: The stamp.

@@ -74,7 +74,7 @@ def outlined(opacity, outline, side):
     Args:
         opacity (ndarray): A digit.
         outline (tuple[int, float]): One of ``OUTLINES``.
-        side (int): Of the plate, in pixels.
+        side (int): Side of the plate, in pixels.
     """
     corners, turn = outline
     plate = np.zeros((side, side))

@@ -85,12 +85,12 @@ class Demo:
     """What the stages of all lanes share.
 
     Args:
-        lock (Lock): Of the work dir.
+        lock (Lock): Lock of the work dir.
         display (Display): Where progress is shown.
         configs (Configs): All configs.
-        estimate (Estimate): Of the whole demo.
+        estimate (Estimate): Estimate of the whole demo.
         lanes (int): Stages that run at a time.
-        number (int): Of all stages.
+        number (int): Number of all stages.
     """
 
     def __init__(self, lock, display, configs, estimate, lanes, number):

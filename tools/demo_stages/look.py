@@ -72,7 +72,7 @@ class Inferencer:
     """One image in, one prediction out, by a package's own inferencer.
 
     Args:
-        inferencer: Of mmdet, mmseg or mmpretrain.
+        inferencer: Inferencer of mmdet, mmseg or mmpretrain.
         predict (callable): (inferencer, path) -> prediction.
     """
 

@@ -19,7 +19,7 @@ def draw(task, images, columns, meta, path, title):
 
     Args:
         task (str): 'det', 'seg' or 'cls'.
-        images (list[Path]): Of the validation split.
+        images (list[Path]): Images of the validation split.
         columns (dict[str, list]): Title -> predictions, one an image, as
             the package's inferencer gives them.
         meta (dict): ``classes`` and ``palette`` of the dataset.

@@ -25,8 +25,8 @@ class Task:
         metric (str): Name in the log of the test tool.
         metric_name (str): Name in the table.
         points (float): Factor that makes it points of 100.
-        seconds (float): Of a training iteration on one core: the first
-            guess of the remaining time, and of what to begin with.
+        seconds (float): Duration of a training iteration on one core: the
+            first guess of the remaining time, and of what to begin with.
     """
     title: str
     configs: Dict[str, str]

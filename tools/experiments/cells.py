@@ -21,7 +21,7 @@ class Family:
 
     Args:
         title (str): Model and data.
-        task (str): Of the demo, which knows its metric.
+        task (str): Task of the demo, which knows its metric.
         data (str): Folder of the data, inside the data folder.
     """
     title: str
@@ -182,7 +182,7 @@ class Configs:
         return next(filter(None, found), None)
 
     def hash(self, cell: Cell, seed: int) -> str:
-        """Of the text of the whole config."""
+        """Hash of the text of the whole config."""
         return text_hash(json.dumps(self.get(cell, seed).to_dict(),
                                     sort_keys=True, default=str))
 
@@ -201,10 +201,10 @@ def from_demo(cell: Cell, seed: int, folders: Sequence[Path], data: dict,
 
     Args:
         cell (Cell): With ``demo``.
-        seed (int): Of the training.
+        seed (int): Seed of the training.
         folders (sequence[Path]): Work dirs of demos.
         data (dict): What the dataset says of itself.
-        config_hash (callable): Of a task and a run, as the demo has it.
+        config_hash (callable): Hash of a task and a run, as the demo has it.
 
     Returns:
         tuple[dict, dict]: The result, and the versions that gave it.

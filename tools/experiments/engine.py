@@ -41,7 +41,7 @@ class Settings:
     function: str = 'experiments.train_cell:run_cell'
 
     def folder(self, name: str, seed: int) -> Path:
-        """Of the files of a cell; its record and log lie beside it."""
+        """Folder of a cell's files; its record and log lie beside it."""
         return self.work_dir / name / f'seed{seed}'
 
     def record_path(self, name: str, seed: int) -> Path:

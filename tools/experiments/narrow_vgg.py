@@ -9,10 +9,10 @@ class NarrowVGG(VGG):
     """VGG whose convolutions have ``1 / divisor`` of the channels.
 
     Args:
-        depth (int): Of the VGG.
-        divisor (int): Of the numbers of channels.
+        depth (int): Depth of the VGG.
+        divisor (int): What the numbers of channels are divided by.
         norm_cfg (dict, optional): Normalization. Defaults to None.
-        **kwargs: Of the VGG.
+        **kwargs: Further arguments of the VGG.
     """
 
     def __init__(self, depth, divisor, norm_cfg=None, **kwargs):

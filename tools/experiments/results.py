@@ -12,7 +12,7 @@ class Finished:
     """The records whose config, data, version and start are those of today.
 
     Args:
-        settings (Settings): Of the engine.
+        settings (Settings): Settings of the engine.
     """
 
     def __init__(self, settings) -> None:
@@ -51,8 +51,8 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
     a machine need not have them all.
 
     Args:
-        settings (Settings): Of the engine.
-        name (str): Of the study.
+        settings (Settings): Settings of the engine.
+        name (str): Name of the study.
         study (Study): Its table.
         out (Path): Folder to write to.
 

@@ -38,10 +38,10 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
     """Train a cell (or only convert or calibrate it) and test it.
 
     Args:
-        name (str): Of the cell.
-        seed (int): Of the training.
+        name (str): Name of the cell.
+        seed (int): Seed of the training.
         config (dict): The whole config.
-        task (str): Of the demo, which knows the metric.
+        task (str): Task of the demo, which knows the metric.
         folder (str): Where to write.
         start (str, optional): Checkpoint to begin with.
         kind (str): 'train', 'test' or 'calibrate'. Defaults to 'train'.
@@ -99,7 +99,7 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
 
 
 def commit() -> Optional[str]:
-    """Of the checkout, None without git; '+' where files differ from it."""
+    """Commit of the checkout, None without git; '+' where files differ."""
     try:
         return subprocess.run(
             ['git', 'describe', '--always', '--abbrev=10', '--exclude=*',

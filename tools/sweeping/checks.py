@@ -35,7 +35,7 @@ class Training:
     """Two steps through the package's own ``train_step``.
 
     Attributes:
-        losses (list[float]): Of each step.
+        losses (list[float]): Losses of each step.
         gradients (list[dict]): Gradients of each step, by parameter.
     """
 

@@ -75,7 +75,7 @@ def suppress(candidates: Candidates, nms, size: int
     """Detections, the best first; then rows of label -1 and score 0.
 
     Args:
-        candidates (Candidates): Of a batch.
+        candidates (Candidates): Candidates of a batch.
         nms (dict): ``nms`` of a ``test_cfg``.
         size (int): Rows of an image.
 

@@ -16,7 +16,7 @@ class Prepare(nn.Module):
     """Normalization and padding of a data preprocessor, part of the model.
 
     Args:
-        preprocessor (nn.Module): Of mmdet, mmseg or mmpretrain.
+        preprocessor (nn.Module): Preprocessor of mmdet, mmseg or mmpretrain.
         scope (str): Which of them.
 
     Raises:

@@ -34,9 +34,9 @@ class ScaleClipActivationScheme(ActivationScheme):
             None: by bits and by the sign of the input.
         lr (float): Step of that descent a training step, in (0, 1]. Defaults
             to 0.01.
-        threshold (str): Of which values the mean is: 'mean' of all (Eq. 10),
-            whose default ``k`` takes half of them for zeros, or 'nonzero' of
-            those that are not zero, however many there are. Defaults to
+        threshold (str): Which values the mean is taken of: 'mean' of all (Eq.
+            10), whose default ``k`` takes half of them for zeros, or 'nonzero'
+            of those that are not zero, however many there are. Defaults to
             'mean'.
     """
     k: Optional[float] = None

@@ -21,8 +21,8 @@ def table(number, family, pairs, limits, float_paper, paper) -> None:
     """Bit pairs of one architecture: metric and drop.
 
     Args:
-        number (int): Of the paper's table.
-        family (str): Of cells that are there already.
+        number (int): Number of the paper's table.
+        family (str): Family of cells that are there already.
         pairs (sequence): Bits of weights and activations.
         limits (dict): Pair -> drop that is the goal.
         float_paper (str): The paper's float metric.

@@ -35,7 +35,7 @@ def variants(name, title, rows, pairs=PAIRS) -> None:
     """A study of variants of the base, a row each.
 
     Args:
-        name (str): Of the study.
+        name (str): Name of the study.
         title (str): The same.
         rows (dict[str, list[str]]): Label -> cells.
         pairs (sequence): Bits of the columns.
