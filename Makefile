@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 
-.PHONY: setup lint test fuzz docs demo forks
+.PHONY: setup lint test fuzz docs demo forks gpu
 
 setup:
 	$(PYTHON) tools/setup_env.py
@@ -30,3 +30,7 @@ forks:
 	$(PYTHON) tools/setup_env.py --venv .venv-forks \
 		--pins requirements/forks.txt
 	.venv-forks/bin/python -m pytest -n 2 --dist loadfile tests
+
+# In the Python that has torch for the GPU; .venv is not used.
+gpu:
+	$(PYTHON) tools/gpu.py

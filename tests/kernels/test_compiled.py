@@ -6,6 +6,7 @@ from gdrq_mm import functional as F
 from gdrq_mm.kernels import compiled, eager
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+pytestmark = pytest.mark.gpu
 
 
 def blocks(height, width):
@@ -17,6 +18,7 @@ def blocks(height, width):
             (x.contiguous(memory_format=torch.channels_last),
              torch.tensor(.7, device=DEVICE), -1),
             (x.to(torch.bfloat16), torch.tensor(.7, device=DEVICE), -1),
+            (x.to(torch.float16), torch.tensor(.7, device=DEVICE), -1),
             (weight, F.clip_threshold(weight, 2., 3), 3)]
 
 

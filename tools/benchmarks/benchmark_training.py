@@ -3,6 +3,8 @@
 Usage:
     python tools/benchmarks/benchmark_training.py [--models resnet18 ...]
         [--rounds 15] [--json OUT] [--profile]
+        [--rows float gdrq_input] [--device cuda] [--batch 64]
+        [--autocast bfloat16]
 
 Every model is trained as float, by GDRQ (both activation sites) and by the
 peers that are installed, on the same batch. Steps of all rows take turns in
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -37,7 +40,7 @@ SITES = dict(gdrq_input='input', gdrq_relu='relu')
 WARM_UP = 12  # steps; our thresholds settle after ten
 
 
-def rows() -> list:
+def installed_rows() -> list:
     modules = dict(brevitas='brevitas', torch_ao='torch.ao.quantization')
     return ['float', *SITES, *(name for name in PEERS if
                                importlib.util.find_spec(modules[name]))]
@@ -74,8 +77,13 @@ def convert(model, workload, row: str, bits: int, batch: dict) -> float:
     return time.perf_counter() - begin
 
 
-def prepare(name: str, row: str, args):
+def workload_of(name: str, args):
     workload = WORKLOADS[name]
+    return replace(workload, batch=args.batch or workload.batch)
+
+
+def prepare(name: str, row: str, args):
+    workload = workload_of(name, args)
     torch.set_num_threads(args.threads or workload.threads)
     model = workload.build().to(args.device)
     batch = workload.make_batch(model.scope)
@@ -117,8 +125,10 @@ def peak_memory(name: str, row: str, args) -> float:
     output = subprocess.run(
         [sys.executable, __file__, '--peak-of', name, row, '--device',
          args.device, '--bits', str(args.bits), '--threads',
-         str(torch.get_num_threads())], check=True, stdout=subprocess.PIPE,
-        text=True)
+         str(torch.get_num_threads()),
+         *(['--batch', str(args.batch)] if args.batch else []),
+         *(['--autocast', args.autocast] if args.autocast else [])],
+        check=True, stdout=subprocess.PIPE, text=True)
     return float(output.stdout.split()[-1])
 
 
@@ -126,7 +136,7 @@ def print_peak(name: str, row: str, args) -> None:
     if args.device == 'cpu':
         begin = _kilobytes('VmRSS')
     model, batch, _ = prepare(name, row, args)
-    step = training_step(model, batch)
+    step = training_step(model, batch, args.autocast)
     for _ in range(4):
         step()
     if args.device == 'cuda':
@@ -144,9 +154,9 @@ def _kilobytes(field: str) -> int:
 
 def measure(name: str, args) -> dict:
     steps, evaluations, conversion = {}, {}, {}
-    for row in rows():
+    for row in args.rows:
         model, batch, conversion[row] = prepare(name, row, args)
-        steps[row] = training_step(model, batch)
+        steps[row] = training_step(model, batch, args.autocast)
         for _ in range(WARM_UP if row in SITES else 3):
             steps[row]()
         evaluations[row] = model, batch
@@ -154,12 +164,14 @@ def measure(name: str, args) -> dict:
     training = ratios(take_turns(steps, rounds, args.device, args.seed))
     for row, (model, batch) in evaluations.items():
         model.eval()
-        evaluations[row] = evaluation_step(model, batch)
+        evaluations[row] = evaluation_step(model, batch, args.autocast)
         evaluations[row]()
     evaluation = ratios(take_turns(evaluations, rounds, args.device,
                                    args.seed))
     memory = {row: peak_memory(name, row, args) for row in steps}
-    return dict(shape=WORKLOADS[name].shape, batch=WORKLOADS[name].batch,
+    workload = workload_of(name, args)
+    return dict(shape=workload.shape, batch=workload.batch,
+                autocast=args.autocast,
                 threads=torch.get_num_threads(), rounds=rounds,
                 training=training,
                 evaluation=evaluation,
@@ -170,6 +182,7 @@ def show(name: str, found: dict, workload, args) -> None:
     height, width = workload.shape
     print(f'\n{name}, batch {workload.batch}, {height}x{width}, '
           f'W{args.bits}A{args.bits}, {args.device}, '
+          f'{args.autocast or "float32"}, '
           f'{args.threads or workload.threads} threads')
     print(f'{"":12} {"step":>8} {"ratio":>7} {"quartiles":>13} '
           f'{"eval":>7} {"memory":>14} {"convert":>9}')
@@ -205,7 +218,7 @@ def profile(name: str, row: str, args) -> list:
         setattr(owner, attribute, watched)
 
     model, batch, _ = prepare(name, row, args)
-    step = training_step(model, batch)
+    step = training_step(model, batch, args.autocast)
     for _ in range(WARM_UP):
         step()
     for attribute in ('quantize', 'quantize_relu', 'mask_outside',
@@ -241,7 +254,7 @@ def environment(device: str) -> dict:
         device=torch.cuda.get_device_name() if device == 'cuda' else cpu,
         kernels=kernels.status(device), **{
             name: importlib.import_module(name).__version__
-            for name in ('brevitas', ) if name in rows()})
+            for name in ('brevitas', ) if importlib.util.find_spec(name)})
 
 
 def write_result(path: Path, result: dict) -> None:
@@ -255,6 +268,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--models', nargs='+', choices=WORKLOADS,
                         default=list(WORKLOADS))
+    parser.add_argument('--rows', nargs='+', choices=installed_rows(),
+                        default=installed_rows(),
+                        help='(default: all whose package is installed)')
     parser.add_argument('--rounds', type=int,
                         help='(default: as the model has it)')
     parser.add_argument('--bits', type=int, default=4)
@@ -262,6 +278,10 @@ def main() -> None:
                         help='of the CPU (default: as the model has it)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--batch', type=int,
+                        help='images a step (default: as the model has it)')
+    parser.add_argument('--autocast', choices=['bfloat16', 'float16'],
+                        help='precision of the steps (default: float32)')
     parser.add_argument('--json', type=Path, help='where the figures go')
     parser.add_argument('--profile', action='store_true',
                         help='instead: the ten costliest operations')
@@ -272,6 +292,8 @@ def main() -> None:
     if args.peak_of:
         print_peak(*args.peak_of, args)
         return
+    if 'float' not in args.rows:
+        parser.error('the rows are ratios to float; name it as well')
     if args.json and args.json.exists():
         parser.error(f'{args.json} exists; name another file or move it')
     found = {}
@@ -280,7 +302,7 @@ def main() -> None:
             found[name] = {row: profile(name, row, args) for row in SITES}
         else:
             found[name] = measure(name, args)
-            show(name, found[name], WORKLOADS[name], args)
+            show(name, found[name], workload_of(name, args), args)
     if args.json:
         write_result(args.json, dict(
             command=sys.argv, environment=environment(args.device),

@@ -1,6 +1,7 @@
 """Models and batches that the benchmarks train: OpenMMLab's own configs."""
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Callable, Tuple
+from typing import Callable, Optional, Tuple
 
 import torch
 from mmengine.hub import get_config
@@ -109,15 +110,24 @@ WORKLOADS = {
          'model.data_preprocessor.size': (128, 128)})}
 
 
-def training_step(model: nn.Module, batch: dict) -> Callable[[], None]:
-    """One step of float training, whatever the model is made of by now."""
+def forward_in(model: nn.Module, autocast: Optional[str]):
+    """Context of a forward: that of ``AmpOptimWrapper``, or none."""
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, getattr(torch, autocast)) \
+        if autocast else nullcontext()
+
+
+def training_step(model: nn.Module, batch: dict,
+                  autocast: Optional[str] = None) -> Callable[[], None]:
+    """One step of training, whatever the model is made of by now."""
     device = next(model.parameters()).device
     model.data_preprocessor.to(device)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=.9)
 
     def step():
         data = model.data_preprocessor(batch, True)
-        losses = model(**data, mode='loss')
+        with forward_in(model, autocast):
+            losses = model(**data, mode='loss')
         loss, _ = model.parse_losses(losses) if hasattr(
             model, 'parse_losses') else (losses, None)
         optimizer.zero_grad()
@@ -127,12 +137,14 @@ def training_step(model: nn.Module, batch: dict) -> Callable[[], None]:
     return step
 
 
-def evaluation_step(model: nn.Module, batch: dict) -> Callable[[], None]:
+def evaluation_step(model: nn.Module, batch: dict,
+                    autocast: Optional[str] = None) -> Callable[[], None]:
     """The forward of an evaluation, without post-processing."""
     data = model.data_preprocessor(batch, False)
 
     @torch.no_grad()
     def step():
-        model(**data, mode='tensor')
+        with forward_in(model, autocast):
+            model(**data, mode='tensor')
 
     return step
