@@ -51,6 +51,11 @@ def expand_clip(clip: Tensor, x: Tensor, group_size: int) -> Tensor:
     return clip.expand(filters).view(-1, *(1, ) * (x.dim() - 1))
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, or in float64 if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def mean_abs(x: Tensor, group_size: int = -1) -> Tensor:
     """Mean absolute value of every group of filters, in float32.
 

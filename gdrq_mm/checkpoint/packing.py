@@ -98,8 +98,8 @@ def pack_weights(layers: Dict[str, nn.Module],
             continue
         weight = layer.weight.detach()
         prefix = f'{name}.' if name else ''
-        codes, _ = quantizer.codes(weight)
-        indices = (codes - quantizer.lowest_code) / quantizer.code_step
+        indices = (quantizer.packed_codes(weight)
+                   - quantizer.lowest_code) / quantizer.code_step
         del state_dict[f'{prefix}weight']
         state_dict[f'{prefix}{PACKED}'] = pack_bits(
             indices.flatten(1), quantizer.bits)

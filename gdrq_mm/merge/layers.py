@@ -38,7 +38,7 @@ class QuantParams:
 
         Args:
             quantizer (nn.Module): The quantizer.
-            name (str): Of what it belongs to.
+            name (str): What it belongs to.
 
         Raises:
             ValueError: Zero has no code.

@@ -39,8 +39,9 @@ def train_learned_parameters(runner, state, lr_mult: float) -> None:
                 scheduler.base_values.append(group[f'initial_{key}'])
         print_log(
             f'GDRQHook: the optimizer trains {len(learned)} learned '
-            f'parameters of quantizers, lr_mult {lr_mult}, no weight decay',
-            'current')
+            f'parameters of quantizers, lr_mult {lr_mult}, weight decay '
+            + ', '.join(sorted({f'{group.get("weight_decay", 0.):g}'
+                                for group in groups})), 'current')
     if is_model_wrapper(runner.model):
         known = {id(parameter) for parameter in
                  getattr(runner.model, '_module_parameters', ())}

@@ -2,7 +2,11 @@
 from typing import Dict, NamedTuple, Optional, Type
 
 from .base import ActivationQuantizer, CodeRange, Quantizer, WeightQuantizer
+from .direct import DirectQuantizationActivation, DirectQuantizationWeight
+from .dorefa import DoReFaActivation, DoReFaWeight
 from .lsq import LSQActivation, LSQWeight
+from .lsq_plus import LSQPlusActivation, LSQPlusWeight
+from .pact import PACTActivation
 from .scale_clip import ScaleClipActivation, ScaleClipWeight
 from .schemes import (
     DEFAULT_TYPE,
@@ -27,10 +31,17 @@ class QuantizerPair(NamedTuple):
 QUANTIZERS: Dict[str, QuantizerPair] = {
     'ScaleClip': QuantizerPair(ScaleClipWeight, ScaleClipActivation),
     'LSQ': QuantizerPair(LSQWeight, LSQActivation),
+    'LSQPlus': QuantizerPair(LSQPlusWeight, LSQPlusActivation),
+    'PACT': QuantizerPair(DoReFaWeight, PACTActivation),
+    'DoReFa': QuantizerPair(DoReFaWeight, DoReFaActivation),
+    'DirectQuantization': QuantizerPair(DirectQuantizationWeight,
+                                        DirectQuantizationActivation),
 }
 
 __all__ = ['ActivationQuantizer', 'ActivationScheme', 'CodeRange',
-           'DEFAULT_TYPE', 'LSQActivation', 'LSQWeight', 'QUANTIZERS',
-           'Quantizer', 'QuantizerPair', 'ScaleClipActivation',
-           'ScaleClipWeight', 'WeightQuantizer',
-           'WeightScheme', 'is_int', 'is_number']
+           'DEFAULT_TYPE', 'DirectQuantizationActivation',
+           'DirectQuantizationWeight', 'DoReFaActivation', 'DoReFaWeight',
+           'LSQActivation', 'LSQPlusActivation', 'LSQPlusWeight',
+           'LSQWeight', 'PACTActivation', 'QUANTIZERS', 'Quantizer',
+           'QuantizerPair', 'ScaleClipActivation', 'ScaleClipWeight',
+           'WeightQuantizer', 'WeightScheme', 'is_int', 'is_number']

@@ -22,8 +22,10 @@ restart           both                  where the other phase begins
 forget            both                  after buffers were written (a load)
 scalars           both                  when the log is due
 clipped_fraction  activations           when the log is due
-codes, decode     weights               to pack, to merge
+codes             weights               to merge, to export
+packed_codes      weights               to pack
 packed_state      weights               to pack
+decode            weights               to load what was packed
 code_range        activations           to merge, to export
 ================= ===================== =====================================
 """
@@ -33,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import Grid
-from .schemes import ActivationScheme, WeightScheme
+from .schemes import DEFAULT_TYPE, ActivationScheme, WeightScheme
 
 
 class CodeRange(NamedTuple):
@@ -64,8 +66,10 @@ class Quantizer(nn.Module):
             ``forward``.
         non_negative (tuple[str, ...]): State-dict entries that no training
             takes below zero; a file where one is, is refused.
+        decays (bool): Whether weight decay acts on what it learns.
     """
     fused = False
+    decays = False
     non_negative: Tuple[str, ...] = ()
 
     def __init__(self, bits: int) -> None:
@@ -178,12 +182,19 @@ class WeightQuantizer(Quantizer):
             their product is what :meth:`forward` gives.
 
         Raises:
-            ValueError: Its levels are not equally spaced, so that no integer
-                kernel knows them.
+            ValueError: No integer kernel knows them, as its levels are not
+                equally spaced.
         """
         raise ValueError(
-            f'{type(self).__name__} has no integer codes: its weights can be '
-            'trained and tested, but neither packed, merged nor exported')
+            f'{type(self).__name__} has no integer codes, as its levels are '
+            'not equally spaced: it can be trained and tested; to merge or '
+            'export, train with a type that has them, such as '
+            f'{DEFAULT_TYPE}')
+
+    def packed_codes(self, weight: Tensor) -> Tensor:
+        """Integers of ``weight`` from :attr:`lowest_code` on, in steps of
+        :attr:`code_step`; those of :meth:`codes` where there are some."""
+        return self.codes(weight)[0]
 
     def packed_state(self, weight: Tensor) -> Dict[str, Tensor]:
         """State-dict entries that go with the codes of ``weight``."""
@@ -193,7 +204,8 @@ class WeightQuantizer(Quantizer):
         """The weight that codes stand for.
 
         Args:
-            codes (Tensor): Integers, shaped like the weight.
+            codes (Tensor): Integers of :meth:`packed_codes`, shaped like the
+                weight.
             entries (dict[str, Tensor]): As :meth:`packed_state` gave them.
         """
         raise NotImplementedError
@@ -253,7 +265,8 @@ class ActivationQuantizer(Quantizer):
         """
         raise ValueError(
             f'{type(self).__name__} has no uniform grid: it can be trained '
-            'and tested, but neither merged nor exported')
+            'and tested; to merge or export, train with a type that has one, '
+            f'such as {DEFAULT_TYPE}')
 
     def clipped_fraction(self, x: Tensor) -> Tensor:
         """Share of the non-zero elements beyond the range."""

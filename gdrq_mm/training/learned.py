@@ -4,7 +4,7 @@ Whatever converts a model before its optimizer is built needs nothing of this:
 ``model.parameters()`` has them. Where the optimizer was there first, it takes
 them by :func:`add_learned_parameters`.
 """
-from typing import Dict, Iterable, List
+from typing import Dict, Iterable, List, Tuple
 
 import torch
 import torch.distributed as dist
@@ -27,10 +27,10 @@ def add_learned_parameters(state, optimizer: Optimizer,
     """Let ``optimizer`` train the learned parameters of a model.
 
     Each gets the options of the group that holds the weight of its layer,
-    without weight decay: decay would pull a step size towards zero. Those
-    that the optimizer holds already move, so that what it holds is in the
-    same order whichever way the model was converted, and a resumed run finds
-    it again.
+    without weight decay, which would pull a step size towards zero, unless
+    its quantizer says that it ``decays``. Those that the optimizer holds
+    already move, so that what it holds is in the same order whichever way the
+    model was converted, and a resumed run finds it again.
 
     Args:
         state (QuantizationState): State of the model.
@@ -39,20 +39,23 @@ def add_learned_parameters(state, optimizer: Optimizer,
             to 1.
 
     Returns:
-        list[dict]: The groups that were added, one for each group of weights.
+        list[dict]: The groups that were added, one for each group of weights
+        (or two, one of them with weight decay).
     """
     home = {id(parameter): index
             for index, group in enumerate(optimizer.param_groups)
             for parameter in group['params']}
-    members: Dict[int, List[nn.Parameter]] = {}
+    decaying = {id(parameter) for layer in state.layers.values()
+                for _, quantizer in layer.quantizers() if quantizer.decays
+                for parameter in quantizer.learned_parameters()}
+    members: Dict[Tuple[int, bool], List[nn.Parameter]] = {}
     for plan in state.plans:
         index = home.get(id(plan.parameter), 0)
-        members.setdefault(index, []).extend(
-            plan.learned_parameters().values())
+        for parameter in plan.learned_parameters().values():
+            members.setdefault((index, id(parameter) in decaying),
+                               []).append(parameter)
     groups = list(optimizer.param_groups)
-    for index, parameters in members.items():
-        if not parameters:
-            continue
+    for (index, decays), parameters in members.items():
         moved = {id(parameter) for parameter in parameters}
         for group in groups:
             group['params'] = [parameter for parameter in group['params']
@@ -62,8 +65,9 @@ def add_learned_parameters(state, optimizer: Optimizer,
         for key in ('lr', 'initial_lr'):
             if key in options:
                 options[key] = options[key] * lr_mult
-        optimizer.add_param_group(dict(options, params=parameters,
-                                       weight_decay=0.))
+        if not decays:
+            options['weight_decay'] = 0.
+        optimizer.add_param_group(dict(options, params=parameters))
     return optimizer.param_groups[len(groups):]
 
 

@@ -3,13 +3,13 @@ from dataclasses import dataclass
 from typing import Dict, Iterable, Optional
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ... import functional as F
 from ...errors import check
 from ...kernels import Grid, eager
 from ..base import ActivationQuantizer, CodeRange
+from ..first_batch import sum_over_ranks_
 from ..schemes import ActivationScheme, is_number
 from .defaults import check_k, default_k
 
@@ -55,12 +55,6 @@ class ScaleClipActivationScheme(ActivationScheme):
         text = super().describe()
         return text if self.threshold == 'mean' else \
             f'{text}, threshold {self.threshold}'
-
-
-def _sum_over_ranks_(seen: Tensor) -> None:
-    if dist.is_available() and dist.is_initialized() \
-            and dist.get_world_size() > 1:
-        dist.all_reduce(seen)
 
 
 class ScaleClipActivation(ActivationQuantizer):
@@ -202,7 +196,7 @@ class ScaleClipActivation(ActivationQuantizer):
         """
         quantizers = list(quantizers)
         seen = torch.stack([q.seen for q in quantizers])
-        _sum_over_ranks_(seen)
+        sum_over_ranks_(seen)
         k_unsigned, k_signed, lr, first_updates, of_nonzero = torch.stack(
             [q._constants for q in quantizers]).T
         clip = torch.stack([q.clip for q in quantizers])

@@ -1,0 +1,108 @@
+"""Activation quantizers that learn, and start from what they first see."""
+import math
+from typing import Iterable, List, Tuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .base import ActivationQuantizer
+
+
+def sum_over_ranks_(values: Tensor) -> None:
+    """Sum in place over the processes of a distributed training."""
+    if dist.is_available() and dist.is_initialized() \
+            and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+
+
+class FirstBatchActivation(ActivationQuantizer):
+    """An activation quantizer whose first batch says where it starts.
+
+    Until then the input passes unchanged. The first batch, of all ranks
+    together, also says whether codes are signed: a share of negative values
+    that is no accident makes them so.
+
+    Subclasses say what they need of an input (:meth:`statistics`), how they
+    start from its mean over the values of all forwards and ranks
+    (:meth:`start_`), and whether they have (:meth:`has_started`).
+
+    Args:
+        bits (int): 2 to 8.
+        headroom (float): See :class:`ActivationQuantizer`. Defaults to 1.
+    """
+    NEGATIVE_SHARE = 1e-3
+    NUM_STATISTICS = 0
+
+    def __init__(self, bits: int, headroom: float = 1.) -> None:
+        super().__init__(bits, headroom)
+        self.register_buffer('signed', torch.zeros((), dtype=torch.bool))
+        # Sums over the forwards since the last update: values, negative
+        # ones, statistics times values.
+        self.register_buffer('seen', torch.zeros(2 + self.NUM_STATISTICS),
+                             persistent=False)
+        self._initialized = self._is_signed = False
+
+    def extra_repr(self) -> str:
+        return f'bits={self.bits}'
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """What the start needs of an input, shape ``(NUM_STATISTICS, )``."""
+        return x.new_zeros(0)
+
+    def start_(self, means: List[float], signed: bool) -> None:
+        """Set the range from finite means of the statistics."""
+
+    def has_started(self) -> bool:
+        """Whether there is a range; reads from the device."""
+        raise NotImplementedError
+
+    def codes_between(self, signed: bool) -> Tuple[int, int]:
+        """The least and the greatest code."""
+        return (-2**(self.bits - 1), 2**(self.bits - 1) - 1) if signed else \
+            (0, 2**self.bits - 1)
+
+    def forget(self) -> None:
+        self._initialized = False
+
+    def _read(self) -> None:
+        # Asked of the device only until there is a range.
+        if not self._initialized:
+            self._initialized = self.has_started()
+            self._is_signed = bool(self.signed)
+
+    @property
+    def initialized(self) -> bool:
+        self._read()
+        return self._initialized
+
+    @property
+    def is_signed(self) -> bool:
+        self._read()
+        return self._is_signed
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        if not self.initialized and x.numel():
+            x = x.detach().float()
+            count = x.numel()
+            negative = (x < 0).sum() / count
+            self.seen += count * torch.cat([
+                torch.stack([torch.ones_like(negative), negative]),
+                self.statistics(x).to(self.seen)])
+
+    @classmethod
+    @torch.no_grad()
+    def update_(cls, quantizers: Iterable['ActivationQuantizer']) -> None:
+        waiting = [each for each in quantizers if not each.initialized]
+        if not waiting:
+            return
+        seen = torch.stack([each.seen for each in waiting])
+        sum_over_ranks_(seen)
+        for each, (count, negative, *sums) in zip(waiting, seen.tolist()):
+            means = [total / count for total in sums] if count else []
+            if count and all(map(math.isfinite, means)):
+                signed = negative / count > cls.NEGATIVE_SHARE
+                each.signed.fill_(signed)
+                each.start_(means, signed)
+            each.seen.zero_()

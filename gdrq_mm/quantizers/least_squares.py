@@ -1,0 +1,117 @@
+"""Grids of least squared error for a sample of values."""
+from typing import Tuple
+
+import torch
+from torch import Tensor
+
+SAMPLES = 2**12  # values of a tensor that are looked at
+CANDIDATES = 41  # steps, each 2^(1/4) times the next
+REFINEMENTS = 3
+# Codes of zero that are tried, counted from either end.
+ZERO_POINTS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+def sample(x: Tensor, channels: bool = False) -> Tensor:
+    """Evenly chosen values of an activation.
+
+    Args:
+        x (Tensor): Shape ``(N, C, H, W)`` or ``(..., C)``.
+        channels (bool): Keep channels apart. Defaults to False.
+
+    Returns:
+        Tensor: float64, shape ``(channels, values)``; one row where they are
+        not kept apart.
+    """
+    rows = x.detach()
+    rows = rows.movedim(1 if x.dim() == 4 else -1, 0).flatten(1) \
+        if channels else rows.reshape(1, -1)
+    stride = min(max(1, rows.numel() // SAMPLES), max(rows.shape[1], 1))
+    return rows[:, ::stride].double()
+
+
+def balance(values: Tensor) -> Tuple[Tensor, Tensor]:
+    """Give every channel the same energy, so that all count alike.
+
+    Args:
+        values (Tensor): Shape ``(channels, values)``.
+
+    Returns:
+        tuple[Tensor, Tensor]: The channels that are not zero, and the weight
+        of each, ``1 / sum x^2``, of shape ``(channels, 1)``.
+    """
+    energy = values.square().sum(1, keepdim=True)
+    kept = energy.flatten() > 0
+    return values[kept], 1 / energy[kept]
+
+
+def fitted_step(values: Tensor, weights: Tensor, codes: Tensor) -> Tensor:
+    """The step of least weighted squared error for given codes; 0 if all of
+    them are zero."""
+    squares = (codes.square() * weights).sum()
+    products = (values * codes * weights).sum()
+    return torch.where(squares > 0, products / squares.clamp(min=1e-300), 0.)
+
+
+def least_squares_step(values: Tensor, low: int, high: int) -> Tensor:
+    """The step ``s`` of least error of ``s * clamp(round(x / s), low, high)``.
+
+    Of several channels the error is the sum over channels of the squared
+    error over the energy: all of them count alike.
+
+    Args:
+        values (Tensor): float64, shape ``(channels, values)``.
+        low (int): The least code, at most 0.
+        high (int): The greatest code, at least 0.
+
+    Returns:
+        Tensor: float64 scalar; 0 where no value lies on a side that has
+        codes.
+
+    Examples:
+        >>> values = torch.tensor([[0., 1., 2., 3.]]).double()
+        >>> float(least_squares_step(values, 0, 3))
+        1.0
+    """
+    values, weights = balance(values)
+    zero = values.new_zeros(())
+    if not values.numel():
+        return zero
+    reach = max(zero, *([values.amax() / high] if high else []),
+                *([values.amin() / low] if low else []))
+    if not 0 < reach < float('inf'):
+        return zero
+
+    def codes_of(step: Tensor) -> Tensor:
+        return (values / step).round().clamp(low, high)
+
+    def error_of(step: Tensor) -> Tensor:
+        return ((codes_of(step) * step - values).square() * weights).sum()
+
+    steps = reach * 2.**(-torch.arange(CANDIDATES, device=values.device) / 4)
+    best = steps[int(torch.stack([error_of(each) for each in steps]).argmin())]
+    for _ in range(REFINEMENTS):
+        best = fitted_step(values, weights, codes_of(best))
+    return best
+
+
+def least_squares_grid(values: Tensor, high: int) -> Tuple[Tensor, int]:
+    """Step and zero point of least squared error for codes ``0 .. high``.
+
+    Args:
+        values (Tensor): float64, shape ``(1, values)``.
+        high (int): The greatest code.
+
+    Returns:
+        tuple[Tensor, int]: The step, 0 where all values are; the code of
+        zero.
+    """
+    best, step, zero_point = float('inf'), values.new_zeros(()), 0
+    for zero in sorted({zero for code in ZERO_POINTS if code <= high
+                        for zero in (code, high - code)}):
+        each = least_squares_step(values, -zero, high - zero)
+        codes = (values / each.clamp(min=1e-300)).round().clamp(
+            -zero, high - zero)
+        error = float((codes * each - values).square().sum())
+        if each > 0 and error < best:
+            best, step, zero_point = error, each, zero
+    return step, zero_point

@@ -1,0 +1,116 @@
+"""PACT against the formulas of its paper in float64."""
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gdrq_mm import quantize_
+from gdrq_mm.quantizers import DoReFaWeight, PACTActivation
+from gdrq_mm.training import add_learned_parameters, get_state
+
+
+def normal(*shape, seed=0):
+    return torch.tensor(np.random.default_rng(seed).normal(size=shape),
+                        dtype=torch.float32)
+
+
+def started(x, bits=4):
+    quantizer = PACTActivation(bits)
+    assert quantizer(x) is x and not quantizer.initialized
+    quantizer.observe(x)
+    PACTActivation.update_([quantizer])
+    return quantizer
+
+
+def formula(x, clip, bits, signed, grad):
+    """Eq. 1 to 3, and their mirror image where there are negative values."""
+    levels = 2**(bits - 1) - 1 if signed else 2**bits - 1
+    low = -clip if signed else 0.
+    values, grad_x, grad_clip = [], [], 0.
+    for v, g in zip(x, grad):
+        y = min(max(v, low), clip)
+        values.append(round(y * levels / clip) * clip / levels)
+        grad_x.append(g if low < v < clip else 0.)
+        grad_clip += g if v >= clip else -g if signed and v <= -clip else 0.
+    return values, grad_x, grad_clip
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+@pytest.mark.parametrize('signed', [False, True])
+def test_values_and_gradients_follow_the_paper(bits, signed):
+    x = normal(200, seed=bits)
+    x = (x if signed else x.relu()).requires_grad_()
+    quantizer = started(x, bits)
+    assert quantizer.is_signed == signed
+    grad = normal(200, seed=9)
+    out = quantizer(x)
+    out.backward(grad)
+    values, grad_x, grad_clip = formula(
+        x.detach().double().tolist(), float(quantizer.clip.detach()), bits,
+        signed, grad.double().tolist())
+    assert out.tolist() == pytest.approx(values, rel=1e-5, abs=1e-6)
+    assert x.grad.tolist() == pytest.approx(grad_x)
+    assert float(quantizer.clip.grad) == pytest.approx(grad_clip, rel=1e-4)
+
+
+def test_the_range_acts_before_rounding_begins():
+    x = normal(50).relu()
+    quantizer = started(x)
+    clip = float(quantizer.clip.detach())
+    assert torch.equal(quantizer(x, rounding=False), x.clamp(max=clip))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 100, width=32), min_size=3, max_size=30),
+       st.integers(2, 8))
+def test_rounding_keeps_order_and_is_done_once(values, bits):
+    x = torch.tensor(values).sort()[0]
+    quantizer = started(x, bits)
+    once = quantizer(x).detach()
+    assert (once.diff() >= 0).all() and (once >= 0).all()
+    assert torch.allclose(quantizer(once).detach(), once, rtol=1e-5)
+
+
+def test_a_few_negatives_do_not_make_an_input_signed():
+    x = normal(5000).abs()
+    x[0] = -3.
+    assert not started(x).is_signed
+    x[:20] = -3.
+    assert started(x).is_signed
+
+
+def test_clip_values_decay_as_weights_do():
+    """L2 regularization of the clip value (Section 3.2), whichever way the
+    optimizer came to hold it; none of a step size."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = torch.optim.SGD([
+        dict(params=model[0].parameters(), weight_decay=.1),
+        dict(params=model[1].parameters(), weight_decay=.2)], lr=.5)
+    report = quantize_(model, dict(
+        weight=dict(type='LSQ', bits=4),
+        activation=dict(type='PACT', bits=4)))
+    add_learned_parameters(get_state(model), optimizer)
+    decay = {id(parameter): group['weight_decay']
+             for group in optimizer.param_groups
+             for parameter in group['params']}
+    names = report.learned_parameters()
+    assert {name: decay[id(each)] for name, each in names.items()} == {
+        '0.weight_quantizer.step': 0., '0.input_quantizer.clip': .1,
+        '1.weight_quantizer.step': 0., '1.input_quantizer.clip': .2}
+    model(normal(3, 4)).sum().backward()
+    optimizer.step()  # starts the clip values
+    clip = model[0].input_quantizer.clip
+    before = float(clip.detach())
+    optimizer.zero_grad()
+    model(torch.full((3, 4), 1e-3)).sum().backward()
+    assert float(clip.grad) == 0
+    optimizer.step()
+    assert float(clip.detach()) == pytest.approx(before * (1 - .5 * .1))
+
+
+def test_its_weights_are_those_of_dorefa():
+    model = nn.Sequential(nn.Linear(4, 4))
+    quantize_(model, dict(weight=dict(type='PACT', bits=3)))
+    assert isinstance(model[0].weight_quantizer, DoReFaWeight)
