@@ -12,13 +12,12 @@ weights_<task>.png (distribution of weights), and per run the logs, the
 checkpoints and the published files.
 """
 import argparse
-import signal
 import sys
 from pathlib import Path
 
-from demo_stages.process import ROOT, DemoError
-from demo_stages.records import read_json
 from demo_stages.tasks import DEFAULT_RUNS, QUANTIZED, TASKS
+from jobs.checkout import ROOT
+from jobs.records import JobError, read_json
 
 
 def parse_args():
@@ -66,15 +65,13 @@ def print_table(path):
     from demo_stages.summary import table
     summary = read_json(path)
     if summary is None or 'tasks' not in summary:
-        raise DemoError(f'{path} is no summary of a demo; give the '
+        raise JobError(f'{path} is no summary of a demo; give the '
                         'summary.json that demo.py wrote to its --work-dir')
     print(table(summary))
 
 
 def main():
     args = parse_args()
-    # A plain kill ends the running stage as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if args.table:
             print_table(args.table)
@@ -87,7 +84,7 @@ def main():
             run_demo(Settings(args.tasks, args.seeds, args.work_dir.resolve(),
                               args.data.resolve(), args.quick,
                               args.quantized))
-    except DemoError as error:
+    except JobError as error:
         sys.exit(f'\ndemo: {error}')
     except KeyboardInterrupt:
         sys.exit('\ndemo: interrupted; the same command goes on from here')

@@ -13,9 +13,9 @@ import re
 import sys
 from pathlib import Path
 
-from demo_stages.records import read_json, write_text
 from experiments.studies import STUDIES
 from experiments.tables import Results
+from jobs.records import read_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / 'docs' / 'results.md'

@@ -11,14 +11,15 @@ again: after an interruption the same command goes on. At the end, and with
 tools/results_page.py makes docs/results.md from those.
 """
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from demo_stages.process import ROOT, DemoError, Lock, shown
-from experiments.engine import Engine, Settings, prepare_environment
+from experiments.engine import Settings, run_cells
 from experiments.results import collect, list_studies
 from experiments.studies import CELLS, FAMILIES, STUDIES
+from jobs.checkout import ROOT, cores, shown
+from jobs.process import prepare_environment
+from jobs.records import JobError, Lock
 
 
 def parse_args():
@@ -29,7 +30,7 @@ def parse_args():
                         help=f'{", ".join(STUDIES)}, or all')
     parser.add_argument('--seeds', nargs='+', type=int, metavar='SEED',
                         help='default: as many as each study wants')
-    parser.add_argument('--jobs', type=int, default=os.cpu_count() or 1,
+    parser.add_argument('--jobs', type=int, default=cores(),
                         help='one-thread processes (default: cores)')
     parser.add_argument('--work-dir', type=Path,
                         default=ROOT / 'work_dirs' / 'experiments')
@@ -70,11 +71,11 @@ def make_data(cells, data):
             try:
                 make(task, data / 'demo')
             except DemoDataError as error:
-                raise DemoError(str(error)) from None
+                raise JobError(str(error)) from None
             wanted.remove(f'demo/{folder}')
     for folder in sorted(wanted):
         if not (data / folder / 'conversion.json').exists():
-            raise DemoError(f'{shown(data / folder)} is missing: convert the '
+            raise JobError(f'{shown(data / folder)} is missing: convert the '
                             'public data set with the converter of its name '
                             'in tools/dataset_converters')
 
@@ -106,13 +107,13 @@ def main():
         lock = Lock(settings.work_dir)  # held until the end
         tasks = tasks_of(args)
         make_data([name for name, _ in tasks], settings.data)
-        failed = Engine(settings, tasks).run()
+        failed = run_cells(settings, tasks)
         del lock
     for study in args.studies:
         path = collect(settings, study, STUDIES[study], args.out)
         print(f'{study}: {shown(path) if path else "nothing to write yet"}')
     if failed:
-        raise DemoError(f'{len(failed)} cells failed; the same command tries '
+        raise JobError(f'{len(failed)} cells failed; the same command tries '
                         'them again:\n' + '\n'.join(
                             f'    {name} seed {seed}: {why}'
                             for (name, seed), why in failed.items()))
@@ -121,7 +122,7 @@ def main():
 if __name__ == '__main__':
     try:
         main()
-    except DemoError as error:
+    except JobError as error:
         sys.exit(f'run_experiments: {error}')
     except KeyboardInterrupt:
         sys.exit('\nrun_experiments: interrupted; the same command goes on')

@@ -11,12 +11,12 @@ examples:
   gdrq sweep --page docs/support.md
 """
 import argparse
-import time
 from pathlib import Path
 
-from sweeping.engine import Engine
+from jobs.process import Limits
+from sweeping.engine import read, read_all, run_families
 from sweeping.families import PACKAGES, candidates, families
-from sweeping.page import verdict_of, write_page
+from sweeping.page import write_page
 
 from gdrq_mm.cli import run_tool
 
@@ -32,7 +32,7 @@ def main() -> None:
                         default=Path('work_dirs/sweep'),
                         help='of the results (default: work_dirs/sweep)')
     parser.add_argument('--seconds', type=float, default=300.,
-                        help='limit of a family (default: 300)')
+                        help='limit of a family, CPU time (default: 300)')
     parser.add_argument('--gigabytes', type=float, default=8.,
                         help='limit of a family (default: 8)')
     parser.add_argument('--again', action='store_true',
@@ -40,32 +40,20 @@ def main() -> None:
     parser.add_argument('--page', type=Path, metavar='FILE',
                         help='write the table of all results, run nothing')
     args = parser.parse_args()
-    engine = Engine(args.work_dir, args.seconds, args.gigabytes)
     if args.page:
-        write_page(args.page, list(engine.records()))
+        write_page(args.page, list(read_all(args.work_dir)))
         return
     packages = [args.package] if args.package else PACKAGES
     todo = [(package, family) for package in packages
             for family in args.family or families(package)]
     for package, family in todo:
         candidates(package, family)
-    run_all(engine, todo, args.again)
-
-
-def run_all(engine: Engine, todo: list, again: bool) -> None:
-    """Run what was not run, and tell how far it is."""
-    left = [each for each in todo if again or engine.read(*each) is None]
+    left = [each for each in todo
+            if args.again or read(args.work_dir, *each) is None]
     if len(left) < len(todo):
         print(f'{len(todo) - len(left)} of {len(todo)} families were run '
               'before, see --again')
-    begin = time.monotonic()
-    for index, (package, family) in enumerate(left):
-        record = engine.run(package, family)
-        spent = time.monotonic() - begin
-        remaining = spent / (index + 1) * (len(left) - index - 1)
-        print(f'[{index + 1}/{len(left)}] {package} {family}: '
-              f'{verdict_of(record)} ({record["seconds"]:.0f} s, about '
-              f'{remaining / 60:.0f} min left)', flush=True)
+    run_families(args.work_dir, left, Limits(args.seconds, args.gigabytes))
 
 
 if __name__ == '__main__':

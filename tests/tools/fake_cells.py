@@ -1,5 +1,8 @@
 """Stands in for the training, in the engine's processes."""
+import json
 import os
+import subprocess
+import sys
 import time
 from multiprocessing import Pool
 from pathlib import Path
@@ -25,5 +28,51 @@ def run(name, seed, folder, start, **_):
 
 
 def wait(folder):
-    (Path(folder) / 'pid').write_text(f'{os.getpid()}\n')
+    """For ever, with a child as data loaders are."""
+    child = subprocess.Popen([sys.executable, '-c',
+                              'import time; time.sleep(120)'])
+    (Path(folder) / 'pids').write_text(f'{os.getpid()} {child.pid}\n')
     time.sleep(120)
+
+
+def note(name, log):
+    """'bad' raises."""
+    with open(log, 'a') as file:
+        print(f'begin {name}', file=file, flush=True)
+        if name == 'bad':
+            for number in range(99):
+                print('line', number)
+            raise ValueError('it is bad')
+        time.sleep(.05)
+        print(f'end {name}', file=file)
+    return dict(name=name)
+
+
+def burn(package=None, family=None, target=None):
+    """Too long; as a family of the sweep."""
+    if target:
+        _check(package, family, target)
+    begin = time.monotonic()
+    while time.monotonic() - begin < 60:
+        sum(range(1000))
+
+
+def sleep(seconds):
+    time.sleep(seconds)
+
+
+def shout():
+    print('python')
+    print('a warning', file=sys.stderr)
+    subprocess.run(['echo', 'child'], check=True)
+    return 7
+
+
+def die(package, family, target):
+    _check(package, family, target)
+    os._exit(3)
+
+
+def _check(package, family, target):
+    Path(target).write_text(json.dumps(dict(
+        package=package, family=family, checks={}, checking='train')))

@@ -2,11 +2,8 @@
 import copy
 import dataclasses
 import json
-import os
 import random
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,8 +20,6 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 import results_page  # noqa: E402
 import run_experiments  # noqa: E402
-from demo_stages.process import DemoError  # noqa: E402
-from demo_stages.records import read_json, write_json  # noqa: E402
 from experiments.cells import (  # noqa: E402
     Cell,
     Claim,
@@ -34,7 +29,7 @@ from experiments.cells import (  # noqa: E402
     Study,
     from_demo,
 )
-from experiments.engine import Engine, Settings  # noqa: E402
+from experiments.engine import Settings, run_cells  # noqa: E402
 from experiments.results import collect, list_studies  # noqa: E402
 from experiments.studies import (  # noqa: E402
     CELLS,
@@ -43,6 +38,7 @@ from experiments.studies import (  # noqa: E402
     real,
 )
 from experiments.tables import Results, interval  # noqa: E402
+from jobs.records import JobError, read_json, write_json  # noqa: E402
 
 CONFIG = 'tools/experiments/configs/resnet18_signs.py'
 
@@ -65,9 +61,8 @@ def settings(tmp_path):
 
 
 def run(settings, *names, seeds=(0, )):
-    engine = Engine(settings, [(f'toy/{name}', seed) for seed in seeds
-                               for name in names])
-    return engine.run()
+    return run_cells(settings, [(f'toy/{name}', seed) for seed in seeds
+                                for name in names])
 
 
 def metric(settings, name, seed=0):
@@ -111,9 +106,9 @@ def test_a_cell_that_fails_stops_only_what_begins_with_it(settings):
     assert 'config.py' in failed['toy/lost', 0]
     assert 'it is a bad cell' in failed['toy/bad', 0]
     assert 'seed0.log' in failed['toy/bad', 0]
-    assert failed['toy/after', 0] == 'toy/bad failed'
+    assert failed['toy/after', 0] == 'toy/bad seed 0 failed'
     assert run(settings, 'after') == {
-        ('toy/after', 0): 'toy/bad was not asked for'}
+        ('toy/after', 0): 'toy/bad seed 0 was not asked for'}
     assert 'exit code 3' in failed['toy/dying', 0]
     assert metric(settings, 'next') == 1
     for name in ('bad', 'after', 'dying'):
@@ -121,34 +116,6 @@ def test_a_cell_that_fails_stops_only_what_begins_with_it(settings):
         assert 'results' not in (read_json(record) or {})
     assert 'Traceback' in settings.folder('toy/bad', 0).with_suffix(
         '.log').read_text()
-
-
-def test_a_training_ends_with_a_run_that_is_killed(tmp_path):
-    """Else the next run and it would write to the same folder."""
-    script = ('from experiments.worker import Worker\n'
-              'worker = Worker("fake_cells:wait")\n'
-              f'worker.begin("cell", dict(folder={str(tmp_path)!r}), '
-              f'{str(tmp_path / "log")!r})\nworker.result()')
-    main = subprocess.Popen([sys.executable, '-c', script], env=dict(
-        os.environ, PYTHONPATH=f'{ROOT / "tools"}:{Path(__file__).parent}'))
-    pid = tmp_path / 'pid'
-    try:
-        wait_for(lambda: pid.exists() and pid.read_text().endswith('\n'))
-    finally:
-        main.kill()
-        main.wait()
-    state = Path('/proc', pid.read_text().strip(), 'stat')
-    # Ended, or only its entry in the table of processes is left.
-    wait_for(lambda: not state.exists()
-             or state.read_text().rpartition(')')[2].split()[0] == 'Z')
-
-
-def wait_for(condition):
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(.1)
-    raise AssertionError('a minute has passed')
 
 
 def test_results_are_collected_and_those_of_other_configs_left_out(
@@ -303,7 +270,7 @@ def test_models_were_trained_as_long_as_what_they_are_compared_with(configs):
 
 
 def test_public_data_that_are_not_converted_are_named(tmp_path):
-    with pytest.raises(DemoError, match='bccd is missing: convert'):
+    with pytest.raises(JobError, match='bccd is missing: convert'):
         run_experiments.make_data(['bccd/start'], tmp_path)
     write_json(tmp_path / 'bccd' / 'conversion.json', dict(dataset='BCCD'))
     run_experiments.make_data(['bccd/start'], tmp_path)

@@ -9,8 +9,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
 
-from sweeping import engine as engine_module  # noqa: E402
-from sweeping.engine import Engine  # noqa: E402
+from jobs.process import Limits  # noqa: E402
+from sweeping.engine import (  # noqa: E402
+    path_of,
+    read,
+    read_all,
+    run_families,
+)
 from sweeping.families import candidates, families  # noqa: E402
 from sweeping.page import share, verdict_of, write_page  # noqa: E402
 from sweeping.probe import CHECKS  # noqa: E402
@@ -39,34 +44,28 @@ class TestFamilies:
             candidates('mmdet', 'mask2formr')
 
 
-class TestEngine:
+class TestRecords:
 
-    @pytest.fixture
-    def engine(self, tmp_path):
-        return Engine(tmp_path, seconds=60, preload=False)
-
-    def test_what_was_run_stays(self, engine):
-        path = engine.path_of('mmdet', 'detr')
+    def test_what_was_run_stays(self, tmp_path):
+        path = path_of(tmp_path, 'mmdet', 'detr')
         path.parent.mkdir()
         path.write_text(json.dumps(record('mmdet', 'detr')))
-        assert engine.read('mmdet', 'detr')['checks']['train'] == 'ok'
+        assert read(tmp_path, 'mmdet', 'detr')['checks']['train'] == 'ok'
         path.write_text('{"half":')
-        assert engine.read('mmdet', 'detr') is None
-        assert list(engine.records()) == []
+        assert read(tmp_path, 'mmdet', 'detr') is None
+        assert list(read_all(tmp_path)) == []
 
-    @pytest.mark.parametrize('limit, said', [
-        (dict(seconds=.1), 'more than 0 seconds'),
-        (dict(gigabytes=.001), 'more than 0.001 GB')])
-    def test_limits_end_a_family_and_are_told(self, engine, limit, said):
-        vars(engine).update(limit)
-        found = engine.run('mmpretrain', 'lenet')
-        assert said in verdict_of(found)
-        assert engine.read('mmpretrain', 'lenet') == found
-
-    def test_a_process_that_dies_is_told(self, engine, monkeypatch):
-        monkeypatch.setattr(engine_module, 'probe', exit)
-        found = engine.run('mmpretrain', 'lenet')
-        assert 'ended with exit code' in verdict_of(found)
+    @pytest.mark.parametrize('function, limits, said', [
+        ('burn', Limits(seconds=.1), 'more than 0.1 seconds of CPU time'),
+        ('die', Limits(), 'ended with exit code 3')])
+    def test_what_ended_a_family_is_told_of_the_check_it_was_at(
+            self, tmp_path, function, limits, said):
+        run_families(tmp_path, [('mmpretrain', 'lenet')], limits,
+                     f'fake_cells:{function}')
+        found, = read_all(tmp_path)
+        assert found['checks'].keys() == {'train'}
+        assert said in found['checks']['train']
+        assert found['seconds'] > 0
 
 
 def test_the_page_has_every_family(tmp_path):

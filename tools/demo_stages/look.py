@@ -6,13 +6,13 @@ import io
 from pathlib import Path
 
 import torch
+from jobs.records import read_json, write_json
 
 from gdrq_mm.analysis import ks_to_uniform, plot_weight_distributions
 from gdrq_mm.plan import QuantReport, trace_layers
 from gdrq_mm.training import get_state
 
 from .pictures import NUM_IMAGES, draw
-from .records import read_json, write_json
 
 MIN_WEIGHTS = 1000  # of a layer whose distribution is drawn
 NUM_LAYERS = 4

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List
 
+from jobs.checkout import ROOT, shown
+from jobs.records import JobError, read_json, text_hash
 from mmengine.config import Config, DictAction
 
-from .process import ROOT, DemoError, shown
-from .records import read_json, text_hash
 from .tasks import (
     DEFAULT_RUNS,
     FLOAT,
@@ -50,7 +50,7 @@ class Configs:
         if (task, run) not in self._loaded:
             path = ROOT / self.path(task, run)
             if not path.exists():
-                raise DemoError(f'the config {path} is missing; the checkout '
+                raise JobError(f'the config {path} is missing; the checkout '
                                 'is incomplete, "git status" shows it')
             with warnings.catch_warnings():
                 # Of mmengine, while it looks up an inherited package.
@@ -96,7 +96,7 @@ class Configs:
         path = self.settings.data / TASKS[task].folder / 'demo_data.json'
         stamp = read_json(path)
         if stamp is None:
-            raise DemoError(f'{path} cannot be read; make the data with '
+            raise JobError(f'{path} cannot be read; make the data with '
                             'tools/dataset_converters/make_demo_data.py')
         return stamp
 

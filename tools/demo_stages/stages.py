@@ -1,31 +1,14 @@
-"""The stages of the demo: in what order, on what inputs, which command."""
-import sys
+"""The stages of the demo: what each needs, on what inputs, which command."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Dict, List, Optional
 
-from .process import ROOT, DemoError, gdrq_mm_version, shown
-from .records import file_hash, read_json, write_json
+from jobs.checkout import ROOT, gdrq_mm_version, shown
+from jobs.engine import Task
+from jobs.records import JobError, file_hash, read_json, write_json
+
 from .run_configs import Configs, Settings
 from .tasks import LABELS, QUANTIZED, START, TASKS
-
-
-@dataclass
-class Job:
-    """How to run a stage.
-
-    Args:
-        inputs (dict): All that its results depend on.
-        command (list[str]): The process.
-        results (callable): Called when it succeeded; gives what the record
-            keeps, ``outputs`` (paths relative to the work dir) included.
-        resume (list[str], optional): The process that goes on with a
-            training.
-    """
-    inputs: dict
-    command: List[str]
-    results: Callable[[], dict]
-    resume: Optional[List[str]] = None
 
 
 @dataclass(frozen=True)
@@ -46,14 +29,6 @@ class Stage:
         """Where it writes; its record and log lie beside it."""
         return (self.settings.work_dir / self.task / f'seed{self.seed}'
                 / self.run / self.kind)
-
-    @property
-    def record_path(self) -> Path:
-        return self.folder.with_suffix('.json')
-
-    @property
-    def log_path(self) -> Path:
-        return self.folder.with_suffix('.log')
 
     def other(self, kind: str, run: Optional[str] = None) -> 'Stage':
         return Stage(self.task, self.seed, run or self.run, kind,
@@ -77,9 +52,20 @@ def all_stages(settings: Settings) -> List[Stage]:
     return stages
 
 
-def make_job(stage: Stage, configs: Configs,
-             records: Dict[str, dict]) -> Job:
-    """The job of a stage whose predecessors are done.
+def needs(stage: Stage, stages: List[Stage]) -> List[Stage]:
+    """Those that must be done before another begins: a training needs the
+    float model, all else of a run its training, and pictures need all."""
+    if stage.kind == 'look':
+        return [other for other in stages if other is not stage and
+                (other.task, other.seed) == (stage.task, stage.seed)]
+    if stage.kind != 'train':
+        return [stage.other('train')]
+    return [] if stage.run == START else [stage.other('train', START)]
+
+
+def prepare(stage: Stage, configs: Configs,
+            records: Dict[str, dict]) -> Task:
+    """How to run a stage whose predecessors are done.
 
     Args:
         stage (Stage): The stage.
@@ -115,22 +101,35 @@ def make_job(stage: Stage, configs: Configs,
         if stage.run != START:
             inputs['load_from'] = file_hash(checkpoint(START))
             start = f'load_from={shown(checkpoint(START))}'
-        command = python('tools/train.py', config, *where)
+        command = ['tools/train.py', config, *where]
         # --resume with load_from would begin from that one again.
-        return Job(inputs, [*command, *options, start],
-                   lambda: _trained(stage),
-                   [*command, '--resume', *options, 'load_from=None'])
+        return _script(
+            inputs, [*command, *options, start], lambda: _trained(stage),
+            [*command, '--resume', *options, 'load_from=None']
+            if last_checkpoint(stage) else None,
+            epochs=configs.max_epochs(stage.task, stage.run))
     inputs['checkpoint'] = file_hash(checkpoint())
     if stage.kind == 'test':
-        command = python('tools/test.py', config, shown(checkpoint()), *where,
-                         *options)
-        return Job(inputs, command, lambda: _tested(stage))
-    command = python('tools/publish_model.py', config, shown(checkpoint()),
-                     shown(stage.folder))
-    return Job(inputs, command, lambda: _published(stage))
+        command = ['tools/test.py', config, shown(checkpoint()), *where,
+                   *options]
+        return _script(inputs, command, lambda: _tested(stage), mode='test')
+    command = ['tools/publish_model.py', config, shown(checkpoint()),
+               shown(stage.folder)]
+    return _script(inputs, command, lambda: _published(stage))
 
 
-def _look_job(stage, configs, inputs, result, checkpoint) -> Job:
+def _script(inputs, command, results, resume=None, **kwargs) -> Task:
+    """The command line of a tool; ``results()`` reads what it wrote."""
+
+    def finish(_):
+        found = results()
+        return dict(outputs=found.pop('outputs'), results=found)
+
+    return Task(inputs, 'jobs.process:run_script', dict(command=command),
+                finish, resume and dict(command=resume), **kwargs)
+
+
+def _look_job(stage, configs, inputs, result, checkpoint) -> Task:
     """Pictures, weight distributions and shares, from all three runs."""
     task, root = TASKS[stage.task], stage.settings.work_dir
     runs = {}
@@ -158,8 +157,8 @@ def _look_job(stage, configs, inputs, result, checkpoint) -> Job:
         return dict(read_json(spec['results']), outputs=[
             f'{stage.task}.png', f'weights_{stage.task}.png'])
 
-    return Job(inputs,
-               python('tools/demo.py', '--look', shown(spec_path)), results)
+    return _script(inputs, ['tools/demo.py', '--look', shown(spec_path)],
+                   results)
 
 
 def last_checkpoint(stage: Stage) -> Optional[Path]:
@@ -175,8 +174,7 @@ def last_checkpoint(stage: Stage) -> Optional[Path]:
 def _trained(stage: Stage) -> dict:
     path = last_checkpoint(stage)
     if path is None:
-        raise DemoError(f'the training left no checkpoint in {stage.folder}; '
-                        f'see {stage.log_path}')
+        raise JobError(f'the training left no checkpoint in {stage.folder}')
     name = relative(path, stage.settings.work_dir)
     return dict(checkpoint=name, outputs=[name])
 
@@ -189,8 +187,7 @@ def _tested(stage: Stage) -> dict:
         if task.metric in metrics:
             return dict(metric=metrics[task.metric] * task.points,
                         metrics=metrics, outputs=[])
-    raise DemoError(f'the test wrote no {task.metric!r} below {stage.folder};'
-                    f' see {stage.log_path}')
+    raise JobError(f'the test wrote no {task.metric!r} below {stage.folder}')
 
 
 def _published(stage: Stage) -> dict:
@@ -200,10 +197,6 @@ def _published(stage: Stage) -> dict:
              for path in (checkpoint, config)]
     return dict(checkpoint=names[0], config=names[1],
                 bytes=checkpoint.stat().st_size, outputs=names)
-
-
-def python(*arguments: str) -> List[str]:
-    return [sys.executable, *arguments]
 
 
 def relative(path: Path, root: Path) -> str:

@@ -1,15 +1,10 @@
 """All results in one JSON file, and as a table."""
 import os
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 
-from .process import gdrq_mm_version
+from jobs.checkout import versions
+
 from .tasks import FLOAT, LABELS, QUANTIZED, QUICK_NOTE, START, TASKS
-
-PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet',
-            'mmsegmentation', 'mmpretrain', 'numpy')
 
 
 def summarize(settings, stages, records):
@@ -78,17 +73,6 @@ def spread(values):
     values = list(values)
     return dict(mean=sum(values) / len(values), min=min(values),
                 max=max(values))
-
-
-def versions():
-    found = dict(python=platform.python_version(),
-                 gdrq_mm=gdrq_mm_version())
-    for package in PACKAGES:
-        try:
-            found[package] = package_version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def table(summary):

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
-from demo_stages.process import ROOT, gdrq_mm_version
-from demo_stages.records import file_hash, read_json, text_hash
 from demo_stages.tasks import TASKS
+from jobs.checkout import ROOT, gdrq_mm_version
+from jobs.records import file_hash, read_json, text_hash
 
 CONFIG_DATA = 'data/'  # where all configs look for their data
 # What a dataset says of itself, by what made it.

@@ -2,8 +2,8 @@
 from pathlib import Path
 from typing import Optional
 
-from demo_stages.process import ROOT
-from demo_stages.records import decide, read_json, write_json
+from jobs.checkout import ROOT
+from jobs.records import decide, read_json, write_json
 
 from .cells import Configs, Study
 

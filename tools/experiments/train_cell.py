@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from demo_stages.process import ROOT
+from jobs.checkout import ROOT
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint

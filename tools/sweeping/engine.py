@@ -1,98 +1,68 @@
-"""Run families one by one, each in a process with limits, resumable."""
-import json
-import multiprocessing
+"""Families as jobs: each in a process with limits, run once."""
 import os
-import time
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator, Optional, Sequence, Tuple
 
-from .probe import probe
+from jobs.engine import Engine, Job, Limits, Task
+from jobs.process import prepare_environment
+from jobs.records import read_json
 
-PRELOAD = ['torch', 'mmpretrain.models', 'mmdet.models', 'mmseg.models',
-           'gdrq_mm', 'sweeping.checks', 'sweeping.models']
+from .page import verdict_of
+
+PRELOAD = ('torch', 'mmpretrain.models', 'mmdet.models', 'mmseg.models',
+           'gdrq_mm')
 
 
-class Engine:
-    """One family after the other.
+def path_of(work_dir: Path, package: str, family: str) -> Path:
+    return Path(work_dir).absolute() / package / f'{family}.json'
 
-    Packages are imported once, by the server that the processes fork from.
+
+def read(work_dir: Path, package: str, family: str) -> Optional[dict]:
+    """What is known of a family; None if it was not run to its end."""
+    record = read_json(path_of(work_dir, package, family))
+    return record if record and record.get('done') else None
+
+
+def read_all(work_dir: Path) -> Iterator[dict]:
+    """All that was run to its end."""
+    for path in sorted(Path(work_dir).glob('*/*.json')):
+        record = read(work_dir, path.parent.name, path.stem)
+        if record is not None:
+            yield record
+
+
+def run_families(work_dir: Path, names: Sequence[Tuple[str, str]],
+                 limits: Limits = Limits(),
+                 function: str = 'sweeping.probe:probe') -> None:
+    """Run families one by one, whatever is known of them.
 
     Args:
         work_dir (Path): Where results lie, one JSON a family.
-        seconds (float): Limit of time of a family.
-        gigabytes (float): Limit of resident memory of a family.
-        preload (bool): Import the packages in the server. Defaults to True.
+        names (sequence[tuple[str, str]]): Package and family.
+        limits (Limits): Of each.
+        function (str): What checks one.
     """
-
-    def __init__(self, work_dir: Path, seconds: float = 300.,
-                 gigabytes: float = 8., preload: bool = True) -> None:
-        self.work_dir = Path(work_dir).absolute()
-        self.seconds = seconds
-        self.gigabytes = gigabytes
-        os.environ.setdefault('OMP_NUM_THREADS', '1')
-        self.context = multiprocessing.get_context('forkserver')
-        if preload:
-            self.context.set_forkserver_preload(PRELOAD)
-
-    def path_of(self, package: str, family: str) -> Path:
-        return self.work_dir / package / f'{family}.json'
-
-    def read(self, package: str, family: str) -> Optional[dict]:
-        """What is known of a family; None if it was not run to its end."""
-        try:
-            record = json.loads(self.path_of(package, family).read_text())
-        except (OSError, ValueError):
-            return None
-        return record if record.get('done') else None
-
-    def run(self, package: str, family: str) -> dict:
-        """Run one family to its end, or to its limits."""
-        path = self.path_of(package, family)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        process = self.context.Process(
-            target=probe, args=(package, family, str(path)), daemon=True)
-        begin = time.monotonic()
-        process.start()
-        verdict = None
-        while process.is_alive() and verdict is None:
-            process.join(.5)
-            if time.monotonic() - begin > self.seconds:
-                verdict = f'it takes more than {self.seconds:.0f} seconds'
-            elif _gigabytes(process.pid) > self.gigabytes:
-                verdict = f'it takes more than {self.gigabytes:g} GB'
-        if process.is_alive():
-            process.kill()
-        process.join()
-        record = self.read(package, family)
-        if record is None:
-            record = _unfinished(path, package, family)
-            record['checks'][record.get('checking', 'float')] = verdict or \
-                f'its process ended with exit code {process.exitcode}'
-            record.update(seconds=round(time.monotonic() - begin, 1),
-                          done=True)
-            path.write_text(json.dumps(record, indent=1))
-        return record
-
-    def records(self) -> Iterator[dict]:
-        """All that was run to its end."""
-        for path in sorted(self.work_dir.glob('*/*.json')):
-            record = self.read(path.parent.name, path.stem)
-            if record is not None:
-                yield record
+    prepare_environment()
+    for name in names:
+        path_of(work_dir, *name).unlink(missing_ok=True)
+    Engine([_job(work_dir, *name, function) for name in names], lanes=1,
+           limits=limits, preload=PRELOAD).run()
 
 
-def _unfinished(path: Path, package: str, family: str) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return dict(package=package, family=family, checks={})
+def _job(work_dir: Path, package: str, family: str, function: str) -> Job:
+    inputs = dict(package=package, family=family)
+    folder = path_of(work_dir, package, family).with_suffix('')
+    target = folder / 'found.json'
 
+    def found(_=None) -> dict:
+        return dict(read_json(target) or dict(inputs, checks={}), outputs=[])
 
-def _gigabytes(pid: int) -> float:
-    """Resident memory of a process."""
-    try:
-        pages = int(Path(f'/proc/{pid}/statm').read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0.
-    return pages * os.sysconf('SC_PAGE_SIZE') / 2**30
+    def recover(why: str) -> dict:
+        """A limit, too, is a result: of the check that it was at."""
+        record = found()
+        record['checks'][record.get('checking', 'float')] = why
+        return dict(record, done=True)
+
+    return Job(f'{package} {family}', folder, lambda records: Task(
+        inputs, function, dict(inputs, target=os.fspath(target)), found,
+        recover=recover), tell=verdict_of)

@@ -1,6 +1,8 @@
-"""How far a stage is, and how long it and the whole demo will take."""
+"""How far a job is, and how long it and the whole run will take."""
 import re
+import sys
 import time
+from math import inf
 
 # Log lines of mmengine, with the number of an epoch where there is one:
 #   Epoch(train)  [3][ 20/200]  lr: ...      Iter(train) [ 20/600]  lr: ...
@@ -32,17 +34,19 @@ def fraction_done(line, max_epochs=1):
 
 
 def format_seconds(seconds):
-    """0:03:25"""
+    """'0:03:25'; '?' where nobody knows."""
+    if seconds == inf:
+        return '?'
     minutes, seconds = divmod(max(int(seconds + .5), 0), 60)
     return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
 
 
-class StageClock:
-    """Elapsed and remaining time of one stage.
+class JobClock:
+    """Elapsed and remaining time of one job.
 
     Args:
         expected (float): Seconds that it may take, as long as no progress is
-            known.
+            known; infinite where nobody knows.
         clock (callable): Gives the time in seconds.
     """
 
@@ -78,34 +82,71 @@ class StageClock:
 
 
 class Estimate:
-    """Remaining time of the whole demo.
+    """Remaining time of the whole run.
 
     Args:
-        costs (dict[str, float]): Seconds every stage took on some machine.
-            Only their proportions count once a stage has been measured.
+        costs (dict[str, float]): Seconds that every job took on some machine.
+            Only their proportions count once a job has been measured.
+        known (bool): Whether they are seconds at all, not proportions only.
     """
 
-    def __init__(self, costs):
+    def __init__(self, costs, known=True):
         self.costs = costs
         self.open = set(costs)
+        self.guess = 1. if known else inf
         self.measured = self.expected = 0.
 
     @property
     def scale(self):
         """Seconds here for one second there."""
-        return self.measured / self.expected if self.expected else 1.
+        return self.measured / self.expected if self.expected else self.guess
 
     def expect(self, name):
         return self.costs[name] * self.scale
 
     def finish(self, name, seconds=None):
-        """A stage is done; ``seconds`` where it was run here in one go."""
+        """A job is done; ``seconds`` where it was run here in one go."""
         self.open.discard(name)
         if seconds is not None:
             self.measured += seconds
             self.expected += self.costs[name]
 
-    def remaining(self, current=None, current_remaining=0.):
-        """Seconds for the stages that are open, the current one included."""
-        return current_remaining + sum(
-            self.expect(name) for name in self.open if name != current)
+    def remaining(self, running=None, lanes=1):
+        """Seconds until all is done.
+
+        Args:
+            running (dict[str, float], optional): Job -> seconds that it
+                still takes.
+            lanes (int): Jobs side by side, which share what is left.
+        """
+        running = running or {}
+        waiting = sum(self.expect(name) for name in self.open
+                      if name not in running)
+        return max([(waiting + sum(running.values())) / lanes,
+                    *running.values()])
+
+
+class Display:
+    """One line that tells the progress of all that runs: rewritten on a
+    terminal, printed anew from time to time elsewhere.
+
+    Args:
+        interval (float): Seconds between two lines elsewhere.
+    """
+
+    def __init__(self, interval=15.):
+        self.terminal = sys.stdout.isatty()
+        self.interval = .5 if self.terminal else interval
+        self.shown = time.monotonic()
+
+    def show(self, line):
+        """Print ``line()`` where it is time to."""
+        if time.monotonic() - self.shown >= self.interval:
+            self.shown = time.monotonic()
+            print(f'\r\033[K{line()}' if self.terminal else line(),
+                  end='' if self.terminal else '\n', flush=True)
+
+    def finish(self, line):
+        """A line that stays."""
+        print(f'\r\033[K{line}' if self.terminal else line, flush=True)
+        self.shown = time.monotonic()

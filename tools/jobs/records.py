@@ -1,8 +1,40 @@
-"""What is done already: one small JSON file a stage."""
+"""What is done already: one small JSON file a job; one run a folder."""
+import fcntl
 import hashlib
 import json
 import os
 from pathlib import Path
+
+
+class JobError(RuntimeError):
+    """Ends a run with a message instead of a traceback."""
+
+
+class Lock:
+    """One run at a time in a work dir, as long as this object lives.
+
+    Args:
+        work_dir (Path): Made if need be.
+
+    Raises:
+        JobError: Another one works there.
+    """
+
+    def __init__(self, work_dir):
+        work_dir.mkdir(parents=True, exist_ok=True)
+        self.file = open(work_dir / '.lock', 'a+')
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.seek(0)
+            pid = self.file.read().strip()
+            self.file.close()
+            raise JobError(
+                f'another run works in {work_dir} (process {pid}). Wait for '
+                'it, end it, or give another --work-dir.') from None
+        self.file.truncate(0)
+        self.file.write(f'{os.getpid()}\n')
+        self.file.flush()
 
 
 def write_text(path, text):
@@ -37,7 +69,7 @@ def file_hash(path):
 
 
 def decide(record, inputs, root):
-    """What to do with a stage.
+    """What to do with a job.
 
     Args:
         record (dict, optional): What :func:`read_json` found of it.
