@@ -46,7 +46,6 @@ def parse_args():
     parser.add_argument('--table', type=Path, metavar='SUMMARY',
                         help='print the table of a summary.json, do nothing '
                         'else')
-    parser.add_argument('--look', help=argparse.SUPPRESS)
     args = parser.parse_args()
     for name, suffix in (('work_dir', 'work_dirs/demo{}'),
                          ('data', 'data/demo{}')):
@@ -75,9 +74,6 @@ def main():
     try:
         if args.table:
             print_table(args.table)
-        elif args.look:
-            from demo_stages.look import look
-            look(args.look)
         else:
             from demo_stages.engine import run_demo
             from demo_stages.run_configs import Settings

@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import torch
-from jobs.records import read_json, write_json
 
 from gdrq_mm.analysis import ks_to_uniform, plot_weight_distributions
 from gdrq_mm.plan import QuantReport, trace_layers
@@ -18,14 +17,16 @@ MIN_WEIGHTS = 1000  # of a layer whose distribution is drawn
 NUM_LAYERS = 4
 
 
-def look(spec_path):
-    """Write the two images and the figures of a task.
+def look(spec):
+    """Write the two images of a task.
 
     Args:
-        spec_path (str): JSON file: task, data folder, the models' files,
-            paths of the results.
+        spec (dict): Task, data folder, the models' files, paths of the
+            images.
+
+    Returns:
+        dict: Device and figures of each run.
     """
-    spec = read_json(spec_path)
     inferencers = {run: open_inferencer(spec['task'], files)
                    for run, files in spec['runs'].items()}
     images = validation_images(spec['task'], spec['data'])
@@ -60,7 +61,7 @@ def look(spec_path):
          for run, state in states.items()},
         layers, spec['weights'], picture_title(spec))
     print(f'wrote {spec["weights"]}', flush=True)
-    write_json(spec['results'], results)
+    return results
 
 
 def picture_title(spec):

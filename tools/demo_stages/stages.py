@@ -5,7 +5,7 @@ from typing import Dict, List, Optional
 
 from jobs.checkout import ROOT, gdrq_mm_version, shown
 from jobs.engine import Task
-from jobs.records import JobError, file_hash, read_json, write_json
+from jobs.records import JobError, file_hash, read_json
 
 from .run_configs import Configs, Settings
 from .tasks import LABELS, QUANTIZED, START, TASKS
@@ -148,17 +148,10 @@ def _look_job(stage, configs, inputs, result, checkpoint) -> Task:
                 data=str(stage.settings.data / task.folder), runs=runs,
                 quick=stage.settings.quick,
                 picture=str(root / f'{stage.task}.png'),
-                weights=str(root / f'weights_{stage.task}.png'),
-                results=str(stage.folder / 'results.json'))
-    spec_path = stage.folder.with_name('look_spec.json')
-    write_json(spec_path, spec)
-
-    def results():
-        return dict(read_json(spec['results']), outputs=[
-            f'{stage.task}.png', f'weights_{stage.task}.png'])
-
-    return _script(inputs, ['tools/demo.py', '--look', shown(spec_path)],
-                   results)
+                weights=str(root / f'weights_{stage.task}.png'))
+    return Task(inputs, 'demo_stages.look:look', dict(spec=spec),
+                lambda results: dict(results=results, outputs=[
+                    f'{stage.task}.png', f'weights_{stage.task}.png']))
 
 
 def last_checkpoint(stage: Stage) -> Optional[Path]:

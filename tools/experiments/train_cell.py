@@ -6,9 +6,9 @@ from typing import Optional
 
 import torch
 from jobs.checkout import ROOT
+from jobs.training import CHECKPOINT, run_config
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.utils import import_modules_from_strings
 
 from gdrq_mm.checkpoint import float_weights
@@ -20,7 +20,6 @@ from gdrq_mm.training import get_state, metrics
 from .cells import metric_of
 
 CALIBRATION_BATCHES = 16
-CHECKPOINT = 'last.pth'
 
 
 class RoundHook(Hook):
@@ -54,9 +53,6 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
     begin, folder = time.monotonic(), Path(folder)
     cfg = Config(config)
     import_modules_from_strings(**cfg.custom_imports)
-    cfg.work_dir = str(folder)
-    # Runners of one name and second would share logger and message hub.
-    cfg.experiment_name = f'{name}_{seed}'.replace('/', '_')
     if latent:
         start = write_float_weights(start, folder / 'float.pth')
     if kind == 'calibrate':
@@ -65,23 +61,9 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
         calibrate_checkpoint(path, start, folder / CHECKPOINT,
                              CALIBRATION_BATCHES)
         start = str(folder / CHECKPOINT)
-    cfg.load_from = start
-    if kind == 'train':
-        cfg.default_hooks.checkpoint = checkpoint_hook(cfg.train_cfg)
-        latest = find_latest_checkpoint(str(folder))
-        if latest:  # it was interrupted
-            cfg.update(load_from=latest, resume=True)
-    else:
-        cfg.update(train_dataloader=None, train_cfg=None, optim_wrapper=None,
-                   param_scheduler=None)
-    runner = Runner.from_cfg(cfg)
-    if kind == 'train':
-        runner.train()
-        runner.save_checkpoint(str(folder), CHECKPOINT, save_optimizer=False,
-                               save_param_scheduler=False)
-    else:
-        runner.register_hook(RoundHook())
-    measured = runner.test()
+    train = kind == 'train'
+    runner, measured = run_config(cfg, f'{name}_{seed}', folder, start, train,
+                                  () if train else (RoundHook(), ))
     results = dict(metric=metric_of(measured, task), by='run_experiments.py',
                    threads=torch.get_num_threads(), commit=commit(),
                    date=time.strftime('%Y-%m-%d %H:%M', time.gmtime()))
@@ -107,14 +89,6 @@ def commit() -> Optional[str]:
             check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def checkpoint_hook(train_cfg: dict) -> dict:
-    """Keeps what an interrupted training goes on from, about ten times."""
-    epochs = train_cfg.get('max_epochs')
-    return dict(
-        type='CheckpointHook', by_epoch=bool(epochs), max_keep_ckpts=1,
-        interval=-(-(epochs or train_cfg.max_iters) // 10))
 
 
 def write_float_weights(checkpoint: str, out: Path) -> str:

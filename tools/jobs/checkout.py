@@ -12,7 +12,7 @@ PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet',
 
 
 def gdrq_mm_version():
-    """Of the checkout or of the installed wheel, without importing torch."""
+    """The version of the checkout or the wheel, without importing torch."""
     paths = (folder / 'version.py' for folder in (ROOT / 'gdrq_mm',
                                                   ROOT.parent))
     return runpy.run_path(str(next(path for path in paths if path.exists())))[

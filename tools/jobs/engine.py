@@ -27,7 +27,7 @@ class Task:
     Args:
         inputs (dict): All that its results depend on.
         function (str): 'module:name', called in a process of its own.
-        arguments (dict): Of the call.
+        arguments (dict): Arguments of the call.
         finish (callable): Gets what the function gave; gives what the record
             keeps: ``results``, ``outputs`` (paths) and what else there is.
         resume (dict, optional): Arguments that go on with what was
@@ -36,7 +36,7 @@ class Task:
             record keeps. Defaults to None: the job has failed.
         mode (str): Progress lines of mmengine's log that tell how far it is:
             'train' or 'test'.
-        epochs (int): Of that training; 1 where it counts iterations.
+        epochs (int): Length of that training; 1 where it counts iterations.
     """
     inputs: dict
     function: str
@@ -132,7 +132,7 @@ class Engine:
         jobs (sequence[Job]): Begun in this order, as far as they can be.
         lanes (int, optional): Processes side by side. Defaults to one a core.
         root (Path): Outputs are relative to it. Defaults to the checkout.
-        limits (Limits): Of each job. Defaults to none.
+        limits (Limits): What each job may take. Defaults to anything.
         preload (sequence[str]): Modules imported once for all.
         keep_going (bool): A job that fails stops only those that need it;
             otherwise all. Defaults to True.
@@ -140,7 +140,7 @@ class Engine:
             proportions.
 
     Attributes:
-        records (dict[str, dict]): Of all that is done, by name.
+        records (dict[str, dict]): Records of all that is done, by name.
         failed (dict[str, str]): Why jobs failed.
     """
 
@@ -245,7 +245,8 @@ class Engine:
             return
         write_json(job.record_path, record)
         seconds = run.clock.elapsed
-        self._done(job, record, format_seconds(seconds),
+        # Read again: what the next run will find.
+        self._done(job, read_json(job.record_path), format_seconds(seconds),
                    None if record['interruptions'] else seconds)
 
     def _done(self, job, record, how, seconds=None) -> None:

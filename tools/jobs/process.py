@@ -64,8 +64,8 @@ def prepare_environment(threads=1):
     """What all processes begin with: call it before the first one starts.
 
     Args:
-        threads (int): Of torch and OpenMP, where the user's environment does
-            not say: small models use cores better than threads.
+        threads (int): Threads of torch and OpenMP, where the user's
+            environment does not say: small models use cores better.
     """
     # Fresh memory costs more than the arithmetic of small models on a CPU.
     for name, value in dict(OMP_NUM_THREADS=threads,
@@ -93,7 +93,7 @@ class Process:
 
     Args:
         function (str): 'module:name'.
-        arguments (dict): Of the call.
+        arguments (dict): Arguments of the call.
         log_path (Path): Where all it prints is added.
         limits (Limits): What it may take.
         preload (sequence[str]): See :func:`server`.

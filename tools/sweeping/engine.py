@@ -39,7 +39,7 @@ def run_families(work_dir: Path, names: Sequence[Tuple[str, str]],
     Args:
         work_dir (Path): Where results lie, one JSON a family.
         names (sequence[tuple[str, str]]): Package and family.
-        limits (Limits): Of each.
+        limits (Limits): What each may take.
         function (str): What checks one.
     """
     prepare_environment()
