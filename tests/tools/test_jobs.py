@@ -222,7 +222,7 @@ def run_alone(function, tmp_path, limits=Limits(), **arguments):
 
 
 @pytest.mark.parametrize('limits, said', [
-    (Limits(seconds=.1), 'more than 0.1 seconds of CPU time'),
+    (Limits(seconds=.5), 'more than 0.5 seconds of CPU time'),
     (Limits(gigabytes=.001), 'more than 0.001 GB')])
 def test_limits(tmp_path, limits, said):
     assert said in run_alone('burn', tmp_path, limits)['error']

@@ -56,7 +56,7 @@ class TestRecords:
         assert list(read_all(tmp_path)) == []
 
     @pytest.mark.parametrize('function, limits, said', [
-        ('burn', Limits(seconds=.1), 'more than 0.1 seconds of CPU time'),
+        ('burn', Limits(seconds=.5), 'more than 0.5 seconds of CPU time'),
         ('die', Limits(), 'ended with exit code 3')])
     def test_what_ended_a_family_is_told_of_the_check_it_was_at(
             self, tmp_path, function, limits, said):

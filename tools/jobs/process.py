@@ -20,7 +20,7 @@ from pathlib import Path
 from .checkout import ROOT
 
 PATIENCE = 10.  # seconds between asking a process to end and killing it
-WAITING = 10  # times its limit of CPU time may a job take by the clock
+WAITING = 20  # times its limit of CPU time may a job take by the clock
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,14 @@ class Process:
     def __init__(self, function, arguments, log_path, limits=Limits(),
                  preload=()):
         context = server(preload)
-        self.limits, self.begin = limits, time.monotonic()
+        self.limits = limits
         self.pipe, theirs = context.Pipe(duplex=False)
         # Not daemonic: mmdet's VOC metric starts processes of its own.
         self.process = context.Process(
             target=serve, args=(theirs, function, arguments, str(log_path)))
-        self.process.start()
+        self.process.start()  # waits for what the server imports
+        self.begin = time.monotonic()
         theirs.close()
-
-    @property
-    def elapsed(self):
-        return time.monotonic() - self.begin
 
     def poll(self):
         """dict or None: ``value`` or ``error`` at the end, None before."""
@@ -125,7 +122,8 @@ class Process:
             found = found or dict(error='its process ended with exit code '
                                   f'{self.process.exitcode}')
         else:
-            why = self.limits.broken_by(self.process.pid, self.elapsed)
+            why = self.limits.broken_by(self.process.pid,
+                                        time.monotonic() - self.begin)
             if why is None:
                 return None
             found = dict(error=why)
