@@ -98,7 +98,7 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
     else:
         weight_quantizer = plan.weight and QUANTIZERS[
             plan.weight.type].weight(
-                num_filters=layer.weight.shape[0], bits=plan.weight.bits,
+                num_filters=plan.parameter.shape[0], bits=plan.weight.bits,
                 group_size=plan.weight.group_size,
                 **plan.weight.options()).to(device)
         layer.start_quantizing(
@@ -117,7 +117,7 @@ def check_weights(plans: List[LayerPlan]) -> None:
     for plan in plans:
         if plan.weight is None:
             continue
-        weight = plan.module.weight
+        weight = plan.parameter
         bad = int((~torch.isfinite(weight)).sum())
         if bad:
             raise ValueError(

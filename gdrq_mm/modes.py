@@ -12,6 +12,13 @@ def is_compiling() -> bool:
     return torch._dynamo.is_compiling()
 
 
+def is_traced_by_dynamo() -> bool:
+    """Whether ``torch.compile`` reads this code instead of running it."""
+    if hasattr(torch.compiler, 'is_dynamo_compiling'):  # torch >= 2.3
+        return torch.compiler.is_dynamo_compiling()
+    return torch._dynamo.is_compiling()
+
+
 @contextmanager
 def eval_mode(model: nn.Module):
     """Put ``model`` in eval mode; afterwards every module is as before."""

@@ -1,9 +1,10 @@
 """What quantized convolutions and linear layers share."""
-from typing import TYPE_CHECKING, Any, Iterator, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Iterator, Optional, Set, Tuple
 
 from torch import Tensor, nn
 
 from . import fused
+from .read import LatentWeight
 from .relu import is_on_grid
 
 # A mixin of modules: what they have is there.
@@ -15,14 +16,22 @@ class QuantLayer(Mixin):
 
     A float layer turns into a quantized one by changing its class: Parameter
     objects, state-dict keys, hooks and every reference to the layer stay.
+    ``weight`` is the Parameter, and inside a forward its quantized values,
+    see :mod:`.read`.
+
+    Attributes:
+        past_reads (set[str]): How code used the weight past the layer:
+            'operation' with a quantized input, 'value' otherwise.
     """
+    weight = LatentWeight('weight')
 
     def start_quantizing(self, state: nn.Module,
                          weight_quantizer: Optional[nn.Module],
                          input_quantizer: Optional[nn.Module]) -> None:
         """Take the quantizers of a freshly converted layer."""
-        self.called = False  # code may read the weight past the forward
+        self.called = False  # nothing may use it
         self.same_input = []  # names of layers that read the same tensor
+        self.past_reads: Set[str] = set()
         self.weight_quantizer = weight_quantizer
         self.input_quantizer = input_quantizer
         # In a tuple, so that it is no submodule: all layers share it.
@@ -32,6 +41,21 @@ class QuantLayer(Mixin):
     def state(self) -> nn.Module:
         """The :class:`QuantizationState` of the model."""
         return self._shared[0]
+
+    @property
+    def latent_weight(self) -> nn.Parameter:
+        """The Parameter that training changes, whoever asks."""
+        return self._parameters['weight']
+
+    def note_read(self, operation: bool) -> None:
+        """Code uses the weight past the layer.
+
+        Args:
+            operation (bool): In ``F.linear`` or a convolution.
+        """
+        if not operation:  # that calls the layer's quantizer
+            self.called = True
+        self.past_reads.add('operation' if operation else 'value')
 
     def quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
         """All quantizers of the layer, by their name in it."""
@@ -45,8 +69,9 @@ class QuantLayer(Mixin):
 
     def quantizer_state(self) -> dict:
         """State-dict entries that the float layer does not have."""
-        return {key: value for key, value in self.state_dict().items()
-                if '_quantizer.' in key}
+        return {f'{name}.{key}': value
+                for name, quantizer in self.quantizers()
+                for key, value in quantizer.state_dict().items()}
 
     def forget(self) -> None:
         """Buffers were written from outside: look at them anew."""
@@ -59,7 +84,7 @@ class QuantLayer(Mixin):
 
     def run_fused(self, operation, x: Tensor) -> Tensor:
         """``operation`` on quantized operands, see :mod:`.fused`."""
-        input_grid, weight, weight_grid = None, self.weight, None
+        input_grid, weight, weight_grid = None, self.latent_weight, None
         if self._quantizes_input(x):
             x, input_grid = self.state.activation_and_grid(
                 self.input_quantizer, x)
@@ -80,8 +105,8 @@ class QuantLayer(Mixin):
 
     def quantized_weight(self) -> Tensor:
         if self.weight_quantizer is None:
-            return self.weight
-        return self.state.weight(self.weight_quantizer, self.weight)
+            return self.latent_weight
+        return self.state.weight(self.weight_quantizer, self.latent_weight)
 
     def __setattr__(self, name, value):
         if name == 'weight' and value is not self._parameters.get('weight'):

@@ -1,8 +1,7 @@
 """Quantized model -> merged model: integer codes, one scale a channel."""
 from .check import merge_errors
-from .forms import register_merged_layer
 from .layers import MergedLayer, QuantParams, WeightOnly
 from .merge import float_layers, merge, merged_layers
 
 __all__ = ['MergedLayer', 'QuantParams', 'WeightOnly', 'float_layers',
-           'merge', 'merge_errors', 'merged_layers', 'register_merged_layer']
+           'merge', 'merge_errors', 'merged_layers']

@@ -150,6 +150,8 @@ def _pair(flows: Dict[nn.Module, LayerFlow], watch: _Watch) -> None:
         every = all(each.norms for each in outputs.get(layer, ()))
         if not flow.calls:
             flow.reason = 'not called'
+        elif layer.past_reads:
+            flow.reason = 'other code reads its weight'
         elif layer.weight_quantizer is None or not set(
                 flow.quantizers) - {None}:
             flow.reason = 'it stays float'

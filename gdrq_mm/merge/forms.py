@@ -1,14 +1,22 @@
 """What takes the place of a quantized layer, by its type."""
 import copy
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple, Type
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import QuantConv2d, QuantLayer, QuantLinear
+from ..layers import (
+    MERGED_FORMS,
+    MergedForm,
+    QuantConv2d,
+    QuantLayer,
+    QuantLinear,
+    register_quant_layer,
+)
 from .flow import LayerFlow
 from .layers import (
     TINY,
+    FixedGrid,
     MergedConv2d,
     MergedLinear,
     QuantParams,
@@ -17,54 +25,9 @@ from .layers import (
     drop_hooks,
 )
 
-
-class MergedForm(NamedTuple):
-    """How layers of a type are merged, see :func:`register_merged_layer`."""
-    float_class: Type[nn.Module]
-    integer: Optional[Callable[..., nn.Module]]
-
-
-MERGED_FORMS: Dict[Type[nn.Module], MergedForm] = {}
-
-
-def register_merged_layer(quant_class: Type[nn.Module],
-                          float_class: Type[nn.Module],
-                          integer: Optional[Callable[..., nn.Module]] = None
-                          ) -> None:
-    """Say how layers of exactly ``quant_class`` are merged.
-
-    Args:
-        quant_class (type): A type that was given to
-            :func:`gdrq_mm.layers.register_quant_layer`.
-        float_class (type): Computes the same from rounded inputs and weights.
-        integer (callable, optional): Called with the layer, its weight codes,
-            one scale and one bias a filter, the grid of its input and the
-            bits of its weight; returns a :class:`MergedLayer`. None: there
-            is no integer form; the layer computes in float, on codes times
-            scales.
-    """
-    MERGED_FORMS[quant_class] = MergedForm(float_class, integer)
-
-
-register_merged_layer(QuantConv2d, nn.Conv2d, MergedConv2d)
-register_merged_layer(QuantLinear, nn.Linear,
-                      lambda layer, *args: MergedLinear(*args))
-
-
-def form_of(name: str, layer: QuantLayer) -> MergedForm:
-    """How a layer is merged.
-
-    Raises:
-        ValueError: Nobody said so.
-    """
-    try:
-        return MERGED_FORMS[type(layer)]
-    except KeyError:
-        raise ValueError(
-            f'{name or "the model"} is a {type(layer).__name__}, of which '
-            'nobody said how it is merged: call '
-            'gdrq_mm.merge.register_merged_layer, or keep the layer float '
-            f"with a rule, dict(match={name!r}, skip=True)") from None
+register_quant_layer(nn.Conv2d, QuantConv2d, MergedConv2d)
+register_quant_layer(nn.Linear, QuantLinear,
+                     lambda layer, *args: MergedLinear(*args))
 
 
 def merged_form(layer: QuantLayer, flow: LayerFlow,
@@ -80,7 +43,7 @@ def merged_form(layer: QuantLayer, flow: LayerFlow,
         ValueError: See :func:`merge`.
     """
     name = names[layer]
-    form = form_of(name, layer)
+    form = MERGED_FORMS[type(layer)]
     quantizers = [each for each in flow.quantizers if each is not None]
     for quantizer in quantizers:
         if not quantizer.initialized:
@@ -92,6 +55,8 @@ def merged_form(layer: QuantLayer, flow: LayerFlow,
             f'{name} is called {flow.calls} times with inputs of '
             f'{len(quantizers)} different scales (site=\'relu\'), so that its '
             'codes have no one scale; train it with site=\'input\'')
+    if layer.past_reads:
+        return _fixed(name, layer, 'other code reads its weight')
     if layer.weight_quantizer is None or not quantizers or not flow.calls \
             or form.integer is None:
         return _float_form(name, layer, form, flow, quantizers)
@@ -102,6 +67,20 @@ def merged_form(layer: QuantLayer, flow: LayerFlow,
     merged.norm = '' if flow.norm is None else names[flow.norm]
     merged.reason = flow.reason
     return merged
+
+
+def _fixed(name: str, layer: QuantLayer, reason: str) -> QuantLayer:
+    """The layer itself, with the values that its quantizers give."""
+    layer.float_reason = reason
+    if layer.weight_quantizer is not None:
+        weight = layer.weight_quantizer(layer.latent_weight).detach()
+        layer._parameters['weight'] = nn.Parameter(weight.clone(),
+                                                   requires_grad=False)
+        layer.weight_quantizer = None
+    for part, quantizer in list(layer.activation_quantizers()):
+        setattr(layer, part, FixedGrid(QuantParams.of(quantizer, name))
+                if quantizer.initialized else None)
+    return layer
 
 
 def fold(layer: QuantLayer, norm: Optional[nn.Module]
@@ -147,7 +126,9 @@ def _float_form(name: str, layer: QuantLayer, form: MergedForm,
     plain.__dict__ = {key: value for key, value in layer.__dict__.items()
                       if key != '_shared'}
     plain.__class__ = form.float_class
-    plain._modules = {}
+    own = {key for key, _ in layer.quantizers()}
+    plain._modules = {key: child for key, child in layer._modules.items()
+                      if key not in own}
     drop_hooks(plain)
     if layer.weight_quantizer is None:
         plain._parameters = {**layer._parameters, 'weight': nn.Parameter(

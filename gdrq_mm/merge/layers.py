@@ -195,15 +195,27 @@ class WeightOnly(nn.Module):
             self.layer, dict(weight=weight), args, kwargs)
 
 
+class FixedGrid(nn.Module):
+    """In the place of the activation quantizer of a layer that stays."""
+    fused, initialized = False, True
+
+    def __init__(self, grid: QuantParams) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
+        return self.grid.round(x)
+
+
 class RoundedInput(nn.Sequential):
-    """A float layer that reads a quantized activation."""
+    """A float layer whose first argument is a quantized activation."""
 
     def __init__(self, grid: QuantParams, layer: nn.Module) -> None:
         super().__init__(layer)
         self.grid = grid
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self[0](self.grid.round(x))
+    def forward(self, x: Tensor, *args, **kwargs):
+        return self[0](self.grid.round(x), *args, **kwargs)
 
 
 _HOOKS = ('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs',

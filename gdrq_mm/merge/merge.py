@@ -36,8 +36,9 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
 
     Layers that the example does not call, and layers with float weights or
     inputs, compute in float and are listed by :func:`float_layers`; quantized
-    weights are kept as codes there as well. What is left of a float16,
-    bfloat16 or float64 model becomes float32.
+    weights are kept as codes there as well. Layers whose weight other code
+    reads keep its quantized values in float, listed as well. What is left of a
+    float16, bfloat16 or float64 model becomes float32.
 
     Args:
         model (nn.Module): Quantized and trained, or a module around such a
@@ -51,9 +52,7 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     Raises:
         ValueError: Nothing is quantized, weights are still float ('reshape'
             phase), the threshold of a layer's input or of an output is not
-            set, a layer reads inputs of several scales, or a layer is of
-            a type without a merged form, see
-            :func:`register_merged_layer`.
+            set, or a layer reads inputs of several scales.
 
     Examples:
         >>> import gdrq_mm
@@ -140,7 +139,8 @@ def _check_quantized(model: nn.Module) -> None:
 def _replace(model: nn.Module, replaced: Dict[nn.Module, nn.Module]
              ) -> nn.Module:
     """Put modules in place of others wherever these are registered."""
-    for module in list(model.modules()):
+    for module in [part for root in (model, *replaced.values())
+                   for part in root.modules()]:
         for key, child in list(module._modules.items()):
             if isinstance(child, QuantizationState):
                 del module._modules[NAME]

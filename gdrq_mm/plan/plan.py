@@ -41,7 +41,11 @@ class LayerPlan:
     @property
     def parameter(self) -> Optional[nn.Parameter]:
         """The weight of the layer, None for ReLUs and outputs."""
-        return None if self.output else getattr(self.module, 'weight', None)
+        if self.output:
+            return None
+        weight = self.module._parameters.get('weight')
+        return getattr(self.module, 'weight', None) if weight is None \
+            else weight
 
     @property
     def matrices(self) -> List[Tensor]:

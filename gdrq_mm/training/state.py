@@ -188,7 +188,7 @@ class QuantizationState(nn.Module):
             tuple[Tensor, Grid or None]: Grid is None for a weight that is
             quantized already.
         """
-        weight, quantizer = layer.weight, layer.weight_quantizer
+        weight, quantizer = layer.latent_weight, layer.weight_quantizer
         if self.training:
             quantizer.start_step(weight)
         if not quantizer.fused:

@@ -6,8 +6,13 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx, float_layers, merge
 from gdrq_mm.export import onnx_check
-from gdrq_mm.layers import QUANT_LAYERS, QuantLayer
-from gdrq_mm.merge import WeightOnly, forms
+from gdrq_mm.layers import (
+    MERGED_FORMS,
+    QUANT_LAYERS,
+    QuantLayer,
+    register_quant_layer,
+)
+from gdrq_mm.merge import WeightOnly
 
 
 class Upsample(nn.ConvTranspose2d):
@@ -20,32 +25,49 @@ class QuantUpsample(QuantLayer, nn.ConvTranspose2d):
             self.quantized_input(x), self.quantized_weight(), self.bias)
 
 
-@pytest.fixture
-def upsampling(monkeypatch):
-    monkeypatch.setitem(QUANT_LAYERS, Upsample, QuantUpsample)
+def test_types_without_an_integer_form_compute_in_float(monkeypatch):
+    for registry in (QUANT_LAYERS, MERGED_FORMS):  # restored at the end
+        for cls in (Upsample, QuantUpsample):
+            monkeypatch.setitem(registry, cls, None)
+            monkeypatch.delitem(registry, cls)
+    register_quant_layer(Upsample, QuantUpsample)
     torch.manual_seed(0)
     model, x = nn.Sequential(Upsample(3, 4, 3)), torch.randn(1, 3, 5, 5)
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4)))
     gdrq_mm.calibrate(model, [lambda: model(x)])
-    return model.eval(), x
-
-
-def test_types_that_nobody_said_how_to_merge_are_refused(upsampling):
-    with pytest.raises(ValueError, match='^0 is a QuantUpsample.*skip=True'):
-        merge(*upsampling)
-
-
-def test_types_without_an_integer_form_compute_in_float(
-        upsampling, monkeypatch):
-    monkeypatch.setitem(forms.MERGED_FORMS, QuantUpsample, forms.MergedForm(
-        nn.ConvTranspose2d, None))
-    model, x = upsampling
-    merged = merge(model, x)
-    assert float_layers(merged) == {
-        '0.0': 'no integer kernel for ConvTranspose2d'}
+    merged = merge(model.eval(), x)
+    assert float_layers(merged) == {'0.0': 'no integer kernel for Upsample'}
     assert merged[0][0].weight.dtype == torch.int8
     torch.testing.assert_close(merged(x), model(x))
+
+
+class ReadsPast(nn.Module):
+    """As BEiT does, beside a layer that is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.qkv = nn.Linear(6, 6), nn.Linear(6, 8, bias=False)
+
+    def forward(self, x):
+        return nn.functional.linear(self.first(x), self.qkv.weight)
+
+
+def test_a_layer_whose_weight_is_read_computes_in_float(tmp_path):
+    torch.manual_seed(0)
+    model, x = ReadsPast(), torch.randn(2, 3, 6)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    with torch.no_grad():
+        merged = merge(model.eval(), x)
+        assert float_layers(merged) == {'qkv': 'other code reads its weight'}
+        torch.testing.assert_close(merged(x), model(x), rtol=1e-5, atol=1e-5)
+        export_onnx(model, x, tmp_path / 'm.onnx', 'qonnx',
+                    output_names=['y'])
+        y = onnx_check.run_qonnx(tmp_path / 'm.onnx', [x])['y']
+    torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-4,
+                               atol=1e-4)
 
 
 @torch.no_grad()

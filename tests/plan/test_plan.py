@@ -97,8 +97,7 @@ def test_no_bits_is_said():
 
 @pytest.mark.parametrize('layer, reason', [
     (OwnConv(3, 4, 3), 'OwnConv is a Conv2d that may compute something else'),
-    (nn.ConvTranspose2d(3, 4, 3), 'no quantized form of ConvTranspose2d'),
-    (nn.Conv1d(3, 4, 3), 'no quantized form of Conv1d'),
+    (nn.Bilinear(3, 4, 3), 'no quantized form of Bilinear'),
     (parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
      'ParametrizedConv2d is a Conv2d that may compute something else'),
     (parametrizations.spectral_norm(nn.Linear(3, 4)),
@@ -185,7 +184,7 @@ def test_a_module_under_two_names_is_planned_once_and_says_so():
 
 
 def test_weight_tied_to_a_layer_that_stays_float_names_the_way_out():
-    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3))
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), OwnConv(4, 4, 3))
     model[1].weight = model[0].weight
     with pytest.raises(ValueError, match=(
             r"1 has to stay float .*match='0', skip=True\)")):

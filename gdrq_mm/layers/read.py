@@ -1,0 +1,128 @@
+"""Weights that code reads past their layer: quantized on read.
+
+Some models call ``F.linear(x, self.qkv.weight, bias)`` instead of the layer,
+some compute with its weight. Inside a forward they get the quantized weight;
+everybody else (optimizers, initialization, checkpoints) gets the Parameter.
+"""
+import sys
+from types import FrameType
+from typing import Any, Callable, Optional
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from ..modes import is_compiling, is_traced_by_dynamo
+
+_FORWARD = nn.Module._call_impl.__code__
+# What multiplies an input with a weight: that input is quantized, too.
+_OPERATIONS = (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
+               F.conv_transpose2d, F.conv_transpose3d)
+
+
+class ReadWeight(Tensor):
+    """A quantized weight that knows its layer.
+
+    As the weight of ``F.linear`` or a convolution it lets the layer quantize
+    the input as well; to all else it is a plain tensor.
+
+    Attributes:
+        layer (QuantLayer): Whose weight it is.
+        values (Tensor): The plain tensor.
+    """
+    layer: Any
+    values: Tensor
+
+    @classmethod
+    def of(cls, layer: nn.Module, values: Tensor) -> 'ReadWeight':
+        if is_compiling():
+            read = Tensor._make_wrapper_subclass(
+                TracedReadWeight, values.shape, dtype=values.dtype,
+                device=values.device)
+        else:
+            read = values.as_subclass(cls)
+        read.layer, read.values = layer, values
+        return read
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, '__name__', '')
+        read = [each for each in tree_flatten((args, kwargs))[0]
+                if isinstance(each, ReadWeight)]
+        if name.endswith('_') and not name.endswith('__') \
+                and read and read[0] is args[0]:
+            layer = read[0].layer
+            raise RuntimeError(
+                'code in the forward of the model writes to the weight of '
+                f'{layer.state.name_of(layer)} ({name}); it is quantized, '
+                'and what is written to the quantized values is lost: leave '
+                'the layer float with a rule, dict(match=..., skip=True), or '
+                'write to the Parameter outside of the forward')
+        if name != '__get__':  # its shape or dtype is no use of it
+            for each in read:
+                each.layer.note_read(func in _OPERATIONS)
+        if func in _OPERATIONS:
+            args, kwargs = _quantize_input(list(args), dict(kwargs))
+        return _of_values(func, args, kwargs)
+
+
+class TracedReadWeight(ReadWeight):
+    """One for ``torch.export``, whose tensors are a subclass themselves."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _of_values(func, args, kwargs or {})
+
+
+def _of_values(func: Callable, args: Any, kwargs: Any) -> Any:
+    args, kwargs = tree_map(
+        lambda each: each.values if isinstance(each, ReadWeight) else each,
+        (args, kwargs))
+    return func(*args, **kwargs)
+
+
+def _quantize_input(args: list, kwargs: dict) -> tuple:
+    weight = args[1] if len(args) > 1 else kwargs['weight']
+    if isinstance(weight, ReadWeight):
+        if args:
+            args[0] = weight.layer.quantized_input(args[0])
+        else:
+            kwargs['input'] = weight.layer.quantized_input(kwargs['input'])
+    return args, kwargs
+
+
+class LatentWeight:
+    """Attribute of quantized layers in the place of their weight.
+
+    Args:
+        name (str): Name of the Parameter.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: Optional[nn.Module], owner=None) -> Any:
+        if layer is None:
+            return self
+        weight = layer._parameters[self.name]
+        if not any(True for _ in layer.quantizers()):
+            return weight
+        if is_traced_by_dynamo():  # knows neither frames nor the subclass
+            return layer.quantized_weight()
+        frame = sys._getframe(1)
+        if not _in_forward(frame):
+            return weight
+        quantized = layer.quantized_weight()
+        if frame.f_locals.get('self') is layer:  # its own forward
+            return quantized
+        return ReadWeight.of(layer, quantized)
+
+
+def _in_forward(frame: Optional[FrameType]) -> bool:
+    """Whether a module's forward is among the callers."""
+    while frame is not None:
+        if frame.f_code is _FORWARD:
+            return True
+        frame = frame.f_back
+    return False

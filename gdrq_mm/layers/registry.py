@@ -1,0 +1,92 @@
+"""Which layer becomes which; layers of your own: see docs/extend.md."""
+from typing import Callable, Dict, NamedTuple, Optional, Type
+
+from torch import Tensor, nn
+
+from .base import QuantLayer
+
+
+class MergedForm(NamedTuple):
+    """What takes the place of quantized layers of a type in merged models.
+
+    Args:
+        float_class (type): Computes the same from rounded inputs and weights.
+        integer (callable, optional): Makes the layer that computes on codes.
+    """
+    float_class: Type[nn.Module]
+    integer: Optional[Callable[..., nn.Module]] = None
+
+
+QUANT_LAYERS: Dict[Type[nn.Module], Type[nn.Module]] = {}
+MERGED_FORMS: Dict[Type[nn.Module], MergedForm] = {}
+
+
+class OwnForward(QuantLayer):
+    """A quantized layer that computes as its float class does.
+
+    The forward of that class gets a quantized first argument, and quantized
+    values wherever it reads its ``weight``.
+    """
+
+    def forward(self, x: Tensor, *args, **kwargs):
+        return super().forward(self.quantized_input(x), *args, **kwargs)
+
+
+def register_quant_layer(
+        float_class: Type[nn.Module],
+        quant_class: Optional[Type[nn.Module]] = None,
+        integer: Optional[Callable[..., nn.Module]] = None) -> None:
+    """Let ``quantize_`` turn modules of exactly ``float_class`` into
+    quantized ones, and say how they are merged and exported.
+
+    Args:
+        float_class (type): Layers that own a Parameter ``weight``, whose
+            slices ``weight[i]`` share scales in groups.
+        quant_class (type, optional): A :class:`QuantLayer` and a base of
+            ``float_class``; its forward replaces that of the float layer.
+            Defaults to None: the forward of the float layer is called with
+            a quantized first argument, and reads quantized values from its
+            ``weight``.
+        integer (callable, optional): Makes the layer of merged models that
+            computes on codes, called with ``(layer, codes, scale, bias, grid,
+            bits)``: the quantized layer, its weight codes, one scale and one
+            bias a filter into which :func:`gdrq_mm.deploy.merge` folded the
+            normalization, the grid of its input and the bits of its weight.
+            It returns a :class:`gdrq_mm.merge.MergedLayer`. Defaults to None:
+            that of ``quant_class`` if it has one; otherwise ``float_class``
+            computes in float on codes times scales, and merged models and
+            exported files say so.
+
+    Raises:
+        TypeError: ``quant_class`` is neither a :class:`QuantLayer` nor a
+            ReLU.
+
+    Examples:
+        >>> class Shifted(nn.Linear):
+        ...     def forward(self, x):
+        ...         return nn.functional.linear(x, self.weight) + 1
+        >>> register_quant_layer(Shifted)
+    """
+    if quant_class is None:
+        quant_class = _own_forward(float_class)
+    elif not issubclass(quant_class, (QuantLayer, nn.ReLU)):
+        raise TypeError(
+            f'{quant_class.__name__} is no QuantLayer: write '
+            f'class {quant_class.__name__}(QuantLayer, '
+            f'{float_class.__name__})')
+    QUANT_LAYERS[float_class] = quant_class
+    known = MERGED_FORMS.get(quant_class)
+    if integer is not None or known is None:
+        MERGED_FORMS[quant_class] = MergedForm(
+            known.float_class if known else float_class, integer)
+
+
+def _own_forward(float_class: Type[nn.Module]) -> Type[nn.Module]:
+    name = f'Quant{float_class.__name__}'
+    if name in globals():  # of another package
+        name += '_' + float_class.__module__.replace('.', '_')
+    made = type(name, (OwnForward, float_class), dict(
+        __doc__=f'Quantized ``{float_class.__qualname__}``.',
+        __module__=__name__))
+    globals()[name] = made  # where pickle looks for it
+    return made

@@ -1,0 +1,171 @@
+"""Weights that code reads past their layer."""
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.checkpoint import pack
+from gdrq_mm.plan import count_macs
+from gdrq_mm.training import get_state
+
+W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
+
+
+class Beit(nn.Module):
+    """Calls F.linear with the weight of its layer, and a bias of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 12, bias=False)
+        self.bias = nn.Parameter(torch.randn(12))
+        self.fc = nn.Linear(12, 6)
+
+    def forward(self, x):
+        return self.fc(F.linear(x, weight=self.qkv.weight, bias=self.bias))
+
+
+class CalledAndRead(nn.Module):
+    """Calls a layer, and computes with its weight as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.fc(x) + x @ self.fc.weight
+
+
+class Conv(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return F.conv2d(x[:, :, None, None], self.conv.weight,
+                        self.conv.bias).flatten(1)
+
+
+def trained(model, steps=2):
+    torch.manual_seed(0)
+    gdrq_mm.quantize_(model, W4A4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(16, 8)).square().mean().backward()
+        optimizer.step()
+    return model.eval()
+
+
+def layer_of(model):
+    return next(iter(get_state(model).layers.values()))
+
+
+@pytest.mark.parametrize('make', [Beit, CalledAndRead, Conv])
+def test_reads_in_a_forward_are_quantized(make):
+    model = trained(make())
+    layer = layer_of(model)
+    quantized = layer.weight_quantizer(layer.weight)
+    assert not torch.equal(quantized, layer.weight)
+    x = torch.randn(4, 8)
+    expected = model(x)
+    with torch.no_grad():  # on the grid already: rounding changes nothing
+        layer.weight.copy_(quantized)
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize('make', [Beit, CalledAndRead, Conv])
+@pytest.mark.parametrize('packed', [True, False])
+def test_a_loaded_model_computes_the_same(make, packed):
+    model = trained(make())
+    loaded = make()
+    gdrq_mm.quantize_(loaded, W4A4)
+    loaded.load_state_dict(pack(model) if packed else model.state_dict())
+    x = torch.randn(4, 8)
+    assert torch.equal(loaded.eval()(x), model(x))
+
+
+@pytest.mark.parametrize('make', [Beit, Conv])
+def test_inputs_of_operations_on_read_weights_are_quantized(make):
+    model = trained(make())
+    assert layer_of(model).past_reads == {'operation'}
+    count = count_macs(model, lambda: model(torch.randn(4, 8)), 4)
+    assert count.low_bit_share == 1
+
+
+def test_other_uses_have_a_float_input_and_say_so():
+    model = trained(CalledAndRead())
+    assert model.fc.past_reads == {'value'}
+    count = count_macs(model, lambda: model(torch.randn(4, 8)), 4)
+    assert count.low_bit_share == .5
+
+
+def test_weights_that_are_only_read_are_trained():
+    model = Beit()
+    before = model.qkv.weight.detach().clone()
+    trained(model)
+    assert get_state(model).uncalled_layers() == []
+    assert not torch.equal(model.qkv.weight, before)
+    clip = model.qkv.weight_quantizer.clip
+    assert clip.all() and model.qkv.weight.abs().max() <= clip.max()
+
+
+def test_the_gradient_is_straight_through():
+    model = Beit()
+    gdrq_mm.quantize_(model, W4A4)
+    x = torch.randn(4, 8)
+    model(x).sum().backward()
+    grad = model.qkv.weight.grad
+    expected = model.fc.weight_quantizer(model.fc.weight).sum(0)[:, None] * \
+        x.sum(0)
+    inside = model.qkv.weight.abs() <= model.qkv.weight_quantizer \
+        .current_clip(model.qkv.weight).repeat_interleave(4)[:, None]
+    torch.testing.assert_close(grad, torch.where(inside, expected, 0.))
+
+
+def test_everybody_else_gets_the_parameter():
+    model = trained(Beit())
+    parameter = dict(model.named_parameters())['qkv.weight']
+    assert model.qkv.weight is parameter
+    nn.init.ones_(model.qkv.weight)
+    assert torch.equal(model.state_dict()['qkv.weight'],
+                       torch.ones_like(parameter))
+    assert isinstance(copy.deepcopy(model).qkv.weight, nn.Parameter)
+    assert isinstance(pickle.loads(pickle.dumps(model)).qkv.weight,
+                      nn.Parameter)
+
+
+def test_reading_a_shape_is_no_use_of_the_weight():
+
+    class Shape(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x):
+            assert self.fc.weight.dtype == torch.float32
+            assert self.fc.weight.shape == (8, 8)
+            return self.fc(x)
+
+    assert trained(Shape()).fc.past_reads == set()
+
+
+def test_transformer_layers_are_quantized_in_evaluation():
+    """torch has a fast path that reads the weights of all its layers."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    plain = copy.deepcopy(model).eval()
+    x = torch.randn(2, 5, 8)
+    gdrq_mm.quantize_(model, W4A4)
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    with torch.no_grad():
+        assert not torch.allclose(model.eval()(x), plain(x))
+        expected = model(x)
+        count = count_macs(model, lambda: model(x), 4)
+    assert count.low_bit_share == 1
+    torch.testing.assert_close(model(x), expected)  # with autograd as well

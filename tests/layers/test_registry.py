@@ -1,0 +1,163 @@
+"""Layers beyond nn.Conv2d and nn.Linear, mmcv's and users' own."""
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
+from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.checkpoint import pack
+from gdrq_mm.deploy import float_layers, merge
+from gdrq_mm.layers import (
+    MERGED_FORMS,
+    QUANT_LAYERS,
+    QuantLayer,
+    register_quant_layer,
+)
+from gdrq_mm.plan import count_macs
+from gdrq_mm.training import get_state
+
+W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
+LAYERS = [
+    (nn.Conv1d(4, 8, 3), (2, 4, 9)),
+    (nn.Conv3d(4, 8, 3), (2, 4, 5, 5, 5)),
+    (nn.ConvTranspose1d(4, 8, 3), (2, 4, 9)),
+    (nn.ConvTranspose2d(4, 8, 3, stride=2), (2, 4, 5, 5)),
+    (nn.ConvTranspose3d(4, 8, 2), (2, 4, 3, 3, 3)),
+    (Conv2dAdaptivePadding(4, 8, 3, stride=2), (2, 4, 9, 9)),
+    (ConvWS2d(4, 8, 3), (2, 4, 6, 6)),
+    (ConvAWS2d(4, 8, 3), (2, 4, 6, 6)),
+    (DeformConv2dPack(4, 8, 3, padding=1), (2, 4, 6, 6)),
+    (ModulatedDeformConv2dPack(4, 8, 3, padding=1), (2, 4, 6, 6)),
+]
+IDS = [type(layer).__name__ for layer, _ in LAYERS]
+DEFORMABLE = DeformConv2dPack, ModulatedDeformConv2dPack
+
+
+def trained(layer, shape):
+    torch.manual_seed(0)
+    model = nn.Sequential(copy.deepcopy(layer))
+    gdrq_mm.quantize_(model, W4A4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=.01)
+    x = torch.rand(shape)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    return model.eval(), x
+
+
+@pytest.mark.parametrize('layer, shape', LAYERS, ids=IDS)
+class TestOwnForward:
+
+    def test_float_mode_is_the_float_layer(self, layer, shape):
+        plain = nn.Sequential(copy.deepcopy(layer))
+        model = copy.deepcopy(plain)
+        gdrq_mm.quantize_(model, W4A4)
+        get_state(model).set_phase('reshape')
+        x = torch.rand(shape)
+        for each in (plain, model):
+            each(x).square().sum().backward()
+        assert torch.equal(model(x), plain(x))
+        assert torch.equal(model[0].weight.grad, plain[0].weight.grad)
+
+    def test_both_operands_are_quantized(self, layer, shape):
+        model, x = trained(layer, shape)
+        with torch.no_grad():
+            count = count_macs(model, lambda: model(x), 4)
+            weight = model[0].weight_quantizer(model[0].weight)
+            rounded = model[0].input_quantizer(x)
+            plain = nn.Sequential(copy.deepcopy(layer)).eval()
+            plain.load_state_dict(
+                {key: value for key, value in model.state_dict().items()
+                 if key in plain.state_dict()})
+            plain[0].weight.copy_(weight)
+            if not isinstance(layer, DEFORMABLE):
+                assert count.low_bit_share == 1
+                torch.testing.assert_close(model(x), plain(rounded))
+        assert not torch.equal(weight, model[0].weight)
+
+    def test_packed_and_loaded_it_computes_the_same(self, layer, shape):
+        model, x = trained(layer, shape)
+        loaded = nn.Sequential(copy.deepcopy(layer))
+        gdrq_mm.quantize_(loaded, W4A4)
+        loaded.load_state_dict(pack(model))
+        assert torch.equal(loaded.eval()(x), model(x))
+
+    def test_copies_and_pickles(self, layer, shape):
+        model, x = trained(layer, shape)
+        for copied in (copy.deepcopy(model),
+                       pickle.loads(pickle.dumps(model))):
+            assert torch.equal(copied(x), model(x))
+
+    def test_merged_it_computes_in_float_and_says_so(self, layer, shape):
+        model, x = trained(layer, shape)
+        merged = merge(model, x)
+        torch.testing.assert_close(merged(x), model(x))
+        assert 'no integer kernel' in float_layers(merged)['0.0']
+        assert merged[0][0].weight.dtype == torch.int8
+
+
+class Shifted(nn.Linear):
+    """A user's layer."""
+
+    def forward(self, x, shift=1):
+        return F.linear(x, self.weight, self.bias) + shift
+
+
+@pytest.fixture
+def registry():
+    """As it was, afterwards."""
+    before = dict(QUANT_LAYERS), dict(MERGED_FORMS)
+    yield
+    for each, old in zip((QUANT_LAYERS, MERGED_FORMS), before):
+        each.clear()
+        each.update(old)
+
+
+class TestRegister:
+
+    def test_one_line_is_enough(self, registry):
+        register_quant_layer(Shifted)
+        model, x = trained(Shifted(4, 6), (3, 4))
+        assert count_macs(model, lambda: model(x), 4).low_bit_share == 1
+        layer = model[0]
+        expected = F.linear(layer.input_quantizer(x), layer.weight_quantizer(
+            layer.weight), layer.bias) + 5
+        torch.testing.assert_close(layer(x, shift=5), expected)
+
+    def test_an_integer_form_is_used(self, registry):
+        seen = []
+
+        class QuantShifted(QuantLayer, Shifted):
+
+            def forward(self, x):
+                return Shifted.forward(self, self.quantized_input(x))
+
+        class MergedShifted(nn.Module):
+
+            def __init__(self, layer, codes, scale, bias, grid, bits):
+                super().__init__()
+                seen.append(bits)
+                self.codes, self.scale = codes.float(), scale
+                self.bias = bias
+                self.grid = grid
+
+            def forward(self, x):
+                return F.linear(self.grid.round(x), self.codes
+                                * self.scale[:, None], self.bias) + 1
+
+        register_quant_layer(Shifted, QuantShifted, MergedShifted)
+        model, x = trained(Shifted(4, 6), (3, 4))
+        merged = merge(model, x)
+        assert isinstance(merged[0], MergedShifted) and seen == [4]
+        torch.testing.assert_close(merged(x), model(x))
+
+    def test_other_classes_are_refused(self):
+        with pytest.raises(TypeError, match='class Linear.QuantLayer, Shif'):
+            register_quant_layer(Shifted, nn.Linear)
