@@ -113,7 +113,7 @@ class QuantReport:
                 'float'
             row['group size'] = plan.weight.group_size if plan.weight else ''
             row['groups'] = num_groups(
-                plan.module.weight.shape[0],
+                plan.parameter.shape[0],
                 plan.weight.group_size) if plan.weight else ''
             row['thresholds'] = plan.sites
             row['input'] = self.input_of(plan)
