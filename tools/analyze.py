@@ -10,7 +10,7 @@ residuals prints the outputs that integer kernels round to 8 bits (residual
 sums and what goes into them), to train with that rounding in place; together
 with those that the config names already.
 
-diff prints where two checkpoints, or a checkpoint and the qdq file that was
+diff prints where two checkpoints, or a checkpoint and the file that was
 exported from it, part: the signal-to-quantization-noise ratio of every module.
 "diff float CHECKPOINT CONFIG" compares it with its own float weights.
 

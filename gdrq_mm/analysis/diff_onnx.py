@@ -1,4 +1,4 @@
-"""Where an exported QDQ file and its integer model part, layer by layer.
+"""Where an exported file and its model part, layer by layer.
 
 The file keeps the names of layers: a call in it is looked up by its name.
 """
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Dict, List, Union
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..integer import IntegerModel
+from ..integer.graph import capture
 from .diff import Difference
 
 
@@ -45,13 +46,7 @@ def compare_onnx(model: IntegerModel, path: Union[str, Path],
         ImportError: A package of the ``deploy`` extra is missing.
         ValueError: The file has no quantized layer, or none of a call's name.
     """
-    try:
-        import onnx
-
-        from ..export import onnx_check, onnx_file
-    except ImportError as error:
-        raise ImportError(f'{error.name} is missing: pip install '
-                          '"gdrq_mm[deploy]"') from error
+    onnx, onnx_check, onnx_file = _deploy_packages()
     proto = onnx.load(str(path))
     layers = {each.node.name: each for each in onnx_file.layer_nodes(proto)}
     names = list(onnx_file.numbered(call.layer for call in model.calls))
@@ -81,6 +76,67 @@ def compare_onnx(model: IntegerModel, path: Union[str, Path],
         difference.own.add(own, theirs)
         found.append(difference)
     return found
+
+
+def is_qonnx(path: Union[str, Path]) -> bool:
+    """Whether a file has the Quant nodes of QONNX.
+
+    Args:
+        path (str or Path): An ONNX file.
+
+    Raises:
+        ImportError: A package of the ``deploy`` extra is missing.
+    """
+    proto = _deploy_packages()[0].load(str(path))
+    return any(node.op_type == 'Quant' for node in proto.graph.node)
+
+
+@torch.no_grad()
+def compare_qonnx(model: nn.Module, path: Union[str, Path],
+                  example: tuple) -> List[Difference]:
+    """Compare the outputs of every call of a layer.
+
+    Args:
+        model (nn.Module): The merged model that the file was exported from.
+        path (str or Path): A QONNX file; the qonnx package runs it.
+        example (tuple[Tensor]): The input of both.
+
+    Returns:
+        list[Difference]: One a call, in the order of the file; ``own`` is
+        with the very input that the file's layer had.
+
+    Raises:
+        ImportError: A package of the ``deploy`` extra is missing.
+        ValueError: The file has other quantized layers than the model.
+    """
+    onnx, onnx_check, _ = _deploy_packages()
+    module, found = capture(model, example), []
+    try:
+        outputs = list(onnx_check.layer_outputs(
+            onnx.load(str(path)), model, module,
+            onnx_check.run_qonnx(path, example)))
+    except RuntimeError as error:
+        raise ValueError(f'{path} was not exported from this checkpoint: '
+                         f'{error}') from error
+    recorder = _Recorder(module, {each.node.name for each in outputs})
+    recorder.run(*example)
+    for each in outputs:
+        difference = Difference(each.name)
+        difference.whole.add(recorder.kept[each.node.name], each.found)
+        difference.own.add(each.expected, each.found)
+        found.append(difference)
+    return found
+
+
+def _deploy_packages() -> tuple:
+    try:
+        import onnx
+
+        from ..export import onnx_check, onnx_file
+    except ImportError as error:
+        raise ImportError(f'{error.name} is missing: pip install '
+                          '"gdrq_mm[deploy]"') from error
+    return onnx, onnx_check, onnx_file
 
 
 def _tensors_of(proto, layers, example: tuple, onnx, onnx_check

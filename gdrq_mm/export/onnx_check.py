@@ -2,7 +2,7 @@
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten
 
 from ..integer import IntegerModel
@@ -205,9 +205,6 @@ def layer_differences(proto: onnx.ModelProto, model: nn.Module,
                       ) -> Dict[str, float]:
     """Compare every layer of a QONNX file with the merged model.
 
-    Each layer of the merged model gets the very input that the file's layer
-    had.
-
     Args:
         values (dict[str, ndarray]): All tensors, from :func:`run_qonnx`.
 
@@ -215,16 +212,49 @@ def layer_differences(proto: onnx.ModelProto, model: nn.Module,
         dict[str, float]: By call: the greatest difference, relative to the
         greatest value.
     """
-    module = capture(model, example)
-    tensors, differences = module.state_dict(), {}
-    calls = layer_calls(module)
+    return {each.name: difference(each.expected, [each.found.numpy()])
+            for each in layer_outputs(proto, model, capture(model, example),
+                                      values)}
+
+
+class LayerOutput(NamedTuple):
+    """What a call of a layer gives in the merged model and in a file.
+
+    Args:
+        name (str): Of the call, as in the file.
+        node (Node): The call in the graph of the merged model.
+        expected (Tensor): Of the merged model's layer, which gets the very
+            input that the file's layer had.
+        found (Tensor): Of the file's layer.
+    """
+    name: str
+    node: Node
+    expected: Tensor
+    found: Tensor
+
+
+def layer_outputs(proto: onnx.ModelProto, model: nn.Module,
+                  module: GraphModule, values: Dict[str, np.ndarray]
+                  ) -> Iterator[LayerOutput]:
+    """Both outputs of every call of a quantized layer in a QONNX file.
+
+    Args:
+        proto (ModelProto): The file.
+        model (nn.Module): The merged model.
+        module (GraphModule): Its graph.
+        values (dict[str, ndarray]): All tensors, from :func:`run_qonnx`.
+
+    Raises:
+        RuntimeError: The file has other calls than the model.
+    """
+    tensors, calls = module.state_dict(), layer_calls(module)
     layers = list(quant_layers(proto, weights_alone(model)))
     convolutions = {each.name: each for each in proto.graph.node
                     if each.op_type == 'Conv'}
     if sorted(calls) != sorted(name for name, *_ in layers):
         raise RuntimeError(
             f'the file has {len(layers)} calls of quantized layers, the model '
-            f'{len(calls)}, or of other names; nothing was written')
+            f'{len(calls)}, or of other names')
     for name, source, result in layers:
         node, x = calls[name], torch.from_numpy(values[source])
         arguments = [
@@ -232,9 +262,8 @@ def layer_differences(proto: onnx.ModelProto, model: nn.Module,
             for value in node.args[1:]]
         codes = F.pad(torch.round(x / node.args[2]), extra_padding(
             convolutions.get(name), node))
-        differences[name] = difference(
-            node.target(codes, *arguments), [values[result]])
-    return differences
+        yield LayerOutput(name, node, node.target(codes, *arguments),
+                          torch.from_numpy(values[result]))
 
 
 def extra_padding(convolution: Optional[onnx.NodeProto], node: Node

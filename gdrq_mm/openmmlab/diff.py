@@ -18,11 +18,11 @@ def diff_checkpoints(first: str, second: str, config: str, batches: int = 2,
     Args:
         first (str): A checkpoint, float or quantized; 'float' is the second
             one with its quantizers switched off.
-        second (str): A checkpoint, or a qdq file that was exported from the
-            first one.
+        second (str): A checkpoint, or a qdq or qonnx file that was exported
+            from the first one.
         config (str): Config of the quantized model.
         batches (int): Number of batches of the validation data; of images for
-            a qdq file. Defaults to 2.
+            a file. Defaults to 2.
         cfg_options (dict, optional): Changes of the config.
     """
     if second.endswith('.onnx'):
@@ -53,7 +53,7 @@ def _switch_off(layer: nn.Module) -> None:
 
 def _diff_onnx(checkpoint: str, path: str, config: str, images: int,
                cfg_options: Optional[dict]) -> List[Difference]:
-    from ..analysis.diff_onnx import compare_onnx
+    from ..analysis.diff_onnx import compare_onnx, compare_qonnx, is_qonnx
     from ..integer import to_integer
     from ..merge import merge
     from .deployable import first_images, load_model, make_deployable
@@ -61,5 +61,8 @@ def _diff_onnx(checkpoint: str, path: str, config: str, images: int,
     # As tools/export_onnx.py has them: they set the grids of sums.
     examples = first_images(cfg, max(images, 32))
     model = make_deployable(model, tuple(examples[0].shape[2:])).eval()
-    integer = to_integer(merge(model, examples[0]), examples[0], examples)
+    merged = merge(model, examples[0])
+    if is_qonnx(path):
+        return compare_qonnx(merged, path, (examples[0], ))
+    integer = to_integer(merged, examples[0], examples)
     return compare_onnx(integer, path, (examples[0], ))

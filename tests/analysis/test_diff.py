@@ -10,7 +10,7 @@ from torch import nn
 
 from gdrq_mm import quantize_
 from gdrq_mm.analysis.diff import compare_models, first_parted, largest
-from gdrq_mm.analysis.diff_onnx import compare_onnx
+from gdrq_mm.analysis.diff_onnx import compare_onnx, compare_qonnx, is_qonnx
 from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.merge import merge
 from gdrq_mm.training import calibrate
@@ -122,3 +122,39 @@ def test_a_fault_in_an_onnx_file_is_found_by_name(net, x, tmp_path):
         onnx.save(onnx.helper.make_model(onnx.helper.make_graph(
             [], 'empty', [], [])), str(path))
         compare_onnx(model, path, (x, ))
+
+
+def test_a_fault_in_a_qonnx_file_is_found_by_name(net, x, tmp_path):
+    quantize_(net, W4A4)
+    calibrate(net, [lambda: net(x)])
+    model = merge(net, x)
+    path = tmp_path / 'model.onnx'
+    export_onnx(model, x, path, format='qonnx')
+    assert is_qonnx(path)
+    found = compare_qonnx(model, path, (x, ))
+    assert [each.name for each in found] == ['stem', 'conv', 'head']
+    assert first_parted(found) is None
+    proto = onnx.load(str(path))
+    producers = {name: each for each in proto.graph.node
+                 for name in each.output}
+    node = next(each for each in proto.graph.node if each.name == 'conv')
+    weight = next(each for each in proto.graph.initializer if each.name
+                  == producers[node.input[1]].input[0])
+    values = numpy_helper.to_array(weight).copy()
+    values[0] = -values[0]
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(proto, str(path))
+    found = compare_qonnx(model, path, (x, ))
+    assert first_parted(found).name == largest(found).name == 'conv'
+    assert found[2].whole.noise > 0
+    other = quantize_other(x)
+    with pytest.raises(ValueError, match='was not exported from this check'):
+        compare_qonnx(other, path, (x, ))
+
+
+def quantize_other(x):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    quantize_(model, W4A4)
+    calibrate(model, [lambda: model(x)])
+    return merge(model, x)

@@ -1,0 +1,69 @@
+"""Where checkpoints, and files exported from them, part; on mm configs."""
+import math
+
+import pytest
+import torch
+
+from gdrq_mm.analysis.diff import first_parted, largest
+from gdrq_mm.deploy import export_onnx, to_integer
+from gdrq_mm.merge import merge
+from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
+from gdrq_mm.openmmlab.deployable import (
+    first_images,
+    load_model,
+    make_deployable,
+)
+from gdrq_mm.openmmlab.diff import FLOAT, diff_checkpoints
+
+
+@pytest.fixture
+def files(load_config, build_model, tmp_path):
+    """Config and calibrated checkpoint of a tiny ResNet."""
+    cfg = load_config('resnet', **{
+        'custom_imports.imports': ['gdrq_mm', 'mmpretrain.models'],
+        # 21 layers instead of 54.
+        'model.backbone.depth': 18, 'model.head.in_channels': 32})
+    cfg.custom_hooks = [dict(type='GDRQHook', quantization=dict(
+        weight=dict(bits=4), activation=dict(bits=4)))]
+    config, start, out = (tmp_path / name for name in (
+        'net.py', 'float.pth', 'calibrated.pth'))
+    cfg.dump(str(config))
+    torch.save(dict(state_dict=build_model(cfg).state_dict()), start)
+    calibrate_checkpoint(str(config), str(start), str(out), 1)
+    return str(config), str(out)
+
+
+def test_a_checkpoint_is_compared_with_its_float_weights_and_itself(files):
+    config, checkpoint = files
+    found = diff_checkpoints(FLOAT, checkpoint, config, batches=1)
+    assert first_parted(found) is not None
+    assert all(each.own.decibels < 60 for each in found
+               if each.name.endswith(('conv2', 'head.fc')))
+    assert first_parted(diff_checkpoints(
+        checkpoint, checkpoint, config, batches=1)) is None
+
+
+@pytest.mark.parametrize('format', ['qdq', 'qonnx'])
+def test_a_checkpoint_is_compared_with_its_file(files, format, tmp_path):
+    config, checkpoint = files
+    cfg, model = load_model(config, checkpoint)
+    images = first_images(cfg, 32)
+    model = make_deployable(model, tuple(images[0].shape[2:])).eval()
+    merged = merge(model, images[0])
+    path = tmp_path / f'{format}.onnx'
+    export_onnx(merged if format == 'qonnx' else to_integer(
+        merged, images[0], images), images[0], path, format)
+    found = diff_checkpoints(checkpoint, str(path), config, batches=1)
+    assert 'backbone.layer1.0.conv1' in [each.name for each in found]
+    assert first_parted(found) is None
+
+    state = torch.load(checkpoint, weights_only=False)
+    with torch.no_grad():
+        key = 'backbone.layer2.0.conv1.weight'
+        state['state_dict'][key] = state['state_dict'][key].flip(0)
+    other = tmp_path / 'other.pth'
+    torch.save(state, other)
+    found = diff_checkpoints(str(other), str(path), config, batches=1)
+    assert first_parted(found).name == 'backbone.layer2.0.conv1'
+    assert largest(found).own.decibels < 20
+    assert not math.isnan(largest(found).whole.decibels)
