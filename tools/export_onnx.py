@@ -5,7 +5,9 @@ gives them; normalization is in the file.
 
 examples:
   gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --weights int4 --eval
-  gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --format qonnx
+  gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --check openvino
+  gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --target tensorrt
+  gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --target qonnx
 """
 import argparse
 import contextlib
@@ -32,6 +34,7 @@ from gdrq_mm.openmmlab.deployable.evaluation import (
     pad_image,
 )
 from gdrq_mm.openmmlab.reading import read_checkpoint
+from gdrq_mm.openmmlab.scopes import scope_of
 from gdrq_mm.writing import write_whole
 
 
@@ -41,8 +44,13 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='of the training, or as published')
     parser.add_argument('checkpoint', help='of the training, or as published')
-    parser.add_argument('--format', choices=FORMATS, default='qdq',
-                        help='qdq: ONNX Runtime; qonnx: FINN')
+    parser.add_argument('--target', '--format', choices=FORMATS,
+                        default='qdq', dest='format',
+                        help='qdq: ONNX Runtime, OpenVINO; tensorrt: int8 '
+                        'without zero points; qonnx: FINN, hls4ml')
+    parser.add_argument('--check', choices=('openvino', ),
+                        help='run the qdq file in OpenVINO as well: share of '
+                        'integer layers, time and, with --eval, the metric')
     parser.add_argument('--weights', choices=CONTAINERS, default='int8',
                         help='how a qdq file stores weight codes')
     parser.add_argument('--out', help='the file; default: '
@@ -83,6 +91,13 @@ def export(args: argparse.Namespace) -> dict:
         if path.exists() or paths.count(path) > 1:
             raise FileExistsError(f'{path} exists or is to be written twice; '
                                   'remove it or give another name')
+    if args.check and args.format != 'qdq':
+        raise ValueError(f'--check {args.check} runs qdq files; leave out '
+                         f'--target {args.format}')
+    if args.align and args.format == 'tensorrt':
+        raise ValueError('--align rounds biases to those of integer kernels, '
+                         'and biases of tensorrt files are float; leave it '
+                         'out')
     cfg, model = load_model(args.config, args.checkpoint, args.cfg_options)
     number = max(args.calibration_images, 1)
     images = images_in(cfg, args.calibration, number) if args.calibration \
@@ -105,8 +120,10 @@ def export(args: argparse.Namespace) -> dict:
         print(f'biases left as they were: {", ".join(left) or "none"}')
         aligned = write_whole(args.align)
         reference = merged = merge(model, images[0])
-    if args.format == 'qdq':
-        reference = to_integer(merged, images[0], images)
+    if args.format != 'qonnx':
+        reference = to_integer(
+            merged, images[0], images,
+            'int8' if args.format == 'tensorrt' else 'uint8')
     with aligned as part:  # both files, or none
         if args.align:
             _save(trained, args.checkpoint, part)
@@ -118,16 +135,17 @@ def export(args: argparse.Namespace) -> dict:
     print(report)
     figures = report.figures()
     if args.format == 'qdq':
-        from gdrq_mm.export.speed import speed_against_float
-        figures.update(speed_against_float(
-            merged, out, images[0], args.speed_rounds))
+        figures.update(_speed(args, merged, out, images[0], 'ONNX Runtime'))
         print(f'file: {figures["size"] / figures["float_size"]:.3f} of the '
               f'float export ({figures["float_size"] / 1e6:.3f} MB)')
-        if args.speed_rounds:
-            print(f'time, one thread: {figures["time_ratio"]:.2f} '
-                  f'({figures["time_ratio_least"]:.2f} to '
-                  f'{figures["time_ratio_greatest"]:.2f}) of the float '
-                  f'export\'s {figures["float_ms"]:.2f} ms')
+    if args.check:
+        from gdrq_mm.export.openvino_check import check_openvino, open_openvino
+        figures[args.check] = check_openvino(out, images[:1])
+        print('OpenVINO: {integer_layers} of {layers} layers on integers, '
+              'greatest difference of an output from ONNX Runtime\'s '
+              '{difference:.2e}'.format(**figures[args.check]))
+        figures[args.check].update(_speed(
+            args, merged, out, images[0], 'OpenVINO', open_openvino))
     if args.eval:
         figures['metrics'] = _evaluate(args, cfg, model, reference, out, size)
     figures.update(arguments=vars(args), versions=dict(
@@ -136,7 +154,35 @@ def export(args: argparse.Namespace) -> dict:
     if args.json:
         with write_whole(args.json) as part:
             part.write_text(json.dumps(figures, indent=1) + '\n')
+    if args.check and args.eval:
+        _compare_metrics(cfg, figures['metrics'])
     return figures
+
+
+def _speed(args, merged, out: Path, image, runtime: str, open_file=None
+           ) -> dict:
+    """Time and size against the float export in the same runtime."""
+    from gdrq_mm.export.speed import speed_against_float
+    figures = speed_against_float(merged, out, image, args.speed_rounds,
+                                  open_file=open_file)
+    if args.speed_rounds:
+        print('time in {}, one thread: {time_ratio:.2f} '
+              '({time_ratio_least:.2f} to {time_ratio_greatest:.2f}) of the '
+              'float export\'s {float_ms:.2f} ms'.format(runtime, **figures))
+    return figures
+
+
+def _compare_metrics(cfg, metrics: dict) -> None:
+    """Raise where OpenVINO's metric is another than ONNX Runtime's."""
+    from gdrq_mm.export.openvino_check import metrics_apart
+    apart = metrics_apart(metrics['openvino'], metrics['onnxruntime'],
+                          percent=scope_of(cfg) != 'mmdet')
+    if apart:
+        shown = ', '.join(f'{name} by {value:+.2f}'
+                          for name, value in apart.items())
+        raise RuntimeError(
+            f'OpenVINO differs from ONNX Runtime by more than 0.2 points: '
+            f'{shown}; the file is written and holds for ONNX Runtime')
 
 
 def _metadata(cfg, kind: str) -> dict:
@@ -165,11 +211,16 @@ def _save(model: torch.nn.Module, source: str, path: Path) -> None:
 
 
 def _evaluate(args, cfg, model, reference, out: Path, size) -> dict:
-    from gdrq_mm.export.onnx_check import run, run_qonnx, session
-    if args.format == 'qdq':
-        runner = session(out)
+    from gdrq_mm.export.onnx_check import run, session
+    from gdrq_mm.export.qonnx_check import run_qonnx
+    if args.format != 'qonnx':
+        runner = session(out, optimise=args.format == 'qdq')
         functions = dict(quantized=model, integer=reference,
                          onnxruntime=lambda image: run(runner, [image]))
+        if args.check:
+            from gdrq_mm.export.openvino_check import open_openvino
+            other = open_openvino(out)
+            functions['openvino'] = lambda image: other([image])
     else:
         functions = dict(
             quantized=model, merged=reference,

@@ -46,7 +46,7 @@ def compare_onnx(model: IntegerModel, path: Union[str, Path],
         ImportError: A package of the ``deploy`` extra is missing.
         ValueError: The file has no quantized layer, or none of a call's name.
     """
-    onnx, onnx_check, onnx_file = _deploy_packages()
+    onnx, onnx_check, onnx_file, _ = _deploy_packages()
     proto = onnx.load(str(path))
     layers = {each.node.name: each for each in onnx_file.layer_nodes(proto)}
     names = list(onnx_file.numbered(call.layer for call in model.calls))
@@ -109,12 +109,12 @@ def compare_qonnx(model: nn.Module, path: Union[str, Path],
         ImportError: A package of the ``deploy`` extra is missing.
         ValueError: The file has other quantized layers than the model.
     """
-    onnx, onnx_check, _ = _deploy_packages()
+    onnx, _, _, qonnx_check = _deploy_packages()
     module, found = capture(model, example), []
     try:
-        outputs = list(onnx_check.layer_outputs(
+        outputs = list(qonnx_check.layer_outputs(
             onnx.load(str(path)), model, module,
-            onnx_check.run_qonnx(path, example)))
+            qonnx_check.run_qonnx(path, example)))
     except RuntimeError as error:
         raise ValueError(f'{path} was not exported from this checkpoint: '
                          f'{error}') from error
@@ -132,11 +132,11 @@ def _deploy_packages() -> tuple:
     try:
         import onnx
 
-        from ..export import onnx_check, onnx_file
+        from ..export import onnx_check, onnx_file, qonnx_check
     except ImportError as error:
         raise ImportError(f'{error.name} is missing: pip install '
                           '"gdrq_mm[deploy]"') from error
-    return onnx, onnx_check, onnx_file
+    return onnx, onnx_check, onnx_file, qonnx_check
 
 
 def _tensors_of(proto, layers, example: tuple, onnx, onnx_check

@@ -19,16 +19,17 @@ class ExportReport:
 
     Args:
         path (Path): The file.
-        format (str): 'qdq' or 'qonnx'.
+        format (str): 'qdq', 'tensorrt' or 'qonnx'.
         size (int): Bytes.
         kernels (dict[str, str]): For every call of a quantized layer, the
             operator that ONNX Runtime runs ('qdq').
         float_layers (dict[str, str]): Layers that compute in float, and why.
         codes (dict[str, tuple[int, int]]): For every call, output codes that
-            equal the reference's given the same input codes, and all ('qdq').
-        layers (dict[str, float]): For every call, the greatest difference from
-            the merged model given the same input, relative to the greatest
-            value ('qonnx').
+            equal the reference's given the same input codes, and all ('qdq',
+            'tensorrt').
+        layers (dict[str, float]): For every call, the greatest difference
+            from the merged model given the same input, relative to the
+            greatest value ('qonnx').
         difference (float): Greatest difference of an output of the whole
             from that of the reference (the integer or the merged model),
             relative to its greatest value; of labels, the share that
@@ -64,13 +65,15 @@ class ExportReport:
 
     def __str__(self) -> str:
         lines = [f'{self.path}: {self.format}, {self.size / 1e6:.3f} MB']
-        if self.format == 'qdq' and not self.codes:
+        if self.format != 'qonnx' and not self.codes:
             lines.append('weights only: all layers compute in float')
-        elif self.format == 'qdq':
+        elif self.format != 'qonnx':
             equal, total = self.equal_codes()
+            if self.kernels:
+                lines.append(
+                    f'integer kernels: {len(self.kernels)} of '
+                    f'{len(self.kernels)} calls of quantized layers')
             lines += [
-                f'integer kernels: {len(self.kernels)} of '
-                f'{len(self.kernels)} calls of quantized layers',
                 f'codes equal to the integer model, given the same input '
                 f'codes: {equal} of {total} ({equal / total:.6%})']
         else:
@@ -98,19 +101,21 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
 
     'qdq': the integer model, with ``QuantizeLinear -> Clip ->
     DequantizeLinear`` on 8-bit containers: ONNX Runtime runs every quantized
-    layer as an integer kernel. 'qonnx': the merged model with ``Quant``
-    nodes of the true bits, as FINN reads it.
+    layer as an integer kernel. 'tensorrt': the same with int8 codes, no zero
+    points, no ``Clip`` behind a quantizer and float biases; activations have
+    up to 8 bits, see :func:`to_integer`. 'qonnx': the merged model with
+    ``Quant`` nodes of the true bits, as FINN reads it.
 
     The file is written beside its place, loaded, run and compared with the
     PyTorch model, then renamed.
 
     Args:
-        model (nn.Module): A quantized or merged model (or, for 'qdq', an
-            :class:`IntegerModel`); tensors in and out.
+        model (nn.Module): A quantized or merged model (or, except for
+            'qonnx', an :class:`IntegerModel`); tensors in and out.
         example (Tensor or tuple): What the model is called with; fixes the
             shapes.
         path (str): The file; must not exist.
-        format (str): 'qdq' or 'qonnx'. Defaults to 'qdq'.
+        format (str): 'qdq', 'tensorrt' or 'qonnx'. Defaults to 'qdq'.
         weights (str): Container of weight codes in a 'qdq' file: 'int8',
             'int4' or 'int2'; smaller ones hold the layers whose bits fit.
             They are unpacked when the file is loaded. Defaults to 'int8'.
@@ -150,14 +155,14 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
     if weights not in CONTAINERS:
         raise ValueError(
             f'weights is {weights!r}, allowed: {", ".join(CONTAINERS)}')
-    if format == 'qonnx' and weights != 'int8':
+    if format != 'qdq' and weights != 'int8':
         raise ValueError(f'weights={weights!r} is a container of qdq files; '
-                         'QONNX keeps values and says their bits')
+                         f'{format} files have none of their own')
     if path.exists():
         raise FileExistsError(f'{path} exists; remove it or choose another '
                               'name')
     _require_packages()
-    from . import onnx_check, onnx_file
+    from . import onnx_check, onnx_file, qonnx_check
     from .metadata import add_metadata
     example = example if isinstance(example, tuple) else (example, )
     if any(isinstance(layer, QuantLayer) for layer in model.modules()):
@@ -171,14 +176,21 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         _need_merged(model)
         report.float_layers = float_layers(model)
         proto = onnx_file.qonnx_proto(model, example, **names)
-        check = onnx_check.check_qonnx
+        check = qonnx_check.check_qonnx
     else:
+        container = 'int8' if format == 'tensorrt' else 'uint8'
         if not isinstance(model, IntegerModel):
             _need_merged(model)
-            model = to_integer(model, example, calibration)
+            model = to_integer(model, example, calibration, container)
+        if model.container != container:
+            raise ValueError(
+                f'{format} files have {container} activations, the integer '
+                f'model {model.container}; make it with to_integer(..., '
+                f'container={container!r})')
         report.float_layers = model.float_layers
         proto = onnx_file.qdq_proto(model, example, weights, **names)
-        check = onnx_check.check_qdq
+        check = onnx_check.check_qdq if format == 'qdq' else \
+            onnx_check.check_tensorrt
     add_metadata(proto, model, metadata or {})
     with write_whole(path) as part:
         onnx_file.write(proto, part)

@@ -1,53 +1,43 @@
 """Load an exported file and compare what it computes with PyTorch."""
 import tempfile
-import warnings
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, Sequence
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-import torch.nn.functional as F
 from onnxruntime.capi import onnxruntime_pybind11_state
-from qonnx.core.modelwrapper import ModelWrapper
-from qonnx.core.onnx_exec import execute_onnx
-from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ..integer import IntegerModel
-from ..integer.graph import capture
-from .onnx_file import (
-    layer_calls,
-    layer_nodes,
-    quant_layers,
-    weights_alone,
-)
+from .onnx_file import layer_nodes
 
 # What ONNX Runtime calls them in its optimised graph.
 INTEGER_KERNELS = ('QLinearConv', 'QGemm')
 EQUAL_CODES = 0.99999  # the least share, of every file
-QONNX_TOLERANCE = 1e-5
-PADDING = 8  # its place among the arguments of a merged convolution
+EQUAL_FLOAT_CODES = 0.999  # where products are summed in float
 FLOAT_TOLERANCE = 1e-3  # of whole networks whose layers compute in float
 RUNTIME_ERRORS = (onnxruntime_pybind11_state.NotImplemented,
                   onnxruntime_pybind11_state.InvalidGraph,
                   onnxruntime_pybind11_state.Fail)
 
 
-def session(path: Path, threads: int = 1, **options
+def session(path: Path, threads: int = 1, optimise: bool = True, **options
             ) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on the CPU, all optimisations on.
+    """ONNX Runtime on the CPU.
 
     Args:
         path (Path): The file.
         threads (int): Within an operator. Defaults to 1.
+        optimise (bool): All optimisations, or none. Defaults to True.
         **options: Attributes of ``onnxruntime.SessionOptions``.
     """
     settings = onnxruntime.SessionOptions()
-    settings.graph_optimization_level = \
-        onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    settings.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise \
+        else levels.ORT_DISABLE_ALL
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 3
@@ -104,9 +94,51 @@ def check_qdq(path: Path, model: IntegerModel, example: tuple, report
         raise RuntimeError(
             f'ONNX Runtime would run {len(floats)} of {len(model.calls)} '
             f'quantized layers in float; nothing was written:\n{shown}')
-    report.codes = equal_codes(path, model, example)
+    _compare(path, model, example, report, EQUAL_CODES)
+
+
+def check_tensorrt(path: Path, model: IntegerModel, example: tuple, report
+                   ) -> None:
+    """Every layer reads codes without zero points and gives equal ones.
+
+    ONNX Runtime computes what the file says, in float: how TensorRT fuses it
+    is not seen here.
+    """
+    proto = onnx.load(str(path))
+    values = {each.name: onnx.numpy_helper.to_array(each)
+              for each in proto.graph.initializer}
+    producers = {name: node for node in proto.graph.node
+                 for name in node.output}
+    for node in proto.graph.node:
+        if node.op_type not in ('QuantizeLinear', 'DequantizeLinear'):
+            continue
+        point = values.get(node.input[2])
+        if point is None or point.dtype != np.int8 or point.any():
+            raise RuntimeError(f'{node.name} has a zero point or no int8 '
+                               'codes; nothing was written')
+    for each in layer_nodes(proto):
+        made = producers.get(each.node.input[0])
+        if made is None or made.op_type != 'DequantizeLinear':
+            raise RuntimeError(f'{each.node.name} reads a float tensor; '
+                               'nothing was written')
+    _compare(path, model, example, report, EQUAL_FLOAT_CODES, optimise=False)
+
+
+def _compare(path: Path, model: IntegerModel, example: tuple, report,
+             least: float, **options) -> None:
+    """Compare codes and outputs with the integer model.
+
+    Args:
+        least (float): Share of codes that must be equal.
+        **options: Of :func:`session`.
+    """
+    report.codes = equal_codes(path, model, example, **options)
+    if len(report.codes) != len(model.calls):
+        raise RuntimeError(
+            f'the file has {len(report.codes)} calls of quantized layers, '
+            f'the model {len(model.calls)}; nothing was written')
     equal, total = report.equal_codes()
-    if equal < EQUAL_CODES * total:
+    if equal < least * total:
         worst = min(report.codes, key=lambda call: report.codes[call][0]
                     / max(report.codes[call][1], 1))
         raise RuntimeError(
@@ -114,18 +146,19 @@ def check_qdq(path: Path, model: IntegerModel, example: tuple, report
             f'the same input codes; the worst layer is {worst} '
             f'{report.codes[worst]}. Nothing was written.')
     report.difference = difference(
-        model(*example), run(session(path), example))
+        model(*example), run(session(path, **options), example))
     if not model.calls and report.difference > FLOAT_TOLERANCE:
         raise RuntimeError(
             f'outputs differ by {report.difference:.1e} from those of the '
             'model, which computes in float; nothing was written')
 
 
-def equal_codes(path: Path, model: IntegerModel, example: tuple) -> dict:
+def equal_codes(path: Path, model: IntegerModel, example: tuple, **options
+                ) -> dict:
     """Compare every layer of a QDQ file with the integer model.
 
     Each layer of the integer model gets the very codes that ONNX Runtime's
-    layer read.
+    layer read. ``options`` are those of :func:`session`.
 
     Returns:
         dict[str, tuple[int, int]]: By call: equal codes, all codes. Float
@@ -142,7 +175,7 @@ def equal_codes(path: Path, model: IntegerModel, example: tuple) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         opened = Path(folder) / 'opened.onnx'
         onnx.save(proto, str(opened))
-        runner = session(opened)
+        runner = session(opened, **options)
     names = [each.name for each in runner.get_outputs()]
     values = dict(zip(names, run(runner, example)))
     nodes = {node.name: node for node in model.graph_module.graph.nodes}
@@ -150,20 +183,26 @@ def equal_codes(path: Path, model: IntegerModel, example: tuple) -> dict:
     counts = {}
     for each, call in zip(calls, model.calls):
         node = nodes[call.node]
-        low = node.args[5]
-        codes = torch.from_numpy(values[each.source]).float() + low
+        codes = _from_zero(values[each.source], node.args[5])
         arguments = [
             tensors[value.target] if hasattr(value, 'target') else value
             for value in node.args[1:]]
         expected = node.target(codes, *arguments)
-        result = torch.from_numpy(values[each.result])
+        result = values[each.result]
         if call.grid is None:
-            same = (result - expected).abs() <= 1e-5 * expected.abs().max()
+            same = (torch.from_numpy(result) - expected).abs() <= \
+                1e-5 * expected.abs().max()
         else:
-            same = result.float().view(
-                expected.shape) + call.grid.low == expected
+            same = _from_zero(result, call.grid.low).view(
+                expected.shape) == expected
         counts[each.node.name] = int(same.sum()), same.numel()
     return counts
+
+
+def _from_zero(stored: np.ndarray, low: int) -> Tensor:
+    """Codes counted from that of zero; uint8 ones begin with ``low``."""
+    return torch.from_numpy(stored).float() + (
+        low if stored.dtype == np.uint8 else 0)
 
 
 def difference(expected, results: Sequence[np.ndarray]) -> float:
@@ -179,112 +218,3 @@ def difference(expected, results: Sequence[np.ndarray]) -> float:
             greatest = max(greatest, float(
                 (ours - theirs).abs().max() / ours.abs().max().clamp(1e-30)))
     return greatest
-
-
-def check_qonnx(path: Path, model: nn.Module, example: tuple, report) -> None:
-    """Every layer must give what the merged model's gives for its input."""
-    proto = onnx.load(str(path))
-    report.quant_nodes = sum(node.op_type == 'Quant'
-                             for node in proto.graph.node)
-    values = run_qonnx(path, example)
-    report.layers = layer_differences(proto, model, example, values)
-    report.difference = difference(
-        model(*example), [values[each.name] for each in proto.graph.output])
-    off = {name: error for name, error in report.layers.items()
-           if not error <= QONNX_TOLERANCE}
-    if off:
-        shown = '\n'.join(f'  {name}: {error:.1e}'
-                          for name, error in off.items())
-        raise RuntimeError(
-            f'the qonnx executor differs from the merged model in {len(off)} '
-            f'of {len(report.layers)} layers; nothing was written:\n{shown}')
-
-
-def layer_differences(proto: onnx.ModelProto, model: nn.Module,
-                      example: tuple, values: Dict[str, np.ndarray]
-                      ) -> Dict[str, float]:
-    """Compare every layer of a QONNX file with the merged model.
-
-    Args:
-        values (dict[str, ndarray]): All tensors, from :func:`run_qonnx`.
-
-    Returns:
-        dict[str, float]: By call: the greatest difference, relative to the
-        greatest value.
-    """
-    return {each.name: difference(each.expected, [each.found.numpy()])
-            for each in layer_outputs(proto, model, capture(model, example),
-                                      values)}
-
-
-class LayerOutput(NamedTuple):
-    """What a call of a layer gives in the merged model and in a file.
-
-    Args:
-        name (str): Of the call, as in the file.
-        node (Node): The call in the graph of the merged model.
-        expected (Tensor): Of the merged model's layer, which gets the very
-            input that the file's layer had.
-        found (Tensor): Of the file's layer.
-    """
-    name: str
-    node: Node
-    expected: Tensor
-    found: Tensor
-
-
-def layer_outputs(proto: onnx.ModelProto, model: nn.Module,
-                  module: GraphModule, values: Dict[str, np.ndarray]
-                  ) -> Iterator[LayerOutput]:
-    """Both outputs of every call of a quantized layer in a QONNX file.
-
-    Args:
-        proto (ModelProto): The file.
-        model (nn.Module): The merged model.
-        module (GraphModule): Its graph.
-        values (dict[str, ndarray]): All tensors, from :func:`run_qonnx`.
-
-    Raises:
-        RuntimeError: The file has other calls than the model.
-    """
-    tensors, calls = module.state_dict(), layer_calls(module)
-    layers = list(quant_layers(proto, weights_alone(model)))
-    convolutions = {each.name: each for each in proto.graph.node
-                    if each.op_type == 'Conv'}
-    if sorted(calls) != sorted(name for name, *_ in layers):
-        raise RuntimeError(
-            f'the file has {len(layers)} calls of quantized layers, the model '
-            f'{len(calls)}, or of other names')
-    for name, source, result in layers:
-        node, x = calls[name], torch.from_numpy(values[source])
-        arguments = [
-            tensors[value.target] if hasattr(value, 'target') else value
-            for value in node.args[1:]]
-        codes = F.pad(torch.round(x / node.args[2]), extra_padding(
-            convolutions.get(name), node))
-        yield LayerOutput(name, node, node.target(codes, *arguments),
-                          torch.from_numpy(values[result]))
-
-
-def extra_padding(convolution: Optional[onnx.NodeProto], node: Node
-                  ) -> List[int]:
-    """What a convolution in a file pads more than its node in the graph,
-    since the exporter made one of it and of a padding before it."""
-    if convolution is None:
-        return []
-    top, left, bottom, right = next(
-        each.ints for each in convolution.attribute if each.name == 'pads')
-    height, width = node.args[PADDING]
-    return [left - width, right - width, top - height, bottom - height]
-
-
-def run_qonnx(path: Path, args: Sequence[Tensor]) -> Dict[str, np.ndarray]:
-    """All tensors of a QONNX file, run by the qonnx package's executor."""
-    model = ModelWrapper(str(path))
-    names = [each.name for each in model.graph.input]
-    with warnings.catch_warnings():
-        # NMS gives as many rows as it keeps, which no shape says beforehand.
-        warnings.filterwarnings('ignore', 'Output shapes disagree')
-        return execute_onnx(model, {name: value.numpy()
-                                    for name, value in zip(names, args)},
-                            return_full_exec_context=True)

@@ -27,11 +27,13 @@ from ..merge import MergedLayer, WeightOnly, merged_layers
 from ..merge.ops import OPS
 from .codes import pack_codes
 from .formats import CONTAINERS
-from .onnx_ops import QDQ_TRANSLATIONS, QONNX_DOMAIN, QONNX_TRANSLATIONS
+from .onnx_ops import QONNX_DOMAIN, QONNX_TRANSLATIONS
+from .qdq_ops import QDQ_TRANSLATIONS
 
 Names = Optional[Sequence[str]]
 OPSET, IR_VERSION = 18, 10
 LAYER_OPS = ('Conv', 'Gemm')
+CLAMPS = ('Relu', 'Clip')  # of float values that are to be codes
 BITS = 6  # place of the bits among the arguments of a merged layer
 
 
@@ -53,8 +55,9 @@ def qdq_proto(model: IntegerModel, example: tuple, weights: str,
               ) -> ModelProto:
     """QDQ form of an integer model, weights in containers of ``weights``."""
     bits = CONTAINERS[weights]
-    proto = _export(model.graph_module, example, QDQ_TRANSLATIONS,
-                    input_names, output_names)
+    proto = _export(
+        model.graph_module, example, QDQ_TRANSLATIONS[model.container],
+        input_names, output_names)
     # Not by their weights: equal ones are stored once.
     names = numbered(call.layer for call in model.calls)
     for each, name in zip(layer_nodes(proto), names):
@@ -140,17 +143,17 @@ def layer_nodes(proto: ModelProto) -> Iterator[LayerNode]:
         return node.input[0] if node is not None and \
             node.op_type == 'DequantizeLinear' else None
 
-    def only(name, kind):
+    def only(name, *kinds):
         nodes = readers.get(name, [])
         return nodes[0].output[0] if len(nodes) == 1 and nodes[
-            0].op_type == kind else None
+            0].op_type in kinds else None
 
     for node in proto.graph.node:
         if node.op_type not in LAYER_OPS or source_of(
                 node.input[1]) is None:
             continue
         result = node.output[0]
-        codes = only(result, 'QuantizeLinear')
+        codes = only(only(result, *CLAMPS) or result, 'QuantizeLinear')
         if codes is not None:
             result = only(codes, 'Clip') or codes
         yield LayerNode(node, source_of(node.input[0]), result)

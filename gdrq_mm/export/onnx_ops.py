@@ -1,112 +1,34 @@
-"""How the operators of :mod:`gdrq_mm.merge.ops` look in ONNX."""
+"""How the operators of merged models look in QONNX, and what all files
+share."""
 from typing import Callable, Dict
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 from onnx.defs import OpSchema
 from onnxscript import opset18 as op
 from onnxscript.values import Op, Opset
 
-from ..merge.ops import OPS, UINT8_OFFSET
+from ..merge.ops import OPS
 from . import detection_ops  # noqa: F401, defines OPS.nms, OPS.top
 
 QONNX_DOMAIN = 'qonnx.custom_op.general'
 
 
+def constant(value):
+    """An array or a number of numpy in a graph."""
+    return op.Constant(value=numpy_helper.from_array(np.array(value)))
+
+
 def _float(value: float):
-    return op.Constant(value=_tensor(np.float32(value)))
+    return constant(np.float32(value))
 
 
-def _uint8(value: int):
-    return op.Constant(value=_tensor(np.uint8(value)))
-
-
-def _tensor(value):
-    return numpy_helper.from_array(np.array(value))
-
-
-# -- QDQ: QuantizeLinear -> integer Clip -> DequantizeLinear ------------------
-# Codes are uint8 with a zero point: what integer kernels of ONNX Runtime read.
-
-
-def _to_codes(x, scale: float, low: int, high: int):
-    codes = op.QuantizeLinear(x, _float(scale), _uint8(-low))
-    # Of codes that become other codes, ONNX Runtime would make one rounding.
-    again = x.producer() is not None and \
-        x.producer().op_type == 'DequantizeLinear'
-    if high - low == 255 and not again:  # saturates by itself
-        return codes
-    return op.Clip(codes, _uint8(0), _uint8(high - low))
-
-
-def _to_float(codes, scale: float, low: int):
-    return op.DequantizeLinear(codes, _float(scale), _uint8(-low))
-
-
-def _parameters(weight, x_scale, w_scale, bias, zeros: bool = False):
-    """Dequantized weight and bias of a layer.
-
-    Args:
-        zeros (bool): Write zero points that are zero: QGemm wants them.
-    """
-    def points(value):
-        return op.Expand(op.Constant(value=_tensor(value)),
-                         op.Shape(w_scale)),
-
-    shifted = weight.dtype is not None and weight.dtype.name == 'UINT8'
-    zero = points(np.uint8(UINT8_OFFSET)) if shifted else \
-        points(np.int8(0)) if zeros else ()
-    zero_bias = points(np.int32(0)) if zeros else ()
-    return (op.DequantizeLinear(weight, w_scale, *zero, axis=0),
-            op.DequantizeLinear(bias, op.Mul(w_scale, _float(x_scale)),
-                                *zero_bias, axis=0))
-
-
-def _conv(x, weight, bias, stride, padding, dilation, groups, kernel):
-    # Readers such as FINN do not look at the weight for the kernel's shape.
+def convolution(x, weight, bias, stride, padding, dilation, groups, kernel):
+    """A Conv that says the shape of its kernel: readers such as FINN do not
+    look at the weight for it."""
     return op.Conv(x, weight, bias, strides=list(stride), group=groups,
                    pads=[*padding, *padding], dilations=list(dilation),
                    kernel_shape=list(kernel))
-
-
-def _integer_conv2d(codes, weight, x_scale: float, w_scale, bias, low: int,
-                    y_scale: float, y_low: int, y_high: int, stride, padding,
-                    dilation, groups: int, wide: bool):
-    kernel = weight.shape[2:]
-    weight, bias = _parameters(weight, x_scale, w_scale, bias)
-    y = _conv(_to_float(codes, x_scale, low), weight, bias, stride, padding,
-              dilation, groups, kernel)
-    return _to_codes(y, y_scale, y_low, y_high)
-
-
-def _gemm(codes, weight, x_scale, w_scale, bias, low):
-    weight, bias = _parameters(weight, x_scale, w_scale, bias, zeros=True)
-    return op.Gemm(_to_float(codes, x_scale, low), weight, bias, transB=1)
-
-
-def _as_rows(codes):
-    """Linear layers of more than two dimensions."""
-    if len(codes.shape) == 2:
-        return codes, None
-    rows = op.Reshape(codes, op.Constant(value_ints=[-1, codes.shape[-1]]))
-    return rows, [*codes.shape[:-1], -1]
-
-
-def _integer_linear(codes, weight, x_scale: float, w_scale, bias, low: int,
-                    y_scale: float, y_low: int, y_high: int, wide: bool):
-    rows, shape = _as_rows(codes)
-    y = _to_codes(_gemm(rows, weight, x_scale, w_scale, bias, low), y_scale,
-                  y_low, y_high)
-    return y if shape is None else op.Reshape(
-        y, op.Constant(value_ints=shape))
-
-
-def _integer_linear_float(codes, weight, x_scale: float, w_scale, bias,
-                          low: int, wide: bool):
-    rows, shape = _as_rows(codes)
-    y = _gemm(rows, weight, x_scale, w_scale, bias, low)
-    return y if shape is None else op.Reshape(
-        y, op.Constant(value_ints=shape))
 
 
 # -- QONNX: Quant nodes, as FINN reads them -----------------------------------
@@ -151,27 +73,12 @@ def _quant_weight(weight, w_scale, bits: int):
     return _quant(weight, w_scale, max(bits, 2), 1, 1)
 
 
-def _dequantize_weight(weight, w_scale, bits: int):
-    # What any float layer reads; a runtime computes it once, at loading.
-    shape = [-1, *[1] * (len(weight.shape) - 1)]
-    return op.Mul(op.Cast(weight, to=TensorProto.FLOAT), op.Reshape(
-        w_scale, op.Constant(value_ints=shape)))
-
-
-def _pad_codes(codes, pad, low: int):
-    # F.pad begins with the last axis.
-    pairs = list(zip(pad[::2], pad[1::2]))[::-1]
-    unpadded = [0] * (len(codes.shape) - len(pairs))
-    pads = [*unpadded, *(first for first, _ in pairs),
-            *unpadded, *(last for _, last in pairs)]
-    return op.Pad(codes, op.Constant(value_ints=pads), _uint8(-low))
-
-
 def _merged_conv2d(codes, weight, x_scale: float, w_scale, bias, low: int,
                    bits: int, stride, padding, dilation, groups: int,
                    wide: bool):
-    return _conv(codes, _quant_weight(weight, w_scale, bits), bias, stride,
-                 padding, dilation, groups, weight.shape[2:])
+    return convolution(
+        codes, _quant_weight(weight, w_scale, bits), bias, stride, padding,
+        dilation, groups, weight.shape[2:])
 
 
 def _merged_linear(codes, weight, x_scale: float, w_scale, bias, low: int,
@@ -217,17 +124,6 @@ def _top(scores, size: int):
 
 COMMON_TRANSLATIONS: Dict[Callable, Callable] = {
     OPS.nms.default: _nms, OPS.top.default: _top}
-QDQ_TRANSLATIONS: Dict[Callable, Callable] = {
-    **COMMON_TRANSLATIONS,
-    OPS.quantize.default: _to_codes,
-    OPS.dequantize.default: _to_float,
-    OPS.pad_codes.default: _pad_codes,
-    OPS.dequantize_weight.default: _dequantize_weight,
-    OPS.integer_conv2d.default: _integer_conv2d,
-    OPS.integer_linear.default: _integer_linear,
-    OPS.integer_linear_float.default: _integer_linear_float,
-}
-
 QONNX_TRANSLATIONS: Dict[Callable, Callable] = {
     **COMMON_TRANSLATIONS,
     OPS.quantize.default: _quant_activation,

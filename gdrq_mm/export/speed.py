@@ -4,7 +4,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List, Union
+from typing import Callable, Dict, List, Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from ..merge.layers import (
     take_hooks,
 )
 from .onnx_check import run, session
+
+# A file and a number of threads -> a function of its inputs.
+Opener = Callable[[Path, int], Callable[[Sequence[Tensor]], list]]
 
 
 class _Float(nn.Module):
@@ -63,6 +66,13 @@ def _float_layer(layer: Union[MergedLayer, RoundedInput]) -> nn.Module:
     return plain
 
 
+def open_onnxruntime(path: Path, threads: int = 1
+                     ) -> Callable[[Sequence[Tensor]], list]:
+    """A file as a function, in ONNX Runtime."""
+    runner = session(path, threads)
+    return lambda args: run(runner, args)
+
+
 @torch.no_grad()
 def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
     """Write the float form of a merged model as ONNX."""
@@ -78,8 +88,8 @@ def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
 
 
 def speed_against_float(model: nn.Module, path: Path, example: Tensor,
-                        rounds: int = 20, threads: int = 1
-                        ) -> Dict[str, float]:
+                        rounds: int = 20, threads: int = 1,
+                        open_file: Opener = None) -> Dict[str, float]:
     """Interleaved runs of an exported file and of the float export.
 
     Args:
@@ -87,7 +97,9 @@ def speed_against_float(model: nn.Module, path: Path, example: Tensor,
         path (Path): A QDQ file.
         example (Tensor): The input.
         rounds (int): Runs of each; 0 for sizes only. Defaults to 20.
-        threads (int): Number of threads of ONNX Runtime. Defaults to 1.
+        threads (int): Number of threads. Defaults to 1.
+        open_file (callable, optional): Opens a file in another runtime than
+            ONNX Runtime.
 
     Returns:
         dict[str, float]: ``float_size`` in bytes; with runs the median times
@@ -100,13 +112,14 @@ def speed_against_float(model: nn.Module, path: Path, example: Tensor,
         figures: Dict[str, float] = dict(float_size=floats.stat().st_size)
         if not rounds:
             return figures
-        runners = [session(each, threads) for each in (path, floats)]
+        runners = [(open_file or open_onnxruntime)(each, threads)
+                   for each in (path, floats)]
     times: List[List[float]] = []
     for index in range(rounds + 2):
         pair = []
         for runner in runners:
             start = time.perf_counter()
-            run(runner, [example])
+            runner([example])
             pair.append(1e3 * (time.perf_counter() - start))
         if index >= 2:  # the first ones warm up
             times.append(pair)

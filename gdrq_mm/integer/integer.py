@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..merge import WeightOnly, float_layers, merged_layers
-from ..merge.layers import FLOAT32_EXACT, MergedLayer, QuantParams
-from ..merge.ops import OPS, UINT8_OFFSET
+from ..merge.layers import QuantParams
+from ..merge.ops import OPS
 from .graph import (
     LAYERS,
     capture,
@@ -24,9 +24,8 @@ from .moves import (
     readers,
     target_of,
 )
-from .ranges import observe
-
-INT16_MAX, INT32_MAX = 2**15 - 1, 2**31 - 1
+from .ranges import RANGES, observe, widen_grids
+from .weights import IntegerWeight, store_integers
 
 Example = Union[Tensor, Tuple[Any, ...]]
 
@@ -50,23 +49,6 @@ class IntegerCall:
     added: bool
 
 
-@dataclass
-class IntegerWeight:
-    """Weight of a layer: ``codes * factor`` is what kernels compute with.
-
-    Args:
-        codes (Tensor): int8, of the layer's bits.
-        factor (Tensor): int32, shape ``(num_filters, )``: makes the step of
-            the int32 bias finer.
-        bits (int): Bit width of the codes.
-        stored (Tensor): int8 products, or uint8 with an offset of 128.
-    """
-    codes: Tensor
-    factor: Tensor
-    bits: int
-    stored: Tensor
-
-
 class IntegerModel(nn.Module):
     """A model whose quantized layers compute as integer kernels do.
 
@@ -81,18 +63,21 @@ class IntegerModel(nn.Module):
             compute in float included.
         sums (dict[str, QuantParams]): 8-bit grids of sums, by node.
         float_layers (dict[str, str]): Layers that compute in float, and why.
+        container (str): Of activations: 'uint8' with zero points, or 'int8'.
     """
 
     def __init__(self, graph_module: GraphModule, calls: List[IntegerCall],
                  weights: Dict[str, IntegerWeight],
                  sums: Dict[str, QuantParams],
-                 float_layers: Dict[str, str]) -> None:
+                 float_layers: Dict[str, str], container: str = 'uint8'
+                 ) -> None:
         super().__init__()
         self.graph_module = graph_module
         self.calls = calls
         self.weights = weights
         self.sums = sums
         self.float_layers = float_layers
+        self.container = container
 
     def forward(self, *args):
         return self.graph_module(*args)
@@ -100,7 +85,8 @@ class IntegerModel(nn.Module):
 
 @torch.no_grad()
 def to_integer(model: nn.Module, example: Example,
-               calibration: Iterable[Example] = ()) -> IntegerModel:
+               calibration: Iterable[Example] = (),
+               container: str = 'uint8') -> IntegerModel:
     """Turn a merged model into an integer model.
 
     The graph is captured by ``torch.export`` for inputs of the shape of the
@@ -115,9 +101,14 @@ def to_integer(model: nn.Module, example: Example,
         example (Tensor or tuple): What the model is called with.
         calibration (iterable): More such examples, real data. Defaults to
             none: the example alone.
+        container (str): How activations are stored: 'uint8' with zero points
+            keeps their codes; 'int8' without any, as TensorRT reads, gives
+            them up to 8 bits between the ends that they are clipped to.
+            Defaults to 'uint8'.
 
     Raises:
-        ValueError: The model has no merged layers.
+        ValueError: The model has no merged layers, or a container of another
+            name.
 
     Examples:
         >>> import gdrq_mm
@@ -132,6 +123,11 @@ def to_integer(model: nn.Module, example: Example,
         >>> integer(images).shape
         torch.Size([2, 8, 6, 6])
     """
+    if container not in RANGES:
+        raise ValueError(f'container is {container!r}, allowed: '
+                         f'{", ".join(RANGES)}')
+    if container == 'int8':
+        model = widen_grids(model)
     layers = merged_layers(model)
     plain = {name: layer for name, layer in model.named_modules()
              if isinstance(layer, WeightOnly)}
@@ -143,7 +139,7 @@ def to_integer(model: nn.Module, example: Example,
     outputs, sums = find_sites(module)
     grids = observe(
         module, [act for _, act, grid in outputs if grid is None] + sums,
-        [example, *map(_as_tuple, calibration)])
+        [example, *map(_as_tuple, calibration)], RANGES[container])
     weights = {name: IntegerWeight(
         layer.weight, torch.ones(len(layer.weight), dtype=torch.int32),
         layer.bits, layer.weight) for name, layer in plain.items()}
@@ -151,8 +147,8 @@ def to_integer(model: nn.Module, example: Example,
     for node, act, grid in outputs:
         name = layer_of(node)
         if name not in weights:
-            weights[name] = _store_integers(
-                layers[name], module.get_submodule(name))
+            weights[name] = store_integers(
+                layers[name], module.get_submodule(name), container)
         kind = LAYERS[target_of(node)]
         call = IntegerCall(node.name, name, kind, grid, False)
         if grid is None and kind == 'conv2d':
@@ -163,7 +159,8 @@ def to_integer(model: nn.Module, example: Example,
         added[node.name] = grids[node]
         _round(module, node, grids[node])
     _finish(module)
-    return IntegerModel(module, calls, weights, added, float_layers(model))
+    return IntegerModel(module, calls, weights, added, float_layers(model),
+                        container)
 
 
 def _as_tuple(example: Example) -> tuple:
@@ -206,38 +203,6 @@ def _only_grid(act: Node) -> Optional[QuantParams]:
     left = clamped(grid, act)
     # A signed quantizer would undo the ReLU that its codes stand for.
     return left if left.low == grid.low else None
-
-
-def _store_integers(layer: MergedLayer, submodule: nn.Module
-                    ) -> IntegerWeight:
-    """Write integer weight, scale and bias of a layer into the graph's
-    submodule."""
-    codes, grid = layer.weight.long(), layer.grid
-    span = grid.high - grid.low  # activations are stored as 0 .. span
-    channels = (-1, *[1] * (codes.dim() - 1))
-    # Kernels on AVX2 add pairs of products in int16, and saturate.
-    limit = min(127, INT16_MAX // (2 * max(span, 1)))
-    most = max(limit // max(int(codes.abs().max()), 1), 1)
-    step = layer.w_scale.double() * grid.scale
-    bias = layer.bias.double()
-    # Neither the bias nor a sum may leave int32.
-    reach = bias.abs() / step + span * codes.abs().flatten(1).sum(1)
-    factor = (INT32_MAX / 2 / reach.clamp(min=1)).floor()
-    lost = factor < 1  # next to this bias the weights are nothing
-    codes = torch.where(lost.view(channels), 0, codes)
-    factor = factor.clamp(1, most).int()
-    step = torch.where(lost, bias.abs() / 2**20, step / factor)
-    w_scale = (step / grid.scale).float()
-    stored = (codes * factor.view(channels))
-    bias = torch.round(bias / (w_scale.double() * grid.scale)).int()
-    largest = span * stored.abs().flatten(1).sum(1) + bias.abs()
-    submodule.wide = bool(largest.max() >= FLOAT32_EXACT)
-    if int(stored.abs().max()) > limit:
-        stored = (stored + UINT8_OFFSET).to(torch.uint8)
-    else:
-        stored = stored.to(torch.int8)
-    submodule.weight, submodule.w_scale, submodule.bias = stored, w_scale, bias
-    return IntegerWeight(codes.to(torch.int8), factor, layer.bits, stored)
 
 
 def _replace_layer(module: GraphModule, node: Node, act: Node,

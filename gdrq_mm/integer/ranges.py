@@ -1,16 +1,46 @@
 """Scales of the 8-bit quantizers that an integer model adds."""
-from typing import Dict, Iterable, List, Optional
+import copy
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from ..merge.layers import TINY, QuantParams
+from ..merge.layers import TINY, QuantParams, map_grids
 from ..merge.ops import OPS
 from .moves import clamp_range, moved_from, target_of
 
 SAMPLES = 2**14  # values kept of a tensor
 CANDIDATES = 40
+
+
+class Range(NamedTuple):
+    """Least and greatest codes of 8 bits in a container."""
+    signed: Tuple[int, int]
+    unsigned: Tuple[int, int]
+
+
+RANGES = dict(uint8=Range((-128, 127), (0, 255)),
+              int8=Range((-128, 127), (0, 127)))
+
+
+def widen_grids(model: nn.Module) -> nn.Module:
+    """A copy of a merged model whose activations have all codes of int8 up to
+    where they were clipped.
+
+    Saturation then clips by itself. Only a grid that reaches less far to one
+    side of zero keeps fewer codes there.
+    """
+    return map_grids(copy.deepcopy(model), _widened)
+
+
+def _widened(grid: QuantParams) -> QuantParams:
+    reach = max(grid.high, -grid.low)
+    if not reach:  # zero alone
+        return grid
+    scale = float(torch.tensor(grid.scale * reach / 127))
+    low, high = (round(code * 127 / reach) for code in (grid.low, grid.high))
+    return QuantParams(scale, -128 if low == -127 else low, high)
 
 
 class _Observer(Interpreter):
@@ -33,20 +63,22 @@ class _Observer(Interpreter):
         return result
 
 
-def observe(module: GraphModule, nodes: List[Node], examples: Iterable[tuple]
-            ) -> Dict[Node, QuantParams]:
+def observe(module: GraphModule, nodes: List[Node], examples: Iterable[tuple],
+            codes: Range) -> Dict[Node, QuantParams]:
     """Grids of 8 bits for nodes of a graph.
 
     Args:
         module (GraphModule): The graph.
         nodes (list[Node]): Those that get a grid; unsigned behind a ReLU.
         examples (iterable of tuples): What the graph is called with.
+        codes (Range): There are.
     """
     observer = _Observer(module, nodes)
     for example in examples:
         observer.run(*example)
-    return {node: best_grid(torch.cat(values), not _is_positive(node),
-                            _finest_reader(node))
+    return {node: best_grid(
+                torch.cat(values), codes.unsigned if _is_positive(node)
+                else codes.signed, _finest_reader(node))
             for node, values in observer.samples.items()}
 
 
@@ -66,23 +98,23 @@ def _finest_reader(node: Node) -> Optional[float]:
     return min((scale for scale in scales if scale), default=None)
 
 
-def best_grid(values: Tensor, signed: bool, reader: Optional[float] = None
-              ) -> QuantParams:
+def best_grid(values: Tensor, codes: Tuple[int, int],
+              reader: Optional[float] = None) -> QuantParams:
     """The 8-bit grid with the least squared error.
 
     Args:
         values (Tensor): A sample, float32.
-        signed (bool): Codes -128 to 127, or 0 to 255.
+        codes (tuple[int, int]): The least and the greatest one.
         reader (float, optional): Scale of a quantizer that reads the rounded
             values. The grid's scale is then an odd fraction of it: its
             bounds between codes are bounds of the grid as well, so that
             rounding first to 8 bits changes none of its codes.
 
     Examples:
-        >>> best_grid(torch.rand(1000), signed=False).high
+        >>> best_grid(torch.rand(1000), (0, 255)).high
         255
     """
-    low, high = (-128, 127) if signed else (0, 255)
+    low, high = codes
     top = float(values.abs().max()) if values.numel() else 0.
     if top < 2**8 * TINY:
         return QuantParams(1., low, high)

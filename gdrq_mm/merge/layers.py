@@ -1,7 +1,7 @@
 """Layers of merged models: integer codes, one scale and bias a channel."""
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -91,9 +91,14 @@ class MergedLayer(nn.Module):
         self.register_buffer('bias', bias.float())
         self.grid = grid
         self.bits = bits
-        largest = int(codes.abs().flatten(1).sum(1).max())
-        self.wide = largest * max(grid.high, -grid.low) >= FLOAT32_EXACT
+        self.set_width()
         self.norm, self.reason = '', ''
+
+    def set_width(self) -> None:
+        """Whether float32 is too narrow for sums of products of codes."""
+        largest = int(self.weight.long().abs().flatten(1).sum(1).max())
+        self.wide = largest * max(
+            self.grid.high, -self.grid.low) >= FLOAT32_EXACT
 
     def extra_repr(self) -> str:
         merged = f'merged {self.norm}' if self.norm else \
@@ -216,6 +221,19 @@ class RoundedInput(nn.Sequential):
 
     def forward(self, x: Tensor, *args, **kwargs):
         return self[0](self.grid.round(x), *args, **kwargs)
+
+
+def map_grids(model: nn.Module,
+              change: Callable[[QuantParams], QuantParams]) -> nn.Module:
+    """Give every activation of a merged model another grid, in place."""
+    for module in model.modules():
+        if isinstance(module, MergedReLU):
+            module.grids = [grid and change(grid) for grid in module.grids]
+        elif isinstance(getattr(module, 'grid', None), QuantParams):
+            module.grid = change(module.grid)
+        if isinstance(module, MergedLayer):
+            module.set_width()
+    return model
 
 
 _HOOKS = ('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs',

@@ -5,7 +5,7 @@ quantizer and every quantized layer as one node.
 
 *Codes* are integers in float32, counted from that of zero: ``x ~ codes *
 scale``. A zero point is a matter of how codes are stored, see
-:mod:`gdrq_mm.export.onnx_ops`. ``weight`` holds int8 codes, or uint8 ones
+:mod:`gdrq_mm.export.qdq_ops`. ``weight`` holds int8 codes, or uint8 ones
 with an offset of 128. Accumulators are exact: sums of integer products in
 float32 as long as they stay below 2^24, else (``wide``) in float64.
 """

@@ -11,7 +11,7 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm.deploy import IntegerModel, export_onnx, to_integer
-from gdrq_mm.export import onnx_check
+from gdrq_mm.export import onnx_check, qonnx_check
 from gdrq_mm.export.codes import pack_codes
 from gdrq_mm.merge import merge
 
@@ -78,7 +78,7 @@ def test_qonnx_executor_equals_the_quantized_model(bits, options, tmp_path):
     model, x = quantized(bits, end_bits=bits, **options)
     path = tmp_path / 'model.onnx'
     report = export_onnx(model, x, path, 'qonnx', output_names=['logits'])
-    result = torch.from_numpy(onnx_check.run_qonnx(path, [x])['logits'])
+    result = torch.from_numpy(qonnx_check.run_qonnx(path, [x])['logits'])
     expected = model(x)
     assert (result - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert max(report.layers.values()) <= 1e-5

@@ -193,7 +193,7 @@ def test_rounding_to_8_bits_first_changes_no_code(reader, bits, seed):
     torch.manual_seed(seed)
     values = torch.randn(2000).relu()
     reader = float(torch.tensor(reader))
-    grid = best_grid(values, False, reader)
+    grid = best_grid(values, (0, 255), reader)
     inside = values[values < 255 * grid.scale]
     direct = torch.round(inside / reader)
     rounded = torch.round(torch.round(inside / grid.scale)
@@ -203,7 +203,7 @@ def test_rounding_to_8_bits_first_changes_no_code(reader, bits, seed):
 
 
 def test_grid_of_a_tensor_of_zeros_is_valid():
-    grid = best_grid(torch.zeros(10), signed=True)
+    grid = best_grid(torch.zeros(10), (-128, 127))
     assert grid.scale == 1
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx, float_layers, merge
-from gdrq_mm.export import onnx_check
+from gdrq_mm.export import onnx_check, qonnx_check
 from gdrq_mm.layers import (
     MERGED_FORMS,
     QUANT_LAYERS,
@@ -96,7 +96,7 @@ def test_models_with_quantized_weights_alone_are_exported(
         y, = onnx_check.run(onnx_check.session(path), [x])
     else:
         assert report.quant_nodes == 3
-        y = onnx_check.run_qonnx(path, [x])['y']
+        y = qonnx_check.run_qonnx(path, [x])['y']
     torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-4,
                                atol=1e-4)
 

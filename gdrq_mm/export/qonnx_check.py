@@ -1,0 +1,129 @@
+"""Run a QONNX file in the qonnx package and compare it with PyTorch."""
+import warnings
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from ..integer.graph import capture
+from .onnx_check import difference
+from .onnx_file import layer_calls, quant_layers, weights_alone
+
+QONNX_TOLERANCE = 1e-5
+PADDING = 8  # its place among the arguments of a merged convolution
+
+
+def check_qonnx(path: Path, model: nn.Module, example: tuple, report) -> None:
+    """Every layer must give what the merged model's gives for its input."""
+    proto = onnx.load(str(path))
+    report.quant_nodes = sum(node.op_type == 'Quant'
+                             for node in proto.graph.node)
+    values = run_qonnx(path, example)
+    report.layers = layer_differences(proto, model, example, values)
+    report.difference = difference(
+        model(*example), [values[each.name] for each in proto.graph.output])
+    off = {name: error for name, error in report.layers.items()
+           if not error <= QONNX_TOLERANCE}
+    if off:
+        shown = '\n'.join(f'  {name}: {error:.1e}'
+                          for name, error in off.items())
+        raise RuntimeError(
+            f'the qonnx executor differs from the merged model in {len(off)} '
+            f'of {len(report.layers)} layers; nothing was written:\n{shown}')
+
+
+def layer_differences(proto: onnx.ModelProto, model: nn.Module,
+                      example: tuple, values: Dict[str, np.ndarray]
+                      ) -> Dict[str, float]:
+    """Compare every layer of a QONNX file with the merged model.
+
+    Args:
+        values (dict[str, ndarray]): All tensors, from :func:`run_qonnx`.
+
+    Returns:
+        dict[str, float]: By call: the greatest difference, relative to the
+        greatest value.
+    """
+    return {each.name: difference(each.expected, [each.found.numpy()])
+            for each in layer_outputs(proto, model, capture(model, example),
+                                      values)}
+
+
+class LayerOutput(NamedTuple):
+    """What a call of a layer gives in the merged model and in a file.
+
+    Args:
+        name (str): Of the call, as in the file.
+        node (Node): The call in the graph of the merged model.
+        expected (Tensor): Of the merged model's layer, which gets the very
+            input that the file's layer had.
+        found (Tensor): Of the file's layer.
+    """
+    name: str
+    node: Node
+    expected: Tensor
+    found: Tensor
+
+
+def layer_outputs(proto: onnx.ModelProto, model: nn.Module,
+                  module: GraphModule, values: Dict[str, np.ndarray]
+                  ) -> Iterator[LayerOutput]:
+    """Both outputs of every call of a quantized layer in a QONNX file.
+
+    Args:
+        proto (ModelProto): The file.
+        model (nn.Module): The merged model.
+        module (GraphModule): Its graph.
+        values (dict[str, ndarray]): All tensors, from :func:`run_qonnx`.
+
+    Raises:
+        RuntimeError: The file has other calls than the model.
+    """
+    tensors, calls = module.state_dict(), layer_calls(module)
+    layers = list(quant_layers(proto, weights_alone(model)))
+    convolutions = {each.name: each for each in proto.graph.node
+                    if each.op_type == 'Conv'}
+    if sorted(calls) != sorted(name for name, *_ in layers):
+        raise RuntimeError(
+            f'the file has {len(layers)} calls of quantized layers, the model '
+            f'{len(calls)}, or of other names')
+    for name, source, result in layers:
+        node, x = calls[name], torch.from_numpy(values[source])
+        arguments = [
+            tensors[value.target] if hasattr(value, 'target') else value
+            for value in node.args[1:]]
+        codes = F.pad(torch.round(x / node.args[2]), extra_padding(
+            convolutions.get(name), node))
+        yield LayerOutput(name, node, node.target(codes, *arguments),
+                          torch.from_numpy(values[result]))
+
+
+def extra_padding(convolution: Optional[onnx.NodeProto], node: Node
+                  ) -> List[int]:
+    """What a convolution in a file pads more than its node in the graph,
+    since the exporter made one of it and of a padding before it."""
+    if convolution is None:
+        return []
+    top, left, bottom, right = next(
+        each.ints for each in convolution.attribute if each.name == 'pads')
+    height, width = node.args[PADDING]
+    return [left - width, right - width, top - height, bottom - height]
+
+
+def run_qonnx(path: Path, args: Sequence[Tensor]) -> Dict[str, np.ndarray]:
+    """All tensors of a QONNX file, run by the qonnx package's executor."""
+    model = ModelWrapper(str(path))
+    names = [each.name for each in model.graph.input]
+    with warnings.catch_warnings():
+        # NMS gives as many rows as it keeps, which no shape says beforehand.
+        warnings.filterwarnings('ignore', 'Output shapes disagree')
+        return execute_onnx(model, {name: value.numpy()
+                                    for name, value in zip(names, args)},
+                            return_full_exec_context=True)

@@ -1,0 +1,145 @@
+"""The same model in OpenVINO, and in the form for TensorRT."""
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.deploy import export_onnx, to_integer
+from gdrq_mm.export import onnx_check, openvino_check
+from gdrq_mm.export.speed import speed_against_float
+from gdrq_mm.integer.ranges import widen_grids
+from gdrq_mm.merge import merge
+
+
+class Net(nn.Module):
+    """Residual, with a ReLU6, a padding, a depthwise layer, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.relu, self.relu6 = nn.ReLU(), nn.ReLU6()
+        self.deep = nn.Conv2d(8, 8, 3, groups=8)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.relu6(self.norm(self.stem(x)))
+        x = nn.functional.pad(x, (1, 1, 1, 1))
+        x = self.relu(self.point(x) + self.deep(nn.functional.pad(
+            x, (1, 1, 1, 1))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope='module')
+def merged():
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(1, 3, 14, 14)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4),
+        rules=[dict(match='stem', activation=dict(bits=8))]))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    return merge(model.eval(), x), x
+
+
+@torch.no_grad()
+def test_openvino_runs_the_same_file_on_integers(merged, tmp_path):
+    pytest.importorskip('openvino', reason='pip install openvino')
+    merged, x = merged
+    path = tmp_path / 'model.onnx'
+    export_onnx(merged, x, path)
+    figures = openvino_check.check_openvino(path, [x])
+    assert figures['layers'] == 4 and figures['integer_layers'] >= 2
+    # It does not round before a sum: codes differ by one.
+    assert figures['difference'] < 0.1
+    times = speed_against_float(merged, path, x, rounds=1,
+                                open_file=openvino_check.open_openvino)
+    assert times['time_ratio'] == pytest.approx(
+        times['ms'] / times['float_ms'])
+
+
+def test_metrics_that_differ_are_named():
+    apart = openvino_check.metrics_apart
+    ours, theirs = dict(top1=88.3, top5=97., agreement=9.), dict(
+        top1=88., top5=97.1, agreement=100.)
+    assert apart(ours, theirs, percent=True) == pytest.approx(dict(top1=.3))
+    assert not apart(dict(mAP=.351), dict(mAP=.35), percent=False)
+    assert apart(dict(mAP=.353), dict(mAP=.35), percent=False)
+
+
+@torch.no_grad()
+def test_tensorrt_form_is_int8_without_zero_points(merged, tmp_path):
+    merged, x = merged
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(merged, x, path, 'tensorrt')
+    assert list(report.codes) == ['stem', 'point', 'deep', 'head']
+    assert all(total - equal <= 1 for equal, total in report.codes.values())
+    proto = onnx.load(str(path)).graph
+    values = {each.name: onnx.numpy_helper.to_array(each)
+              for each in proto.initializer}
+    producers = {name: node for node in proto.node for name in node.output}
+    for node in proto.node:
+        if node.op_type in ('QuantizeLinear', 'DequantizeLinear'):
+            assert values[node.input[2]].dtype == np.int8
+            assert not values[node.input[2]].any()
+        if node.op_type == 'Clip':  # of float values
+            assert producers[node.input[0]].op_type != 'QuantizeLinear'
+        if node.op_type in ('Conv', 'Gemm'):
+            assert values[node.input[2]].dtype == np.float32
+
+
+@torch.no_grad()
+def test_int8_activations_are_clipped_where_the_trained_ones_were(merged):
+    merged, x = merged
+    wide, trained = widen_grids(merged), merged.point.grid
+    assert (wide.point.grid.low, wide.point.grid.high) == (0, 127)
+    assert wide.point.grid.scale * 127 == pytest.approx(
+        trained.scale * trained.high)
+    assert (wide.stem.grid.low, wide.stem.grid.high) == (-128, 127)
+    assert merged.point.grid is trained  # left alone
+    expected, result = merged(x), to_integer(merged, x, container='int8')(x)
+    assert (result - expected).abs().max() < .2 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_files_of_another_container_are_refused(merged, tmp_path):
+    merged, x = merged
+    with pytest.raises(ValueError, match="container='int8'"):
+        export_onnx(to_integer(merged, x), x, tmp_path / 'new', 'tensorrt')
+    with pytest.raises(ValueError, match='tensorrt files have none'):
+        export_onnx(merged, x, tmp_path / 'new', 'tensorrt', weights='int4')
+    with pytest.raises(ValueError, match="container is 'int4'"):
+        to_integer(merged, x, container='int4')
+
+
+@torch.no_grad()
+def test_nothing_is_written_for_tensorrt_with_a_zero_point(
+        merged, tmp_path, monkeypatch):
+    merged, x = merged
+
+    def shifted(proto, path):
+        for each in proto.graph.initializer:
+            if each.data_type == onnx.TensorProto.INT8 and not each.dims:
+                each.CopyFrom(onnx.numpy_helper.from_array(
+                    np.array(3, np.int8), each.name))
+        onnx.save(proto, str(path))
+
+    monkeypatch.setattr('gdrq_mm.export.onnx_file.write', shifted)
+    with pytest.raises(RuntimeError, match='has a zero point'):
+        export_onnx(merged, x, tmp_path / 'model.onnx', 'tensorrt')
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_onnx_runtime_computes_what_the_tensorrt_file_says(merged, tmp_path):
+    merged, x = merged
+    integer, path = to_integer(merged, x, container='int8'), \
+        tmp_path / 'model.onnx'
+    export_onnx(integer, x, path, 'tensorrt')
+    other = torch.randn(1, 3, 14, 14)
+    result, = onnx_check.run(onnx_check.session(path, optimise=False),
+                             [other])
+    expected = integer(other)
+    assert (torch.from_numpy(result) - expected).abs().max() \
+        < .02 * expected.abs().max()
