@@ -103,7 +103,8 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
                 **plan.weight.options()).to(device)
         layer.start_quantizing(
             state, weight_quantizer,
-            activation_quantizer() if plan.activation else None)
+            *(activation_quantizer() if plan.activation else None
+              for _ in layer.input_names))
     layer.train(layer.training)  # its quantizers as well
     state.add(plan.name, layer)
 
@@ -121,6 +122,6 @@ def check_weights(plans: List[LayerPlan]) -> None:
         bad = int((~torch.isfinite(weight)).sum())
         if bad:
             raise ValueError(
-                f'{plan.name}.weight has {bad} NaN or infinite values of '
-                f'{weight.numel()}; the checkpoint or the training before it '
-                'is broken, start from another one')
+                f'{plan.name}.{plan.parameter_name} has {bad} NaN or '
+                f'infinite values of {weight.numel()}; the checkpoint or the '
+                'training before it is broken, start from another one')

@@ -74,7 +74,7 @@ def weight_figures(name: str, layer: nn.Module) -> LayerFigures:
     quantizer = getattr(layer, 'weight_quantizer', None)
     if quantizer is None:
         return found
-    weight = layer.weight.detach()
+    weight = layer.latent_weight.detach()
     if not torch.isfinite(weight).all():
         return found  # told elsewhere; there is nothing to count
     quantized = quantizer(weight)

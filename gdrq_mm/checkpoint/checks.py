@@ -64,7 +64,7 @@ def check_quantizers(layers: Dict[str, nn.Module], entries: dict) -> None:
                       if not key.startswith(join(name, 'weight_quantizer.'))}
         elif getattr(layer, 'weight_quantizer', None) is not None \
                 and join(name, PACKED) not in entries:
-            wanted[join(name, 'weight')] = layer.weight
+            wanted[join(name, layer.weight_name)] = layer.latent_weight
         for key, own in wanted.items():
             if key not in entries:
                 raise CheckpointError(
@@ -79,10 +79,11 @@ def check_quantizers(layers: Dict[str, nn.Module], entries: dict) -> None:
 
 def is_of_other_head(layer: nn.Module, name: str, entries: dict) -> bool:
     """Whether the weight is of another shape, and therefore not loaded."""
-    weight = entries.get(join(name, 'weight'))
-    own = getattr(layer, 'weight', None)
-    return isinstance(weight, Tensor) and own is not None \
-        and weight.shape != own.shape
+    if not hasattr(layer, 'latent_weight'):
+        return False
+    weight = entries.get(join(name, layer.weight_name))
+    return isinstance(weight, Tensor) \
+        and weight.shape != layer.latent_weight.shape
 
 
 def check_architecture(model: nn.Module, entries: dict) -> None:

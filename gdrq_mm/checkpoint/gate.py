@@ -250,10 +250,12 @@ def _fresh(layers, entries: dict) -> Dict[str, Tensor]:
     is not loaded stay. Those of a layer without a weight are unset if any
     other is.
     """
-    loaded = {name for name in layers if join(name, 'weight') in entries}
+    loaded = {name for name, layer in layers.items()
+              if hasattr(layer, 'weight_name')
+              and join(name, layer.weight_name) in entries}
     fresh = {}
     for name, layer in layers.items():
-        if name in loaded or (loaded and not hasattr(layer, 'weight')):
+        if name in loaded or (loaded and not hasattr(layer, 'weight_name')):
             fresh.update(_zeros(layer, name))
         else:
             fresh.update((join(name, key), value.clone()) for key, value

@@ -15,8 +15,8 @@ from .errors import CheckpointError
 NAME = 'quantization_state'  # the child of the converted model
 
 # What converted layers add, as submodules.
-QUANTIZER_NAMES = ('weight_quantizer', 'input_quantizer', 'site_quantizers',
-                   'output_quantizer')
+QUANTIZER_NAMES = ('weight_quantizer', 'input_quantizer', 'key_quantizer',
+                   'value_quantizer', 'site_quantizers', 'output_quantizer')
 PACKED = 'weight_packed'  # in published files, in the place of ``weight``
 
 # Of published files; raised whenever an older gdrq_mm could no longer read

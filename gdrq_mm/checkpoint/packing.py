@@ -74,7 +74,7 @@ def packed_shapes(model: nn.Module, shapes: Dict[str, tuple]
         quantizer = getattr(layer, 'weight_quantizer', None)
         if quantizer is not None:
             prefix = f'{name}.' if name else ''
-            rows, *rest = shapes.pop(f'{prefix}weight')
+            rows, *rest = shapes.pop(prefix + layer.weight_name)
             packed[f'{prefix}{PACKED}'] = (
                 rows, -(-math.prod(rest) * quantizer.bits // 8))
     return packed
@@ -84,8 +84,9 @@ def pack_weights(layers: Dict[str, nn.Module],
                  state_dict: Dict[str, Tensor]) -> None:
     """Replace quantized weights in a state dict by their codes.
 
-    ``X.weight`` becomes ``X.weight_packed`` (uint8, one stream a filter); its
-    scales follow from the entries of ``X.weight_quantizer``.
+    ``X.weight`` (of attention, ``X.in_proj_weight``) becomes
+    ``X.weight_packed`` (uint8, one stream a filter); its scales follow from
+    the entries of ``X.weight_quantizer``.
 
     Args:
         layers (dict[str, nn.Module]): Layers of the model, by name.
@@ -96,11 +97,11 @@ def pack_weights(layers: Dict[str, nn.Module],
         quantizer = getattr(layer, 'weight_quantizer', None)
         if quantizer is None:
             continue
-        weight = layer.weight.detach()
+        weight = layer.latent_weight.detach()
         prefix = f'{name}.' if name else ''
         indices = (quantizer.packed_codes(weight)
                    - quantizer.lowest_code) / quantizer.code_step
-        del state_dict[f'{prefix}weight']
+        del state_dict[prefix + layer.weight_name]
         state_dict[f'{prefix}{PACKED}'] = pack_bits(
             indices.flatten(1), quantizer.bits)
         for key, value in quantizer.packed_state(weight).items():
@@ -109,7 +110,7 @@ def pack_weights(layers: Dict[str, nn.Module],
 
 def _indices(layer: nn.Module, packed: Tensor) -> Tensor:
     """Codes of a packed weight, counted from 0."""
-    weight = layer.weight
+    weight = layer.latent_weight
     return unpack_bits(packed, layer.weight_quantizer.bits,
                        (weight.shape[0], weight[0].numel()))
 
@@ -154,13 +155,13 @@ def unpack_weight(layer: nn.Module, state_dict: Dict[str, Tensor],
     packed = state_dict.pop(f'{prefix}{PACKED}', None)
     if packed is None:
         return
-    quantizer, weight = layer.weight_quantizer, layer.weight
+    quantizer, weight = layer.weight_quantizer, layer.latent_weight
     indices = _indices(layer, packed).float()
     codes = quantizer.lowest_code + quantizer.code_step * indices
     own = f'{prefix}weight_quantizer.'
     entries = {entry[len(own):]: value for entry, value in state_dict.items()
                if entry.startswith(own)}
-    state_dict[f'{prefix}weight'] = quantizer.decode(
+    state_dict[prefix + layer.weight_name] = quantizer.decode(
         codes.view_as(weight), entries).to(weight.dtype)
 
 

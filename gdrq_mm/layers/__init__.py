@@ -1,6 +1,7 @@
 """Quantized layers, and the registry that says which layer becomes which."""
 from torch import nn
 
+from .attention import QuantMultiheadAttention
 from .base import QuantLayer
 from .conv import QuantConv2d
 from .fast_paths import leave_fast_paths
@@ -17,6 +18,9 @@ from .relu import QuantReLU
 
 register_quant_layer(nn.Conv2d, QuantConv2d)
 register_quant_layer(nn.Linear, QuantLinear)
+register_quant_layer(nn.modules.linear.NonDynamicallyQuantizableLinear,
+                     QuantLinear)  # the last one of nn.MultiheadAttention
+register_quant_layer(nn.MultiheadAttention, QuantMultiheadAttention)
 register_quant_layer(nn.ReLU, QuantReLU)
 for _layer in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
                nn.ConvTranspose3d):
@@ -24,5 +28,5 @@ for _layer in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
 
 __all__ = ['MERGED_FORMS', 'MergedForm', 'OutputQuantizer', 'OwnForward',
            'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer', 'QuantLinear',
-           'QuantReLU', 'attach_output', 'leave_fast_paths',
-           'register_quant_layer']
+           'QuantMultiheadAttention', 'QuantReLU', 'attach_output',
+           'leave_fast_paths', 'register_quant_layer']

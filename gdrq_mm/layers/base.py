@@ -20,20 +20,33 @@ class QuantLayer(Mixin):
     see :mod:`.read`.
 
     Attributes:
+        weight_name (str): Name of the Parameter that is quantized.
+        input_names (tuple[str]): Names of the quantizers of its inputs.
         past_reads (set[str]): How code used the weight past the layer:
             'operation' with a quantized input, 'value' otherwise.
     """
-    weight = LatentWeight('weight')
+    weight_name = 'weight'
+    input_names: Tuple[str, ...] = ('input_quantizer', )
+    weight: Any = LatentWeight('weight')
+
+    @classmethod
+    def why_not(cls, layer: nn.Module) -> str:
+        """Why a float layer cannot become this one; '' where it can."""
+        if layer._parameters.get(cls.weight_name) is None:
+            return ('its weight is computed (weight or spectral norm), '
+                    'not a Parameter')
+        return ''
 
     def start_quantizing(self, state: nn.Module,
                          weight_quantizer: Optional[nn.Module],
-                         input_quantizer: Optional[nn.Module]) -> None:
+                         *input_quantizers: Optional[nn.Module]) -> None:
         """Take the quantizers of a freshly converted layer."""
         self.called = False  # nothing may use it
         self.same_input = []  # names of layers that read the same tensor
         self.past_reads: Set[str] = set()
         self.weight_quantizer = weight_quantizer
-        self.input_quantizer = input_quantizer
+        for name, quantizer in zip(self.input_names, input_quantizers):
+            setattr(self, name, quantizer)
         # In a tuple, so that it is no submodule: all layers share it.
         self._shared = (state, )
 
@@ -45,7 +58,7 @@ class QuantLayer(Mixin):
     @property
     def latent_weight(self) -> nn.Parameter:
         """The Parameter that training changes, whoever asks."""
-        return self._parameters['weight']
+        return self._parameters[self.weight_name]
 
     def note_read(self, operation: bool) -> None:
         """Code uses the weight past the layer.
@@ -64,8 +77,9 @@ class QuantLayer(Mixin):
         yield from self.activation_quantizers()
 
     def activation_quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
-        if self.input_quantizer is not None:
-            yield 'input_quantizer', self.input_quantizer
+        for name in self.input_names:
+            if getattr(self, name) is not None:
+                yield name, getattr(self, name)
 
     def quantizer_state(self) -> dict:
         """State-dict entries that the float layer does not have."""
@@ -93,10 +107,18 @@ class QuantLayer(Mixin):
         return fused.run(operation, x, weight, self.bias, input_grid,
                          weight_grid)
 
-    def quantized_input(self, x: Tensor) -> Tensor:
+    def quantized_input(self, x: Tensor,
+                        quantizer: Optional[nn.Module] = None) -> Tensor:
+        """An input on its grid.
+
+        Args:
+            x (Tensor): The input.
+            quantizer (nn.Module, optional): The one of this input. Defaults
+                to None: the ``input_quantizer``.
+        """
         if not self._quantizes_input(x):
             return x
-        return self.state.activation(self.input_quantizer, x)
+        return self.state.activation(quantizer or self.input_quantizer, x)
 
     def _quantizes_input(self, x: Tensor) -> bool:
         if not self.called:
@@ -109,7 +131,8 @@ class QuantLayer(Mixin):
         return self.state.weight(self.weight_quantizer, self.latent_weight)
 
     def __setattr__(self, name, value):
-        if name == 'weight' and value is not self._parameters.get('weight'):
+        if name == self.weight_name and \
+                value is not self._parameters.get(name):
             raise RuntimeError(
                 f'the weight Parameter of {self.state.name_of(self)} is '
                 'quantized and cannot be replaced. What does that: '

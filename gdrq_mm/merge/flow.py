@@ -71,6 +71,10 @@ class _Watch(TorchDispatchMode):
             self.grids[id(x)][1] if is_on_grid(x) and id(x) in self.grids
             else layer.input_quantizer)
 
+    def before_attention(self, layer, args, kwargs) -> None:
+        self.read(tree_flatten((args, kwargs))[0])
+        self.calls.setdefault(layer, []).append(layer.input_quantizer)
+
     def after_layer(self, layer, args, output) -> None:
         self.outputs[id(output)] = _Output(layer, output, output._version)
 
@@ -114,6 +118,10 @@ def trace_flow(model: nn.Module, forward: Callable
     for module in model.modules():
         if isinstance(module, QuantLayer):
             flows[module] = LayerFlow()
+            if len(module.input_names) > 1:  # nothing is merged into it
+                handles.append(module.register_forward_pre_hook(
+                    watch.before_attention, with_kwargs=True))
+                continue
             handles += [module.register_forward_pre_hook(watch.before_layer),
                         # Before a quantizer of its output.
                         module.register_forward_hook(watch.after_layer,

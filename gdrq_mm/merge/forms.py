@@ -55,6 +55,9 @@ def merged_form(layer: QuantLayer, flow: LayerFlow,
             f'{name} is called {flow.calls} times with inputs of '
             f'{len(quantizers)} different scales (site=\'relu\'), so that its '
             'codes have no one scale; train it with site=\'input\'')
+    if len(layer.input_names) > 1:
+        return _fixed(name, layer, 'no integer kernel for '
+                      f'{form.float_class.__name__}')
     if layer.past_reads:
         return _fixed(name, layer, 'other code reads its weight')
     if layer.weight_quantizer is None or not quantizers or not flow.calls \
@@ -74,8 +77,8 @@ def _fixed(name: str, layer: QuantLayer, reason: str) -> QuantLayer:
     layer.float_reason = reason
     if layer.weight_quantizer is not None:
         weight = layer.weight_quantizer(layer.latent_weight).detach()
-        layer._parameters['weight'] = nn.Parameter(weight.clone(),
-                                                   requires_grad=False)
+        layer._parameters[layer.weight_name] = nn.Parameter(
+            weight.clone(), requires_grad=False)
         layer.weight_quantizer = None
     for part, quantizer in list(layer.activation_quantizers()):
         setattr(layer, part, FixedGrid(QuantParams.of(quantizer, name))

@@ -115,7 +115,9 @@ def float_layers(model: nn.Module) -> Dict[str, str]:
     """Layers of a merged model that compute in float, by name, and why."""
     reasons = {}
     for name, module in model.named_modules():
-        weight = getattr(module, 'weight', None)
+        weight = getattr(module, 'latent_weight', None)
+        if weight is None:
+            weight = getattr(module, 'weight', None)
         if isinstance(module, MergedLayer) or getattr(
                 weight, 'dim', int)() < 2:
             continue

@@ -240,8 +240,10 @@ def _differing_entries(model: nn.Module, copied: nn.Module) -> List[str]:
     quantized = [name for name, layer in layers[0].items()
                  if getattr(layer, 'weight_quantizer', None) is not None]
     differing = [name for name in quantized if not torch.equal(*(
-        each[name].weight_quantizer(each[name].weight) for each in layers))]
-    skipped = tuple(f'{name}.weight'.lstrip('.') for name in quantized)
+        each[name].weight_quantizer(each[name].latent_weight)
+        for each in layers))]
+    skipped = tuple(f'{name}.{part}'.lstrip('.') for name in quantized
+                    for part in (layers[0][name].weight_name, 'weight_'))
     theirs = copied.state_dict()
     return differing + [
         key for key, value in model.state_dict().items()

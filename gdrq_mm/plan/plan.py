@@ -39,11 +39,17 @@ class LayerPlan:
     output: bool = False
 
     @property
+    def parameter_name(self) -> str:
+        """Name of the weight in the module."""
+        cls = type(self.module)
+        return getattr(QUANT_LAYERS.get(cls, cls), 'weight_name', 'weight')
+
+    @property
     def parameter(self) -> Optional[nn.Parameter]:
         """The weight of the layer, None for ReLUs and outputs."""
         if self.output:
             return None
-        weight = self.module._parameters.get('weight')
+        weight = self.module._parameters.get(self.parameter_name)
         return getattr(self.module, 'weight', None) if weight is None \
             else weight
 
@@ -171,18 +177,22 @@ def _plan_layer(name, module, config) -> LayerPlan:
             f'{cls.__name__} is a {plain[0]} that may compute something else; '
             'see register_quant_layer' if plain else
             f'no quantized form of {cls.__name__}')
-    elif 'weight' not in module._parameters:
-        plan.reason = ('its weight is computed (weight or spectral norm), '
-                       'not a Parameter')
+    elif _why_not(module):
+        plan.reason = _why_not(module)
     else:
         weight, activation = config.schemes(name)
         if weight.bits is not None:
             plan.weight = weight
         if activation.bits is not None:
-            plan.activation, plan.sites = activation, 1
+            plan.activation = activation
+            plan.sites = len(QUANT_LAYERS[cls].input_names)
         plan.reason = because if plan.quantized else \
             f'{because}: no bits asked for'
     return plan
+
+
+def _why_not(module: nn.Module) -> str:
+    return QUANT_LAYERS[type(module)].why_not(module)
 
 
 def _plan_relu(name, module, modules, config) -> LayerPlan:
@@ -203,7 +213,7 @@ def _plan_relu(name, module, modules, config) -> LayerPlan:
 def _check_shared_weights(plans: List[LayerPlan]) -> None:
     owners = {}
     for plan in plans:
-        weight = plan.module._parameters.get('weight')
+        weight = plan.module._parameters.get(plan.parameter_name)
         if weight is None:
             continue
         owner = owners.setdefault(id(weight), plan)

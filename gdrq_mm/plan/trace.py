@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
+from ..layers import QuantLayer
 from ..modes import eval_mode
 from .plan import LayerPlan
 
@@ -31,6 +32,14 @@ def first_tensor(values) -> Optional[torch.Tensor]:
     them in tuples."""
     return next((value for value in tree_flatten(values)[0]
                  if isinstance(value, torch.Tensor)), None)
+
+
+def _projection_macs(plan: LayerPlan, args: tuple, kwargs: dict) -> int:
+    """Multiply-accumulates of attention's query, key and value."""
+    inputs = [kwargs[name] if name in kwargs else args[place]
+              for place, name in enumerate(('query', 'key', 'value'))]
+    width = plan.module.embed_dim
+    return sum(x.numel() * width for x in inputs)
 
 
 @torch.no_grad()
@@ -68,12 +77,20 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
             if plan.output:
                 return
             weight = plan.parameter
-            if weight is not None:
+            if isinstance(module, nn.MultiheadAttention):
+                trace.macs += _projection_macs(plan, args, kwargs)
+                out = traces.get(f'{plan.name}.out_proj')
+                if out is not None and not isinstance(module, QuantLayer):
+                    # torch hands its weight to a function; signed: a mean of
+                    # values.
+                    out.calls, out.signed = out.calls + 1, True
+                    out.macs += x.numel() * module.embed_dim
+            elif weight is not None:
                 each = x if getattr(module, 'transposed', False) \
                     else first_tensor(output)
                 if each is not None:
                     trace.macs += each.numel() * weight[0].numel()
-            else:  # recurrent layers and attention: all of them a token
+            else:  # recurrent layers: all of them a token
                 trace.macs += x.shape[:-1].numel() * sum(
                     matrix.numel() for matrix in plan.matrices)
             version = 0 if x.is_inference() else x._version

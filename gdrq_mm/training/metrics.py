@@ -32,7 +32,7 @@ def metrics(state: QuantizationState) -> Dict[str, float]:
     for layer in state.layers.values():
         quantizer = getattr(layer, 'weight_quantizer', None)
         if quantizer is not None:
-            weight = layer.weight
+            weight = layer.latent_weight
             add(gdrq_ql=quantized_loss(weight, quantizer(weight)),
                 **quantizer.scalars(weight))
     for quantizer in state.activation_quantizers.values():

@@ -97,9 +97,11 @@ def step_(state, weights: Optional[Set[int]] = None) -> None:
     done = {}
     state.begin_step()
     for layer in state.layers.values():
-        weight = getattr(layer, 'weight', None)
         quantizer = getattr(layer, 'weight_quantizer', None)
-        if quantizer is None or not weight.requires_grad or not layer.called:
+        if quantizer is None or not layer.called:
+            continue
+        weight = layer.latent_weight
+        if not weight.requires_grad:
             continue
         if weights is not None and id(weight) not in weights:
             continue

@@ -98,6 +98,8 @@ def test_no_bits_is_said():
 @pytest.mark.parametrize('layer, reason', [
     (OwnConv(3, 4, 3), 'OwnConv is a Conv2d that may compute something else'),
     (nn.Bilinear(3, 4, 3), 'no quantized form of Bilinear'),
+    (nn.MultiheadAttention(4, 2, kdim=3), 'have other widths than queries'),
+    (nn.MultiheadAttention(4, 2, add_bias_kv=True), 'keys and values of its'),
     (parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
      'ParametrizedConv2d is a Conv2d that may compute something else'),
     (parametrizations.spectral_norm(nn.Linear(3, 4)),
@@ -165,10 +167,12 @@ def test_a_model_whose_part_is_quantized_already_is_an_error():
         gdrq_mm.quantize_(model, dict(weight=dict(bits=4)))
 
 
-def test_attention_is_listed_as_float():
-    plans = make_plan(nn.MultiheadAttention(8, 2),
-                      QuantConfig.from_dict(dict(weight=dict(bits=4))))
-    assert 'no quantized form of MultiheadAttention' in plans[0].reason
+def test_attention_is_planned_with_its_in_projection():
+    plan, out = make_plan(nn.MultiheadAttention(8, 2), QuantConfig.from_dict(
+        dict(weight=dict(bits=4), activation=dict(bits=4))))
+    assert plan.parameter_name == 'in_proj_weight'
+    assert plan.parameter.shape == (24, 8) and plan.sites == 3
+    assert out.name == 'out_proj' and out.quantized
 
 
 def test_a_module_under_two_names_is_planned_once_and_says_so():

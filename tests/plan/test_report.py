@@ -52,7 +52,7 @@ def test_share_of_weights_counts_matrices_of_any_name():
     assert totals['weight_share'] == pytest.approx(share)
     assert totals['bytes_before'] == 4 * total
     assert f'{share:.1%} of the weights' in report.summary()
-    assert 'float: 7 layers' in report.policy()
+    assert 'float: 4 layers' in report.policy()
     assert report.rows()[0]['bytes'] == f'{4 * lstm} -> {4 * lstm}'
 
 
@@ -64,3 +64,25 @@ def test_share_of_macs_counts_recurrent_layers():
     assert traces['1'].macs == 3 * 2 * 16 * (8 + 4)
     assert QuantReport(plans, traces).totals()['mac_share'] == pytest.approx(
         64 / (64 + 16 * 12))
+
+
+@pytest.mark.parametrize('quantized', [True, False])
+def test_share_of_macs_counts_projections_of_attention(quantized):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2)
+
+        def forward(self, x):
+            return self.attention(x[:2], key=x, value=x)[0]
+
+    model = Net()
+    plans = quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4), rules=[] if quantized
+        else [dict(match='attention.out_proj', weight=dict(bits=8)),
+              dict(match='attention', skip=True)])).layers
+    traces = trace_layers(model, plans, lambda: model(torch.rand(5, 3, 8)))
+    assert traces['attention'].macs == (2 + 5 + 5) * 3 * 64
+    assert traces['attention.out_proj'].macs == 2 * 3 * 64
+    assert QuantReport(plans, traces).totals()['mac_share'] == pytest.approx(
+        1 if quantized else 2 / 14)
