@@ -17,6 +17,10 @@ from .plan import LayerPlan, QuantReport, make_plan
 from .quantizers import QUANTIZERS
 from .training import QuantizationState, get_state
 
+_WRAPPERS = dict(  # class -> where it has the model
+    DistributedDataParallel='module', DataParallel='module',
+    FullyShardedDataParallel='module', OptimizedModule='_orig_mod')
+
 
 def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
               ) -> QuantReport:
@@ -37,8 +41,8 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
 
     Raises:
         ValueError: A value that is not allowed, a rule that matches no layer,
-            a weight with NaN or infinite values, or a model that is already
-            quantized with another config.
+            a weight with NaN or infinite values, a wrapper in place of a
+            model, or a model that is already quantized with another config.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
@@ -48,6 +52,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         ('0', 4)
     """
     config = QuantConfig.from_dict(config)
+    _check_unwrapped(model)
     state = get_state(model)
     if state is not None:
         if state.config != config:
@@ -71,6 +76,17 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         model.add_module(NAME, state)
         add_load_gate(model, state)
     return QuantReport(plans)
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    """Checkpoints are of the model inside, without the names of wrappers."""
+    for cls in type(model).__mro__:
+        inside = _WRAPPERS.get(cls.__name__)
+        if inside:
+            raise ValueError(
+                f'quantize_ got a {type(model).__name__} around a model: '
+                f'convert the model itself (model.{inside}) before it is '
+                'wrapped, so that its checkpoints load without the wrapper')
 
 
 def _convert_layer(plan: LayerPlan, state: QuantizationState,

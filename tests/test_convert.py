@@ -665,3 +665,45 @@ def test_the_report_tells_who_reads_the_same_tensor_once_data_was_seen():
     shared = [row['reads the same as'] for row in report.rows()]
     assert shared == ['b', 'a', '', '']
     assert copied['a'].same_input == ['b']
+
+
+# -- wrappers -----------------------------------------------------------------
+
+class DistributedDataParallel(nn.Module):
+    """What tells torch's: its name; that itself wants a process group."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+class MMDistributedDataParallel(DistributedDataParallel):
+    pass
+
+
+@pytest.mark.parametrize('wrap, inside', [
+    (nn.DataParallel, 'module'), (DistributedDataParallel, 'module'),
+    (MMDistributedDataParallel, 'module'),
+    (lambda model: torch.compile(model, backend='eager'), '_orig_mod')],
+    ids=['data parallel', 'distributed', 'of mm', 'compiled'])
+def test_wrappers_are_refused_in_one_sentence(wrap, inside):
+    model = nn.Sequential(nn.Linear(4, 4))
+    wrapped = wrap(model)
+    with pytest.raises(ValueError, match=(
+            rf'quantize_ got a .* around a model: .*model\.{inside}')):
+        quantize_(wrapped, dict(weight=dict(bits=4)))
+    assert type(model[0]) is nn.Linear
+    quantize_(getattr(wrapped, inside), dict(weight=dict(bits=4)))
+    assert type(model[0]) is not nn.Linear
+
+
+def test_a_model_compiled_in_place_computes_the_quantized_one():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(3, 8)
+    model.compile(backend='eager')
+    before = model(x)
+    expected = nn.Sequential(copy.deepcopy(model[0]))
+    quantize_(expected, dict(weight=dict(bits=2)))
+    quantize_(model, dict(weight=dict(bits=2)))
+    torch.testing.assert_close(model(x), expected(x))
+    assert not torch.allclose(model(x), before, atol=1e-2)

@@ -1,10 +1,14 @@
 """Models that ``EMAHook`` averages."""
+import logging
 from typing import Iterator
 
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..training import PHASES, get_state
+from .resumed import META
 
 
 def averaging_hooks(runner) -> Iterator[Hook]:
@@ -34,3 +38,35 @@ def sync_averaged_models(runner, model: nn.Module) -> None:
                 if not buffer.is_floating_point():
                     buffer.copy_(source[name])
         averaged.enter_loaded_phase(PHASES.index(state.phase))
+
+
+def warn_of_statistics(model: nn.Module, bn_batches: int, what: str) -> None:
+    """Averaged weights have no normalization statistics of their own.
+
+    Args:
+        model (nn.Module): The model.
+        bn_batches (int): With how many batches the run recalibrates.
+        what (str): Beginning of the sentence: where they are averaged.
+    """
+    if not bn_batches and any(
+            isinstance(module, _BatchNorm) and module.running_mean is not None
+            for module in model.modules()):
+        print_log(
+            f'{what} weights averaged by EMAHook with the normalization '
+            'statistics of other weights, those that were trained; at few '
+            'bits they do not fit. Give GDRQHook bn_batches (32, say): it '
+            'recalibrates before validations and checkpoints', 'current',
+            logging.WARNING)
+
+
+def warn_of_averaged(model: nn.Module, checkpoint: dict) -> None:
+    """The same of a checkpoint that is to be published.
+
+    Args:
+        model (nn.Module): The model it was loaded into.
+        checkpoint (dict): Its content.
+    """
+    settings = checkpoint.get('meta', {}).get(META) or {}
+    if 'ema_state_dict' in checkpoint:
+        warn_of_statistics(model, settings.get('bn_batches', 0),
+                           'the checkpoint holds')

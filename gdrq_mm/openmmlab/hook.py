@@ -11,7 +11,11 @@ from ..convert import check_weights, quantize_
 from ..errors import check
 from ..quantizers import is_int, is_number
 from ..training import any_threshold, get_state, metrics
-from .averaging import sync_averaged_models
+from .averaging import (
+    averaging_hooks,
+    sync_averaged_models,
+    warn_of_statistics,
+)
 from .checks import check_begin, check_hooks, check_model
 from .finite import FiniteWatch
 from .learned import train_learned_parameters
@@ -155,6 +159,9 @@ class GDRQHook(Hook):
         self.begins = check_begin(runner, self.begin_iter, self.begin_epoch)
         check_weights(self.state.plans)
         log_plan(self.model, self.state)
+        if any(averaging_hooks(runner)):
+            warn_of_statistics(self.model, self.bn_batches,
+                               'validations and checkpoints of this run have')
         loggers = [hook for hook in runner.hooks
                    if isinstance(hook, LoggerHook)]
         self.interval = loggers[0].interval if loggers else 0

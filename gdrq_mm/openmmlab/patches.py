@@ -21,6 +21,7 @@ from ..checkpoint import check_whole, part_of
 from ..writing import write_whole
 from .plain_types import allow_plain_types
 from .reading import download, load_from_http, load_from_local, path_of
+from .resumed import explain_other_optimizers
 from .trust import check_config_inside, without_config
 from .wrappers import unwrap
 
@@ -60,7 +61,10 @@ def patch_mmengine() -> List[str]:
                 _check_models(),
             'files are written whole or not at all, and an old checkpoint is '
             'removed after the new one is there':
-                _save_before_removing()})
+                _save_before_removing(),
+            'a quantized run that is resumed with another optimizer is told '
+            'why it cannot be':
+                explain_other_optimizers()})
         for change in _undo:
             logging.getLogger('gdrq_mm').info('mmengine: %s', change)
     return active_patches()

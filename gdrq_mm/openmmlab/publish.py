@@ -24,6 +24,7 @@ from ..training import get_state
 from ..version import __version__
 from ..writing import write_whole
 from .agreement import batch_to_try, first_difference, outputs_of
+from .averaging import warn_of_averaged
 from .reading import read_checkpoint
 from .scopes import build_model
 
@@ -132,6 +133,7 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
             'QuantizedModel.')
     model = build_model(cfg)
     load_all(model, trained['state_dict'])
+    warn_of_averaged(model, trained)
     meta = {key: _primitive(trained['meta'][key])
             for key in ('dataset_meta', 'epoch', 'iter')
             if key in trained.get('meta', {})}

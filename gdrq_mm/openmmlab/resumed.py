@@ -1,12 +1,20 @@
 """What a resumed run goes on with, and what of it is new."""
+import functools
 import logging
-from typing import Dict, Iterator, Optional, Tuple
+from typing import Callable, Dict, Iterator, Optional, Tuple
 
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from ..checkpoint import NAME
+from ..training import get_state
+from .wrappers import unwrap
 
 META = 'gdrq_mm'  # in the meta of training checkpoints
+_REMEDY = ('a model that GDRQHook converts is resumed with GDRQHook, a '
+           'QuantizedModel as QuantizedModel. Change back the config, or '
+           'give the checkpoint as load_from and train with a fresh '
+           'optimizer.')
 
 
 def phase_of(checkpoint: dict) -> Optional[str]:
@@ -64,7 +72,33 @@ def check_optimizer(checkpoint: dict, optim_wrapper) -> None:
         there, here = sizes.values()
         raise ValueError(
             f'the optimizer of the checkpoint holds {there} parameters, that '
-            f'of this run {here}: a model that GDRQHook converts is resumed '
-            'with GDRQHook, a QuantizedModel as QuantizedModel. Change back '
-            'the config, or give the checkpoint as load_from and train with '
-            'a fresh optimizer.')
+            f'of this run {here}: {_REMEDY}')
+
+
+def explain_other_optimizers() -> Callable:
+    """Let ``Runner.resume`` say the same where no GDRQHook is there.
+
+    Returns:
+        callable: Takes it back.
+    """
+    resume = Runner.resume
+
+    @functools.wraps(resume)
+    def explained(self, *args, **kwargs):
+        try:
+            return resume(self, *args, **kwargs)
+        except ValueError as error:
+            # torch's, of the number of groups or of their size.
+            if 'parameter group' in str(error) and get_state(
+                    unwrap(self.model)) is not None:
+                raise ValueError(
+                    'the optimizer of the checkpoint holds other parameters '
+                    f'than that of this run: {_REMEDY}') from error
+            raise
+
+    Runner.resume = explained
+
+    def undo():
+        Runner.resume = resume
+
+    return undo

@@ -189,6 +189,22 @@ def test_the_weights_that_mms_own_tools_choose_are_published(
     assert not torch.equal(ours['head.fc.bias'], last['module.head.fc.bias'])
 
 
+def test_averaged_weights_with_statistics_of_others_are_warned_of(
+        capsys, trained, tmp_path):
+    warning = 'the checkpoint holds weights averaged by EMAHook'
+    config, checkpoint = trained(
+        'resnet', dict(type='EMAHook', momentum=0.5))
+    publish(config, checkpoint, str(tmp_path / 'zoo'))
+    assert capsys.readouterr().out.count(warning) == 1
+    # They fit where the run recalibrated, and in one without EMA.
+    content = torch.load(checkpoint, weights_only=True)
+    content['meta']['gdrq_mm']['bn_batches'] = 2
+    torch.save(content, tmp_path / 'fitted.pth')
+    publish(config, str(tmp_path / 'fitted.pth'), str(tmp_path / 'zoo'))
+    publish(*trained('resnet'), str(tmp_path / 'zoo'))
+    assert warning not in capsys.readouterr().out
+
+
 def test_the_test_loop_gives_the_metric_of_the_training_checkpoint(
         trained, make_runner, tmp_path):
     config, checkpoint = trained('faster_rcnn')

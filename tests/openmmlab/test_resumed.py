@@ -21,6 +21,16 @@ def first(make_runner, tmp_path):
     return run
 
 
+@pytest.fixture
+def quantized_config(load_config):
+    """A QuantizedModel with the quantization of ``hook()``."""
+    cfg = load_config('resnet')
+    cfg.merge_from_dict(dict(model=dict(
+        type='QuantizedModel', architecture=cfg.model.type,
+        quantization=hook()['quantization'])))
+    return cfg
+
+
 def test_other_settings_of_a_resumed_run_are_in_the_log(
         first, make_runner, run_log):
     options = first(hook())
@@ -45,13 +55,47 @@ def test_equal_settings_are_not_mentioned(first, make_runner, run_log):
 
 
 def test_run_of_the_hook_resumed_as_quantized_model_is_refused(
-        first, make_runner, load_config):
+        first, make_runner, quantized_config):
     options = first(hook())
-    cfg = load_config('resnet')
-    cfg.merge_from_dict(dict(model=dict(
-        type='QuantizedModel', architecture=cfg.model.type,
-        quantization=hook()['quantization'])))
-    runner = make_runner(cfg, dict(type='GDRQHook'), **options)
+    runner = make_runner(quantized_config, dict(type='GDRQHook'), **options)
     with pytest.raises(ValueError, match=(
             'optimizer of the checkpoint holds .* this run .* as load_from')):
         runner.train()
+
+
+def test_run_of_the_hook_resumed_without_it_is_refused(
+        first, make_runner, quantized_config):
+    runner = make_runner(quantized_config, **first(hook()))
+    with pytest.raises(ValueError, match=(
+            'optimizer of the checkpoint holds other .* as load_from')):
+        runner.train()
+
+
+def test_run_without_the_hook_resumed_with_it(
+        make_runner, quantized_config, tmp_path):
+    """One that converts is refused; one that adds phases goes on."""
+    options = dict(work_dir=tmp_path / 'run')
+    make_runner(quantized_config, train_cfg=dict(max_epochs=1),
+                **options).train()
+    options.update(resume=True)
+    with pytest.raises(ValueError, match=(
+            'optimizer of the checkpoint holds .* this run .* as load_from')):
+        make_runner('resnet', hook(), **options).train()
+    runner = make_runner(quantized_config, dict(type='GDRQHook'),
+                         train_cfg=dict(max_epochs=2), **options)
+    runner.train()
+    assert runner.epoch == 2
+    # And back again: the optimizer is the same.
+    runner = make_runner(quantized_config, train_cfg=dict(max_epochs=3),
+                         **options)
+    runner.train()
+    assert runner.epoch == 3
+
+
+def test_other_errors_of_a_resume_are_as_they_were(first, make_runner):
+    options = first()
+    runner = make_runner('resnet', optim_wrapper=dict(
+        paramwise_cfg=dict(bias_decay_mult=0.)), **options)
+    with pytest.raises(ValueError, match='parameter group') as info:
+        runner.train()
+    assert 'QuantizedModel' not in str(info.value)
