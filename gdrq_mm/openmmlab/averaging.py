@@ -40,23 +40,16 @@ def sync_averaged_models(runner, model: nn.Module) -> None:
         averaged.enter_loaded_phase(PHASES.index(state.phase))
 
 
-def warn_of_statistics(model: nn.Module, bn_batches: int, what: str) -> None:
+def warn_of_averaging(runner, model: nn.Module, bn_batches: int) -> None:
     """Averaged weights have no normalization statistics of their own.
 
     Args:
-        model (nn.Module): The model.
-        bn_batches (int): With how many batches the run recalibrates.
-        what (str): Beginning of the sentence: where they are averaged.
+        runner (Runner): Of a training.
+        model (nn.Module): Its model.
+        bn_batches (int): With how many batches it recalibrates.
     """
-    if not bn_batches and any(
-            isinstance(module, _BatchNorm) and module.running_mean is not None
-            for module in model.modules()):
-        print_log(
-            f'{what} weights averaged by EMAHook with the normalization '
-            'statistics of other weights, those that were trained; at few '
-            'bits they do not fit. Give GDRQHook bn_batches (32, say): it '
-            'recalibrates before validations and checkpoints', 'current',
-            logging.WARNING)
+    if any(averaging_hooks(runner)) and not bn_batches:
+        _warn(model, 'validations and checkpoints of this run have')
 
 
 def warn_of_averaged(model: nn.Module, checkpoint: dict) -> None:
@@ -67,6 +60,16 @@ def warn_of_averaged(model: nn.Module, checkpoint: dict) -> None:
         checkpoint (dict): Its content.
     """
     settings = checkpoint.get('meta', {}).get(META) or {}
-    if 'ema_state_dict' in checkpoint:
-        warn_of_statistics(model, settings.get('bn_batches', 0),
-                           'the checkpoint holds')
+    if 'ema_state_dict' in checkpoint and not settings.get('bn_batches'):
+        _warn(model, 'the checkpoint holds')
+
+
+def _warn(model: nn.Module, what: str) -> None:
+    if any(isinstance(module, _BatchNorm) and module.running_mean is not None
+           for module in model.modules()):
+        print_log(
+            f'{what} weights averaged by EMAHook with the normalization '
+            'statistics of other weights, those that were trained; at few '
+            'bits they do not fit. Give GDRQHook bn_batches (32, say): it '
+            'recalibrates before validations and checkpoints', 'current',
+            logging.WARNING)

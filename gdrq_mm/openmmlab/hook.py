@@ -11,11 +11,7 @@ from ..convert import check_weights, quantize_
 from ..errors import check
 from ..quantizers import is_int, is_number
 from ..training import any_threshold, get_state, metrics
-from .averaging import (
-    averaging_hooks,
-    sync_averaged_models,
-    warn_of_statistics,
-)
+from .averaging import sync_averaged_models, warn_of_averaging
 from .checks import check_begin, check_hooks, check_model
 from .finite import FiniteWatch
 from .learned import train_learned_parameters
@@ -159,12 +155,9 @@ class GDRQHook(Hook):
         self.begins = check_begin(runner, self.begin_iter, self.begin_epoch)
         check_weights(self.state.plans)
         log_plan(self.model, self.state)
-        if any(averaging_hooks(runner)):
-            warn_of_statistics(self.model, self.bn_batches,
-                               'validations and checkpoints of this run have')
-        loggers = [hook for hook in runner.hooks
-                   if isinstance(hook, LoggerHook)]
-        self.interval = loggers[0].interval if loggers else 0
+        warn_of_averaging(runner, self.model, self.bn_batches)
+        self.interval = next((hook.interval for hook in runner.hooks
+                              if isinstance(hook, LoggerHook)), 0)
         self.calls_checked = False
         self.phase_entered = False
         self.iterations = 0

