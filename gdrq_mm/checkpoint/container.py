@@ -3,6 +3,7 @@
 ``torch.load`` verifies none of the checksums that are in it, believes what
 its pickle says of sizes, and unpacks what claims to be compressed.
 """
+import io
 import os
 import pickle
 import zipfile
@@ -43,8 +44,10 @@ def check_container(path: str) -> None:
                  for part in parts}
         for part in parts:
             if part.filename.endswith('/data.pkl'):
-                with archive.open(part) as file:
-                    _check_storages(file, sizes)
+                # Buffered: a pickle is read a few bytes at a time.
+                with archive.open(part) as file, \
+                        io.BufferedReader(file) as buffered:
+                    _check_storages(buffered, sizes)
 
 
 def _check_storages(file, sizes: dict) -> None:

@@ -200,8 +200,8 @@ def test_averaged_weights_with_statistics_of_others_are_warned_of(
     content = torch.load(checkpoint, weights_only=True)
     content['meta']['gdrq_mm']['bn_batches'] = 2
     torch.save(content, tmp_path / 'fitted.pth')
-    publish(config, str(tmp_path / 'fitted.pth'), str(tmp_path / 'zoo'))
-    publish(*trained('resnet'), str(tmp_path / 'zoo'))
+    publish(config, str(tmp_path / 'fitted.pth'), str(tmp_path / 'fitted'))
+    publish(*trained('resnet'), str(tmp_path / 'plain'))
     assert warning not in capsys.readouterr().out
 
 
