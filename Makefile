@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 
-.PHONY: setup lint test fuzz docs demo forks gpu
+.PHONY: setup lint test fuzz mutation docs demo forks gpu
 
 setup:
 	$(PYTHON) tools/setup_env.py
@@ -18,6 +18,10 @@ fuzz: setup
 	$(VENV) -W ignore tests/fuzz/fuzz_files.py --json docs/results/fuzz_files.json
 	$(VENV) -W ignore tests/fuzz/fuzz_pickles.py --json docs/results/fuzz_pickles.json
 	$(VENV) -W ignore tests/fuzz/fuzz_kills.py --json docs/results/fuzz_kills.json
+
+# A tenth of the mutants: half an hour. All of them: --share 1.
+mutation: setup
+	$(VENV) -W ignore tests/mutation/mutate.py --share 0.1 --json docs/results/mutation.json
 
 docs: setup
 	$(VENV) -m sphinx -q -W --keep-going -c docs . build/site

@@ -65,7 +65,7 @@ def test_a_layer_whose_weight_is_read_computes_in_float(tmp_path):
         torch.testing.assert_close(merged(x), model(x), rtol=1e-5, atol=1e-5)
         export_onnx(model, x, tmp_path / 'm.onnx', 'qonnx',
                     output_names=['y'])
-        y = onnx_check.run_qonnx(tmp_path / 'm.onnx', [x])['y']
+        y = qonnx_check.run_qonnx(tmp_path / 'm.onnx', [x])['y']
     torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-4,
                                atol=1e-4)
 
