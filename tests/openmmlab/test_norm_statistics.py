@@ -124,7 +124,7 @@ def test_averaged_weights_that_are_not_recalibrated_are_warned_of(
         make_runner, run_log):
     warning = 'checkpoints of this run have weights averaged by EMAHook'
     for batches, ema, expected in ((0, True, 1), (2, True, 0), (0, False, 0)):
-        runner = make_runner('resnet', hook(bn_batches=batches), *(
+        runner = make_runner('resnet', dict(hook(), bn_batches=batches), *(
             [dict(type='EMAHook')] if ema else []))
         runner.train()
         assert run_log(runner).count(warning) == expected
