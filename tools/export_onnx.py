@@ -7,7 +7,7 @@ examples:
   gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --weights int4 --eval
   gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --check openvino
   gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --target tensorrt
-  gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --target qonnx
+  gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --target finn
 """
 import argparse
 import contextlib
@@ -26,7 +26,7 @@ from gdrq_mm.deployable import (
     load_model,
     make_deployable,
 )
-from gdrq_mm.export import CONTAINERS, FORMATS
+from gdrq_mm.export import CONTAINERS, FORMATS, QONNX_FORMATS
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.deployable.evaluation import (
     default_size,
@@ -47,7 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--target', '--format', choices=FORMATS,
                         default='qdq', dest='format',
                         help='qdq: ONNX Runtime, OpenVINO; tensorrt: int8 '
-                        'without zero points; qonnx: FINN, hls4ml')
+                        'without zero points; qonnx: true bits; finn: that, '
+                        'if it stands what FINN does')
     parser.add_argument('--check', choices=('openvino', ),
                         help='run the qdq file in OpenVINO as well: share of '
                         'integer layers, time and, with --eval, the metric')
@@ -120,7 +121,7 @@ def export(args: argparse.Namespace) -> dict:
         print(f'biases left as they were: {", ".join(left) or "none"}')
         aligned = write_whole(args.align)
         reference = merged = merge(model, images[0])
-    if args.format != 'qonnx':
+    if args.format not in QONNX_FORMATS:
         reference = to_integer(
             merged, images[0], images,
             'int8' if args.format == 'tensorrt' else 'uint8')
@@ -213,7 +214,7 @@ def _save(model: torch.nn.Module, source: str, path: Path) -> None:
 def _evaluate(args, cfg, model, reference, out: Path, size) -> dict:
     from gdrq_mm.export.onnx_check import run, session
     from gdrq_mm.export.qonnx_check import run_qonnx
-    if args.format != 'qonnx':
+    if args.format not in QONNX_FORMATS:
         runner = session(out, optimise=args.format == 'qdq')
         functions = dict(quantized=model, integer=reference,
                          onnxruntime=lambda image: run(runner, [image]))

@@ -10,7 +10,7 @@ from ..integer.integer import Example, IntegerModel, to_integer
 from ..layers import QuantLayer
 from ..merge import WeightOnly, float_layers, merge, merged_layers
 from ..writing import write_whole
-from .formats import CONTAINERS, FORMATS
+from .formats import CONTAINERS, FORMATS, QONNX_FORMATS
 
 
 @dataclass
@@ -19,7 +19,7 @@ class ExportReport:
 
     Args:
         path (Path): The file.
-        format (str): 'qdq', 'tensorrt' or 'qonnx'.
+        format (str): 'qdq', 'tensorrt', 'qonnx' or 'finn'.
         size (int): Bytes.
         kernels (dict[str, str]): For every call of a quantized layer, the
             operator that ONNX Runtime runs ('qdq').
@@ -34,7 +34,11 @@ class ExportReport:
             from that of the reference (the integer or the merged model),
             relative to its greatest value; of labels, the share that
             differs.
-        quant_nodes (int): Number of Quant nodes ('qonnx').
+        quant_nodes (int): Number of Quant nodes ('qonnx', 'finn').
+        steps (dict[str, float]): Greatest change of an output by
+            transformations of qonnx and FINN ('finn').
+        cost (dict[str, float]): Multiply-accumulates, those weighted with
+            their bits, and bits of weights, as qonnx counts ('finn').
     """
     path: Path
     format: str
@@ -45,15 +49,17 @@ class ExportReport:
     layers: Dict[str, float] = field(default_factory=dict)
     difference: float = 0.
     quant_nodes: int = 0
+    steps: Dict[str, float] = field(default_factory=dict)
+    cost: Dict[str, float] = field(default_factory=dict)
 
     def figures(self) -> dict:
         """All of it in primitive types."""
         figures = dict(
             path=self.path.name, format=self.format, size=self.size,
             difference=self.difference, float_layers=self.float_layers)
-        if self.format == 'qonnx':
+        if self.format in QONNX_FORMATS:
             return dict(figures, quant_nodes=self.quant_nodes,
-                        layers=self.layers)
+                        layers=self.layers, steps=self.steps, cost=self.cost)
         equal, total = self.equal_codes()
         return dict(figures, kernels=self.kernels, codes_equal=equal,
                     codes=total)
@@ -65,9 +71,9 @@ class ExportReport:
 
     def __str__(self) -> str:
         lines = [f'{self.path}: {self.format}, {self.size / 1e6:.3f} MB']
-        if self.format != 'qonnx' and not self.codes:
+        if self.format not in QONNX_FORMATS and not self.codes:
             lines.append('weights only: all layers compute in float')
-        elif self.format != 'qonnx':
+        elif self.format not in QONNX_FORMATS:
             equal, total = self.equal_codes()
             if self.kernels:
                 lines.append(
@@ -84,6 +90,9 @@ class ExportReport:
                 f'{max(self.layers.values(), default=0):.2e}']
         lines.append('greatest difference of an output from the '
                      f'reference: {self.difference:.2e}')
+        lines += [f'{step}: outputs change by {change:.1e}'
+                  for step, change in self.steps.items()]
+        lines += [f'{name}: {value:.0f}' for name, value in self.cost.items()]
         lines += [f'float: {name} ({reason})'
                   for name, reason in self.float_layers.items()]
         return '\n'.join(lines)
@@ -104,18 +113,21 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
     layer as an integer kernel. 'tensorrt': the same with int8 codes, no zero
     points, no ``Clip`` behind a quantizer and float biases; activations have
     up to 8 bits, see :func:`to_integer`. 'qonnx': the merged model with
-    ``Quant`` nodes of the true bits, as FINN reads it.
+    ``Quant`` nodes of the true bits. 'finn': the same file, if it stands the
+    transformations of qonnx and of FINN (where ``finn-plus`` is installed).
 
     The file is written beside its place, loaded, run and compared with the
     PyTorch model, then renamed.
 
     Args:
         model (nn.Module): A quantized or merged model (or, except for
-            'qonnx', an :class:`IntegerModel`); tensors in and out.
+            'qonnx' and 'finn', an :class:`IntegerModel`); tensors in and
+            out.
         example (Tensor or tuple): What the model is called with; fixes the
             shapes.
         path (str): The file; must not exist.
-        format (str): 'qdq', 'tensorrt' or 'qonnx'. Defaults to 'qdq'.
+        format (str): 'qdq', 'tensorrt', 'qonnx' or 'finn'. Defaults to
+            'qdq'.
         weights (str): Container of weight codes in a 'qdq' file: 'int8',
             'int4' or 'int2'; smaller ones hold the layers whose bits fit.
             They are unpacked when the file is loaded. Defaults to 'int8'.
@@ -162,21 +174,22 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         raise FileExistsError(f'{path} exists; remove it or choose another '
                               'name')
     _require_packages()
-    from . import onnx_check, onnx_file, qonnx_check
+    from . import finn_check, onnx_check, onnx_file, qonnx_check
     from .metadata import add_metadata
     example = example if isinstance(example, tuple) else (example, )
     if any(isinstance(layer, QuantLayer) for layer in model.modules()):
         model = merge(model, *example)
     report = ExportReport(path, format)
     names = dict(input_names=input_names, output_names=output_names)
-    if format == 'qonnx':
+    if format in QONNX_FORMATS:
         if isinstance(model, IntegerModel):
             raise ValueError('QONNX is written from the quantized or merged '
                              'model, not from an integer model')
         _need_merged(model)
         report.float_layers = float_layers(model)
         proto = onnx_file.qonnx_proto(model, example, **names)
-        check = qonnx_check.check_qonnx
+        check = qonnx_check.check_qonnx if format == 'qonnx' else \
+            finn_check.check_finn
     else:
         container = 'int8' if format == 'tensorrt' else 'uint8'
         if not isinstance(model, IntegerModel):

@@ -1,0 +1,125 @@
+"""Whether a QONNX file stands what FINN does to it."""
+from pathlib import Path
+from typing import Callable, List, Tuple
+
+import numpy as np
+import onnxruntime
+from onnx import numpy_helper
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
+from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
+from qonnx.transformation.lower_convs_to_matmul import LowerConvsToMatMul
+from qonnx.util.cleanup import cleanup_model
+from qonnx.util.inference_cost import inference_cost
+from torch import nn
+
+from .qonnx_check import QONNX_TOLERANCE, check_qonnx
+
+COSTS = ('total_macs', 'total_bops', 'total_mem_w_bits')
+
+
+def check_finn(path: Path, model: nn.Module, example: tuple, report) -> None:
+    """The checks of a QONNX file; then transformations of qonnx and, where
+    ``finn-plus`` is installed, of FINN must leave the outputs as they are.
+
+    Raises:
+        RuntimeError: Names what FINN would change, and the setting that
+            avoids it. Nothing is written.
+    """
+    check_qonnx(path, model, example, report)
+    wrapper = ModelWrapper(str(path))
+    _check_nodes(wrapper)
+    # Errors alone: it warns of single nodes that qonnx's executor hands over.
+    onnxruntime.set_default_logger_severity(3)
+    expected = _outputs(wrapper, example)
+    for name, step in (*_qonnx_steps(), *_finn_steps()):
+        try:
+            result = _outputs(step(ModelWrapper(str(path))), example)
+        except Exception as error:
+            raise RuntimeError(
+                f'{name} stops at this model ({error}); nothing was written. '
+                'Export the part that FINN has operators for, or the file '
+                "without this check: format='qonnx'") from error
+        report.steps[name] = max(map(_difference, expected, result))
+    off = {name: value for name, value in report.steps.items()
+           if not value <= QONNX_TOLERANCE}
+    if off:
+        shown = ', '.join(f'{name} by {value:.1e}'
+                          for name, value in off.items())
+        raise RuntimeError(
+            f'outputs change: {shown}; nothing was written. The file without '
+            "this check: format='qonnx'")
+    cost = inference_cost(str(path), discount_sparsity=False)['total_cost']
+    report.cost = {name: float(cost[name]) for name in COSTS}
+
+
+def _outputs(model: ModelWrapper, example: tuple) -> List[np.ndarray]:
+    # By their place: cleaning up gives inputs and outputs other names.
+    results = execute_onnx(model, {
+        each.name: value.numpy()
+        for each, value in zip(model.graph.input, example)})
+    return [results[each.name] for each in model.graph.output]
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / max(
+        np.abs(ours).max(), 1e-30))
+
+
+def _qonnx_steps() -> List[Tuple[str, Callable]]:
+    """Transformations of the qonnx package."""
+    return [
+        ('channels last', lambda model: cleanup_model(model).transform(
+            ConvertToChannelsLastAndClean(make_input_channels_last=False))),
+        ('LowerConvsToMatMul', lambda model: cleanup_model(model).transform(
+            LowerConvsToMatMul()))]
+
+
+def _finn_steps() -> List[Tuple[str, Callable]]:
+    """Those of FINN; none where it is not installed."""
+    try:
+        from finn.transformation.qonnx.convert_qonnx_to_finn import (
+            ConvertQONNXtoFINN,
+        )
+        from finn.transformation.streamline import Streamline
+    except ImportError:
+        return []
+
+    def converted(model):
+        return cleanup_model(model).transform(ConvertQONNXtoFINN())
+
+    def streamlined(model):
+        return converted(model).transform(Streamline())
+
+    return [
+        ('ConvertQONNXtoFINN', converted), ('Streamline', streamlined),
+        ('Streamline of matrix products', lambda model: streamlined(
+            model).transform(LowerConvsToMatMul()).transform(Streamline()))]
+
+
+def _check_nodes(model: ModelWrapper) -> None:
+    """Raise on what FINN reads otherwise than it is meant."""
+    stored = {each.name: numpy_helper.to_array(each)
+              for each in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != 'Quant' or node.input[0] in stored:
+            continue
+        readers = model.find_consumers(node.output[0]) or []
+        name = ', '.join(each.name for each in readers) or 'an output'
+        if np.any(stored[node.input[2]]):
+            raise RuntimeError(
+                f'the input of {name} has a zero point, which FINN does not '
+                'read; train with an activation type without one. Nothing '
+                'was written')
+        source = model.find_producer(node.input[0])
+        if source is None or source.op_type != 'Relu':
+            continue
+        others = [each.op_type for each in model.find_consumers(
+            source.output[0]) if each.name != node.name]
+        if others:
+            raise RuntimeError(
+                f'the ReLU before {name} is read by {", ".join(others)} as '
+                'well, and FINN makes one node of it and its quantizer. '
+                "Train with activation=dict(site='relu'), or with the outputs "
+                'in residual=dict(outputs=[...]) that "gdrq analyze '
+                'residuals" prints. Nothing was written')

@@ -1,0 +1,91 @@
+"""Files for FINN: transformations leave the outputs, or nothing is written."""
+import pytest
+import torch
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.deploy import export_onnx
+
+
+class Net(nn.Module):
+    """Two convolutions, a head; the first one's ReLU is read again, or not."""
+
+    def __init__(self, residual=False, groups=1):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), \
+            nn.BatchNorm2d(8)
+        self.relu, self.residual = nn.ReLU(), residual
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+        self.last, self.head = nn.ReLU(), nn.Linear(8 * 4, 5)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.stem(x)))
+        x = self.last(self.conv(x) + x if self.residual else self.conv(x))
+        return self.head(nn.functional.max_pool2d(x, 2).flatten(1))
+
+
+def quantized(model, site='input', outputs=()):
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 4, 4)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4, site=site),
+        residual=dict(outputs=list(outputs))))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    return model.eval(), x
+
+
+CASES = dict(plain=(dict(), dict()), depthwise=(dict(groups=8), dict()),
+             residual=(dict(residual=True), dict(site='relu')))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', CASES)
+def test_outputs_stand_the_transformations(name, tmp_path):
+    options, quantization = CASES[name]
+    model, x = quantized(Net(**options), **quantization)
+    report = export_onnx(model, x, tmp_path / 'model.onnx', 'finn')
+    assert list(report.steps)[:2] == ['channels last', 'LowerConvsToMatMul']
+    assert max(report.steps.values()) < 1e-5
+    macs = 16 * 9 * 8 * (3 + (1 if name == 'depthwise' else 8)) + 32 * 5
+    assert report.cost['total_macs'] == macs
+    assert report.cost['total_bops'] == 16 * macs
+    assert f'total_macs: {macs}' in str(report)
+
+
+@torch.no_grad()
+def test_steps_of_finn_itself_leave_the_outputs(tmp_path):
+    pytest.importorskip('finn.transformation.streamline',
+                        reason='pip install --no-deps finn-plus')
+    for name, (options, quantization) in CASES.items():
+        model, x = quantized(Net(**options), **quantization)
+        report = export_onnx(model, x, tmp_path / name, 'finn')
+        assert len(report.steps) == 5 and max(report.steps.values()) < 1e-5
+    model, x = quantized(Net(residual=True), outputs=['relu', 'conv'])
+    report = export_onnx(model, x, tmp_path / 'outputs', 'finn')
+    assert len(report.steps) == 5 and max(report.steps.values()) < 1e-5
+
+
+@torch.no_grad()
+def test_a_relu_that_others_read_is_refused_with_the_setting(tmp_path):
+    model, x = quantized(Net(residual=True))
+    with pytest.raises(RuntimeError, match="ReLU before conv is read by Add "
+                                           "(.|\n)*site='relu'"):
+        export_onnx(model, x, tmp_path / 'model.onnx', 'finn')
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_a_step_that_changes_outputs_is_refused(tmp_path, monkeypatch):
+    from gdrq_mm.export import finn_check
+
+    def changed(model):
+        weight = model.graph.initializer[0].name
+        model.set_initializer(weight, 2 * model.get_initializer(weight))
+        return model
+
+    monkeypatch.setattr(finn_check, '_qonnx_steps',
+                        lambda: [('doubled', changed)])
+    model, x = quantized(Net())
+    with pytest.raises(RuntimeError, match='outputs change: doubled by'):
+        export_onnx(model, x, tmp_path / 'model.onnx', 'finn')
+    assert not list(tmp_path.iterdir())
