@@ -52,8 +52,8 @@ class DeployableDenseDetector(Deployable):
 
 
 def by_level(head: nn.Module, cfg, scores: List[Tensor],
-             boxes: List[Tensor], factors: List[Tensor] = None
-             ) -> Candidates:
+             boxes: List[Tensor], factors: List[Tensor] = None,
+             centers: Callable = None) -> Candidates:
     """Heads of mmdet's ``BaseDenseHead``: the best of every level, decoded.
 
     RetinaNet, SSD (anchors), FCOS and ATSS (a factor of the scores), RTMDet.
@@ -64,6 +64,7 @@ def by_level(head: nn.Module, cfg, scores: List[Tensor],
         scores (list[Tensor]): By level, ``(B, priors * classes, H, W)``.
         boxes (list[Tensor]): By level, ``(B, priors * 4, H, W)``.
         factors (list[Tensor], optional): By level, ``(B, priors, H, W)``.
+        centers (callable, optional): Priors -> what boxes are decoded from.
     """
     all_priors = head.prior_generator.grid_priors(
         [each.shape[-2:] for each in scores], dtype=torch.float32,
@@ -73,26 +74,66 @@ def by_level(head: nn.Module, cfg, scores: List[Tensor],
         score = _rows(score, head.cls_out_channels)
         score = score.sigmoid() if head.use_sigmoid_cls else \
             score.softmax(-1)[..., :-1]
-        classes = score.shape[-1]
-        score = score.flatten(1)
-        score = torch.where(score > cfg.get('score_thr', 0), score, -1.)
-        index = torch.arange(score.shape[1], device=score.device).expand(
-            score.shape)
-        before = cfg.get('nms_pre', -1)
-        if before > 0:
-            order = OPS.top(score, before)
-            index = order.clamp(min=0)
-            score = torch.where(order >= 0, gather(score, index), -1.)
-        prior = index // classes
+        score, prior, label = _best(score, cfg)
         box = gather(_rows(box, 4), prior)
+        start = all_priors[level][prior.flatten()]
         decoded = head.bbox_coder.decode(
-            all_priors[level][prior.flatten()], box.flatten(0, 1))
-        decoded = decoded.unflatten(0, (index.shape[0], -1))
+            centers(start) if centers else start, box.flatten(0, 1))
+        decoded = decoded.unflatten(0, (prior.shape[0], -1))
         if factors is not None:
             factor = gather(_rows(factors[level], 1)[..., 0], prior)
             score = torch.where(score > -0.5, score * factor.sigmoid(), -1.)
-        parts.append((decoded, score, index % classes))
+        parts.append((decoded, score, label))
     return Candidates(*(torch.cat(each, 1) for each in zip(*parts)))
+
+
+def _best(score: Tensor, cfg) -> Tuple[Tensor, Tensor, Tensor]:
+    """The ``nms_pre`` best of ``(B, priors, classes)`` scores over the
+    threshold, with their priors and labels."""
+    classes = score.shape[-1]
+    score = score.flatten(1)
+    score = torch.where(score > cfg.get('score_thr', 0), score, -1.)
+    index = torch.arange(score.shape[1], device=score.device).expand(
+        score.shape)
+    before = cfg.get('nms_pre', -1)
+    if before > 0:
+        order = OPS.top(score, before)
+        index = order.clamp(min=0)
+        score = torch.where(order >= 0, gather(score, index), -1.)
+    return score, index // classes, index % classes
+
+
+def by_distribution(head: nn.Module, cfg, scores: List[Tensor],
+                    boxes: List[Tensor]) -> Candidates:
+    """GFL: the mean of a distribution is a distance, in strides."""
+    distances = []
+    for box, stride in zip(boxes, head.prior_generator.strides):
+        rows = _rows(box, 4 * (head.reg_max + 1))
+        distance = head.integral(rows.flatten(0, 1)) * stride[0]
+        distances.append(distance.view(
+            box.shape[0], *box.shape[2:], 4).permute(0, 3, 1, 2))
+    return by_level(head, cfg, scores, distances, centers=head.anchor_center)
+
+
+def with_anchors(head: nn.Module, cfg, maps: List[Tensor]) -> Candidates:
+    """YOLOv3: all levels together, boxes, objectness and scores in one."""
+    anchors = head.prior_generator.grid_priors(
+        [each.shape[-2:] for each in maps], device=maps[0].device)
+    rows = [_rows(each, head.num_attrib) for each in maps]
+    strides = torch.cat([torch.full((each.shape[1], 1), float(stride),
+                                    device=each.device)
+                         for each, stride in zip(rows, head.featmap_strides)])
+    values = torch.cat(rows, 1)
+    boxes = head.bbox_coder.decode(torch.cat(anchors), torch.cat(
+        [values[..., :2].sigmoid(), values[..., 2:4]], -1), strides)
+    objectness = values[..., 4].sigmoid()
+    scores = values[..., 5:].sigmoid()
+    least = cfg.get('conf_thr', -1)
+    if least > 0:
+        scores = torch.where(objectness[..., None] >= least, scores, -1.)
+    score, prior, label = _best(scores, cfg)
+    score = torch.where(score > -0.5, score * gather(objectness, prior), -1.)
+    return Candidates(gather(boxes, prior), score, label)
 
 
 def with_objectness(head: nn.Module, cfg, scores: List[Tensor],
@@ -124,6 +165,8 @@ def _rows(values: Tensor, channels: int) -> Tensor:
 # heads do not.
 KNOWN_HEADS: Dict[Tuple[str, str, str], Callable[..., Candidates]] = {
     ('BaseDenseHead', 'BaseDenseHead', 'BaseDenseHead'): by_level,
+    ('BaseDenseHead', 'GFLHead', 'BaseDenseHead'): by_distribution,
+    ('YOLOV3Head', 'BaseDenseHead', 'BaseDenseHead'): with_anchors,
     ('YOLOXHead', 'BaseDenseHead', 'YOLOXHead'): with_objectness}
 
 
