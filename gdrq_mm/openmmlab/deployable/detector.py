@@ -162,6 +162,9 @@ def _check_parts(detector: DeployableDetector, model: nn.Module) -> None:
     if getattr(model.roi_head, 'with_mask', False):
         raise ValueError('masks cannot be exported yet: the model has a '
                          'mask_head')
+    if getattr(model.roi_head, 'with_shared_head', False):
+        raise ValueError('roi_head has a shared_head, which cannot be '
+                         'exported yet; export the first stage with --raw')
     for cfg in (detector.rpn_cfg, detector.rcnn_cfg):
         check_nms(cfg.nms)
     if any(layer.pool_mode != 'avg' for layer in extractor.roi_layers):

@@ -163,6 +163,9 @@ def test_parts_that_cannot_be_exported_are_named(build_model):
     model.test_cfg.rcnn.nms.type = 'soft_nms'
     with pytest.raises(ValueError, match="nms.type='soft_nms'"):
         make_deployable(model, (64, 64))
+    model.roi_head.shared_head = nn.Identity()
+    with pytest.raises(ValueError, match='shared_head.*--raw'):
+        make_deployable(model, (64, 64))
     model.rpn_head.__class__ = type('GARPNHead', (type(model.rpn_head), ), {})
     with pytest.raises(ValueError, match='FasterRCNN has a GARPNHead'):
         make_deployable(model, (64, 64))
