@@ -19,7 +19,7 @@ fuzz: setup
 	$(VENV) -W ignore tests/fuzz/fuzz_pickles.py --json docs/results/fuzz_pickles.json
 	$(VENV) -W ignore tests/fuzz/fuzz_kills.py --json docs/results/fuzz_kills.json
 
-# A tenth of the mutants: half an hour. All of them: --share 1.
+# A tenth of the mutants, drawn. All of them: --share 1.
 mutation: setup
 	$(VENV) -W ignore tests/mutation/mutate.py --share 0.1 --json docs/results/mutation.json
 
