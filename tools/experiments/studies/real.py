@@ -56,8 +56,12 @@ OTHERS = dict(
 METHODS = {
     'GDRQ as published (15, 7 and 3 levels)': ('gdrq', dict(
         type='ScaleClip', group_size=4, k=2.), dict(type='ScaleClip')),
-    'GDRQ at its best (15, 8 and 4 levels)': ('best', dict(
-        type='ScaleClip', group_size=4, k=2., levels='even'),
+    'GDRQ, four levels, thresholds of non-zeros (15, 8 and 4 levels)': (
+        'best', dict(type='ScaleClip', group_size=4, k=2., levels='even'),
+        dict(type='ScaleClip', threshold='nonzero')),
+    # k = 2 clips weights of 4 and 8 bits, first and last layers among them.
+    'GDRQ at its best: the same, k of the bits': (
+        'bestk', dict(type='ScaleClip', group_size=4, levels='even'),
         dict(type='ScaleClip', threshold='nonzero')),
     'LSQ, a step a channel (16, 8 and 4 levels)': ('lsq', dict(
         type='LSQ', group_size=1), dict(type='LSQ'))}
@@ -103,7 +107,7 @@ def methods_study(family: str, task: Task, pairs=PAIRS, seeds=3) -> Study:
                  Row('drop', names, paper=[
                      task.paper.get(pair, '') for pair in pairs]
                      if task.paper and 'GDRQ' in method else ())]
-    published, best, lsq = cells.values()
+    published, _, best, lsq = cells.values()
     claims += [Claim('goal: a drop at [{},{}] of at most {}'.format(
         *pair, GOALS[pair]), limits={name: GOALS[pair]})
         for pair, name in zip(pairs, best) if pair in GOALS]
