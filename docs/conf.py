@@ -50,7 +50,7 @@ SECTIONS = {
                   'docs/checkpoint_format', 'docs/analysis', 'docs/extend',
                   'docs/patches'],
     'Background': ['docs/architecture', 'docs/method', 'docs/results',
-                   'docs/performance', 'docs/support'],
+                   'docs/comparison', 'docs/performance', 'docs/support'],
     'Configs': [str(path.relative_to(ROOT).with_suffix(''))
                 for path in sorted(ROOT.glob('configs/*/README.md'))],
     'Project': ['CONTRIBUTING', 'CHANGELOG', 'SECURITY'],

@@ -42,6 +42,9 @@ VERBS: Dict[str, Verb] = {
                    'a checked ONNX file, for ONNX Runtime or FPGA tools'),
     'analyze': Verb('analyze.py', (),
                     'what quantization does, and what to do about it'),
+    'compare': Verb('compare.py', (),
+                    'is it better than LSQ on your model? float, GDRQ and '
+                    'others, trained alike'),
     'sweep': Verb('sweep.py', (),
                   'try every model family of the installed packages'),
     'dataset demo': Verb('dataset_converters/make_demo_data.py', (),

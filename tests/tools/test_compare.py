@@ -1,0 +1,260 @@
+"""gdrq compare: the same start, schedule and seeds for every scheme."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from gdrq_mm.checkpoint import NAME
+from gdrq_mm.quantizers import QUANTIZERS, QuantizerPair
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+import compare  # noqa: E402
+from comparing.cell import run_cell  # noqa: E402
+from comparing.plan import Comparison, Settings  # noqa: E402
+from comparing.schemes import (  # noqa: E402
+    NAMED,
+    at_bits,
+    find_scheme,
+    parse_bits,
+)
+from comparing.table import metric_name, plot, table  # noqa: E402
+
+METRICS = dict(faster_rcnn='pascal_voc/mAP', pspnet='mIoU',
+               resnet='accuracy/top1')
+
+
+@pytest.fixture
+def start(load_config, build_model, tmp_path):
+    """Function name, options -> files of a config and of a float model."""
+
+    def make(name, **options):
+        cfg = load_config(name, **options)
+        cfg.train_cfg.update(dict(max_epochs=1) if 'max_epochs' in
+                             cfg.train_cfg else dict(max_iters=1))
+        cfg.dump(tmp_path / f'{name}.py')
+        torch.save(dict(state_dict=build_model(name).state_dict()),
+                   tmp_path / f'{name}.pth')
+        return str(tmp_path / f'{name}.py'), str(tmp_path / f'{name}.pth')
+
+    return make
+
+
+def settings(files, tmp_path, schemes=('gdrq', 'lsq'), bits=((2, 4), ),
+             seeds=(0, )):
+    return Settings(*files, schemes, bits, seeds, tmp_path / 'work', 1)
+
+
+# -- schemes ------------------------------------------------------------------
+
+
+def test_every_quantizer_is_a_scheme(monkeypatch):
+    lsq = QUANTIZERS['LSQ']
+    monkeypatch.setitem(QUANTIZERS, 'Mine', QuantizerPair(lsq.weight, None))
+    assert find_scheme('lsq') == dict(weight=dict(type='LSQ'),
+                                      activation=dict(type='LSQ'))
+    assert find_scheme('mine+lsq') == dict(weight=dict(type='Mine'),
+                                           activation=dict(type='LSQ'))
+    with pytest.raises(ValueError, match=r'Mine has no activation quantizer; '
+                       r'pair it with another, mine\+scaleclip'):
+        find_scheme('mine')
+    with pytest.raises(ValueError, match="no scheme 'lqs'; did you mean.*lsq"):
+        find_scheme('lqs')
+    assert NAMED['gdrq']['weight'].get('levels', 'odd') == 'odd'
+
+
+def test_a_file_is_a_scheme(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text('quantization = dict(weight=dict(type="LSQ"))')
+    assert find_scheme(str(path)) == dict(weight=dict(type='LSQ'))
+    demo = ROOT / 'configs/resnet/resnet18-small_gdrq-w2a4_demo-imagenet.py'
+    found = at_bits(find_scheme(str(demo)), (3, 5), [dict(match='head.fc')])
+    assert (found['weight']['bits'], found['activation']['bits']) == (3, 5)
+    assert found['weight']['group_size'] == 4  # its own
+    assert [rule['match'] for rule in found['rules']] == [
+        'backbone.conv1', 'head.fc', 'head.fc']
+    with pytest.raises(ValueError, match='is no file'):
+        find_scheme('nothing.py')
+
+
+@pytest.mark.parametrize('text', ['4', '4,x', '9,4', '4,1'])
+def test_bad_bits(text):
+    assert parse_bits('[2,4]') == (2, 4)
+    with pytest.raises(ValueError, match=f"--bits has '{text}'"):
+        parse_bits(text)
+
+
+# -- what is run --------------------------------------------------------------
+
+
+def test_all_cells_are_trained_alike(start, tmp_path):
+    comparison = Comparison(settings(start('resnet'), tmp_path,
+                                     seeds=(0, 1)))
+    assert [cell.name for cell in comparison.cells] == [
+        'float', 'gdrq-w2a4', 'lsq-w2a4']
+    assert [cell.weight_levels for cell in comparison.cells[1:]] == [3, 4]
+    for cell in comparison.cells[1:]:
+        assert '[8,8]: backbone.conv1, head.fc' in cell.policy
+    cfgs = [comparison.config(cell, 1) for cell in comparison.cells]
+    for cfg in cfgs:
+        hooks = cfg.pop('custom_hooks')
+        assert sum(hook['type'] == 'GDRQHook' for hook in hooks) == (
+            cfg is not cfgs[0])
+        assert cfg.randomness.seed == 1
+    assert cfgs[0].to_dict() == cfgs[1].to_dict() == cfgs[2].to_dict()
+    names = [job.name for job in comparison.jobs()]
+    assert names == ['start/test', 'float/seed0', 'gdrq-w2a4/calibrated',
+                     'gdrq-w2a4/seed0', 'lsq-w2a4/calibrated',
+                     'lsq-w2a4/seed0', 'float/seed1', 'gdrq-w2a4/seed1',
+                     'lsq-w2a4/seed1']
+
+
+def test_a_quantized_config_says_what_ends_have_and_how_to_train(start,
+                                                                 tmp_path):
+    config, checkpoint = start('resnet')
+    cfg = Config.fromfile(config)
+    cfg.custom_hooks = [dict(type='GDRQHook', bn_batches=3, quantization=dict(
+        weight=dict(bits=2), rules=[dict(match='head.fc', skip=True)]))]
+    cfg.dump(config)
+    comparison = Comparison(settings((config, checkpoint), tmp_path))
+    cell = comparison.cells[1]
+    hook, = comparison.config(cell, 0).custom_hooks
+    assert hook.bn_batches == 3 and hook.quantization.weight.k == 2
+    assert 'float: head.fc' in cell.policy and '[8,8]' not in cell.policy
+    assert not comparison.config(comparison.cells[0], 0).custom_hooks
+
+
+def test_bad_input_is_told_before_anything_is_written(start, tmp_path):
+    config, checkpoint = start('resnet')
+    before = sorted(tmp_path.rglob('*'))
+
+    def refused(*files, **kwargs):
+        with pytest.raises(ValueError) as error:
+            Comparison(settings(files, tmp_path, **kwargs))
+        assert '\n' not in str(error.value)
+        return str(error.value)
+
+    assert 'no scheme' in refused(config, checkpoint, schemes=['x'])
+    # No LSQ has 1 bit.
+    assert refused(config, checkpoint, schemes=['lsq'], bits=[(1, 4)]
+                   ).startswith('lsq at [1, 4]: ')
+    other = tmp_path / 'other.pth'
+    torch.save(dict(state_dict={'fc.weight': torch.zeros(2)}), other)
+    assert 'does not fit' in refused(config, str(other))
+    torch.save(dict(state_dict={f'{NAME}.schemes': torch.zeros(2)}), other)
+    assert 'quantized already' in refused(config, str(other))
+    other.unlink()
+    cfg = Config.fromfile(config)
+    cfg.pop('test_evaluator')
+    cfg.dump(config)
+    assert 'has no evaluator' in refused(config, checkpoint)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('name', METRICS)
+def test_cells_of_every_task(name, start, tmp_path):
+    comparison = Comparison(settings(start(name), tmp_path, ['lsq']))
+    job = comparison.job(comparison.cells[1], 0, 'calibrate')
+    job.folder.mkdir(parents=True)
+    results = run_cell(**job.prepare({}).arguments)
+    assert metric_name(results['metrics'], None, comparison.cfg) == \
+        METRICS[name]
+    assert 0 < results['bytes'] < results['float_bytes'] / 2
+    assert results['step_ratio'] > 0
+    assert set(results['activation_levels']) <= {'16', '15'}
+
+
+def test_the_tool_goes_on_and_shows_all(start, tmp_path):
+    """From the command line, with a scheme more the second time."""
+    config, checkpoint = start('resnet')
+    out = [f'--{name}={tmp_path / name}' for name in ('json', 'table')] + [
+        f'--plot={tmp_path / "plot.png"}']
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, str(ROOT / 'tools/compare.py'), config,
+             checkpoint, '--bits', '2,4', '--batches', '1', '--work-dir',
+             str(tmp_path / 'work'), *arguments],
+            capture_output=True, text=True)
+
+    nothing = run('--collect')
+    assert nothing.returncode == 1 and 'without --collect' in nothing.stderr
+    first = run('--schemes', 'lsq')
+    assert first.returncode == 0, first.stdout + first.stderr
+    second = run('--schemes', 'lsq', 'gdrq', *out)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert 'lsq-w2a4/seed0: done already' in second.stdout
+    result = json.loads((tmp_path / 'json').read_text())
+    assert result['metric'] == 'accuracy/top1'
+    assert [row['name'] for row in result['cells']] == [
+        'float', 'lsq-w2a4', 'gdrq-w2a4']
+    for row in result['cells']:
+        assert 0 <= row['seeds']['0']['metric'] <= 100
+    assert (tmp_path / 'table').read_text() == table(result) + '\n'
+    assert table(result) in second.stdout
+    assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+    again = run('--schemes', 'gdrq', 'lqs')
+    assert again.returncode == 1
+    assert again.stderr.startswith("compare: there is no scheme 'lqs'")
+    assert 'Traceback' not in again.stderr
+
+
+# -- table and plot -----------------------------------------------------------
+
+
+def invented():
+    def row(scheme, metrics, **more):
+        return dict(scheme=scheme, name=scheme, seeds={
+            str(seed): dict(metric=value)
+            for seed, value in enumerate(metrics)}, **more)
+
+    policy = '[weight,activation] bits: [2,4]: 20 layers; [8,8]: fc'
+    return dict(
+        metric='accuracy/top1', start=89.5, seeds=[0, 1], batches=32,
+        versions=dict(gdrq_mm='0.2', torch='2.1'), cells=[
+            row('float', [90., 91.], bits=[]),
+            row('gdrq', [88., 89.5], bits=[2, 4], weight_levels=3,
+                activation_levels={'16': 20}, calibrated=70.25,
+                step_ratio=1.154, bytes=100e3, float_bytes=900e3,
+                policy=policy),
+            row('lsq', [], bits=[2, 4], weight_levels=4, policy=policy)])
+
+
+def test_table_and_plot(tmp_path):
+    lines = table(invented()).splitlines()
+    assert len({len(line) for line in lines[:5]}) == 1
+    cells = [[cell.strip() for cell in line.split('|')[1:-1]]
+             for line in lines[2:5]]
+    assert cells[0] == ['', 'float', '', '90.50 (90.00 to 91.00)', '', '', '',
+                        '900']
+    assert cells[1] == ['[2, 4]', 'gdrq', '3 / 16', '88.75 (88.00 to 89.50)',
+                        '1.75 (1.50 to 2.00)', '70.25', '1.15', '100']
+    assert cells[2] == ['[2, 4]', 'lsq', '4 / ?', 'not run', '', 'not run',
+                        '', '']
+    assert '[8,8]: fc' in lines[-1]
+    plot(invented(), tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').stat().st_size > 5000
+
+
+def test_the_metric_of_the_task():
+    found = dict(aAcc=1., mIoU=2., mAcc=3.)
+    assert metric_name(found, None, Config()) == 'mIoU'
+    assert metric_name(found, 'mAcc', Config()) == 'mAcc'
+    cfg = Config(dict(default_hooks=dict(checkpoint=dict(save_best='aAcc'))))
+    assert metric_name(found, None, cfg) == 'aAcc'
+    assert metric_name(dict(own=1., other=2.), None, Config()) == 'own'
+    with pytest.raises(ValueError, match="no metric 'x'; it has aAcc, mIoU"):
+        metric_name(found, 'x', Config())
+
+
+def test_bad_arguments(capsys):
+    for arguments, said in ((['--jobs', '0'], '--jobs is 0'),
+                            (['--seeds', '-1'], '--seeds has -1')):
+        with pytest.raises(SystemExit):
+            compare.parse_args(['c.py', 'c.pth', *arguments])
+        assert said in capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""Compare quantizers on a model: one float start, one schedule, same seeds.
+
+CONFIG fine-tunes the float model whose CHECKPOINT is given. Each scheme, at
+each pair of bits, begins with it and is trained exactly so, as is the float
+model itself, which the drops are measured against; and each is tested after
+calibration alone. First and last layers have 8 bits, or what CONFIG says where
+it quantizes.
+
+Schemes: gdrq (as published), gdrq-even (2^b levels, thresholds of non-zeros),
+lsq-channel, every quantizer by its name in small letters (lsq, ...), two of
+those as WEIGHTS+ACTIVATIONS, or a config file with quantization=dict(...).
+
+What is done is kept: after an interruption the same command goes on, and with
+more schemes, bits or seeds it runs only these.
+
+examples:
+  gdrq compare my_finetune.py my_float.pth --schemes gdrq lsq --bits 4,4 2,4
+  gdrq compare my_finetune.py my_float.pth --bits 2,4 --seeds 0 1 2 \\
+      --json 2_4.json --table 2_4.md --plot 2_4.png
+"""
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from gdrq_mm.cli import run_tool
+
+
+def parse_args(argv=None):
+    from mmengine.config import DictAction
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config that fine-tunes the model')
+    parser.add_argument('checkpoint', help='of the float model')
+    parser.add_argument('--schemes', nargs='+', default=['gdrq', 'lsq'],
+                        metavar='SCHEME', help='default: gdrq lsq')
+    parser.add_argument('--bits', nargs='+', default=['4,4', '2,4'],
+                        metavar='W,A', help='of weights and activations '
+                        '(default: 4,4 2,4)')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0],
+                        metavar='SEED', help='a training of each cell a seed '
+                        '(default: 0)')
+    parser.add_argument('--work-dir', type=Path,
+                        help='default: work_dirs/compare_<name of CONFIG>')
+    parser.add_argument('--jobs', type=int, default=1, help='trainings side '
+                        'by side, with one CPU thread each where there are '
+                        'several (default: 1)')
+    parser.add_argument('--batches', type=int, default=32,
+                        help='of the calibration (default: 32)')
+    parser.add_argument('--metric', help='name that the evaluator gives it, '
+                        'greater is better (default: save_best of CONFIG, '
+                        'else mAP, mIoU or top1)')
+    parser.add_argument('--collect', action='store_true',
+                        help='run nothing, show what is done')
+    for name, text in (('json', 'all figures'), ('table', 'in Markdown'),
+                       ('plot', 'an image')):
+        parser.add_argument(f'--{name}', type=Path, metavar='FILE',
+                            help=text)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        default={}, help='changes of CONFIG')
+    args = parser.parse_args(argv)
+    for name, least in (('jobs', 1), ('batches', 1)):
+        if getattr(args, name) < least:
+            parser.error(f'--{name} is {getattr(args, name)}; give {least} or '
+                         'more')
+    if min(args.seeds) < 0:
+        parser.error(f'--seeds has {min(args.seeds)}; give 0 or more')
+    for name in ('schemes', 'bits', 'seeds'):  # given twice, run once
+        setattr(args, name, list(dict.fromkeys(getattr(args, name))))
+    if args.work_dir is None:
+        args.work_dir = Path('work_dirs') / f'compare_{Path(args.config).stem}'
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        compare(args)
+    except KeyboardInterrupt:
+        sys.exit('\ncompare: interrupted; the same command goes on from here')
+
+
+def compare(args) -> None:
+    """Run what is not done, then show all."""
+    from comparing.plan import Comparison, Settings
+    from comparing.schemes import parse_bits
+    from comparing.table import collect, plot, table
+    from jobs.checkout import cores
+    from jobs.engine import Engine
+    from jobs.process import prepare_environment
+    from jobs.records import JobError, Lock, write_json, write_text
+    prepare_environment(1 if args.jobs > 1 else cores())
+    comparison = Comparison(Settings(
+        args.config, args.checkpoint, args.schemes,
+        list(dict.fromkeys(map(parse_bits, args.bits))), args.seeds,
+        args.work_dir.resolve(), args.batches, args.cfg_options))
+    failed = {}
+    if not args.collect:
+        lock = Lock(comparison.settings.work_dir)  # held until the end
+        failed = Engine(comparison.jobs(), args.jobs, preload=(
+            'torch', 'mmcv', 'mmengine.runner', 'gdrq_mm',
+            f'{comparison.cfg.default_scope}.models')).run()
+        del lock
+    result = collect(comparison, args.metric,
+                     f'gdrq compare {shlex.join(sys.argv[1:])}')
+    print(f'\n{table(result)}')
+    if args.json:
+        write_json(args.json, result)
+    if args.table:
+        write_text(args.table, table(result) + '\n')
+    if args.plot:
+        plot(result, args.plot)
+    if failed:
+        raise JobError(f'{len(failed)} of {len(comparison.jobs())} jobs '
+                       'failed; the same command tries them again:\n' +
+                       '\n'.join(f'    {name}: {why}'
+                                 for name, why in failed.items()))
+
+
+if __name__ == '__main__':
+    run_tool(main)

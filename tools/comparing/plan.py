@@ -1,0 +1,245 @@
+"""What is compared: configs of all cells, checked before anything runs."""
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple
+
+from jobs.checkout import gdrq_mm_version
+from jobs.engine import Job, Task
+from jobs.records import file_hash, text_hash
+from mmengine.config import Config, ConfigDict
+from mmengine.utils import import_modules_from_strings
+
+from gdrq_mm import quantize_
+from gdrq_mm.analysis import first_and_last
+from gdrq_mm.checkpoint import NAME, CheckpointError
+from gdrq_mm.config import QuantConfig
+from gdrq_mm.openmmlab.publish import load_all, quantization_of
+from gdrq_mm.openmmlab.reading import read_checkpoint
+from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
+from gdrq_mm.plan import QuantReport, make_plan
+from gdrq_mm.training import get_state
+
+from .schemes import ENDS_BITS, at_bits, find_scheme
+
+FLOAT, START = 'float', 'start'
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for.
+
+    Args:
+        config (str): Config that fine-tunes the float model.
+        checkpoint (str): Checkpoint of the float model.
+        schemes (sequence[str]): Names, see :func:`find_scheme`.
+        bits (sequence[tuple[int, int]]): Pairs for weights and activations.
+        seeds (sequence[int]): One training of every cell a seed.
+        work_dir (Path): Where results are.
+        batches (int): Batches of the calibration. Defaults to 32.
+        options (dict): Changes of the config.
+    """
+    config: str
+    checkpoint: str
+    schemes: Sequence[str]
+    bits: Sequence[Tuple[int, int]]
+    seeds: Sequence[int]
+    work_dir: Path
+    batches: int = 32
+    options: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: the float model, or a scheme at some bits.
+
+    Args:
+        scheme (str): Name of the scheme, or 'float'.
+        bits (tuple[int, int], optional): Of weights and activations.
+        quantization (dict, optional): The whole ``quantization``.
+        weight_levels (int, optional): Levels of weights, but for first and
+            last layers.
+        policy (str): Which layers have which bits.
+    """
+    scheme: str
+    bits: tuple = ()
+    quantization: dict = field(default_factory=dict)
+    weight_levels: int = 0
+    policy: str = ''
+
+    @property
+    def name(self) -> str:
+        return '-'.join([Path(self.scheme).stem, 'w{}a{}'.format(*self.bits)]
+                        ) if self.bits else self.scheme
+
+
+class Comparison:
+    """All cells and their jobs.
+
+    Args:
+        settings (Settings): What was asked for.
+
+    Raises:
+        ValueError: The config has no evaluator, the checkpoint is of another
+            model or quantized already, a scheme is unknown or not possible
+            at these bits.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        cfg = Config.fromfile(settings.config)
+        cfg.merge_from_dict(copy.deepcopy(settings.options))
+        scope_of(cfg)
+        self.hook, rules = _split(cfg)
+        self.cfg = with_evaluator(cfg)
+        import_modules_from_strings(**self.cfg.custom_imports)
+        model = build_model(self.cfg)
+        self._check_checkpoint(model)
+        if rules is None:
+            rules = ends_of(self.cfg, model)
+        self.cells = [Cell(FLOAT)] + [
+            self._cell(model, scheme, bits, rules)
+            for bits in settings.bits for scheme in settings.schemes]
+        self.inputs = dict(checkpoint=file_hash(settings.checkpoint),
+                           gdrq_mm=gdrq_mm_version())
+
+    def _check_checkpoint(self, model) -> None:
+        path = self.settings.checkpoint
+        loaded = read_checkpoint(path)
+        weights = loaded.get('state_dict', loaded)
+        if f'{NAME}.schemes' in weights:
+            raise ValueError(f'{path} is quantized already; give the '
+                             'checkpoint of the float model')
+        try:
+            load_all(model, weights)
+        except (CheckpointError, RuntimeError) as error:
+            raise ValueError(
+                f'{path} does not fit {self.settings.config}: '
+                f'{str(error).strip().splitlines()[-1].strip()}') from None
+
+    def _cell(self, model, scheme, bits, rules) -> Cell:
+        quantization = at_bits(find_scheme(scheme), bits, rules)
+        copied = copy.deepcopy(model)
+        try:
+            quantize_(copied, quantization)
+        except ValueError as error:
+            raise ValueError(f'{scheme} at {list(bits)}: {error}') from None
+        state = get_state(copied)
+        if state is None:
+            raise ValueError(f'{scheme} quantizes nothing in '
+                             f'{self.settings.config}')
+        weight = QuantConfig.from_dict(quantization).weight
+        return Cell(scheme, bits, quantization, weight.num_levels(),
+                    QuantReport(state.plans).policy())
+
+    def config(self, cell: Cell, seed: int) -> Config:
+        """The config of a cell, without ``work_dir`` and ``load_from``."""
+        cfg = copy.deepcopy(self.cfg)
+        if cell.quantization:
+            cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(
+                self.hook, quantization=copy.deepcopy(cell.quantization))]
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+        return cfg
+
+    def jobs(self) -> List[Job]:
+        """All of them, the first seed of every cell first."""
+        found = [self.job(Cell(START), self.settings.seeds[0], 'test')]
+        for seed in self.settings.seeds:
+            for cell in self.cells:
+                if cell.quantization and seed == self.settings.seeds[0]:
+                    found.append(self.job(cell, seed, 'calibrate'))
+                found.append(self.job(cell, seed, 'train'))
+        return found
+
+    def job(self, cell: Cell, seed: int, kind: str) -> Job:
+        name = job_name(cell, seed, kind)
+        folder = self.settings.work_dir / name
+
+        def prepare(records: Dict[str, dict]) -> Task:
+            cfg = self.config(cell, seed).to_dict()
+            inputs = dict(self.inputs, seed=seed, kind=kind, config=text_hash(
+                json.dumps(cfg, sort_keys=True, default=str)))
+            if kind == 'calibrate':
+                inputs['batches'] = self.settings.batches
+            arguments = dict(
+                name=name, kind=kind, config=cfg, folder=str(folder),
+                batches=self.settings.batches,
+                start=str(Path(self.settings.checkpoint).resolve()))
+            return Task(
+                inputs, 'comparing.cell:run_cell', arguments,
+                lambda results: dict(
+                    results=results, outputs=results.pop('outputs')),
+                resume=arguments if kind == 'train' else None,
+                mode='train' if kind == 'train' else 'test',
+                epochs=self.cfg.train_cfg.get('max_epochs') or 1)
+
+        return Job(name, folder, prepare, tell=lambda record: ', '.join(
+            f'{key} {value:.4g}' for key, value in list(
+                record['results']['metrics'].items())[:3]))
+
+
+def job_name(cell: Cell, seed: int, kind: str) -> str:
+    """'lsq-w2a4/seed0', 'lsq-w2a4/calibrated', 'start/test'"""
+    last = dict(train=f'seed{seed}', calibrate='calibrated', test='test')
+    return f'{cell.name}/{last[kind]}'
+
+
+def _split(cfg: Config) -> Tuple[dict, object]:
+    """Make a config float; its hook's other settings, and its rules for
+    layers that have other bits (None where it quantizes nothing)."""
+    hooks = [hook for hook in cfg.get('custom_hooks') or ()]
+    ours = [hook for hook in hooks if str(hook['type']).endswith('GDRQHook')]
+    rules = None
+    if ours or cfg.model.get('quantization') is not None:
+        rules = quantization_of(cfg).get('rules') or []
+    cfg.custom_hooks = [hook for hook in hooks if hook not in ours]
+    if cfg.model.get('quantization') is not None:
+        model = cfg.model.to_dict()
+        del model['quantization']
+        model['type'] = model.pop('architecture')
+        cfg.model = ConfigDict(model)
+    hook = dict(ours[0].to_dict() if ours else {}, type='GDRQHook')
+    hook.pop('quantization', None)
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    cfg.custom_imports = dict(imports=[*imports, *(
+        ['gdrq_mm'] if 'gdrq_mm' not in imports else [])])
+    return hook, rules
+
+
+def with_evaluator(cfg: Config) -> Config:
+    """Test where the config says, else where it validates.
+
+    Raises:
+        ValueError: It does neither, or trains nothing.
+    """
+    for split in ('test', 'val'):
+        parts = [cfg.get(f'{split}_{part}')
+                 for part in ('dataloader', 'evaluator', 'cfg')]
+        if parts[0] and parts[1]:
+            cfg.test_dataloader, cfg.test_evaluator = parts[:2]
+            cfg.test_cfg = parts[2] if split == 'test' and parts[2] else \
+                dict()
+            break
+    else:
+        raise ValueError(
+            f'{cfg.filename} has no evaluator, so that models cannot be '
+            'compared; give it test_dataloader, test_cfg and test_evaluator')
+    for name in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if not cfg.get(name):
+            raise ValueError(f'{cfg.filename} has no {name}; give the config '
+                             'that fine-tunes the float model')
+    return cfg
+
+
+def ends_of(cfg: Config, model, shape: Tuple[int, int] = (224, 224)
+            ) -> List[dict]:
+    """Rules that keep first and last layers at 8 bits."""
+    batch = example_batch(scope_of(cfg), shape)
+    plans = make_plan(model, QuantConfig.from_dict(
+        dict(weight=dict(bits=ENDS_BITS))))
+    found = first_and_last(model, plans, lambda: model.test_step(batch))
+    return [dict(match=name, weight=dict(bits=ENDS_BITS),
+                 activation=dict(bits=ENDS_BITS))
+            for name in dict.fromkeys([*found.first, *found.last])]

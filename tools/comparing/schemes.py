@@ -1,0 +1,112 @@
+"""Schemes by name -> the ``quantization`` of a config at some bits."""
+import copy
+from pathlib import Path
+from typing import Dict, Sequence, Tuple
+
+from mmengine.config import Config
+
+from gdrq_mm.errors import did_you_mean
+from gdrq_mm.openmmlab.publish import quantization_of
+from gdrq_mm.quantizers import DEFAULT_TYPE, QUANTIZERS
+
+ENDS_BITS = 8
+# Settings that have a name of their own; all other types of QUANTIZERS have
+# the name of the type, with its defaults.
+NAMED: Dict[str, dict] = {
+    # As published: 2^b - 1 levels in groups of four filters, k of 2.
+    'gdrq': dict(weight=dict(type=DEFAULT_TYPE, group_size=4, k=2.),
+                 activation=dict(type=DEFAULT_TYPE)),
+    # 2^b levels where that tells (2 and 3 bits), thresholds of non-zeros.
+    'gdrq-even': dict(
+        weight=dict(type=DEFAULT_TYPE, group_size=4, k=2., levels='even'),
+        activation=dict(type=DEFAULT_TYPE, threshold='nonzero')),
+    # A step size a channel; the paper's "lsq" has one a layer.
+    'lsq-channel': dict(weight=dict(type='LSQ', group_size=1),
+                        activation=dict(type='LSQ')),
+}
+
+
+def find_scheme(name: str) -> dict:
+    """The quantization of a scheme, without bits.
+
+    Args:
+        name (str): One of ``NAMED``; the name of a type of ``QUANTIZERS``, in
+            small letters; two of those, 'WEIGHTS+ACTIVATIONS'; or a config
+            with ``quantization = dict(...)``, a GDRQHook or a
+            ``QuantizedModel``.
+
+    Raises:
+        ValueError: There is no such scheme.
+    """
+    if name.endswith(('.py', '.json', '.yaml', '.yml')):
+        return _of_file(name)
+    if name in NAMED:
+        return copy.deepcopy(NAMED[name])
+    types = {key.lower(): key for key in QUANTIZERS}
+    weight, plus, activation = name.partition('+')
+    quantization = {}
+    for side, part in (('weight', weight),
+                       ('activation', activation if plus else weight)):
+        if part not in types:
+            raise ValueError(
+                f'there is no scheme {name!r}; '
+                f'{did_you_mean(part, [*NAMED, *types])}, or '
+                'WEIGHTS+ACTIVATIONS of these types, or a config file with '
+                'quantization=dict(...)')
+        if getattr(QUANTIZERS[types[part]], side) is None:
+            others = [key for key, kind in types.items()
+                      if getattr(QUANTIZERS[kind], side)]
+            pair = f'{others[0]}+{part}' if side == 'weight' else \
+                f'{part}+{others[0]}'
+            raise ValueError(
+                f'{types[part]} has no {side} quantizer; pair it with '
+                f'another, {pair} for example ({", ".join(others)})')
+        quantization[side] = dict(type=types[part])
+    return quantization
+
+
+def _of_file(name: str) -> dict:
+    if not Path(name).is_file():
+        raise ValueError(f'the scheme {name} is no file; give the path of a '
+                         'config with quantization=dict(...)')
+    cfg = Config.fromfile(name, import_custom_modules=False)
+    if cfg.get('quantization') is not None:
+        return cfg.quantization.to_dict()
+    if cfg.get('model') is None:
+        raise ValueError(f'the scheme {name} has no quantization=dict(...)')
+    return quantization_of(cfg)
+
+
+def at_bits(quantization: dict, bits: Tuple[int, int],
+            rules: Sequence[dict]) -> dict:
+    """A scheme at [weight, activation] bits.
+
+    Args:
+        quantization (dict): What :func:`find_scheme` gives.
+        bits (tuple[int, int]): Bits of weights and of activations.
+        rules (sequence[dict]): For first and last layers; a scheme's own
+            ones come before them.
+    """
+    result = copy.deepcopy(quantization)
+    for side, number in zip(('weight', 'activation'), bits):
+        result[side] = dict(result.get(side) or {}, bits=number)
+    result['rules'] = [*(result.get('rules') or ()), *copy.deepcopy(
+        list(rules))]
+    return result
+
+
+def parse_bits(text: str) -> Tuple[int, int]:
+    """'2,4' -> (2, 4).
+
+    Raises:
+        ValueError: Something else, or bits that no quantizer has.
+    """
+    try:
+        weight, activation = map(int, text.strip('[]').split(','))
+    except ValueError:
+        raise ValueError(f'--bits has {text!r}; give pairs of bits of weights '
+                         'and activations, for example 4,4 2,4') from None
+    if not (1 <= weight <= 8 and 2 <= activation <= 8):
+        raise ValueError(f'--bits has {text!r}; weights have 1 to 8 bits, '
+                         'activations 2 to 8')
+    return weight, activation

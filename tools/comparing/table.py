@@ -1,0 +1,185 @@
+"""All results in one JSON file, as a table and as a plot."""
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from jobs.checkout import versions
+from jobs.records import decide, read_json
+
+from gdrq_mm.analysis.pictures import new_figure, save_figure
+
+from .plan import START, Cell, Comparison
+
+# Names of metrics, the first one that an evaluator gives counts, where the
+# config does not say (save_best).
+METRICS = ('bbox_mAP', 'mAP', 'mIoU', 'top1', 'PQ')
+
+
+def collect(comparison: Comparison, metric: Optional[str], command: str
+            ) -> dict:
+    """What is done of a comparison.
+
+    Args:
+        comparison (Comparison): Its cells.
+        metric (str, optional): Name that the evaluator gives it; by default
+            that of ``save_best``, else the usual one of the task.
+        command (str): What the user typed.
+
+    Returns:
+        dict: For the JSON file.
+
+    Raises:
+        ValueError: Nothing is done, or the evaluator has no such metric.
+    """
+    settings = comparison.settings
+    start = _results(comparison, Cell(START), settings.seeds[0], 'test')
+    if start is None:
+        raise ValueError(f'nothing is done in {settings.work_dir}; run the '
+                         'same command without --collect')
+    name = metric_name(start['metrics'], metric, comparison.cfg)
+    cells = []
+    for cell in comparison.cells:
+        found = {seed: _results(comparison, cell, seed, 'train')
+                 for seed in settings.seeds}
+        row = dict(
+            name=cell.name, scheme=cell.scheme, bits=list(cell.bits),
+            seeds={str(seed): dict(metric=each['metrics'][name],
+                                   seconds=each['seconds'],
+                                   metrics=each['metrics'])
+                   for seed, each in found.items() if each})
+        if cell.quantization:
+            row.update(quantization=cell.quantization, policy=cell.policy,
+                       weight_levels=cell.weight_levels)
+            calibrated = _results(comparison, cell, settings.seeds[0],
+                                  'calibrate')
+            if calibrated:
+                row.update(
+                    {key: calibrated[key] for key in (
+                        'activation_levels', 'bytes', 'float_bytes',
+                        'step_ratio')},
+                    calibrated=calibrated['metrics'][name])
+        cells.append(row)
+    return dict(
+        command=command, config=settings.config, metric=name,
+        seeds=list(settings.seeds), start=start['metrics'][name],
+        batches=settings.batches, cells=cells, versions=versions())
+
+
+def _results(comparison, cell, seed, kind) -> Optional[dict]:
+    """Results of a job that is done with today's inputs."""
+    job = comparison.job(cell, seed, kind)
+    record = read_json(job.record_path)
+    inputs = job.prepare({}).inputs
+    if record and decide(record, inputs, Path())[0] == 'done':
+        return record['results']
+    return None
+
+
+def metric_name(metrics: Dict[str, float], asked: Optional[str], cfg) -> str:
+    """The metric that is compared: greater is better."""
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    for name in (asked, checkpoint.get('save_best')):
+        if isinstance(name, str) and name in metrics:
+            return name
+        if asked:
+            raise ValueError(f'the evaluator has no metric {asked!r}; it has '
+                             f'{", ".join(metrics)}')
+    for wanted in METRICS:
+        for name in metrics:
+            if name.rpartition('/')[2] == wanted:
+                return name
+    return next(iter(metrics))
+
+
+def spread(values: List[float], digits: int) -> str:
+    """'91.24', or '91.50 (91.00 to 92.00)' over several seeds."""
+    if not values:
+        return 'not run'
+    text = f'{sum(values) / len(values):.{digits}f}'
+    return text if len(values) == 1 else (
+        f'{text} ({min(values):.{digits}f} to {max(values):.{digits}f})')
+
+
+def drops_of(row: dict, rows: List[dict]) -> List[float]:
+    """Float minus quantized, of the seeds that both have."""
+    reference = rows[0]['seeds']
+    return [reference[seed]['metric'] - found['metric']
+            for seed, found in row['seeds'].items() if seed in reference]
+
+
+def table(result: dict) -> str:
+    """Markdown: one row a cell, then what first and last layers have."""
+    rows = result['cells']
+    digits = 4 if result['start'] <= 1 else 2
+    lines = [['[w,a] bits', 'scheme', 'levels of weights / activations',
+              f'{result["metric"]}, fine-tuned', 'drop', 'calibrated only',
+              'step time / float', 'file, kB']]
+    for row in rows:
+        seeds = [each['metric'] for each in row['seeds'].values()]
+        line = [str(row['bits']) if row['bits'] else '', row['scheme'], '',
+                spread(seeds, digits), '', '', '', '']
+        if row['bits']:
+            line[2] = f'{row["weight_levels"]} / ' + ' and '.join(
+                row.get('activation_levels', ['?']))
+            drops = drops_of(row, rows)
+            line[4] = spread(drops, digits) if drops else ''
+            line[5] = f'{row["calibrated"]:.{digits}f}' \
+                if 'calibrated' in row else 'not run'
+            if 'step_ratio' in row:
+                line[6] = f'{row["step_ratio"]:.2f}'
+                line[7] = f'{row["bytes"] / 1e3:.0f}'
+        else:
+            line[7] = next((f'{each["float_bytes"] / 1e3:.0f}'
+                            for each in rows if 'float_bytes' in each), '')
+        lines.append(line)
+    widths = [max(len(line[i]) for line in lines) for i in range(8)]
+    lines.insert(1, ['-' * width for width in widths])
+    text = ['| ' + ' | '.join(value.ljust(width) for value, width in zip(
+        line, widths)) + ' |' for line in lines]
+    return '\n'.join([*text, '', caption(result)])
+
+
+def caption(result: dict) -> str:
+    seeds = ', '.join(map(str, result['seeds']))
+    policies = '; '.join(dict.fromkeys(
+        part for row in result['cells'] if row['bits']
+        for part in row['policy'].partition('; ')[2].split('; ') if part))
+    found = result['versions']
+    return (
+        f'{result["metric"]} of the float model that all begin with: '
+        f'{result["start"]:.4g}. Fine-tuned by one schedule, seeds {seeds}'
+        + ('' if len(result['seeds']) == 1 else ': mean (least to largest)')
+        + '; drop: float, fine-tuned alike, minus quantized. Calibrated: '
+        f'{result["batches"]} batches, no training. Other bits than in the '
+        f'first column, [weights,activations]: {policies or "none"}. '
+        f'gdrq_mm {found["gdrq_mm"]}, torch {found["torch"]}.')
+
+
+def plot(result: dict, path: Path) -> None:
+    """The metric of every scheme over the bits, float as a line."""
+    rows = result['cells']
+    pairs = list(dict.fromkeys(tuple(row['bits']) for row in rows
+                               if row['bits']))
+    figure = new_figure(1.6 * len(pairs) + 3, 3.4)
+    axes = figure.subplots()
+    float_values = [each['metric'] for each in rows[0]['seeds'].values()]
+    if float_values:
+        axes.axhline(sum(float_values) / len(float_values), color='.5',
+                     linestyle='--', label='float, fine-tuned alike')
+    schemes = list(dict.fromkeys(row['scheme'] for row in rows[1:]))
+    for number, scheme in enumerate(schemes):
+        shift = .5 * ((number + .5) / len(schemes) - .5)
+        for row in rows[1:]:
+            values = [each['metric'] for each in row['seeds'].values()]
+            if row['scheme'] != scheme or not values:
+                continue
+            mean = sum(values) / len(values)
+            axes.errorbar(
+                pairs.index(tuple(row['bits'])) + shift, mean,
+                [[mean - min(values)], [max(values) - mean]], fmt='o',
+                capsize=3, color=f'C{number}', label=Path(scheme).stem)
+    axes.set_xticks(range(len(pairs)), [str(list(pair)) for pair in pairs])
+    axes.set_xlabel('bits of weights and activations')
+    axes.set_ylabel(result['metric'])
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    axes.legend(handles.values(), handles.keys(), fontsize='small')
+    save_figure(figure, path)
