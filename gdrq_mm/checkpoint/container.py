@@ -45,8 +45,8 @@ def check_container(path: str) -> None:
         for part in parts:
             if part.filename.endswith('/data.pkl'):
                 # Buffered: a pickle is read a few bytes at a time.
-                with archive.open(part) as file, \
-                        io.BufferedReader(file) as buffered:
+                with archive.open(part) as file, io.BufferedReader(
+                        file) as buffered:  # type: ignore[type-var]
                     _check_storages(buffered, sizes)
 
 
