@@ -130,7 +130,7 @@ def _compare(path: Path, model: IntegerModel, example: tuple, report,
 
     Args:
         least (float): Share of codes that must be equal.
-        **options: Of :func:`session`.
+        **options: Options of :func:`session`.
     """
     report.codes = equal_codes(path, model, example, **options)
     if len(report.codes) != len(model.calls):

@@ -60,11 +60,11 @@ class LayerOutput(NamedTuple):
     """What a call of a layer gives in the merged model and in a file.
 
     Args:
-        name (str): Of the call, as in the file.
+        name (str): The name of the call in the file.
         node (Node): The call in the graph of the merged model.
-        expected (Tensor): Of the merged model's layer, which gets the very
+        expected (Tensor): What the merged model's layer gives for the very
             input that the file's layer had.
-        found (Tensor): Of the file's layer.
+        found (Tensor): What the file's layer gives.
     """
     name: str
     node: Node

@@ -63,7 +63,8 @@ class IntegerModel(nn.Module):
             compute in float included.
         sums (dict[str, QuantParams]): 8-bit grids of sums, by node.
         float_layers (dict[str, str]): Layers that compute in float, and why.
-        container (str): Of activations: 'uint8' with zero points, or 'int8'.
+        container (str): What holds codes of activations: 'uint8' with zero
+            points, or 'int8'.
     """
 
     def __init__(self, graph_module: GraphModule, calls: List[IntegerCall],

@@ -35,7 +35,8 @@ def store_integers(layer: MergedLayer, submodule: nn.Module,
     Args:
         layer (MergedLayer): The layer.
         submodule (nn.Module): What the graph has in its place.
-        container (str): Of activations, see :func:`to_integer`.
+        container (str): What holds codes of activations, see
+            :func:`to_integer`.
     """
     codes, grid = layer.weight.long(), layer.grid
     span = grid.high - grid.low  # activations are stored as 0 .. span

@@ -44,7 +44,7 @@ def warn_of_averaging(runner, model: nn.Module, bn_batches: int) -> None:
     """Averaged weights have no normalization statistics of their own.
 
     Args:
-        runner (Runner): Of a training.
+        runner (Runner): The runner of a training.
         model (nn.Module): Its model.
         bn_batches (int): With how many batches it recalibrates.
     """

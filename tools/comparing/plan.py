@@ -56,7 +56,7 @@ class Cell:
 
     Args:
         scheme (str): Name of the scheme, or 'float'.
-        bits (tuple[int, int], optional): Of weights and activations.
+        bits (tuple[int, int], optional): Bits of weights and activations.
         quantization (dict, optional): The whole ``quantization``.
         weight_levels (int, optional): Levels of weights, but for first and
             last layers.
