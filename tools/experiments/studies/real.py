@@ -60,7 +60,7 @@ METHODS = {
         'best', dict(type='ScaleClip', group_size=4, k=2., levels='even'),
         dict(type='ScaleClip', threshold='nonzero')),
     # k = 2 clips weights of 4 and 8 bits, first and last layers among them.
-    'GDRQ at its best: the same, k of the bits': (
+    'GDRQ at its best: the same, k of the bits (15, 8 and 4 levels)': (
         'bestk', dict(type='ScaleClip', group_size=4, levels='even'),
         dict(type='ScaleClip', threshold='nonzero')),
     'LSQ, a step a channel (16, 8 and 4 levels)': ('lsq', dict(
