@@ -278,7 +278,9 @@ def test_jobs_and_their_children_end_with_the_run(tmp_path, number):
     main = subprocess.Popen(
         [sys.executable, '-c', RUN, str(tmp_path)], stderr=subprocess.PIPE,
         env=dict(os.environ, PYTHONPATH=(
-            f'{ROOT / "tools"}:{Path(__file__).parent}')))
+            f'{ROOT / "tools"}:{Path(__file__).parent}')),
+        # A shell starts what runs in the background with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     pids = tmp_path / 'job' / 'pids'
     try:
         wait_for(lambda: pids.exists() and pids.read_text().endswith('\n'))
