@@ -94,7 +94,9 @@ def _hash(output: Any) -> bytes:
     sha = hashlib.blake2b(digest_size=16)
     for tensor in _tensors(output):
         sha.update(f'{tensor.dtype} {tuple(tensor.shape)}'.encode())
-        sha.update(bytes_of(tensor))
+        # Weights that were rounded to zero have a sign, those of codes none.
+        sha.update(bytes_of(tensor + 0 if tensor.is_floating_point()
+                            else tensor))
     return sha.digest()
 
 

@@ -551,19 +551,39 @@ class MyNet(BaseModule):
 """
 
 
-def test_a_layer_whose_weight_is_read_past_it_is_named(tmp_path, monkeypatch):
-    """Float weights in the training, those of codes after packing."""
+@pytest.fixture
+def write_my_model(tmp_path, monkeypatch):
+    """Function source -> config and checkpoint of a backbone MyNet."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    config, checkpoint, model = write_model(
-        tmp_path, READS_WEIGHTS, type='MyNet')
-    torch.save(dict(state_dict=with_thresholds(model).state_dict()),
-               checkpoint)
+
+    def write(source):
+        config, checkpoint, model = write_model(tmp_path, source,
+                                                type='MyNet')
+        torch.save(dict(state_dict=with_thresholds(model).state_dict()),
+                   checkpoint)
+        return config, checkpoint
+
+    yield write
+    sys.modules.pop('my_net', None)
+
+
+def test_a_layer_whose_weight_is_read_past_it_is_published(
+        write_my_model, tmp_path):
+    """It is quantized on read, in the training and from codes."""
+    path, _ = publish(*write_my_model(READS_WEIGHTS), str(tmp_path / 'zoo'))
+    assert path.exists()
+
+
+def test_a_layer_whose_float_weight_is_used_is_named(write_my_model,
+                                                     tmp_path):
+    """Float weights in the training, those of codes after packing."""
+    files = write_my_model(READS_WEIGHTS.replace(
+        'self.mixed.weight)', "self.mixed._parameters['weight'])"))
     with pytest.raises(RuntimeError, match='^backbone: the published model '
                        'gives another output.*skip=True.*--latent'):
-        publish(config, checkpoint, str(tmp_path / 'zoo'))
+        publish(*files, str(tmp_path / 'zoo'))
     assert list((tmp_path / 'zoo').iterdir()) == []
-    publish(config, checkpoint, str(tmp_path / 'zoo'), latent=True)
-    sys.modules.pop('my_net')
+    publish(*files, str(tmp_path / 'zoo'), latent=True)
 
 
 def test_a_model_that_drops_entries_of_its_own_is_published(tmp_path,
