@@ -40,7 +40,7 @@ def quantization_of(cfg: Config) -> dict:
     """
     if cfg.model.get('quantization') is not None:
         return cfg.model.quantization.to_dict()
-    for hook in _gdrq_hooks(cfg):
+    for hook in gdrq_hooks(cfg):
         if hook.get('quantization'):
             return hook.quantization.to_dict()
     raise ValueError(
@@ -49,7 +49,7 @@ def quantization_of(cfg: Config) -> dict:
         "model.type='QuantizedModel'")
 
 
-def _gdrq_hooks(cfg: Config) -> list:
+def gdrq_hooks(cfg: Config) -> list:
     """Entries of custom_hooks, by name, scoped name or class."""
     return [hook for hook in cfg.get('custom_hooks') or ()
             if _type_name(hook) == 'GDRQHook']
@@ -85,7 +85,7 @@ def inference_config(cfg: Config) -> Config:
         cfg.model = ConfigDict(
             type='QuantizedModel', architecture=model.pop('type'),
             quantization=quantization, **model)
-    for hook in _gdrq_hooks(cfg):
+    for hook in gdrq_hooks(cfg):
         hook.pop('quantization', None)
     for key in _RUN_KEYS:
         cfg.pop(key, None)

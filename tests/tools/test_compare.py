@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 
 from gdrq_mm.checkpoint import NAME
+from gdrq_mm.openmmlab.hook import GDRQHook
 from gdrq_mm.quantizers import QUANTIZERS, QuantizerPair
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +17,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 import compare  # noqa: E402
 from comparing.cell import run_cell  # noqa: E402
-from comparing.plan import Comparison, Settings  # noqa: E402
+from comparing.plan import Comparison, Settings, _split  # noqa: E402
 from comparing.schemes import (  # noqa: E402
     NAMED,
     at_bits,
@@ -77,7 +78,7 @@ def test_a_file_is_a_scheme(tmp_path):
     assert (found['weight']['bits'], found['activation']['bits']) == (3, 5)
     assert found['weight']['group_size'] == 4  # its own
     assert [rule['match'] for rule in found['rules']] == [
-        'backbone.conv1', 'head.fc', 'head.fc']
+        'backbone.conv1', 'head.fc']
     with pytest.raises(ValueError, match='is no file'):
         find_scheme('nothing.py')
 
@@ -90,6 +91,31 @@ def test_bad_bits(text):
 
 
 # -- what is run --------------------------------------------------------------
+
+
+def test_a_quantized_config_is_a_scheme_of_its_model(start, tmp_path):
+    demo = ROOT / 'configs/resnet/resnet18-small_gdrq-w2a4_demo-imagenet.py'
+    comparison = Comparison(settings(start('resnet'), tmp_path,
+                                     schemes=(str(demo), )))
+    assert '[8,8]: backbone.conv1, head.fc' in comparison.cells[1].policy
+
+
+def test_schemes_of_one_name_are_refused(start, tmp_path):
+    files = start('resnet')
+    (tmp_path / 'lsq.py').write_text('quantization = dict()')
+    with pytest.raises(ValueError, match='and lsq have one name, lsq, where'):
+        Comparison(settings(files, tmp_path, schemes=(
+            str(tmp_path / 'lsq.py'), 'lsq')))
+
+
+def test_a_hook_that_is_given_as_a_class_is_no_part_of_the_float_model():
+    cfg = Config(dict(model=dict(), custom_hooks=[
+        dict(type=GDRQHook, phases=dict(quantize=0), quantization=dict(
+            weight=dict(bits=4), rules=[dict(match='fc', skip=True)]))]))
+    hook, rules = _split(cfg)
+    assert cfg.custom_hooks == []
+    assert hook == dict(type='GDRQHook', phases=dict(quantize=0))
+    assert rules == [dict(match='fc', skip=True)]
 
 
 def test_all_cells_are_trained_alike(start, tmp_path):

@@ -15,7 +15,7 @@ from gdrq_mm import quantize_
 from gdrq_mm.analysis import first_and_last
 from gdrq_mm.checkpoint import NAME, CheckpointError
 from gdrq_mm.config import QuantConfig
-from gdrq_mm.openmmlab.publish import load_all, quantization_of
+from gdrq_mm.openmmlab.publish import gdrq_hooks, load_all, quantization_of
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
 from gdrq_mm.plan import QuantReport, make_plan
@@ -88,6 +88,7 @@ class Comparison:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        _check_names(settings.schemes)
         cfg = Config.fromfile(settings.config)
         cfg.merge_from_dict(copy.deepcopy(settings.options))
         scope_of(cfg)
@@ -179,6 +180,18 @@ class Comparison:
                 record['results']['metrics'].items())[:3]))
 
 
+def _check_names(schemes: Sequence[str]) -> None:
+    """Results lie in folders with the names of schemes."""
+    found = {}
+    for scheme in schemes:
+        other = found.setdefault(Path(scheme).stem, scheme)
+        if other != scheme:
+            raise ValueError(
+                f'the schemes {other} and {scheme} have one name, '
+                f'{Path(scheme).stem}, where their results would lie; rename '
+                'one of the files')
+
+
 def job_name(cell: Cell, seed: int, kind: str) -> str:
     """'lsq-w2a4/seed0', 'lsq-w2a4/calibrated', 'start/test'"""
     last = dict(train=f'seed{seed}', calibrate='calibrated', test='test')
@@ -189,7 +202,7 @@ def _split(cfg: Config) -> Tuple[dict, object]:
     """Make a config float; its hook's other settings, and its rules for
     layers that have other bits (None where it quantizes nothing)."""
     hooks = [hook for hook in cfg.get('custom_hooks') or ()]
-    ours = [hook for hook in hooks if str(hook['type']).endswith('GDRQHook')]
+    ours = gdrq_hooks(cfg)
     rules = None
     if ours or cfg.model.get('quantization') is not None:
         rules = quantization_of(cfg).get('rules') or []

@@ -84,10 +84,12 @@ def at_bits(quantization: dict, bits: Tuple[int, int],
     Args:
         quantization (dict): What :func:`find_scheme` gives.
         bits (tuple[int, int]): Bits of weights and of activations.
-        rules (sequence[dict]): For first and last layers; a scheme's own
-            ones come before them.
+        rules (sequence[dict]): For first and last layers; those that the
+            scheme has a rule of its own for are left out.
     """
     result = copy.deepcopy(quantization)
+    own = [rule.get('match') for rule in result.get('rules') or ()]
+    rules = [rule for rule in rules if rule.get('match') not in own]
     for side, number in zip(('weight', 'activation'), bits):
         result[side] = dict(result.get(side) or {}, bits=number)
     result['rules'] = [*(result.get('rules') or ()), *copy.deepcopy(
