@@ -50,15 +50,15 @@ def test_functional_products_are_counted_and_are_not_low_bit():
     torch.manual_seed(0)
     coverage = covered(Functional(), torch.randn(1, 3, 8, 8))
     found = {(row.module, row.operand): row for row in coverage.rows}
-    conv, qkv = 8 * 36 * 27, 36 * 8 * 24
+    conv, qkv, past = 8 * 36 * 27, 36 * 8 * 24, 36 * 8 * 8
     assert {key: (row.macs, row.low_bit) for key, row in found.items()} == {
         ('conv', 'conv.weight'): (conv, conv),
         ('', 'kernel'): (8 * 36 * 8, 0),
-        ('', 'past.weight'): (36 * 8 * 8, 0),
+        ('', 'past.weight'): (past, past),  # quantized on read
         ('attention.qkv', 'attention.qkv.weight'): (qkv, qkv),
         ('attention', 'activations'): (2 * 36 * 36 * 8, 0)}
     assert found['attention', 'activations'].calls == 2
-    assert coverage.share == (conv + qkv) / coverage.macs
+    assert coverage.share == (conv + qkv + past) / coverage.macs
     assert coverage.summary().startswith(
         f'{coverage.share:.1%} of 0.04003 million')
     assert 'attention with activations (51.8%), ' in coverage.summary()
