@@ -14,6 +14,7 @@ from gdrq_mm.openmmlab.deployable import (
     make_deployable,
 )
 from gdrq_mm.openmmlab.diff import FLOAT, diff_checkpoints
+from gdrq_mm.openmmlab.reading import read_checkpoint
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_checkpoint_is_compared_with_its_file(files, format, tmp_path):
     assert 'backbone.layer1.0.conv1' in [each.name for each in found]
     assert first_parted(found) is None
 
-    state = torch.load(checkpoint, weights_only=False)
+    state = read_checkpoint(checkpoint)
     with torch.no_grad():
         key = 'backbone.layer2.0.conv1.weight'
         state['state_dict'][key] = state['state_dict'][key].flip(0)
