@@ -8,7 +8,7 @@ from typing import Dict, Iterable, List, Tuple
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -103,6 +103,23 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
                     'not hold it: build the optimizer after quantize_, or '
                     'call gdrq_mm.training.add_learned_parameters('
                     'get_state(model), optimizer) before the first step')
+
+
+def keep_in_graph(x: Tensor, quantizer: nn.Module) -> Tensor:
+    """``x``, on which what a quantizer learns depends, with no gradient.
+
+    DistributedDataParallel waits for a gradient of every parameter, also in
+    the steps in which a quantizer lets its input pass: before it knows a
+    range, and before rounding begins.
+
+    Args:
+        x (Tensor): What the quantizer returned unchanged.
+        quantizer (Quantizer): The quantizer, of a model in training.
+    """
+    if torch.is_grad_enabled():
+        for parameter in quantizer.learned_parameters():
+            x = x + 0 * parameter.sum()
+    return x
 
 
 def average_gradients_over_ranks(parameters: Iterable[nn.Parameter]) -> None:

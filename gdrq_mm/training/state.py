@@ -11,6 +11,7 @@ from ..config import QuantConfig
 from ..kernels.optimizer_hooks import keep_optimizer_hooks
 from ..modes import is_compiling
 from ..plan import LayerPlan
+from .learned import keep_in_graph
 from .step import watch
 
 PHASES = ('reshape', 'quantize')
@@ -141,7 +142,12 @@ class QuantizationState(nn.Module):
         if self.observing:
             quantizer.observe(x)
             self._collect_clipped(quantizer, x)
-        return quantizer(x, rounding=self._phase == 'quantize')
+        return self._quantized(quantizer, x)
+
+    def _quantized(self, quantizer: nn.Module, x: Tensor) -> Tensor:
+        result = quantizer(x, rounding=self._phase == 'quantize')
+        return keep_in_graph(x, quantizer) \
+            if result is x and self.training else result
 
     def activation_and_grid(self, quantizer: nn.Module, x: Tensor):
         """One activation, and the grid that it still has to be put on.
@@ -173,10 +179,9 @@ class QuantizationState(nn.Module):
 
     def weight(self, quantizer: nn.Module, weight: Tensor) -> Tensor:
         """Quantize one weight."""
-        rounding = self._phase == 'quantize'
-        if self.training and rounding:
+        if self.training and self._phase == 'quantize':
             quantizer.start_step(weight)
-        return quantizer(weight, rounding)
+        return self._quantized(quantizer, weight)
 
     def weight_and_grid(self, layer: nn.Module):
         """The weight of a layer and the grid it still has to be put on.

@@ -7,13 +7,11 @@ the joint batch, one collective a step for all layers), resuming each setting
 alone in test_resume.py.
 """
 import copy
-import functools
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import convert_sync_batchnorm
-from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from gdrq_mm import quantize_
 from gdrq_mm.functional import expand_clip
@@ -95,18 +93,6 @@ class Start(Hook):
 
 
 # -- mixed precision ----------------------------------------------------------
-
-
-@pytest.fixture
-def amp(monkeypatch):
-    """mmengine's AmpOptimWrapper, which asks for a GPU, on the CPU."""
-    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available',
-                        lambda: True)
-    monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler',
-                        functools.partial(torch.amp.GradScaler, 'cpu'))
-    # mmengine's own autocast allows bfloat16 only on a CPU.
-    monkeypatch.setattr('mmengine.runner.amp.autocast', functools.partial(
-        torch.autocast, 'cpu'))
 
 
 @pytest.mark.parametrize('dtype, site, tolerance', [
