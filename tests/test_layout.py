@@ -7,6 +7,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / 'gdrq_mm'
 MODULES = sorted(path for path in PACKAGE.rglob('*.py')
                  if '.mim' not in path.parts)
+TESTS = sorted(Path(__file__).parent.rglob('test_*.py'))
 # Data flows this way: a room may import from those before it.
 ORDER = ['version', 'errors', 'modes', 'writing', 'functional', 'clip_search',
          'kernels', 'quantizers', 'config', 'layers', 'plan', 'training',
@@ -97,3 +98,11 @@ def test_no_code_outside_the_room_names_a_quantizer_type():
         words = ('ScaleClip', 'LSQ', 'PACT', 'DoReFa', 'DirectQuantization')
         assert not [name for name in names for word in words
                     if name.startswith(word)], path
+
+
+@pytest.mark.parametrize('path', TESTS, ids=lambda path: path.name)
+def test_no_test_imports_a_conftest(path):
+    """There are several, and which one `import conftest` finds depends on
+    which files a worker has run before."""
+    names = {module for module, _ in imports_of(path)}
+    assert 'conftest' not in names

@@ -1,10 +1,10 @@
 """From a float checkpoint to a quantized one without training."""
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from mmengine.config import Config
 from mmengine.runner import Runner, set_random_seed
 
@@ -14,6 +14,7 @@ from gdrq_mm.openmmlab.publish import inference_config, publish
 from gdrq_mm.openmmlab.scopes import build_model
 from gdrq_mm.training import calibrate, get_state, update_bn_stats
 
+ROOT = Path(__file__).parents[2]
 QUANTIZATION = dict(weight=dict(bits=4, clip='search'),
                     activation=dict(bits=4))
 
