@@ -16,6 +16,7 @@ test: setup
 # Hours on small machines; every test run has a short one.
 fuzz: setup
 	$(VENV) -W ignore tests/fuzz/fuzz_files.py --json docs/results/fuzz_files.json
+	$(VENV) -W ignore tests/fuzz/fuzz_large_files.py --json docs/results/fuzz_large_files.json
 	$(VENV) -W ignore tests/fuzz/fuzz_pickles.py --json docs/results/fuzz_pickles.json
 	$(VENV) -W ignore tests/fuzz/fuzz_kills.py --json docs/results/fuzz_kills.json
 

@@ -6,13 +6,19 @@ its pickle says of sizes, and unpacks what claims to be compressed.
 import io
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 
 from .errors import CheckpointError
 
 # Bytes an element, by the names of torch's typed storages; others count bytes.
 _ITEM_SIZES = dict(Half=2, BFloat16=2, Short=2, Float=4, Int=4, QInt32=4,
                    Double=8, Long=8, ComplexFloat=8, ComplexDouble=16)
+
+
+# In front of a part: the lengths of its name and of its extra field.
+_HEADER = struct.Struct('<26xHH')
 
 
 def check_container(path: str) -> None:
@@ -30,24 +36,41 @@ def check_container(path: str) -> None:
     """
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
+    with open(path, 'rb', buffering=0) as file, \
+            zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts) \
                 or sum(part.file_size for part in parts) > os.path.getsize(
                     path):
             raise CheckpointError('its parts claim to be larger than it is')
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(
-                f'the checksum of its part {damaged} is wrong')
+        # Not ``testzip``: it takes twice the time.
+        buffer = memoryview(bytearray(2**18))
+        for part in parts:
+            if _checksum(file, part, buffer) != part.CRC:
+                raise CheckpointError(
+                    f'the checksum of its part {part.filename} is wrong')
         sizes = {part.filename.partition('/')[2]: part.file_size
                  for part in parts}
         for part in parts:
             if part.filename.endswith('/data.pkl'):
-                # Buffered: a pickle is read a few bytes at a time.
-                with archive.open(part) as file, io.BufferedReader(
-                        file) as buffered:  # type: ignore[type-var]
-                    _check_storages(buffered, sizes)
+                _check_storages(io.BytesIO(archive.read(part)), sizes)
+
+
+def _checksum(file, part: zipfile.ZipInfo, buffer: memoryview) -> int:
+    """Of the bytes that torch's reader takes for a part that is stored."""
+    file.seek(part.header_offset)
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        raise CheckpointError(f'its part {part.filename} is cut off')
+    file.seek(sum(_HEADER.unpack(header)), os.SEEK_CUR)
+    checksum, left = 0, part.file_size
+    while left:
+        number = file.readinto(buffer[:left])
+        if not number:
+            raise CheckpointError(f'its part {part.filename} is cut off')
+        checksum = zlib.crc32(buffer[:number], checksum)
+        left -= number
+    return checksum
 
 
 def _check_storages(file, sizes: dict) -> None:

@@ -53,11 +53,17 @@ def unpack_bits(packed: Tensor, bits: int, shape: Tuple[int, int]) -> Tensor:
         raise ValueError(
             f'packed codes are {packed.dtype} of shape '
             f'{tuple(packed.shape)}, expected uint8 of shape {expected}')
-    # In bytes throughout: int64 would take 64 times the memory.
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    stream = ((packed[..., None] >> shifts) & 1).flatten(1)
-    stream = stream[:, :columns * bits].reshape(rows, columns, bits)
-    return (stream << shifts[:bits]).sum(-1, dtype=torch.uint8)
+    # In bytes throughout: int64 would take 64 times the memory. In pieces of
+    # as many bits as divide both a code and a byte.
+    size = math.gcd(bits, 8)
+    shifts = torch.arange(0, 8, size, dtype=torch.uint8,
+                          device=packed.device)
+    pieces = ((packed[..., None] >> shifts) & (2**size - 1)).flatten(1)
+    first, *others = pieces[:, :columns * bits // size].reshape(
+        rows, columns, bits // size).unbind(-1)
+    for place, piece in enumerate(others, start=1):
+        first = first | piece << place * size
+    return first.contiguous()
 
 
 def packed_shapes(model: nn.Module, shapes: Dict[str, tuple]
@@ -156,8 +162,8 @@ def unpack_weight(layer: nn.Module, state_dict: Dict[str, Tensor],
     if packed is None:
         return
     quantizer, weight = layer.weight_quantizer, layer.latent_weight
-    indices = _indices(layer, packed).float()
-    codes = quantizer.lowest_code + quantizer.code_step * indices
+    codes = _indices(layer, packed).float()
+    codes.mul_(quantizer.code_step).add_(quantizer.lowest_code)
     own = f'{prefix}weight_quantizer.'
     entries = {entry[len(own):]: value for entry, value in state_dict.items()
                if entry.startswith(own)}

@@ -9,6 +9,7 @@ import sys
 
 import fuzz_files
 import fuzz_kills
+import fuzz_large_files
 import fuzz_pickles
 import pytest
 
@@ -27,6 +28,15 @@ def test_mutated_files_load_as_saved_or_not_at_all():
     # It is no fuzzer if all are refused, or none is.
     assert figures['outcomes']['refused'] > 20
     assert figures['outcomes']['loaded as saved'] > 2
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('numbers, seed', [
+    (range(8), SEED), (range(14, 15), 0)])  # a NaN among the weights
+def test_large_damaged_files_take_no_more_memory_than_two_honest_ones(
+        numbers, seed):
+    figures = fuzz_large_files.run(numbers, seed)
+    assert not figures['failures'], figures['failures'][:3]
 
 
 @pytest.mark.filterwarnings('ignore')
