@@ -162,3 +162,14 @@ def test_inputs_without_negatives_stay_unsigned(recwarn):
     steps(model, unsigned(230))
     assert not quantizer.is_signed
     assert not [each for each in recwarn if 'negative' in str(each.message)]
+
+
+def test_outputs_of_a_relu_stay_unsigned(recwarn):
+    """What goes into it may be negative and does not count."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    quantize_(model, dict(QUANTIZATION, activation=dict(bits=4, site='relu')))
+    steps(model, [x - .5 for x in unsigned(130)])
+    quantizer, = model[1].site_quantizers
+    assert quantizer.settled and not quantizer.is_signed
+    assert not [each for each in recwarn if 'negative' in str(each.message)]

@@ -143,9 +143,9 @@ class ScaleClipActivation(ActivationQuantizer):
 
     @property
     def settled(self) -> bool:
-        """Whether there is a threshold whose sign stays as it is."""
+        """Whether there is a threshold whose sign is not looked at now."""
         self._read()
-        return self._settled
+        return self._settled and not self._counts_negatives
 
     @property
     def is_signed(self) -> bool:
@@ -172,7 +172,7 @@ class ScaleClipActivation(ActivationQuantizer):
         return Grid(self.clip, self.bits, self.is_signed, seen=seen)
 
     def observe_later(self, x: Tensor) -> Optional[Tensor]:
-        if self.settled and not self._counts_negatives:
+        if self.settled:
             return self.seen
         self.observe(x)
         return None
