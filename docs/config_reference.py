@@ -11,6 +11,7 @@ from pathlib import Path
 from gdrq_mm import GDRQHook, QuantizedModel
 from gdrq_mm.config import ResidualScheme, Rule
 from gdrq_mm.quantizers import QUANTIZERS, ActivationScheme, WeightScheme
+from gdrq_mm.training import DistillConfig
 
 OUT = Path(__file__).parent / 'config.md'
 HEAD = """# Config reference
@@ -112,6 +113,8 @@ def page() -> str:
                  '`site`, with 8 bits as the default, and\n\n'
                  + table(ResidualScheme, without=('activation', )))
     parts.append('## `GDRQHook`\n\n' + table(GDRQHook))
+    parts.append('## `distill`\n\nOf `GDRQHook`, see [how](method.md#distill'
+                 'ation).\n\n' + table(DistillConfig))
     parts.append('## `QuantizedModel`\n\n' + table(QuantizedModel) +
                  '\nAll other keys are those of the model of that type.\n')
     return '\n'.join(parts)

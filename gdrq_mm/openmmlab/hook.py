@@ -1,4 +1,5 @@
 """Quantization-aware training with GDRQ, as a hook of mmengine's runner."""
+import dataclasses
 import logging
 from typing import Optional
 
@@ -10,9 +11,10 @@ from mmengine.runner import FlexibleRunner
 from ..convert import check_weights, quantize_
 from ..errors import check
 from ..quantizers import is_int, is_number
-from ..training import any_threshold, get_state, metrics
+from ..training import DistillConfig, any_threshold, get_state, metrics
 from .averaging import sync_averaged_models, warn_of_averaging
 from .checks import check_begin, check_hooks, check_model
+from .distill import DistillHook
 from .finite import FiniteWatch
 from .learned import train_learned_parameters
 from .norm_statistics import NormStatisticsHook
@@ -56,12 +58,15 @@ class GDRQHook(Hook):
         histograms (int): Iterations between two histograms of each layer's
             weights and inputs in the visualizer's backends. Such an iteration
             takes about twice as long. Defaults to 0: none.
+        distill (dict): The float model teaches the quantized one, see
+            :class:`DistillConfig`. Defaults to None: it does not.
 
     Raises:
         ValueError: Both begins are given or a number is negative, the model
             is not quantized and no ``quantization`` is given, the run uses
-            something that bypasses quantized layers, or it is resumed from
-            one whose optimizer holds other parameters.
+            something that bypasses quantized layers, it is resumed from
+            one whose optimizer holds other parameters, or there is no
+            teacher to distill from.
 
     Examples:
         >>> custom_imports = dict(imports=['gdrq_mm'])
@@ -77,25 +82,20 @@ class GDRQHook(Hook):
                  begin_epoch: int = 0,
                  bn_batches: int = 0,
                  lr_mult: float = 1.,
-                 histograms: int = 0) -> None:
-        check(is_number(lr_mult) and lr_mult > 0, 'GDRQHook: lr_mult',
-              lr_mult, 'a number > 0')
-        for name, value in (('begin_iter', begin_iter),
-                            ('begin_epoch', begin_epoch),
-                            ('bn_batches', bn_batches),
-                            ('histograms', histograms)):
-            check(is_int(value) and value >= 0, f'GDRQHook: {name}', value,
-                  'an integer >= 0')
-        if begin_iter and begin_epoch:
-            raise ValueError(
-                f'GDRQHook: begin_iter={begin_iter} and '
-                f'begin_epoch={begin_epoch} are both given; keep one')
+                 histograms: int = 0,
+                 distill: Optional[dict] = None) -> None:
+        _check_numbers(lr_mult, begin_iter=begin_iter,
+                       begin_epoch=begin_epoch, bn_batches=bn_batches,
+                       histograms=histograms)
         self.quantization = quantization
         self.begin_iter = begin_iter
         self.begin_epoch = begin_epoch
         self.bn_batches = bn_batches
         self.lr_mult = lr_mult
         self.histograms = histograms
+        self.distill = None if distill is None else DistillConfig.from_dict(
+            _plain(distill))
+        self.teaching: Optional[DistillHook] = None
         self.distributions: Optional[Hook] = None
         self.norms: Optional[NormStatisticsHook] = None
 
@@ -125,8 +125,13 @@ class GDRQHook(Hook):
         self.state = get_state(self.model)
         self.found_phase = None  # of the checkpoint; 'float' has none
         if self.state is None:
+            check(self.distill is None, 'GDRQHook: distill', self.distill,
+                  'None, as nothing is quantized')
             return
         train_learned_parameters(runner, self.state, self.lr_mult)
+        if self.distill and self.teaching is None:
+            self.teaching = DistillHook(self.model, self.distill)
+            runner.register_hook(self.teaching)
         if self.bn_batches and self.norms is None:
             self.norms = NormStatisticsHook(self.model, self.bn_batches)
             runner.register_hook(self.norms)
@@ -146,7 +151,8 @@ class GDRQHook(Hook):
     def _settings(self) -> dict:
         return dict(self.state.config.to_dict(), begin_iter=self.begin_iter,
                     begin_epoch=self.begin_epoch, bn_batches=self.bn_batches,
-                    lr_mult=self.lr_mult)
+                    lr_mult=self.lr_mult,
+                    distill=self.distill and dataclasses.asdict(self.distill))
 
     def before_train(self, runner) -> None:
         """Check the loaded weights; log what is quantized."""
@@ -173,7 +179,7 @@ class GDRQHook(Hook):
         phase = 'quantize' if begun else 'reshape'
         if phase != self.state.phase or not self.phase_entered:
             self._enter(runner, phase)
-        self.state.collect_clipped = self._log_is_due(runner, batch_idx)
+        self.state.collect_clipped = _log_is_due(self, runner, batch_idx)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
                          outputs=None) -> None:
@@ -225,10 +231,23 @@ class GDRQHook(Hook):
             self.finite.report(runner.iter, weights=True)
             checkpoint['meta'][META] = self._settings()
 
-    def _log_is_due(self, runner, batch_idx: int) -> bool:
-        return bool(self.interval) and (
-            self.every_n_inner_iters(batch_idx, self.interval)
-            or self.end_of_epoch(runner.train_dataloader, batch_idx))
+
+def _log_is_due(hook: GDRQHook, runner, batch_idx: int) -> bool:
+    return bool(hook.interval) and (
+        hook.every_n_inner_iters(batch_idx, hook.interval)
+        or hook.end_of_epoch(runner.train_dataloader, batch_idx))
+
+
+def _check_numbers(lr_mult: float, **integers: int) -> None:
+    check(is_number(lr_mult) and lr_mult > 0, 'GDRQHook: lr_mult', lr_mult,
+          'a number > 0')
+    for name, value in integers.items():
+        check(is_int(value) and value >= 0, f'GDRQHook: {name}', value,
+              'an integer >= 0')
+    if integers['begin_iter'] and integers['begin_epoch']:
+        raise ValueError(
+            f'GDRQHook: begin_iter={integers["begin_iter"]} and begin_epoch='
+            f'{integers["begin_epoch"]} are both given; keep one')
 
 
 def _plain(config) -> dict:

@@ -86,7 +86,8 @@ def inference_config(cfg: Config) -> Config:
             type='QuantizedModel', architecture=model.pop('type'),
             quantization=quantization, **model)
     for hook in gdrq_hooks(cfg):
-        hook.pop('quantization', None)
+        for key in ('quantization', 'distill'):  # its teacher stays behind
+            hook.pop(key, None)
     for key in _RUN_KEYS:
         cfg.pop(key, None)
     cfg.custom_imports = _custom_imports(cfg)

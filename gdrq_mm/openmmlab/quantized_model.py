@@ -1,4 +1,5 @@
 """A model type that is quantized as soon as it is built."""
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -37,3 +38,17 @@ class QuantizedModel:
         quantize_(model, quantization.to_dict() if hasattr(
             quantization, 'to_dict') else quantization)
         return model
+
+
+def float_architecture(model: ConfigDict) -> ConfigDict:
+    """Config of the float model behind a ``QuantizedModel``; others as they
+    are.
+
+    Args:
+        model (ConfigDict): The ``model`` of a config.
+    """
+    if model.get('quantization') is None:
+        return model
+    fields = {key: value for key, value in model.items()
+              if key not in ('quantization', 'architecture')}
+    return ConfigDict(fields, type=model.architecture)

@@ -6,13 +6,15 @@ Usage:
         [--rows float gdrq_input] [--device cuda] [--batch 64]
         [--autocast bfloat16]
 
-Every model is trained as float, by GDRQ (both activation sites) and by the
-peers that are installed, on the same batch. Steps of all rows take turns in
+Every model is trained as float, by GDRQ (both activation sites, and the first
+with the float model as teacher) and by the peers that are installed, on the
+same batch. Steps of all rows take turns in
 random order, so that a machine that slows down slows all of them: the ratio
 of each step to the float step of its round is what counts. Peak memory is
 that of a process of its own for each row.
 """
 import argparse
+import copy
 import importlib.util
 import json
 import os
@@ -33,16 +35,23 @@ from workloads import WORKLOADS, evaluation_step, training_step
 
 import gdrq_mm
 from gdrq_mm import QuantConfig, kernels, quantize_
+from gdrq_mm.openmmlab.head_outputs import find_outputs
 from gdrq_mm.plan import make_plan, trace_layers
-from gdrq_mm.training import QuantizationState
+from gdrq_mm.training import (
+    Distillation,
+    DistillConfig,
+    QuantizationState,
+)
 
 SITES = dict(gdrq_input='input', gdrq_relu='relu')
+DISTILL = 'gdrq_distill'  # the first of them, with its float model as teacher
+OURS = (*SITES, DISTILL)
 WARM_UP = 12  # steps; our thresholds settle after ten
 
 
 def installed_rows() -> list:
     modules = dict(brevitas='brevitas', torch_ao='torch.ao.quantization')
-    return ['float', *SITES, *(name for name in PEERS if
+    return ['float', *OURS, *(name for name in PEERS if
                                importlib.util.find_spec(modules[name]))]
 
 
@@ -57,12 +66,18 @@ def convert(model, workload, row: str, bits: int, batch: dict) -> float:
     """Turn a float model into that of a row; returns seconds."""
     begin = time.perf_counter()
     config = config_of(workload, row, bits)
-    if row in SITES:
+    if row in OURS:
+        teacher = copy.deepcopy(model) if row == DISTILL else None
+        begin = time.perf_counter()
         before = {p.data_ptr() for p in model.parameters()}
         quantize_(model, config)
         begin = time.perf_counter() - begin
         if not before <= {p.data_ptr() for p in model.parameters()}:
             raise AssertionError('the conversion copied weights')
+        if teacher is not None:
+            outputs, branches = find_outputs(teacher)
+            Distillation(model, teacher, outputs, DistillConfig(),
+                         branches).start()
         return begin
     if row in PEERS:
         plans = [plan for plan in make_plan(
@@ -157,7 +172,7 @@ def measure(name: str, args) -> dict:
     for row in args.rows:
         model, batch, conversion[row] = prepare(name, row, args)
         steps[row] = training_step(model, batch, args.autocast)
-        for _ in range(WARM_UP if row in SITES else 3):
+        for _ in range(WARM_UP if row in OURS else 3):
             steps[row]()
         evaluations[row] = model, batch
     rounds = args.rounds or WORKLOADS[name].rounds

@@ -12,6 +12,7 @@ from pathlib import Path
 # Name in the results of a test -> factor that makes it points of 100.
 METRICS = {'accuracy/top1': 1, 'mIoU': 1, 'pascal_voc/mAP': 100}
 ROWS = dict(gdrq_input="GDRQ, site 'input'", gdrq_relu="GDRQ, site 'relu'",
+            gdrq_distill="GDRQ, site 'input', distillation",
             torch_ao='torch.ao', brevitas='Brevitas')
 
 
