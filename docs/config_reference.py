@@ -113,8 +113,9 @@ def page() -> str:
                  '`site`, with 8 bits as the default, and\n\n'
                  + table(ResidualScheme, without=('activation', )))
     parts.append('## `GDRQHook`\n\n' + table(GDRQHook))
-    parts.append('## `distill`\n\nOf `GDRQHook`, see [how](method.md#distill'
-                 'ation).\n\n' + table(DistillConfig))
+    parts.append('## `distill`\n\nAn argument of `GDRQHook`, see '
+                 '[method.md](method.md#distillation).\n\n'
+                 + table(DistillConfig))
     parts.append('## `QuantizedModel`\n\n' + table(QuantizedModel) +
                  '\nAll other keys are those of the model of that type.\n')
     return '\n'.join(parts)

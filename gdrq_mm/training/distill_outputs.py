@@ -17,8 +17,8 @@ class DistillConfig:
     """How the float model teaches the quantized one.
 
     Args:
-        weight (float): Of the distillation losses, which are added to those
-            of the model. Defaults to 1.
+        weight (float): Factor of the distillation losses, which are added
+            to those of the model. Defaults to 1.
         temperature (float): By which class scores are divided before they
             are compared; the losses are multiplied by its square. Defaults
             to 2.
@@ -124,8 +124,9 @@ def divergence(kind: str, student: Sequence[Tensor],
             thousands of anchors few hold anything; ``'l2'``: mean squared
             error.
         student (sequence[Tensor]): Logits or values, of any shapes.
-        teacher (sequence[Tensor]): Of the same shapes.
-        temperature (float): Of no effect on ``'l2'``.
+        teacher (sequence[Tensor]): As many, with the same shapes.
+        temperature (float): What classes are divided by; ``'l2'`` ignores
+            it.
         dim (int): Classes of ``'softmax'``, as many in all tensors. Defaults
             to 1.
 
