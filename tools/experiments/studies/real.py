@@ -4,7 +4,7 @@ The classifier is trained from scratch; detector and segmentor begin with its
 backbone. All quantized models begin with the float model of their seed, and
 are compared with a float model that was fine-tuned alike.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Dict, Optional, Tuple
 
 from ..cells import Claim, Row, Study
@@ -51,20 +51,36 @@ OTHERS = dict(
     tinyvgg=Task('tools/experiments/configs/vgg16bn_{}tiny.py', 'top-1',
                  ('backbone.features.0.conv', 'head.fc'),
                  paper={**CLS_PAPER, (2, 2): '2.8', (4, 4): '0.1'}))
-# Label, with the levels of weights at 4, 3 and 2 bits -> suffix of the cells,
-# and weights and activations beside their bits.
+@dataclass(frozen=True)
+class Method:
+    """A way to train at low bits.
+
+    Args:
+        suffix (str): Of its cells.
+        weight (dict): Fields beside the bits.
+        activation (dict): Fields beside the bits.
+        hook (dict): Arguments of the hook.
+    """
+    suffix: str
+    weight: dict
+    activation: dict
+    hook: dict = field(default_factory=dict)
+
+
+BEST = dict(weight=dict(type='ScaleClip', group_size=4, levels='even'),
+            activation=dict(type='ScaleClip', threshold='nonzero'))
+# Label, with the levels of weights at 4, 3 and 2 bits.
 METHODS = {
-    'GDRQ as published (15, 7 and 3 levels)': ('gdrq', dict(
-        type='ScaleClip', group_size=4, k=2.), dict(type='ScaleClip')),
-    'GDRQ, four levels, thresholds of non-zeros (15, 8 and 4 levels)': (
-        'best', dict(type='ScaleClip', group_size=4, k=2., levels='even'),
-        dict(type='ScaleClip', threshold='nonzero')),
+    'GDRQ as published (15, 7 and 3 levels)': Method(
+        'gdrq', dict(type='ScaleClip', group_size=4, k=2.),
+        dict(type='ScaleClip')),
     # k = 2 clips weights of 4 and 8 bits, first and last layers among them.
-    'GDRQ at its best: the same, k of the bits (15, 8 and 4 levels)': (
-        'bestk', dict(type='ScaleClip', group_size=4, levels='even'),
-        dict(type='ScaleClip', threshold='nonzero')),
-    'LSQ, a step a channel (16, 8 and 4 levels)': ('lsq', dict(
-        type='LSQ', group_size=1), dict(type='LSQ'))}
+    'GDRQ with k of the bits, four levels, thresholds of non-zeros '
+    '(15, 8 and 4 levels)': Method('bestk', **BEST),
+    'GDRQ at its best: the same, distilled (15, 8 and 4 levels)': Method(
+        'distilled', **BEST, hook=dict(distill=dict())),
+    'LSQ, a step a channel (16, 8 and 4 levels)': Method(
+        'lsq', dict(type='LSQ', group_size=1), dict(type='LSQ'))}
 
 
 def bits(pair) -> str:
@@ -81,16 +97,16 @@ def chain(family: str, task: Task) -> str:
 
 def options(task: Task, method: str, pair) -> dict:
     """The option that quantizes, first and last layers at 8 bits."""
-    _, weight, activation = METHODS[method]
+    found = METHODS[method]
     rules = [dict(match=end, weight=dict(bits=8), activation=dict(bits=8))
              for end in task.ends]
-    return hook(dict(weight, bits=pair[0]), dict(activation, bits=pair[1]),
-                rules)
+    return hook(dict(found.weight, bits=pair[0]),
+                dict(found.activation, bits=pair[1]), rules, **found.hook)
 
 
 def quantized(family: str, task: Task, method: str, pair) -> str:
     """A model that begins with the start of its task, trained as ``float``."""
-    return add(f'{family}/{METHODS[method][0]}-{bits(pair)}',
+    return add(f'{family}/{METHODS[method].suffix}-{bits(pair)}',
                task.config.format('finetune_'),
                options=options(task, method, pair), start=f'{family}/start',
                reference=f'{family}/float')
@@ -107,14 +123,17 @@ def methods_study(family: str, task: Task, pairs=PAIRS, seeds=3) -> Study:
                  Row('drop', names, paper=[
                      task.paper.get(pair, '') for pair in pairs]
                      if task.paper and 'GDRQ' in method else ())]
-    published, _, best, lsq = cells.values()
+    published, ours, best, lsq = cells.values()
     claims += [Claim('goal: a drop at [{},{}] of at most {}'.format(
         *pair, GOALS[pair]), limits={name: GOALS[pair]})
         for pair, name in zip(pairs, best) if pair in GOALS]
-    for words, ours in (('as published', published), ('at its best', best)):
+    # Not distilled, as LSQ is not.
+    for words, names in (('as published', published),
+                         ('with k of the bits, four levels, thresholds of '
+                          'non-zeros', ours)):
         claims += [Claim(f'GDRQ {words} loses less than LSQ, {pair}',
                          better=[(name, theirs)]) for pair, name, theirs
-                   in zip(columns(pairs), ours, lsq)]
+                   in zip(columns(pairs), names, lsq)]
     return Study(
         FAMILIES[family].title, '', columns(pairs),
         [Row(f'float start: {task.metric}', [f'{family}/start'], 'metric'),
