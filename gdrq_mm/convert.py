@@ -11,6 +11,7 @@ from .layers import (
     OutputQuantizer,
     attach_output,
     leave_fast_paths,
+    refuse_switches,
 )
 from .layers.output import HEADROOM as OUTPUT_HEADROOM
 from .plan import LayerPlan, QuantReport, make_plan
@@ -73,6 +74,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
             _convert_layer(plan, state, modules)
         state.to(next(model.parameters()).device).train(model.training)
         leave_fast_paths(model)
+        refuse_switches(model)
         model.add_module(NAME, state)
         add_load_gate(model, state)
     return QuantReport(plans)

@@ -5,6 +5,7 @@ from typing import Dict, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..layers import check_layers_are_there
 from ..training import get_state
 from .errors import CheckpointError
 from .integrity import seal
@@ -188,8 +189,8 @@ def pack(model: nn.Module, meta: Optional[dict] = None) -> Dict[str, Tensor]:
         (mmengine's included) into a model of the same quantization.
 
     Raises:
-        ValueError: The model is not quantized, or still in its float
-            'reshape' phase.
+        ValueError: The model is not quantized, still in its float 'reshape'
+            phase, or has lost quantized layers.
     """
     state = get_state(model)
     if state is None:
@@ -199,6 +200,7 @@ def pack(model: nn.Module, meta: Optional[dict] = None) -> Dict[str, Tensor]:
         raise ValueError(f'the model is in its {state.phase!r} phase, its '
                          'weights are still float: train it through the '
                          "'quantize' phase first")
+    check_layers_are_there(model, state.layers)
     packed = dict(model.state_dict())
     # Under every name: a module may be registered twice.
     pack_weights(dict(model.named_modules(remove_duplicate=False)), packed)

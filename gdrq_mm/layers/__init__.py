@@ -15,6 +15,7 @@ from .registry import (
     register_quant_layer,
 )
 from .relu import QuantReLU
+from .switched import check_layers_are_there, refuse_switches
 
 register_quant_layer(nn.Conv2d, QuantConv2d)
 register_quant_layer(nn.Linear, QuantLinear)
@@ -29,4 +30,5 @@ for _layer in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
 __all__ = ['MERGED_FORMS', 'MergedForm', 'OutputQuantizer', 'OwnForward',
            'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer', 'QuantLinear',
            'QuantMultiheadAttention', 'QuantReLU', 'attach_output',
-           'leave_fast_paths', 'register_quant_layer']
+           'check_layers_are_there', 'leave_fast_paths', 'refuse_switches',
+           'register_quant_layer']

@@ -66,7 +66,8 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
         >>> merged[0].weight.dtype, merged[0].norm
         (torch.int8, '1')
     """
-    merged = copy.deepcopy(model).eval()
+    merged = copy.deepcopy(model)
+    merged.eval()  # returns nothing in some models
     _check_quantized(merged)
     flows, outputs = trace_flow(merged, lambda: merged(*args, **kwargs))
     names = {module: name for name, module in merged.named_modules()}
