@@ -5,7 +5,7 @@ Every check raises :class:`Failure` with one sentence, or returns.
 import copy
 import io
 import math
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Set
 
 import numpy as np
 import torch
@@ -36,13 +36,15 @@ class Training:
 
     Attributes:
         losses (list[float]): Losses of each step.
-        gradients (list[dict]): Gradients of each step, by parameter.
+        gradients (dict[str, Tensor]): Gradients of the first step.
+        learning (set[str]): Parameters that got a gradient in the last one.
     """
 
     def __init__(self, model: nn.Module, batch: Callable, steps: int = 2
                  ) -> None:
         self.losses: List[float] = []
-        self.gradients: List[Dict[str, Tensor]] = []
+        self.gradients: Dict[str, Tensor] = {}
+        self.learning: Set[str] = set()
         names = {parameter: name
                  for name, parameter in model.named_parameters()}
         optimizer = torch.optim.SGD(
@@ -50,9 +52,12 @@ class Training:
             lr=1e-3, momentum=.9)
 
         def note(*_):
-            self.gradients.append({
-                names[each]: each.grad.clone() for each in names
-                if each.grad is not None})
+            found = {names[each]: each.grad for each in names
+                     if each.grad is not None}
+            self.learning = set(found)
+            if not self.gradients:
+                self.gradients = {name: gradient.clone()
+                                  for name, gradient in found.items()}
 
         optimizer.register_step_pre_hook(note)
         wrapper = OptimWrapper(optimizer, clip_grad=dict(max_norm=1.))
@@ -153,31 +158,30 @@ def compare(ours: List[Tensor], theirs: List[Tensor], what: str) -> None:
                       'values differ')
 
 
-def check_float_mode(plain: nn.Module, batch: Callable) -> None:
+def check_float_mode(plain: nn.Module, training: Training, batch: Callable
+                     ) -> None:
     """Converted but not rounding yet: outputs and gradients of the float
-    model."""
-    plain, converted = copy.deepcopy(plain), copy.deepcopy(plain)
+    model, and of its first step."""
+    converted = copy.deepcopy(plain)
     quantize_(converted, QUANTIZATION)
     state = get_state(converted)
     if state is None:
         raise Failure('no layer can be quantized')
     state.set_phase('reshape')
     compare(predict(converted, batch), predict(plain, batch), 'float mode')
-    ours, theirs = (Training(each, batch, steps=1)
-                    for each in (converted, plain))
-    if ours.losses != theirs.losses:
+    ours = Training(converted, batch, steps=1)
+    if ours.losses[0] != training.losses[0]:
         raise Failure(f'float mode has another loss: {ours.losses[0]} '
-                      f'instead of {theirs.losses[0]}')
-    for name, gradient in theirs.gradients[0].items():
-        found = ours.gradients[0].get(name)
+                      f'instead of {training.losses[0]}')
+    for name, gradient in training.gradients.items():
+        found = ours.gradients.get(name)
         if found is None or not torch.equal(found, gradient):
             raise Failure(f'float mode has another gradient of {name}')
 
 
 def check_gradients(quantized: Training, plain: Training) -> None:
     """The same parameters learn as in float."""
-    expected, found = (
-        {name for name in each.gradients[-1]} for each in (plain, quantized))
+    expected, found = plain.learning, quantized.learning
     missing = sorted(expected - found)
     if missing:
         raise Failure(f'{len(missing)} parameters get no gradient that get '
@@ -197,7 +201,7 @@ def check_twice(model: nn.Module, batch: Callable) -> List[Tensor]:
 def loads_strictly(model: nn.Module) -> bool:
     """Whether a float model loads its own weights."""
     try:
-        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        model.load_state_dict(model.state_dict())
     except RuntimeError:
         return False
     return True

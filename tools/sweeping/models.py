@@ -1,7 +1,8 @@
 """A family's config -> its model and a batch, of reduced size.
 
-Reduced are the size of images, the batch and the number of proposals.
-Channels, depth and every kind of layer stay: they are what is looked at.
+Reduced are the size of images, the batch, the number of proposals and how
+often equal layers follow each other. Channels and every kind of layer stay:
+they are what is looked at.
 """
 import copy
 import importlib
@@ -14,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
 
-BATCH = 2
+BATCH, DEPTH = 2, 2
 # Sizes of images, the smallest first; 0 is that of the config.
 SIZES = dict(mmpretrain=(64, 224, 0), mmdet=(128, 320), mmseg=(64, 128, 0))
 REDUCED = {  # keys of configs anywhere -> at most
@@ -56,8 +57,81 @@ def _plain(node: Any) -> Any:
     return changed
 
 
-def build(cfg: Config) -> nn.Module:
-    """The model with its first weights, the same each time."""
+def shrink(cfg: Config) -> str:
+    """Let a model be made for small images, and repeat equal layers less.
+
+    Args:
+        cfg (Config): From :func:`read_config`; changed in place.
+
+    Returns:
+        str: What was changed, in words; '' where nothing can be.
+    """
+    init_default_scope(cfg.default_scope)
+    changed = []
+    if cfg.default_scope == 'mmpretrain' and not _needs_pipeline(cfg):
+        least = SIZES[cfg.default_scope][0]
+        for node in _nodes(cfg.model):
+            size = node.get('img_size')
+            sides = size if isinstance(size, (list, tuple)) else [size]
+            if all(isinstance(side, int) and side > least for side in sides):
+                node['img_size'] = least if isinstance(size, int) else \
+                    (least, ) * len(sides)
+                changed.append('img_size')
+    if any([_make_shallow(node) for node in _nodes(cfg.model)]):
+        changed.append('depth')
+    return ' and '.join(dict.fromkeys(changed))
+
+
+def _make_shallow(node: dict) -> bool:
+    """Equal layers in a row: :data:`DEPTH` at most."""
+    before = copy.deepcopy(node)
+    arch = node.get('arch')
+    if isinstance(arch, str):
+        zoo = getattr(_class_of(node), 'arch_zoo', {})
+        settings = next((value for key, value in zoo.items()
+                         if arch == key or arch in key), None)
+        if isinstance(settings, dict) and {'num_layers', 'depths'} & set(
+                settings):
+            node['arch'] = ConfigDict(copy.deepcopy(settings))
+            _make_shallow(node['arch'])
+            if node['arch'] == settings:
+                node['arch'] = arch
+    if isinstance(node.get('depths'), (list, tuple)):
+        node['depths'] = [min(each, DEPTH) for each in node['depths']]
+    for layers in (node.get('encoder'), node.get('decoder'), node):
+        number = layers.get('num_layers') if isinstance(layers, dict) else 0
+        if isinstance(number, int) and number > DEPTH and (
+                layers is not node or 'type' not in node):
+            layers['num_layers'] = DEPTH
+    return node != before
+
+
+def _class_of(node: dict) -> Any:
+    from mmengine.registry import MODELS
+    kind = node.get('type')
+    if not isinstance(kind, str):
+        return kind
+    with MODELS.switch_scope_and_registry(None) as registry:
+        return registry.get(kind)
+
+
+def _nodes(node: Any) -> Iterator[dict]:
+    """All dicts in a config."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for each in node:
+            yield from _nodes(each)
+
+
+def build(cfg: Config, init: bool = True) -> nn.Module:
+    """The model with its first weights, the same each time.
+
+    Args:
+        cfg (Config): From :func:`read_config`.
+        init (bool): False where others are loaded into it. Defaults to True.
+    """
     from mmengine.registry import MODELS
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
@@ -70,7 +144,7 @@ def build(cfg: Config) -> nn.Module:
     if isinstance(preprocessor, dict):
         preprocessor.pop('batch_augments', None)  # other sizes by chance
     model = MODELS.build(model)
-    if hasattr(model, 'init_weights'):
+    if init and hasattr(model, 'init_weights'):
         model.init_weights()
     return model
 
@@ -85,7 +159,7 @@ def batches(cfg: Config) -> Iterator[Tuple[str, Callable]]:
     scope = cfg.default_scope
     make = dict(mmpretrain=_pretrain_batch, mmdet=_det_batch,
                 mmseg=_seg_batch)[scope]
-    if scope == 'mmpretrain':
+    if _needs_pipeline(cfg):
         yield 'the training pipeline\'s own size', lambda: \
             _pipeline_batch(cfg)
     for size in SIZES[scope]:
@@ -100,14 +174,14 @@ def batches(cfg: Config) -> Iterator[Tuple[str, Callable]]:
 
 def _find(node: Any, key: str) -> Iterator[Any]:
     """Values of ``key`` anywhere in a config."""
-    if isinstance(node, dict):
-        if key in node:
-            yield node[key]
-        for value in node.values():
-            yield from _find(value, key)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _find(value, key)
+    return (each[key] for each in _nodes(node) if key in each)
+
+
+def _needs_pipeline(cfg: Config) -> bool:
+    """Whether a batch is more than images and labels."""
+    words = str(cfg.get('data_preprocessor'))
+    return cfg.default_scope == 'mmpretrain' and (
+        'SelfSup' in words or 'TwoNorm' in words)
 
 
 def _own_size(cfg: Config) -> Tuple[int, int]:
@@ -151,9 +225,6 @@ def _pretrain_batch(cfg: Config, height: int, width: int) -> dict:
 
 def _pipeline_batch(cfg: Config) -> dict:
     """What self-supervised models need: views and masks of the pipeline."""
-    if 'SelfSup' not in str(cfg.get('data_preprocessor')) and \
-            'TwoNorm' not in str(cfg.get('data_preprocessor')):
-        raise NotImplementedError('a plain batch will do')
     from mmcv.transforms import Compose
     from mmengine.dataset import default_collate
     init_default_scope(cfg.default_scope)

@@ -18,9 +18,10 @@ docs/support.md`; the results themselves lie beside it in
 
 One config of every model family of the installed packages, with all layers at
 4 bits (weights in groups of 4 filters, and inputs). Reduced are the size of
-images, the batch (2) and the number of proposals, not channels or depth; no
-pretrained weights are loaded, SyncBN is BN. Each family runs in a process of
-its own, on a CPU:
+images, the batch (2) and the number of proposals, not channels; where the
+table says so, the size that a model is built for and how often equal layers
+follow each other (2). No pretrained weights are loaded, SyncBN is BN. Each
+family runs in a process of its own, on a CPU:
 
 - **float**: the float model trains two steps and predicts. What does not run
   in float here (a download, a package that is missing, a limit of time or
@@ -116,7 +117,7 @@ def _table(package: str, records: Dict[str, dict]) -> List[str]:
     except FileNotFoundError:
         names = sorted(records)
     lines = [f'## {package}', '',
-             '| family | config | image | layers | low-bit MACs | most MACs '
+             '| family | config | reduced | layers | low-bit MACs | most MACs '
              'in float | result |', '|---|---|---|---|---|---|---|']
     not_run = []
     for name in names:
@@ -130,13 +131,18 @@ def _table(package: str, records: Dict[str, dict]) -> List[str]:
         if verdict.startswith('float:'):
             verdict = 'does not run in float here: ' + verdict[7:]
         lines.append('| ' + ' | '.join(map(_cell, (
-            name, config, record.get('reduced', '').partition(',')[0],
+            name, config, _reduced(record),
             '{} of {}'.format(*layers) if layers else '', share(record),
             _float_macs(record), verdict))) + ' |')
     if not_run:
         lines += ['', f'Not run yet ({len(not_run)}): '
                   f'{", ".join(not_run)}.']
     return [*lines, '']
+
+
+def _reduced(record: dict) -> str:
+    return ', '.join(filter(None, (
+        record.get('reduced', '').partition(',')[0], record.get('shrunk'))))
 
 
 def _float_macs(record: dict) -> str:

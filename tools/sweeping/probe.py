@@ -5,7 +5,10 @@ import os
 import time
 import traceback
 import warnings
+from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Callable, Dict
 
 from .families import candidates, mim_folder
 
@@ -26,26 +29,42 @@ def probe(package: str, family: str, target: str) -> None:
     warnings.simplefilter('ignore')
     begin = time.monotonic()
     record = dict(package=package, family=family, checks={})
-    _write(record, target)
+
+    def note():
+        part = Path(f'{target}.part')
+        part.write_text(json.dumps(record, indent=1))
+        os.replace(part, target)
+
     try:
-        os.chdir(mim_folder(package))  # configs name others relative to it
-        _probe(record, target)
+        root = mim_folder(package)
+        os.chdir(root)  # configs name others relative to it
+        check_first(record, {
+            os.fspath(path.relative_to(root)): partial(_read, path)
+            for path in candidates(package, family)[:TRIES]}, note)
     except Exception as error:
         record['checks'].setdefault('float', f'{type(error).__name__}: '
                                     f'{error}'[:240])
         record['traceback'] = traceback.format_exc()[-4000:]
     record['seconds'] = round(time.monotonic() - begin, 1)
     record['done'] = True
-    _write(record, target)
+    note()
 
 
-def _write(record: dict, target: str) -> None:
-    part = Path(f'{target}.part')
-    part.write_text(json.dumps(record, indent=1))
-    os.replace(part, target)
+def _read(path: Path):
+    from .models import read_config
+    return read_config(path)
 
 
-def _probe(record: dict, target: str) -> None:
+def check_first(record: dict, configs: Dict[str, Callable],
+                note: Callable = lambda: None) -> None:
+    """Check the first config that runs in float.
+
+    Args:
+        record (dict): Has ``checks``, which maps each to 'ok' or to what went
+            wrong; all else that was found is added.
+        configs (dict[str, callable]): Functions that read one, by name.
+        note (callable): Called before every check.
+    """
     import torch
     from mmengine.logging import MMLogger
 
@@ -55,7 +74,7 @@ def _probe(record: dict, target: str) -> None:
 
     def check(name, function):
         record['checking'] = name
-        _write(record, target)
+        note()
         try:
             result = function()
             record['checks'].setdefault(name, 'ok')
@@ -67,33 +86,15 @@ def _probe(record: dict, target: str) -> None:
             record['traceback'] = traceback.format_exc()[-4000:]
         return None
 
-    found = check('float', lambda: _run_float(record))
+    found = check('float', lambda: _run_float(record, configs))
     if found is None:
         return
     build, batch, training, plain = found
-
-    def convert():
-        model = copy.deepcopy(plain)
-        report = checks.quantize_(model, checks.QUANTIZATION)
-        if checks.get_state(model) is None:
-            raise checks.Failure('no layer can be quantized')
-        lost = set(plain.state_dict()) - set(model.state_dict())
-        if lost:
-            raise checks.Failure(f'it lost {len(lost)} entries, '
-                                 f'{sorted(lost)[0]} for one')
-        record['layers'] = [sum(each.quantized for each in report.layers),
-                            len(report.layers)]
-        reasons = {}
-        for each in report.layers:
-            if not each.quantized:
-                reasons[each.reason] = reasons.get(each.reason, 0) + 1
-        record['float_layers'] = reasons
-        return model
-
-    model = check('convert', convert)
+    model = check('convert', lambda: _convert(record, plain))
     if model is None:
         return
-    check('float mode', lambda: checks.check_float_mode(plain, batch))
+    check('float mode', lambda: checks.check_float_mode(
+        plain, training, batch))
     quantized = check('train', lambda: checks.Training(model, batch))
     if quantized is None:
         return
@@ -112,36 +113,56 @@ def _probe(record: dict, target: str) -> None:
         record['macs'] = macs
 
 
-def _run_float(record: dict):
+def _convert(record: dict, plain):
+    """A quantized copy; what was decided for its layers is recorded."""
+    from . import checks
+    model = copy.deepcopy(plain)
+    report = checks.quantize_(model, checks.QUANTIZATION)
+    if checks.get_state(model) is None:
+        raise checks.Failure('no layer can be quantized')
+    lost = set(plain.state_dict()) - set(model.state_dict())
+    if lost:
+        raise checks.Failure(f'it lost {len(lost)} entries, '
+                             f'{sorted(lost)[0]} for one')
+    record['layers'] = [sum(each.quantized for each in report.layers),
+                        len(report.layers)]
+    record['float_layers'] = dict(Counter(
+        each.reason for each in report.layers if not each.quantized))
+    return model
+
+
+def _run_float(record: dict, configs: Dict[str, Callable]):
     """The first config and batch that the float model trains with and
-    predicts."""
-    from . import checks, models
+    predicts; made for smaller images where it can be."""
+    from . import models
     failures = []
-    for path in candidates(record['package'], record['family'])[:TRIES]:
-        try:
-            cfg = models.read_config(path)
-            plain = models.build(cfg)
-        except Exception as error:
-            failures.append(error)
-            continue
-        for reduced, batch in models.batches(cfg):
+    for name, read in configs.items():
+        for small in (True, False):
             try:
-                batch()
-            except NotImplementedError:
-                continue
+                cfg = read()
+                shrunk = models.shrink(cfg) if small else ''
+                if small and not shrunk:
+                    continue
+                plain = models.build(cfg)
+                tries = list(models.batches(cfg))[:1 if small else None]
             except Exception as error:
-                failures.append(error)
+                failures.append((small, error))
                 continue
-            record.update(config=str(path.relative_to(mim_folder(
-                record['package']))), reduced=reduced)
-            model = copy.deepcopy(plain)
-            try:
-                training = checks.Training(model, batch)
-                checks.predict(model, batch)
-            except Exception as error:
-                failures.append(error)
-                continue
-            finally:
-                del model
-            return lambda: models.build(cfg), batch, training, plain
-    raise failures[0]
+            for reduced, batch in tries:
+                record.update(config=name, reduced=reduced,
+                              shrunk=shrunk)
+                try:
+                    training = _train_float(plain, batch)
+                except Exception as error:
+                    failures.append((small, error))
+                    continue
+                return partial(models.build, cfg, init=False), batch, \
+                    training, plain
+    raise next(error for small, error in failures if not small)
+
+
+def _train_float(plain, batch: Callable):
+    from . import checks
+    model = copy.deepcopy(plain)
+    checks.predict(model, batch)  # what cannot need not train
+    return checks.Training(model, batch)
