@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from ..modes import eval_mode
-from ..plan import MacCounter
+from ..plan import MacCounter, percent
 from .replay import patched_forwards
+
+CONSTANT, ACTIVATIONS = 'a constant', 'activations'
 
 
 @dataclass
@@ -48,21 +50,38 @@ class Coverage:
         return sum(row.macs for row in self.rows)
 
     @property
+    def with_weights(self) -> int:
+        """Multiply-accumulates in which one operand is a Parameter or
+        comes from one."""
+        return sum(row.macs for row in self._weight_rows())
+
+    @property
     def share(self) -> float:
-        """Share of all multiply-accumulates with two low-bit operands."""
-        return sum(row.low_bit for row in self.rows) / max(self.macs, 1)
+        """Share of those that have two low-bit operands. Products of
+        activations with activations are told apart."""
+        return sum(row.low_bit for row in self._weight_rows()) / max(
+            self.with_weights, 1)
+
+    def _weight_rows(self) -> List[Row]:
+        return [row for row in self.rows
+                if row.operand not in (CONSTANT, ACTIVATIONS)]
 
     def summary(self) -> str:
         """One line, with the largest of what is left."""
-        line = (f'{self.share:.1%} of {self.macs / 1e6:.4g} million '
-                'multiply-accumulates have two low-bit operands')
-        left = sorted((row for row in self.rows if row.low_bit < row.macs),
+        total = self.with_weights
+        line = (f'{percent(self.share)} of {total / 1e6:.4g} million '
+                'multiply-accumulates with weights have two low-bit operands')
+        left = sorted((row for row in self._weight_rows()
+                       if row.low_bit < row.macs),
                       key=lambda row: row.low_bit - row.macs)
         if left:
             line += '; most of the others: ' + ', '.join(
                 f'{row.module or "the model itself"} with {row.operand} '
-                f'({(row.macs - row.low_bit) / self.macs:.1%})'
+                f'({(row.macs - row.low_bit) / total:.1%})'
                 for row in left[:3])
+        if self.macs > total:
+            line += (f'; {(self.macs - total) / 1e6:.4g} million more have no '
+                     'weight (activations with activations, as in attention)')
         return line
 
 
@@ -98,8 +117,8 @@ def measure_coverage(model: nn.Module, forward: Callable, bits: int = 8
         forward()
     rows: Dict[Tuple[str, str], Row] = {}
     for product in counter.count.products:
-        operand = 'activations' if product.parameter is None else \
-            product.parameter or 'a constant'
+        operand = ACTIVATIONS if product.parameter is None else \
+            product.parameter or CONSTANT
         key = product.owner or '', operand
         row = rows.setdefault(key, Row(*key))
         row.calls += 1

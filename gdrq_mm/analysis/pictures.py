@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 from typing import Dict, List, Union
 
+from ..plan import percent
 from .coverage import Coverage
 from .diff import Difference
 from .sensitivity import Figures, Setting, worst_first
@@ -115,7 +116,8 @@ def plot_coverage(coverage: Coverage, path: Target, most: int = 20) -> None:
     axis.invert_yaxis()
     axis.tick_params(axis='y', labelsize='small')
     axis.set_xlabel('million multiply-accumulates')
-    axis.set_title(f'{coverage.share:.1%} see low-bit operands',
+    axis.set_title(f'{percent(coverage.share)} of the MACs with weights see '
+                   'low-bit operands',
                    fontsize='medium')
     axis.legend(fontsize='small')
     save_figure(image, path)

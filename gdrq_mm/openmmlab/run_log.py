@@ -47,6 +47,11 @@ def log_first_iteration(state: QuantizationState) -> None:
     print_log('GDRQHook: signed inputs: '
               f'{", ".join(signed) or "none"}; layers that read the same '
               f'tensor: {"; ".join(shared) or "none"}', 'current')
+    reads = [f'{plan.name}: {"; ".join(found)}' for plan in report.layers
+             for found in [report.reads_of(plan)] if found]
+    if reads:
+        print_log(f'GDRQHook: weights used past their layer: '
+                  f'{", ".join(reads)}', 'current')
     repeated = [f'{name} ({layer.most_calls} calls)'
                 for name, layer in state.layers.items()
                 if getattr(layer, 'most_calls', 0) > len(
@@ -61,10 +66,11 @@ def log_first_iteration(state: QuantizationState) -> None:
     if uncalled:
         print_log(
             f'{len(uncalled)} layers were not called in the first '
-            f'iteration: {", ".join(uncalled[:5])}. If other code '
-            'reads their weight (some attention modules do), they are '
-            'not quantized: add dict(match=..., skip=True) to the '
-            'rules.', 'current', logging.WARNING)
+            f'iteration, and no forward read their weight: '
+            f'{", ".join(uncalled[:5])}. Some models use layers in '
+            'evaluation only. Code outside of any forward gets the float '
+            'weight: if yours has such, add dict(match=..., skip=True) to '
+            'the rules.', 'current', logging.WARNING)
     unseen = state.uncalled_outputs()
     if unseen:
         print_log(

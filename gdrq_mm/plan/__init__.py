@@ -2,8 +2,9 @@
 from .macs import MacCount, MacCounter, count_macs
 from .outputs import find_outputs
 from .plan import LayerPlan, make_plan
-from .report import QuantReport
+from .report import QuantReport, percent
 from .trace import LayerTrace, trace_layers
 
 __all__ = ['LayerPlan', 'LayerTrace', 'MacCount', 'MacCounter', 'QuantReport',
-           'count_macs', 'find_outputs', 'make_plan', 'trace_layers']
+           'count_macs', 'find_outputs', 'make_plan', 'percent',
+           'trace_layers']

@@ -7,6 +7,22 @@ from ..functional import num_groups
 from .plan import LayerPlan
 from .trace import LayerTrace
 
+# See QuantLayer.past_reads.
+_READS = dict(
+    operation='other code reads its weight, and its input there is quantized',
+    value='other code computes with its weight, on a float operand')
+
+
+def percent(share: float) -> str:
+    """A share to one digit; '100.0%' is all of it, nothing less.
+
+    Examples:
+        >>> percent(.99999), percent(1.)
+        ('99.9%', '100.0%')
+    """
+    text = f'{share:.1%}'
+    return '99.9%' if text == '100.0%' and share < 1 else text
+
 
 class QuantReport:
     """Every layer of a model: quantized or not, and why.
@@ -14,12 +30,12 @@ class QuantReport:
     Args:
         layers (list[LayerPlan]): One a layer.
         traces (dict[str, LayerTrace], optional): From :func:`trace_layers`;
-            adds calls, shared inputs, MACs, and the sign of inputs before
-            any training told it.
-        mac_share (float, optional): Share of the multiply-accumulates that
-            were seen to have low-bit operands, see
-            :func:`gdrq_mm.analysis.measure_coverage`. Defaults to None: with
-            ``traces``, that of the listed layers.
+            adds calls, shared inputs, and the sign of inputs before any
+            training told it.
+        mac_share (float, optional): Share of the multiply-accumulates with
+            weights that were seen to have two low-bit operands, see
+            :func:`gdrq_mm.analysis.measure_coverage`. Defaults to None: it
+            was not measured, and is not told.
     """
 
     def __init__(self, layers: List[LayerPlan],
@@ -61,6 +77,12 @@ class QuantReport:
             return self.traces[plan.name].same_input
         return [] if plan.output else getattr(plan.module, 'same_input', [])
 
+    @staticmethod
+    def reads_of(plan: LayerPlan) -> List[str]:
+        """How code was seen to use the weight past its layer, in words."""
+        reads = getattr(plan.module, 'past_reads', ())
+        return [text for kind, text in _READS.items() if kind in reads]
+
     def learned_parameters(self) -> Dict[str, nn.Parameter]:
         """What an optimizer must hold besides the model's own parameters.
 
@@ -76,7 +98,8 @@ class QuantReport:
                 for name, parameter in plan.learned_parameters().items()}
 
     def totals(self) -> dict:
-        """Shares of weights and MACs that are quantized, bytes in all."""
+        """Share of weights that is quantized, that of MACs where it was
+        measured, bytes in all."""
         weights = [(plan, _size(plan)) for plan in self.layers
                    if plan.matrices]
         total = sum(number for _, number in weights)
@@ -90,13 +113,6 @@ class QuantReport:
             bytes_after=sum(after for _, after in sizes))
         if self.mac_share is not None:
             totals['mac_share'] = self.mac_share
-        elif self.traces is not None:
-            macs = {plan.name: self.traces[plan.name].macs
-                    for plan, _ in weights}
-            totals['mac_share'] = sum(
-                macs[plan.name] for plan, _ in weights
-                if plan.weight and plan.activation) / max(
-                    sum(macs.values()), 1)
         return totals
 
     def rows(self) -> List[dict]:
@@ -121,7 +137,8 @@ class QuantReport:
                 row['calls'] = self.traces[plan.name].calls
             row['reads the same as'] = ' '.join(self.same_input(plan))
             row['bytes'] = f'{before} -> {after}' if before else ''
-            row['why'] = plan.reason
+            row['why'] = '; '.join(filter(None, (
+                plan.reason, *self.reads_of(plan))))
             rows.append(row)
         return rows
 
@@ -129,9 +146,9 @@ class QuantReport:
         """One line."""
         totals = self.totals()
         line = (f'{totals["quantized_layers"]} of {totals["layers"]} layers '
-                f'with {totals["weight_share"]:.1%} of the weights')
+                f'with {percent(totals["weight_share"])} of the weights')
         if 'mac_share' in totals:
-            line += f' and {totals["mac_share"]:.1%} of the MACs'
+            line += f' and {percent(totals["mac_share"])} of the MACs'
         return (f'{line} are quantized: {totals["bytes_before"] / 1e6:.2f} '
                 f'-> {totals["bytes_after"] / 1e6:.2f} MB of weights')
 

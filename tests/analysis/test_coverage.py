@@ -58,10 +58,14 @@ def test_functional_products_are_counted_and_are_not_low_bit():
         ('attention.qkv', 'attention.qkv.weight'): (qkv, qkv),
         ('attention', 'activations'): (2 * 36 * 36 * 8, 0)}
     assert found['attention', 'activations'].calls == 2
-    assert coverage.share == (conv + qkv + past) / coverage.macs
-    assert coverage.summary().startswith(
-        f'{coverage.share:.1%} of 0.04003 million')
-    assert 'attention with activations (51.8%), ' in coverage.summary()
+    weights = conv + qkv + past + 8 * 36 * 8
+    assert coverage.with_weights == weights
+    assert coverage.share == (conv + qkv + past) / weights
+    assert coverage.summary() == (
+        f'{coverage.share:.1%} of 0.0193 million multiply-accumulates with '
+        'weights have two low-bit operands; most of the others: the model '
+        'itself with kernel (11.9%); 0.02074 million more have no weight '
+        '(activations with activations, as in attention)')
 
 
 def test_a_model_of_layers_is_covered_whole():

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from gdrq_mm.analysis import ks_to_uniform, plot_weight_distributions
+from gdrq_mm.analysis.coverage import measure_coverage
 from gdrq_mm.plan import QuantReport, trace_layers
 from gdrq_mm.training import get_state
 
@@ -126,7 +127,8 @@ def report_of(inferencer, image):
     """What is quantized, with the MACs of one image."""
     plans = get_state(inferencer.model).plans
     traces = trace_layers(inferencer.model, plans, lambda: inferencer(image))
-    return QuantReport(plans, traces)
+    measured = measure_coverage(inferencer.model, lambda: inferencer(image))
+    return QuantReport(plans, traces, measured.share)
 
 
 def shares_by_bits(report):

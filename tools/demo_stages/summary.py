@@ -4,6 +4,8 @@ import sys
 
 from jobs.checkout import versions
 
+from gdrq_mm.plan import percent
+
 from .tasks import FLOAT, LABELS, QUANTIZED, QUICK_NOTE, START, TASKS
 
 
@@ -113,7 +115,7 @@ def table(summary):
 def shares(run):
     """'100.0% / 100.0% (8 bit: 0.9% / 13.0%)': first and last layers often
     have more bits than the rest."""
-    text = f'{run["weight_share"]:.1%} / {run["mac_share"]:.1%}'
+    text = f'{percent(run["weight_share"])} / {percent(run["mac_share"])}'
     weights, macs = run['weight_share_by_bits'], run['mac_share_by_bits']
     if '8' not in weights:
         return text
