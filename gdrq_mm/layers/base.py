@@ -28,6 +28,7 @@ class QuantLayer(Mixin):
     weight_name = 'weight'
     input_names: Tuple[str, ...] = ('input_quantizer', )
     weight: Any = LatentWeight('weight')
+    in_own_forward = False  # kept where torch.compile traces it
 
     @classmethod
     def why_not(cls, layer: nn.Module) -> str:

@@ -8,6 +8,7 @@ import sys
 from types import FrameType
 from typing import Any, Callable, Optional
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
@@ -92,6 +93,11 @@ def _quantize_input(args: list, kwargs: dict) -> tuple:
     return args, kwargs
 
 
+def _read_uncompiled(layer: nn.Module) -> ReadWeight:
+    """Ends the compiled graph: dynamo would take it for a plain tensor."""
+    return ReadWeight.of(layer, layer.quantized_weight())
+
+
 class LatentWeight:
     """Attribute of quantized layers in the place of their weight.
 
@@ -108,8 +114,9 @@ class LatentWeight:
         weight = layer._parameters[self.name]
         if not any(True for _ in layer.quantizers()):
             return weight
-        if is_traced_by_dynamo():  # knows neither frames nor the subclass
-            return layer.quantized_weight()
+        if is_traced_by_dynamo():  # it knows no frames
+            return layer.quantized_weight() if layer.in_own_forward \
+                else torch._dynamo.disable(_read_uncompiled)(layer)
         frame = sys._getframe(1)
         if not _in_forward(frame):
             return weight

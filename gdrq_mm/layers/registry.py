@@ -3,6 +3,7 @@ from typing import Callable, Dict, NamedTuple, Optional, Type
 
 from torch import Tensor, nn
 
+from ..modes import is_traced_by_dynamo
 from .base import QuantLayer
 
 
@@ -29,7 +30,13 @@ class OwnForward(QuantLayer):
     """
 
     def forward(self, x: Tensor, *args, **kwargs):
-        return super().forward(self.quantized_input(x), *args, **kwargs)
+        x = self.quantized_input(x)
+        if not is_traced_by_dynamo():
+            return super().forward(x, *args, **kwargs)
+        self.in_own_forward = True
+        out = super().forward(x, *args, **kwargs)
+        self.in_own_forward = False
+        return out
 
 
 def register_quant_layer(
