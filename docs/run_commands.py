@@ -6,8 +6,10 @@ Usage: python docs/run_commands.py docs/tasks/classification.md [FOLDER]
 In a ```console block every line that begins with "$ " is run by bash; what
 stood below it is replaced by its output. Any other block whose first line is
 "# NAME.py" is written to that file before. All of it happens in FOLDER
-(default: a temporary one).
+(default: a temporary one). Python's warnings are off: mmengine's import prints
+a dozen lines about pkg_resources.
 """
+import os
 import re
 import subprocess
 import sys
@@ -29,7 +31,8 @@ def run_block(text: str, folder: Path) -> str:
         shown = '\n'.join(lines[:length])
         done = subprocess.run(
             ['bash', '-c', 'set -o pipefail; ' + shown[2:]], cwd=folder,
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            env=dict(os.environ, PYTHONWARNINGS='ignore'), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         print(f'{shown}\n{done.stdout}', flush=True)
         if done.returncode:
             raise SystemExit(f'{shown!r} exits with {done.returncode}')

@@ -31,7 +31,8 @@ def main() -> None:
     used = calibrate_checkpoint(
         args.config, args.checkpoint, args.out, args.batches, not args.no_bn,
         args.cfg_options)
-    print(f'calibrated with {used} batches: {args.out}')
+    batches = 'batch' if used == 1 else 'batches'
+    print(f'calibrated with {used} {batches}: {args.out}')
 
 
 if __name__ == '__main__':

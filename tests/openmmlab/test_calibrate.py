@@ -140,7 +140,7 @@ def test_the_tool_says_what_it_did_and_what_is_wrong(
         tool, config, checkpoint, str(out), '--batches', '1', '--no-bn',
         '--cfg-options', 'custom_hooks.0.quantization.weight.bits=3'])
     runpy.run_path(tool, run_name='__main__')
-    assert 'calibrated with 1 batches' in capsys.readouterr().out
+    assert 'calibrated with 1 batch:' in capsys.readouterr().out
     saved = torch.load(out, weights_only=True)['state_dict']
     assert b'3 bits' in bytes(saved['quantization_state.schemes'].tolist())
     with pytest.raises(SystemExit) as stopped:
