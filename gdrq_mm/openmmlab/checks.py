@@ -18,8 +18,9 @@ def check_model(model: nn.Module, cfg: Optional[dict] = None) -> None:
     """Refuse what reads weights past the layers' own forward.
 
     Raises:
-        ValueError: Sharded weights, ``efficient_conv_bn_eval`` or a
-            normalization that is already fused into its convolution.
+        ValueError: Sharded weights, parts in wrappers of their own,
+            ``efficient_conv_bn_eval`` or a normalization that is already
+            fused into its convolution.
     """
     for cls in type(model).__mro__:
         if cls.__name__ in SHARDING:
@@ -33,6 +34,12 @@ def check_model(model: nn.Module, cfg: Optional[dict] = None) -> None:
             'conv.weight past the quantizer. Remove it.')
     module = model.module if is_model_wrapper(model) else model
     for name, child in module.named_modules():
+        if name and is_model_wrapper(child):
+            raise ValueError(
+                f'{name} is wrapped in {type(child).__name__} by itself '
+                '(MMSeparateDistributedDataParallel does that): layers would '
+                'have other names than in checkpoints. Use '
+                'MMDistributedDataParallel around the whole model.')
         if getattr(child, 'efficient_conv_bn_eval_forward', None) is not None:
             raise ValueError(
                 f'{name} uses efficient_conv_bn_eval, which reads '

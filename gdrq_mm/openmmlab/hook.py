@@ -12,7 +12,7 @@ from ..convert import check_weights, quantize_
 from ..errors import check
 from ..quantizers import is_int, is_number
 from ..training import DistillConfig, any_threshold, get_state, metrics
-from .averaging import sync_averaged_models, warn_of_averaging
+from .averaging import AveragedModels, warn_of_averaging
 from .checks import check_begin, check_hooks, check_model
 from .distill import DistillHook
 from .finite import FiniteWatch
@@ -98,6 +98,7 @@ class GDRQHook(Hook):
         self.teaching: Optional[DistillHook] = None
         self.distributions: Optional[Hook] = None
         self.norms: Optional[NormStatisticsHook] = None
+        self.averages = AveragedModels()
 
     def before_run(self, runner) -> None:
         """Convert the model."""
@@ -164,8 +165,7 @@ class GDRQHook(Hook):
         warn_of_averaging(runner, self.model, self.bn_batches)
         self.interval = next((hook.interval for hook in runner.hooks
                               if isinstance(hook, LoggerHook)), 0)
-        self.calls_checked = False
-        self.phase_entered = False
+        self.calls_checked = self.phase_entered = False
         self.iterations = 0
         self.finite = FiniteWatch(self.model)
 
@@ -179,6 +179,8 @@ class GDRQHook(Hook):
         phase = 'quantize' if begun else 'reshape'
         if phase != self.state.phase or not self.phase_entered:
             self._enter(runner, phase)
+        if self.iterations == 1:  # the first step was averaged
+            self.averages.sync(runner, self.model)
         self.state.collect_clipped = _log_is_due(self, runner, batch_idx)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
@@ -199,11 +201,10 @@ class GDRQHook(Hook):
         self.finite.report(runner.iter, weights=False)
 
     def _enter(self, runner, phase: str) -> None:
-        before = self.state.phase if self.phase_entered else \
-            self.found_phase
+        before = self.state.phase if self.phase_entered else self.found_phase
         self.phase_entered = True
         self.state.set_phase(phase)
-        sync_averaged_models(runner, self.model)
+        self.averages.sync(runner, self.model)
         print_log(f'GDRQHook: phase {phase!r} from iteration {runner.iter} '
                   f'(epoch {runner.epoch}) on', 'current')
         if phase == 'reshape':
@@ -218,7 +219,7 @@ class GDRQHook(Hook):
 
     def before_val_epoch(self, runner) -> None:
         if self.state is not None:
-            sync_averaged_models(runner, self.model)
+            self.averages.sync(runner, self.model)
             log_evaluation(self.state)
 
     def before_test_epoch(self, runner) -> None:
@@ -227,7 +228,7 @@ class GDRQHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if self.state is not None:
-            sync_averaged_models(runner, self.model)
+            self.averages.sync(runner, self.model)
             self.finite.report(runner.iter, weights=True)
             checkpoint['meta'][META] = self._settings()
 

@@ -165,3 +165,24 @@ def test_averaged_buffers_do_not_keep_the_first_phase_and_sign(make_runner):
     for name, value in runner.model.state_dict().items():
         if name.endswith(('.signed', '.num_updates')):
             assert torch.equal(saved[name], value), name
+
+
+@pytest.mark.parametrize('begin_iter, ema', [
+    (2, dict()), (2, dict(update_buffers=True)), (0, dict(begin_iter=1))])
+@pytest.mark.parametrize('kind', ['LSQ', 'LSQPlus', 'ScaleClip'])
+def test_averages_of_ranges_do_not_begin_at_zero(kind, begin_iter, ema,
+                                                 make_runner):
+    """Step sizes of weights are set when rounding begins."""
+    runner = make_runner('resnet', *hooks(
+        dict(weight=dict(bits=4, type=kind),
+             activation=dict(bits=4, type=kind)),
+        begin_iter=begin_iter, ema=dict(momentum=.01, **ema)))
+    runner.train()
+    averaged = torch.load(Path(runner.work_dir) / 'epoch_2.pth',
+                          weights_only=True)['state_dict']
+    checked = 0
+    for name, value in runner.model.state_dict().items():
+        if name.endswith(('quantizer.step', 'quantizer.clip')):
+            torch.testing.assert_close(averaged[name], value, rtol=.3, atol=0)
+            checked += 1
+    assert checked == 2 * len(runner.model.quantization_state.layers)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmengine.model import MMSeparateDistributedDataParallel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -153,3 +154,15 @@ def test_every_sharding_wrapper_is_refused_by_name(name):
     wrapper = type(name, (nn.Module, ), {})()
     with pytest.raises(ValueError, match=f'{name}.*MMDistributedDataParallel'):
         check_model(wrapper)
+
+
+def test_parts_that_are_wrapped_one_by_one_are_refused(build_model):
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0,
+                            world_size=1)
+    try:
+        model = MMSeparateDistributedDataParallel(build_model('resnet'))
+        with pytest.raises(ValueError, match='^backbone is wrapped in '
+                           'MMDistributedDataParallel by itself'):
+            check_model(model)
+    finally:
+        dist.destroy_process_group()
