@@ -1,11 +1,14 @@
 """The wheel, used away from the checkout."""
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from gdrq_mm import cli
 
 ROOT = Path(__file__).parents[2]
 BASE = 'gdrq_mm::faster_rcnn/faster-rcnn_r18-small_fpn_gdrq-w2a4_demo-voc.py'
@@ -102,3 +105,63 @@ def test_the_installed_command_runs_away_from_the_checkout(installed,
 def test_the_wheel_brings_its_licence(installed):
     licence, = installed.glob('gdrq_mm-*.dist-info/**/LICENSE')
     assert 'Apache License' in licence.read_text()
+
+
+# Written into an empty folder: a float config and its 4-bit form.
+CONFIGS = dict(
+    my_float="""
+_base_ = 'gdrq_mm::resnet/resnet18-small_demo-imagenet.py'
+train_cfg = dict(max_epochs=1, val_interval=1)
+default_hooks = dict(checkpoint=dict(interval=1))
+""",
+    my_w4a4="""
+_base_ = './my_float.py'
+custom_imports = dict(imports=['gdrq_mm'])
+custom_hooks = [dict(type='GDRQHook', quantization=dict(
+    weight=dict(bits=4), activation=dict(bits=4)))]
+load_from = 'work_dirs/my_float/epoch_1.pth'
+""")
+FLOAT, QUANTIZED = (f'work_dirs/{name}/epoch_1.pth' for name in CONFIGS)
+# Arguments, what is printed, a file that is left.
+VERBS = [
+    ('dataset demo data/demo --tasks cls --size tiny', 'made 20 training',
+     'data/demo/imagenet'),
+    ('train my_float.py', 'accuracy/top1: ', FLOAT),
+    ('ends my_float.py --shape 32 32', "match='head.fc'", None),
+    ('plan my_w4a4.py --shape 32 32', '22 of 22 layers', None),
+    (f'calibrate my_w4a4.py {FLOAT} calibrated.pth --batches 1',
+     'calibrated with 1 batch', 'calibrated.pth'),
+    ('train my_w4a4.py', "GDRQHook: phase 'quantize'", QUANTIZED),
+    (f'test my_w4a4.py {QUANTIZED}', 'Epoch(test)', None),
+    (f'publish my_w4a4.py {QUANTIZED} zoo', 'published packed', 'zoo/*.pth'),
+    (f'export my_w4a4.py {QUANTIZED} --shape 32 32 --out my_w4a4.onnx '
+     '--speed-rounds 0', 'codes equal to the integer model', 'my_w4a4.onnx'),
+    ('analyze coverage my_w4a4.py --shape 32 32',
+     'multiply-accumulates have two low-bit operands', None),
+    (f'compare my_w4a4.py {FLOAT} --schemes lsq --bits 4,4 --batches 1 '
+     '--json compared.json', 'lsq', 'compared.json'),
+    ('sweep mmpretrain lenet', 'mmpretrain lenet: ',
+     'work_dirs/sweep/mmpretrain/lenet.json'),
+]
+# They need an archive from elsewhere; their own tests make small ones.
+NEED_AN_ARCHIVE = {'dataset bccd', 'dataset camvid', 'dataset tiny-imagenet'}
+
+
+def test_every_verb_runs_away_from_the_checkout(installed, tmp_path):
+    """In one process, which spares importing torch a dozen times."""
+    verbs = {cli.find_verb(line.split()) for line, _, _ in VERBS}
+    assert verbs | NEED_AN_ARCHIVE == cli.VERBS.keys()
+    for name, text in CONFIGS.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    for line, printed, left in VERBS:
+        (tmp_path / 'verbs').open('a').write(line + '\n')
+    out = run_away(
+        installed, tmp_path, '-c',
+        'from gdrq_mm import cli\n'
+        "for line in open('verbs'):\n"
+        "    print('$', line, end='', flush=True)\n"
+        '    cli.main(line.split())\n')
+    outputs = re.split(r'^\$ .*\n', out, flags=re.M)[1:]
+    for (line, printed, left), found in zip(VERBS, outputs, strict=True):
+        assert printed in found, line
+        assert left is None or list(tmp_path.glob(left)), line
