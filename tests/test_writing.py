@@ -37,6 +37,24 @@ def test_what_was_interrupted_changes_nothing(error, overwrite, tmp_path):
 
 
 @pytest.mark.parametrize('overwrite', [True, False])
+def test_a_file_is_on_the_disk_before_its_name_and_then_the_name(
+        overwrite, tmp_path, monkeypatch):
+    on_disk, fsync = [], os.fsync
+
+    def note(descriptor):
+        on_disk.append((os.readlink(f'/proc/self/fd/{descriptor}'),
+                        names(tmp_path)))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, 'fsync', note)
+    with write_whole(tmp_path / 'a.txt', overwrite) as part:
+        part.write_text('all')
+    (file, before), (folder, after) = on_disk
+    assert file == str(part) and before == [part.name]
+    assert folder == str(tmp_path) and 'a.txt' in after
+
+
+@pytest.mark.parametrize('overwrite', [True, False])
 def test_a_killed_writer_leaves_the_old_file_or_none(overwrite, tmp_path):
     path = tmp_path / 'a.txt'
     if overwrite:

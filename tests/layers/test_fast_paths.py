@@ -16,7 +16,9 @@ def layer_of():
 
 
 @pytest.mark.parametrize('mask', [False, True])
-def test_encoder_computes_the_quantized_model(mask):
+@pytest.mark.parametrize('quantization', [
+    QUANTIZATION, dict(activation=dict(bits=2))])  # float weights as well
+def test_encoder_computes_the_quantized_model(quantization, mask):
     model = nn.TransformerEncoder(layer_of(), 2)
     x = torch.randn(3, 5, 16)
     masks = dict(src_key_padding_mask=torch.tensor(
@@ -25,7 +27,7 @@ def test_encoder_computes_the_quantized_model(mask):
     model.eval()
     with torch.no_grad():
         floats = model(x, **masks)
-    gdrq_mm.quantize_(model, QUANTIZATION)
+    gdrq_mm.quantize_(model, quantization)
     gdrq_mm.calibrate(model, [lambda: model(x, **masks)])
     assert not get_state(model).uncalled_layers()
     seen = model.eval()(x, **masks)  # with gradients: no fast path

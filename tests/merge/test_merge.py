@@ -158,6 +158,8 @@ class Odd(nn.Module):
         self.conv, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
         self.norm = nn.BatchNorm2d(
             4, track_running_stats=case != 'batch statistics')
+        if case == 'read by a layer':
+            self.reader = nn.Conv2d(4, 2, 3)
 
     def forward(self, x):
         y = self.conv(x)
@@ -165,6 +167,8 @@ class Odd(nn.Module):
             return self.norm(y) + y
         if self.case == 'returned':
             return self.norm(y), y
+        if self.case == 'read by a layer':
+            return self.norm(y), self.reader(y)
         if self.case == 'not the next':
             return self.norm(y * 2)
         if self.case == 'changed before':
@@ -182,6 +186,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize('case, reason', [
     ('read twice', 'more than a normalization reads'),
     ('returned', 'more than a normalization reads'),
+    ('read by a layer', 'more than a normalization reads'),
     ('not the next', 'no batch normalization reads'),
     ('changed before', 'no batch normalization reads'),
     ('norm of a stranger', 'normalizes other tensors'),

@@ -4,9 +4,10 @@ Usage: python tests/mutation/mutate.py [MODULE ...] [--share 1.] [--seed 0]
            [--again] [--lines FILE] [--json FILE]
 
 Each mutant (:mod:`mutants`) runs in a fork of a process that has imported
-torch, with the tests that execute its line, the fastest first, until one
-fails. Which these are is traced once. Failing to import, to end, or
-to stay alive counts as found; equivalent mutants count as not found.
+torch, with 60 of the tests that execute its line, those of its own room and
+the fastest first, until one fails. Which these are is traced once. Failing to
+import, to end, or to stay alive counts as found; equivalent mutants count as
+not found.
 
 Not mutmut: it runs the tests once in the process that it forks, and torch
 allows no backward pass in a fork of a process that ran one. Not cosmic-ray:
@@ -46,6 +47,7 @@ TESTS = ['test_functional.py', 'quantizers', 'test_extend.py', 'config',
          'test_convert.py', 'training', 'layers', 'kernels/test_kernels.py',
          'checkpoint', 'merge', 'integer']
 SLOWEST = 6.  # CPU seconds of a test that is still used
+MOST = 60  # tests for a mutant: what these do not find counts as not found
 
 
 def forked(function: Callable[[], int], cpu_seconds: float,
@@ -195,16 +197,22 @@ def is_found(module: str, mutant: Mutant, tests: List[str],
     return forked(run, 30 + 5 * seconds) != 0
 
 
-def tests_of(mutant: Mutant, covered: dict) -> List[str]:
-    """The tests that may find a mutant, the fastest first."""
-    every = [test for test in sorted(covered, key=lambda test:
-                                     covered[test][0])
+def tests_of(module: str, mutant: Mutant, covered: dict) -> List[str]:
+    """The tests that may find a mutant: those of its room first, the fastest
+    before others."""
+    room = module.partition('/')[0]
+
+    def order(test):
+        return f'/{room}/' not in test and f'test_{room}' not in test, \
+            covered[test][0]
+
+    every = [test for test in sorted(covered, key=order)
              if covered[test][0] <= SLOWEST and covered[test][1]]
     for first, last in mutant.spans:
         hit = [test for test in every
                if any(first <= line <= last for line in covered[test][1])]
         if hit:
-            return hit
+            return hit[:MOST]
     return every[:20]  # what runs at import
 
 
@@ -220,7 +228,8 @@ def run_module(module: str, covered: dict, share: float, seed: int,
         only (set[str]): Names; {} for those that are drawn.
 
     Returns:
-        dict: ``mutants`` there are, ``run``, ``found``, names of ``missed``.
+        dict: ``mutants`` there are, the ``share`` drawn, ``run``, ``found``,
+        names of ``missed``.
     """
     every = mutants_of(path_of(module).read_text())
     number = math.ceil(share * len(every))
@@ -231,13 +240,13 @@ def run_module(module: str, covered: dict, share: float, seed: int,
         chosen = [mutant for mutant in every if mutant.name in only]
     missed = []
     for mutant in chosen:
-        tests = tests_of(mutant, covered)
+        tests = tests_of(module, mutant, covered)
         seconds = sum(covered[test][0] for test in tests)
         if not is_found(module, mutant, tests, seconds):
             missed.append(mutant.name)
             print(f'{module}:{mutant.spans[0][0]}: {mutant.name} '
                   f'({len(tests)} tests)', file=sys.stderr, flush=True)
-    return dict(mutants=len(every), run=len(chosen),
+    return dict(mutants=len(every), share=share, run=len(chosen),
                 found=len(chosen) - len(missed), missed=missed)
 
 
@@ -261,7 +270,7 @@ def main() -> None:
             trace(lines)
         covered = json.loads(lines.read_text())
     for module in args.modules or MODULES:
-        figures = dict(seed=args.seed, share=args.share, modules={})
+        figures = dict(seed=args.seed, modules={})
         if path and path.exists():  # another process may write to it
             figures = json.loads(path.read_text())
         before = figures['modules'].get(module)

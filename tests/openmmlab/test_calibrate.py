@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner, set_random_seed
 
+from gdrq_mm.checkpoint import CheckpointError
 from gdrq_mm.clip_search import search_clip
 from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint, training_forwards
 from gdrq_mm.openmmlab.publish import inference_config, publish
@@ -130,6 +131,21 @@ def test_what_cannot_be_calibrated_is_refused(float_model, tmp_path):
         calibrate_checkpoint(config, str(out), other, 1)
     with pytest.raises(ValueError, match='batches is 0'):
         calibrate_checkpoint(config, checkpoint, other, 0)
+
+
+@pytest.mark.parametrize('entry, value, message', [
+    ('backbone.layer2.0.conv1.weight', torch.nan, 'has 1 NaN or infinite'),
+    ('backbone.bn1.running_var', torch.inf, 'has 1 NaN or infinite'),
+    ('backbone.bn1.running_var', -1., 'has a value of -1')])
+def test_values_that_no_training_gives_are_not_calibrated(
+        entry, value, message, float_model, tmp_path):
+    config, checkpoint = float_model('resnet')
+    content = torch.load(checkpoint, weights_only=True)
+    content['state_dict'][entry].view(-1)[0] = value
+    torch.save(content, checkpoint)
+    with pytest.raises(CheckpointError, match=f'^{entry} {message}'):
+        calibrate_checkpoint(config, checkpoint, str(tmp_path / 'out.pth'), 1)
+    assert not (tmp_path / 'out.pth').exists()
 
 
 def test_the_tool_says_what_it_did_and_what_is_wrong(

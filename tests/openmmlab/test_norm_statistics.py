@@ -29,7 +29,7 @@ def with_validation(cfg, by_epoch=True):
     cfg.train_cfg = dict(by_epoch=by_epoch, val_interval=1)
     cfg.train_cfg['max_epochs' if by_epoch else 'max_iters'] = 3
     cfg.merge_from_dict({'default_hooks.checkpoint': dict(
-        type='CheckpointHook', interval=1, by_epoch=by_epoch,
+        type='CheckpointHook', interval=2, by_epoch=by_epoch,
         save_best='accuracy/top1', rule='greater')})
     return cfg
 
@@ -73,10 +73,10 @@ def test_statistics_of_every_checkpoint_fit_its_weights(
     runner.register_hook(evaluated)
     runner.train()
     files = [f'{"epoch" if by_epoch else "iter"}_{number}.pth'
-             for number in (1, 2, 3)]
+             for number in (2, 3)]
     files += [path.name for path in
               Path(runner.work_dir).glob('best_*')]
-    assert len(files) == 4
+    assert len(files) == 3
     for name in files:
         saved = torch.load(f'{runner.work_dir}/{name}',
                            weights_only=True)['state_dict']

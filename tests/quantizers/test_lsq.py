@@ -195,3 +195,23 @@ def test_a_rule_of_another_type_has_the_defaults_of_that_type():
     assert isinstance(model[1].weight_quantizer, LSQWeight)
     assert model[1].weight_quantizer.bits == 4
     assert model[1].weight_quantizer.group_size == 2
+
+
+@pytest.mark.parametrize('bits', [2, 3, 8])
+def test_codes_of_weights_end_at_both_ends_of_their_bits(bits):
+    quantizer = LSQWeight(2, bits, -1)
+    quantizer.step.data.fill_(.1)
+    weight = torch.tensor([[-1e3, 0.], [.1, 1e3]])
+    ends = -2**(bits - 1), 2**(bits - 1) - 1
+    codes, _ = quantizer.codes(weight)
+    assert (codes.min(), codes.max()) == ends
+    values = quantizer(weight) / .1
+    torch.testing.assert_close(
+        torch.stack([values.min(), values.max()]), torch.tensor(ends).float())
+
+
+def test_values_at_the_ends_of_the_codes_are_not_clipped():
+    quantizer = LSQActivation(3)
+    quantizer.step.data.fill_(.5)
+    assert quantizer.clipped_fraction(
+        torch.tensor([0., 1., 3.5, 3.6, -.1])) == .5

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from gdrq_mm import quantize_
-from gdrq_mm.training import get_state
+from gdrq_mm.training import get_state, step_
 
 QUANTIZATION = dict(weight=dict(bits=4, k=2.), activation=dict(bits=4))
 
@@ -69,6 +69,19 @@ def test_a_frozen_weight_is_not_projected(how):
     assert torch.equal(model[0].weight, before[0])
     assert not torch.equal(model[2].weight, before[1])
     assert model[0].input_quantizer.num_updates == 3  # its input moves
+
+
+def test_a_step_without_an_optimizer_leaves_frozen_weights_alone():
+    """Called by optimizers that are none of torch.optim."""
+    model = model_of()
+    model[0].weight.requires_grad_(False)
+    for index in (0, 2):
+        model[index].weight.data[0, 0] = 5.  # to be clipped
+    before = [model[index].weight.detach().clone() for index in (0, 2)]
+    model(torch.randn(6, 8)).sum().backward()
+    step_(get_state(model))
+    assert torch.equal(model[0].weight, before[0])
+    assert not torch.equal(model[2].weight, before[1])
 
 
 def test_wrapped_optimizer_projects_once_a_step():
