@@ -47,6 +47,9 @@ VERBS: Dict[str, Verb] = {
                     'others, trained alike'),
     'sweep': Verb('sweep.py', (),
                   'try every model family of the installed packages'),
+    'upstream-tests': Verb('upstream_tests.py', (),
+                           'model tests of a checkout of an mm package, '
+                           'converted'),
     'dataset demo': Verb('dataset_converters/make_demo_data.py', (),
                          'write the small stand-in datasets of the demo'),
     'dataset bccd': Verb('dataset_converters/bccd.py', (),

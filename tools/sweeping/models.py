@@ -7,7 +7,7 @@ they are what is looked at.
 import copy
 import importlib
 from pathlib import Path
-from typing import Any, Callable, Iterator, Tuple
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 import numpy as np
 import torch
@@ -23,9 +23,15 @@ REDUCED = {  # keys of configs anywhere -> at most
     'num_points': 256, 'nms_post': 50}
 
 
-def read_config(path: Path) -> Config:
-    """A config whose model can be built without any download."""
+def read_config(path: Path, options: Optional[dict] = None) -> Config:
+    """A config whose model can be built without any download.
+
+    Args:
+        path (Path): The file.
+        options (dict, optional): Changes of it, by dotted keys.
+    """
     cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options or {})
     if 'model' not in cfg:
         raise KeyError('the config has no model')
     cfg.model = _plain(cfg.model)
@@ -255,7 +261,8 @@ def _det_batch(cfg: Config, height: int, width: int) -> dict:
     np.random.seed(0)
     batch = demo_mm_inputs(
         BATCH, shapes, num_items=[4] * BATCH, num_classes=max(classes, 2),
-        with_mask=True, with_semantic=True, use_box_type=True)
+        with_mask='mask' in words.lower(), with_semantic=True,
+        use_box_type=True)
     for sample in batch['data_samples']:
         sample.gt_instances.instances_ids = torch.arange(4)
         sample.set_metainfo(dict(scale_factor=(1., 1.),

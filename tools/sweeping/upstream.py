@@ -1,0 +1,87 @@
+"""Run the tests of an mm package twice, as they are and converted."""
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Dict, Sequence
+
+from jobs.checkout import ROOT
+
+from .families import PACKAGES
+
+
+def package_of(checkout: Path) -> str:
+    """Which package a checkout is of.
+
+    Raises:
+        FileNotFoundError: Of none that is known.
+    """
+    for package in PACKAGES:
+        if (checkout / package).is_dir() and (checkout / 'tests').is_dir():
+            return package
+    raise FileNotFoundError(
+        f'{checkout} is no checkout of {", ".join(PACKAGES)}: it needs the '
+        'folder of the package and tests/ beside it; get one with git clone')
+
+
+def run_tests(checkout: Path, tests: Sequence[str], convert: bool
+              ) -> Dict[str, str]:
+    """Run tests in a process of their own.
+
+    Args:
+        checkout (Path): Of the package, whose installed models are tested.
+        tests (sequence[str]): Paths in it, or other arguments of pytest.
+        convert (bool): Convert every model that they build.
+
+    Returns:
+        dict[str, str]: Test -> '' where it passed, 'skipped', or the error.
+
+    Raises:
+        RuntimeError: pytest could not run them.
+    """
+    environment = dict(
+        os.environ, UPSTREAM_PACKAGE=package_of(checkout),
+        UPSTREAM_CONVERT='1' if convert else '', CUDA_VISIBLE_DEVICES='',
+        PYTHONPATH=os.pathsep.join(map(str, (ROOT, ROOT / 'tools'))))
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / 'report.xml'
+        done = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-m', 'pytest', '-q', '-o',
+             'addopts=', '-p', 'no:cacheprovider', '-p',
+             'sweeping.upstream_plugin', f'--junitxml={report}', *tests],
+            cwd=checkout, env=environment, text=True, capture_output=True)
+        if done.returncode not in (0, 1) or not report.exists():
+            raise RuntimeError('pytest could not run the tests:\n'
+                               + (done.stdout + done.stderr)[-2000:])
+        return read_outcomes(report)
+
+
+def read_outcomes(report: Path) -> Dict[str, str]:
+    """Outcomes of a JUnit report, see :func:`run_tests`."""
+    outcomes = {}
+    for case in ElementTree.parse(report).getroot().iter('testcase'):
+        name = f'{case.get("classname")}.{case.get("name")}'
+        wrong = next((case.find(kind) for kind in ('failure', 'error')
+                      if case.find(kind) is not None), None)
+        outcomes[name] = (wrong.get('message') or 'failed') \
+            if wrong is not None else \
+            'skipped' if case.find('skipped') is not None else ''
+    return outcomes
+
+
+def compare_runs(checkout: Path, tests: Sequence[str]) -> dict:
+    """What fails converted and passes float.
+
+    Returns:
+        dict: ``package``, ``tests`` (asked for), ``passed`` (number that
+        pass in float), ``failed`` (test -> error).
+    """
+    plain = run_tests(checkout, tests, convert=False)
+    converted = run_tests(checkout, tests, convert=True)
+    passed = [name for name, outcome in plain.items() if not outcome]
+    return dict(
+        package=package_of(checkout), tests=list(tests), passed=len(passed),
+        failed={name: converted.get(name, 'was not run') for name in passed
+                if converted.get(name, 'was not run')})

@@ -1,0 +1,41 @@
+"""Run the model tests of a checkout of mmpretrain, mmdet or mmseg, converted.
+
+Every model that the tests build is quantized (4 bits) as soon as it is built;
+listed is what fails then and passes in float. The installed package is what
+is tested, so take the checkout of its version. Nothing is fetched.
+
+examples:
+  gdrq upstream-tests ~/mmpretrain tests/test_models/test_backbones
+  gdrq upstream-tests ~/mmpretrain --json upstream.json
+"""
+import argparse
+import json
+from pathlib import Path
+
+from sweeping.upstream import compare_runs
+
+from gdrq_mm.cli import run_tool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkout', type=Path)
+    parser.add_argument('tests', nargs='*', default=['tests/test_models'],
+                        help='paths in it (default: tests/test_models)')
+    parser.add_argument('--json', type=Path, metavar='FILE',
+                        help='write the result, too; in the folder of a '
+                        'sweep, as upstream-PACKAGE.json, its page shows it')
+    args = parser.parse_args()
+    found = compare_runs(args.checkout.resolve(), args.tests)
+    for name, error in sorted(found['failed'].items()):
+        print(f'{name}: {error.splitlines()[0][:200]}')
+    print(f'{len(found["failed"])} of {found["passed"]} tests that pass in '
+          'float fail converted')
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    run_tool(main)
