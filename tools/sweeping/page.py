@@ -39,6 +39,20 @@ family runs in a process of its own, on a CPU:
   apart; they stay float.
 '''
 
+TAIL = '''## Upstream's own tests
+
+`gdrq upstream-tests CHECKOUT` runs the model tests of a checkout of
+mmpretrain, mmdet or mmseg with every built model converted, and lists what
+fails then and passes in float. Two kinds cannot pass:
+
+- Tests that assert that all parameters require a gradient. Clip values are
+  Parameters without one: model averaging (`EMAHook`, torch's `AveragedModel`)
+  takes Parameters, and averaged weights need clip values that were averaged
+  with them; optimizers that are resumed find as many parameters as they saved.
+- Tests that call `switch_to_deploy()` on what they built. Quantized models
+  refuse it: switch the float model, then quantize.
+'''
+
 
 def verdict_of(record: dict) -> str:
     """'ok', or the first check that failed and why."""
@@ -67,7 +81,7 @@ def write_page(path: Path, records: List[dict]) -> None:
     lines = [HEAD, *_totals(by_package), *_causes(records)]
     for package in PACKAGES:
         lines += _table(package, by_package.get(package, {}))
-    path.write_text('\n'.join(lines) + '\n')
+    path.write_text('\n'.join([*lines, TAIL]))
     kept = [{key: value for key, value in record.items()
              if key not in ('traceback', 'checking', 'done', 'seconds')}
             for record in records]
