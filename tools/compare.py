@@ -8,7 +8,9 @@ it quantizes.
 
 Schemes: gdrq (as published), gdrq-even (2^b levels, thresholds of non-zeros),
 lsq-channel, every quantizer by its name in small letters (lsq, ...), two of
-those as WEIGHTS+ACTIVATIONS, or a config file with quantization=dict(...).
+those as WEIGHTS+ACTIVATIONS, or a config file with quantization=dict(...) and,
+if you like, hook=dict(...), other arguments of GDRQHook. After each name may
+follow +distill: the float model is its teacher.
 
 What is done is kept: after an interruption the same command goes on, and with
 more schemes, bits or seeds it runs only these.
@@ -48,9 +50,12 @@ def parse_args(argv=None):
                         'several (default: 1)')
     parser.add_argument('--batches', type=int, default=32,
                         help='of the calibration (default: 32)')
-    parser.add_argument('--metric', help='name that the evaluator gives it, '
-                        'greater is better (default: save_best of CONFIG, '
-                        'else mAP, mIoU or top1)')
+    parser.add_argument('--metric', help='name that the evaluator gives it '
+                        '(default: save_best of CONFIG, else mAP, mIoU or '
+                        'top1)')
+    parser.add_argument('--rule', choices=('greater', 'less'), help='which '
+                        'of the metric is better (default: what CONFIG or '
+                        'mmengine says)')
     parser.add_argument('--collect', action='store_true',
                         help='run nothing, show what is done')
     for name, text in (('json', 'all figures'), ('table', 'in Markdown'),
@@ -85,7 +90,7 @@ def compare(args) -> None:
     """Run what is not done, then show all."""
     from comparing.plan import Comparison, Settings
     from comparing.schemes import parse_bits
-    from comparing.table import collect, plot, table
+    from comparing.table import collect, plot, start_of, table
     from jobs.checkout import cores
     from jobs.engine import Engine
     from jobs.process import prepare_environment
@@ -98,12 +103,16 @@ def compare(args) -> None:
     failed = {}
     if not args.collect:
         lock = Lock(comparison.settings.work_dir)  # held until the end
-        failed = Engine(comparison.jobs(), args.jobs, preload=(
-            'torch', 'mmcv', 'mmengine.runner', 'gdrq_mm',
-            f'{comparison.cfg.default_scope}.models')).run()
+        jobs = comparison.jobs()
+        for part in (jobs[:1], jobs[1:]):  # the float model that all begin as
+            failed.update(Engine(part, args.jobs, preload=(
+                'torch', 'mmcv', 'mmengine.runner', 'gdrq_mm',
+                f'{comparison.cfg.default_scope}.models')).run())
+            if not failed:  # a mistyped metric is told before the trainings
+                start_of(comparison, args.metric, args.rule)
         del lock
     result = collect(comparison, args.metric,
-                     f'gdrq compare {shlex.join(sys.argv[1:])}')
+                     f'gdrq compare {shlex.join(sys.argv[1:])}', args.rule)
     print(f'\n{table(result)}')
     if args.json:
         write_json(args.json, result)

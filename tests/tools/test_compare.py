@@ -22,9 +22,16 @@ from comparing.schemes import (  # noqa: E402
     NAMED,
     at_bits,
     find_scheme,
+    hook_of,
     parse_bits,
+    short_name,
 )
-from comparing.table import metric_name, plot, table  # noqa: E402
+from comparing.table import (  # noqa: E402
+    metric_name,
+    plot,
+    rule_of,
+    table,
+)
 
 METRICS = dict(faster_rcnn='pascal_voc/mAP', pspnet='mIoU',
                resnet='accuracy/top1')
@@ -81,6 +88,20 @@ def test_a_file_is_a_scheme(tmp_path):
         'backbone.conv1', 'head.fc']
     with pytest.raises(ValueError, match='is no file'):
         find_scheme('nothing.py')
+
+
+def test_a_scheme_may_be_distilled_and_have_options_of_its_hook(tmp_path):
+    assert find_scheme('lsq+distill') == find_scheme('lsq')
+    assert find_scheme('dorefa+pact+distill') == find_scheme('dorefa+pact')
+    assert hook_of('lsq') == {} and hook_of('lsq+distill') == dict(distill={})
+    path = tmp_path / 'mine.py'
+    path.write_text('quantization = dict(weight=dict(type="LSQ"))\n'
+                    'hook = dict(bn_batches=4, distill=dict(weight=3.))')
+    assert find_scheme(f'{path}+distill') == find_scheme(str(path))
+    for name in (str(path), f'{path}+distill'):
+        assert hook_of(name) == dict(bn_batches=4, distill=dict(weight=3.))
+    assert short_name(f'{path}+distill') == 'mine+distill'
+    assert short_name('dorefa+pact') == 'dorefa+pact'
 
 
 @pytest.mark.parametrize('text', ['4', '4,x', '9,4', '4,1'])
@@ -166,6 +187,17 @@ def test_bad_input_is_told_before_anything_is_written(start, tmp_path):
         return str(error.value)
 
     assert 'no scheme' in refused(config, checkpoint, schemes=['x'])
+    (tmp_path / 'bad.py').write_text(
+        'quantization = dict(weight=dict(type="LSQ"))\n'
+        'hook = dict(distill=dict(outputs={"hed": "l2"}))')
+    assert "'hed' matches no module" in refused(
+        config, checkpoint, schemes=[str(tmp_path / 'bad.py')])
+    (tmp_path / 'bad.py').write_text(
+        'quantization = dict(weight=dict(type="LSQ"))\n'
+        'hook = dict(bn_batch=1)')
+    assert "'bn_batch'" in refused(
+        config, checkpoint, schemes=[str(tmp_path / 'bad.py')])
+    (tmp_path / 'bad.py').unlink()
     # No LSQ has 1 bit.
     assert refused(config, checkpoint, schemes=['lsq'], bits=[(1, 4)]
                    ).startswith('lsq at [1, 4]: ')
@@ -184,7 +216,10 @@ def test_bad_input_is_told_before_anything_is_written(start, tmp_path):
 
 @pytest.mark.parametrize('name', METRICS)
 def test_cells_of_every_task(name, start, tmp_path):
-    comparison = Comparison(settings(start(name), tmp_path, ['lsq']))
+    scheme = 'lsq+distill' if name == 'resnet' else 'lsq'
+    comparison = Comparison(settings(start(name), tmp_path, [scheme]))
+    hook = comparison.config(comparison.cells[1], 0).custom_hooks[-1]
+    assert hook.get('distill') == ({} if name == 'resnet' else None)
     job = comparison.job(comparison.cells[1], 0, 'calibrate')
     job.folder.mkdir(parents=True)
     results = run_cell(**job.prepare({}).arguments)
@@ -210,15 +245,26 @@ def test_the_tool_goes_on_and_shows_all(start, tmp_path):
 
     nothing = run('--collect')
     assert nothing.returncode == 1 and 'without --collect' in nothing.stderr
+    # Told after the test of the float model, before any training.
+    mistyped = run('--schemes', 'lsq', '--metric', 'acc/top1')
+    assert mistyped.returncode == 1
+    assert mistyped.stderr.startswith("compare: the evaluator has no metric "
+                                      "'acc/top1'; it has accuracy/top1")
+    assert [path.name for path in (tmp_path / 'work').rglob('*.json')
+            if path.parent.parent == tmp_path / 'work'] == ['test.json']
     first = run('--schemes', 'lsq')
     assert first.returncode == 0, first.stdout + first.stderr
-    second = run('--schemes', 'lsq', 'gdrq', *out)
+    assert 'start/test: done already' in first.stdout
+    second = run('--schemes', 'lsq', 'gdrq+distill', *out)
     assert second.returncode == 0, second.stdout + second.stderr
     assert 'lsq-w2a4/seed0: done already' in second.stdout
     result = json.loads((tmp_path / 'json').read_text())
     assert result['metric'] == 'accuracy/top1'
     assert [row['name'] for row in result['cells']] == [
-        'float', 'lsq-w2a4', 'gdrq-w2a4']
+        'float', 'lsq-w2a4', 'gdrq+distill-w2a4']
+    assert result['rule'] == 'greater'
+    log = (tmp_path / 'work/gdrq+distill-w2a4/seed0.log').read_text()
+    assert 'GDRQHook: distills from' in log and 'loss_distill_cls' in log
     for row in result['cells']:
         assert 0 <= row['seeds']['0']['metric'] <= 100
     assert (tmp_path / 'table').read_text() == table(result) + '\n'
@@ -241,7 +287,8 @@ def invented():
 
     policy = '[weight,activation] bits: [2,4]: 20 layers; [8,8]: fc'
     return dict(
-        metric='accuracy/top1', start=89.5, seeds=[0, 1], batches=32,
+        metric='accuracy/top1', rule='greater', start=89.5, seeds=[0, 1],
+        batches=32,
         versions=dict(gdrq_mm='0.2', torch='2.1'), cells=[
             row('float', [90., 91.], bits=[]),
             row('gdrq', [88., 89.5], bits=[2, 4], weight_levels=3,
@@ -256,15 +303,41 @@ def test_table_and_plot(tmp_path):
     assert len({len(line) for line in lines[:5]}) == 1
     cells = [[cell.strip() for cell in line.split('|')[1:-1]]
              for line in lines[2:5]]
-    assert cells[0] == ['', 'float', '', '90.50 (90.00 to 91.00)', '', '', '',
-                        '900']
+    assert cells[0] == ['', 'float', 'float', '90.50 (90.00 to 91.00)', '',
+                        '', '', '900']
     assert cells[1] == ['[2, 4]', 'gdrq', '3 / 16', '88.75 (88.00 to 89.50)',
                         '1.75 (1.50 to 2.00)', '70.25', '1.15', '100']
-    assert cells[2] == ['[2, 4]', 'lsq', '4 / ?', 'not run', '', 'not run',
-                        '', '']
+    assert cells[2] == ['[2, 4]', 'lsq', '4 / up to 16', 'not run', '',
+                        'not run', '', '']
     assert '[8,8]: fc' in lines[-1]
     plot(invented(), tmp_path / 'plot.png')
     assert (tmp_path / 'plot.png').stat().st_size > 5000
+
+
+def test_a_row_says_of_how_many_seeds_it_is():
+    result = invented()
+    result['cells'][1]['seeds'].pop('1')
+    row = table(result).splitlines()[3]
+    assert '88.00, 1 of 2 seeds' in row and '2.00, 1 of 2 seeds' in row
+    assert 'of 2 seeds' not in table(invented())
+
+
+def test_a_drop_is_what_gets_worse():
+    result = dict(invented(), rule='less', metric='rmse')
+    assert '-1.75 (-2.00 to -1.50)' in table(result)
+    assert 'less is better' in table(result)
+
+
+def test_which_of_a_metric_is_better():
+    assert rule_of('pascal_voc/mAP', Config()) == 'greater'
+    assert rule_of('coco_panoptic/PQ', Config()) == 'greater'
+    assert rule_of('loss', Config()) == 'less'
+    with pytest.raises(ValueError, match='whether a greater rmse is better is '
+                       'not known; give --rule greater or --rule less'):
+        rule_of('rmse', Config())
+    cfg = Config(dict(default_hooks=dict(checkpoint=dict(
+        save_best='rmse', rule='less'))))
+    assert rule_of('rmse', cfg) == 'less'
 
 
 def test_the_metric_of_the_task():

@@ -19,10 +19,12 @@ from torch import nn
 from gdrq_mm import quantize_
 from gdrq_mm.checkpoint import float_weights, pack
 from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
+from gdrq_mm.openmmlab.head_outputs import find_outputs
 from gdrq_mm.openmmlab.publish import load_all
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.openmmlab.scopes import build_model
 from gdrq_mm.quantizers import ActivationQuantizer
+from gdrq_mm.training import Distillation, DistillConfig
 
 STEPS = 7  # of each model, one after the other, of which the median counts
 
@@ -76,12 +78,18 @@ def properties(cfg: Config, checkpoint: str) -> dict:
         ``float_bytes`` of the files, ``step_ratio`` (time of a training step
         over that of the float model).
     """
-    quantization = cfg.custom_hooks[-1].quantization.to_dict()
+    hook = cfg.custom_hooks[-1].to_dict()
+    quantization = hook['quantization']
     plain, model = build_model(cfg), build_model(cfg)
     quantize_(model, quantization)
     weights = read_checkpoint(checkpoint)['state_dict']
     load_all(model, weights)
     load_all(plain, float_weights(weights))
+    if hook.get('distill') is not None:
+        config = DistillConfig.from_dict(hook['distill'])
+        teacher = copy.deepcopy(plain)
+        outputs, branches = find_outputs(teacher, config.outputs)
+        Distillation(model, teacher, outputs, config, branches).start()
     bits = quantization['activation']['bits']
     levels = Counter(_levels(module) for module in model.modules()
                      if isinstance(module, ActivationQuantizer)

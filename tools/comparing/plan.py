@@ -8,20 +8,23 @@ from typing import Dict, List, Sequence, Tuple
 from jobs.checkout import gdrq_mm_version
 from jobs.engine import Job, Task
 from jobs.records import file_hash, text_hash
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
 from gdrq_mm import quantize_
 from gdrq_mm.analysis import first_and_last
 from gdrq_mm.checkpoint import NAME, CheckpointError
 from gdrq_mm.config import QuantConfig
+from gdrq_mm.openmmlab.head_outputs import find_outputs
+from gdrq_mm.openmmlab.hook import GDRQHook
 from gdrq_mm.openmmlab.publish import gdrq_hooks, load_all, quantization_of
+from gdrq_mm.openmmlab.quantized_model import float_architecture
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
 from gdrq_mm.plan import QuantReport, make_plan
-from gdrq_mm.training import get_state
+from gdrq_mm.training import DistillConfig, get_state
 
-from .schemes import ENDS_BITS, at_bits, find_scheme
+from .schemes import ENDS_BITS, at_bits, find_scheme, hook_of, short_name
 
 FLOAT, START = 'float', 'start'
 
@@ -61,16 +64,19 @@ class Cell:
         weight_levels (int, optional): Levels of weights, but for first and
             last layers.
         policy (str): Which layers have which bits.
+        hook (dict): Other arguments of GDRQHook.
     """
     scheme: str
     bits: tuple = ()
     quantization: dict = field(default_factory=dict)
     weight_levels: int = 0
     policy: str = ''
+    hook: dict = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return '-'.join([Path(self.scheme).stem, 'w{}a{}'.format(*self.bits)]
+        return '-'.join([short_name(self.scheme),
+                         'w{}a{}'.format(*self.bits)]
                         ) if self.bits else self.scheme
 
 
@@ -131,15 +137,24 @@ class Comparison:
             raise ValueError(f'{scheme} quantizes nothing in '
                              f'{self.settings.config}')
         weight = QuantConfig.from_dict(quantization).weight
+        hook = {**self.hook, **hook_of(scheme)}
+        try:
+            GDRQHook(**{key: value for key, value in hook.items()
+                        if key not in ('type', 'priority')})
+            if hook.get('distill') is not None:
+                find_outputs(model, DistillConfig.from_dict(
+                    hook['distill']).outputs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{scheme}: {error}') from None
         return Cell(scheme, bits, quantization, weight.num_levels(),
-                    QuantReport(state.plans).policy())
+                    QuantReport(state.plans).policy(), hook)
 
     def config(self, cell: Cell, seed: int) -> Config:
         """The config of a cell, without ``work_dir`` and ``load_from``."""
         cfg = copy.deepcopy(self.cfg)
         if cell.quantization:
             cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(
-                self.hook, quantization=copy.deepcopy(cell.quantization))]
+                cell.hook, quantization=copy.deepcopy(cell.quantization))]
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
         return cfg
 
@@ -184,11 +199,11 @@ def _check_names(schemes: Sequence[str]) -> None:
     """Results lie in folders with the names of schemes."""
     found = {}
     for scheme in schemes:
-        other = found.setdefault(Path(scheme).stem, scheme)
+        other = found.setdefault(short_name(scheme), scheme)
         if other != scheme:
             raise ValueError(
                 f'the schemes {other} and {scheme} have one name, '
-                f'{Path(scheme).stem}, where their results would lie; rename '
+                f'{short_name(scheme)}, where their results would lie; rename '
                 'one of the files')
 
 
@@ -207,11 +222,7 @@ def _split(cfg: Config) -> Tuple[dict, object]:
     if ours or cfg.model.get('quantization') is not None:
         rules = quantization_of(cfg).get('rules') or []
     cfg.custom_hooks = [hook for hook in hooks if hook not in ours]
-    if cfg.model.get('quantization') is not None:
-        model = cfg.model.to_dict()
-        del model['quantization']
-        model['type'] = model.pop('architecture')
-        cfg.model = ConfigDict(model)
+    cfg.model = float_architecture(cfg.model)
     hook = dict(ours[0].to_dict() if ours else {}, type='GDRQHook')
     hook.pop('quantization', None)
     imports = (cfg.get('custom_imports') or {}).get('imports') or []

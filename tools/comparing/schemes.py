@@ -6,10 +6,11 @@ from typing import Dict, Sequence, Tuple
 from mmengine.config import Config
 
 from gdrq_mm.errors import did_you_mean
-from gdrq_mm.openmmlab.publish import quantization_of
+from gdrq_mm.openmmlab.publish import gdrq_hooks, quantization_of
 from gdrq_mm.quantizers import DEFAULT_TYPE, QUANTIZERS
 
 ENDS_BITS = 8
+FILES = ('.py', '.json', '.yaml', '.yml')
 # Settings that have a name of their own; all other types of QUANTIZERS have
 # the name of the type, with its defaults.
 NAMED: Dict[str, dict] = {
@@ -26,6 +27,35 @@ NAMED: Dict[str, dict] = {
 }
 
 
+DISTILLED = '+distill'  # at the end of a name
+
+
+def short_name(name: str) -> str:
+    """The name of a scheme without the folder and the ending of its file."""
+    base = name.removesuffix(DISTILLED)
+    return (Path(base).stem if base.endswith(FILES) else base) \
+        + name[len(base):]
+
+
+def hook_of(name: str) -> dict:
+    """Arguments of GDRQHook that a scheme replaces, but ``quantization``.
+
+    Args:
+        name (str): As :func:`find_scheme` takes it. A file says them by its
+            own GDRQHook or by ``hook = dict(...)``.
+    """
+    base = name.removesuffix(DISTILLED)
+    found: dict = {}
+    if base.endswith(FILES):
+        cfg = _read(base)
+        for hook in (*gdrq_hooks(cfg), cfg.get('hook') or {}):
+            found.update((key, value) for key, value in hook.items()
+                         if key not in ('type', 'quantization'))
+    if base != name and not found.get('distill'):
+        found['distill'] = {}  # its defaults
+    return copy.deepcopy(found)
+
+
 def find_scheme(name: str) -> dict:
     """The quantization of a scheme, without bits.
 
@@ -33,12 +63,13 @@ def find_scheme(name: str) -> dict:
         name (str): One of ``NAMED``; the name of a type of ``QUANTIZERS``, in
             small letters; two of those, 'WEIGHTS+ACTIVATIONS'; or a config
             with ``quantization = dict(...)``, a GDRQHook or a
-            ``QuantizedModel``.
+            ``QuantizedModel``. '+distill' may follow, see :func:`hook_of`.
 
     Raises:
         ValueError: There is no such scheme.
     """
-    if name.endswith(('.py', '.json', '.yaml', '.yml')):
+    name = name.removesuffix(DISTILLED)
+    if name.endswith(FILES):
         return _of_file(name)
     if name in NAMED:
         return copy.deepcopy(NAMED[name])
@@ -52,7 +83,7 @@ def find_scheme(name: str) -> dict:
                 f'there is no scheme {name!r}; '
                 f'{did_you_mean(part, [*NAMED, *types])}, or '
                 'WEIGHTS+ACTIVATIONS of these types, or a config file with '
-                'quantization=dict(...)')
+                'quantization=dict(...); +distill may follow')
         if getattr(QUANTIZERS[types[part]], side) is None:
             others = [key for key, kind in types.items()
                       if getattr(QUANTIZERS[kind], side)]
@@ -65,11 +96,15 @@ def find_scheme(name: str) -> dict:
     return quantization
 
 
-def _of_file(name: str) -> dict:
+def _read(name: str) -> Config:
     if not Path(name).is_file():
         raise ValueError(f'the scheme {name} is no file; give the path of a '
                          'config with quantization=dict(...)')
-    cfg = Config.fromfile(name, import_custom_modules=False)
+    return Config.fromfile(name, import_custom_modules=False)
+
+
+def _of_file(name: str) -> dict:
+    cfg = _read(name)
     if cfg.get('quantization') is not None:
         return cfg.quantization.to_dict()
     if cfg.get('model') is None:

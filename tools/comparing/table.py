@@ -1,21 +1,23 @@
 """All results in one JSON file, as a table and as a plot."""
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 from jobs.checkout import versions
 from jobs.records import decide, read_json
+from mmengine.hooks import CheckpointHook
 
 from gdrq_mm.analysis.pictures import new_figure, save_figure
 
 from .plan import START, Cell, Comparison
+from .schemes import short_name
 
 # Names of metrics, the first one that an evaluator gives counts, where the
 # config does not say (save_best).
 METRICS = ('bbox_mAP', 'mAP', 'mIoU', 'top1', 'PQ')
 
 
-def collect(comparison: Comparison, metric: Optional[str], command: str
-            ) -> dict:
+def collect(comparison: Comparison, metric: Optional[str], command: str,
+            rule: Optional[str] = None) -> dict:
     """What is done of a comparison.
 
     Args:
@@ -23,6 +25,8 @@ def collect(comparison: Comparison, metric: Optional[str], command: str
         metric (str, optional): Name that the evaluator gives it; by default
             that of ``save_best``, else the usual one of the task.
         command (str): What the user typed.
+        rule (str, optional): 'greater' or 'less', which is better; by default
+            what mmengine knows of the metric.
 
     Returns:
         dict: For the JSON file.
@@ -31,11 +35,7 @@ def collect(comparison: Comparison, metric: Optional[str], command: str
         ValueError: Nothing is done, or the evaluator has no such metric.
     """
     settings = comparison.settings
-    start = _results(comparison, Cell(START), settings.seeds[0], 'test')
-    if start is None:
-        raise ValueError(f'nothing is done in {settings.work_dir}; run the '
-                         'same command without --collect')
-    name = metric_name(start['metrics'], metric, comparison.cfg)
+    start, name, rule = start_of(comparison, metric, rule)
     cells = []
     for cell in comparison.cells:
         found = {seed: _results(comparison, cell, seed, 'train')
@@ -47,7 +47,8 @@ def collect(comparison: Comparison, metric: Optional[str], command: str
                                    metrics=each['metrics'])
                    for seed, each in found.items() if each})
         if cell.quantization:
-            row.update(quantization=cell.quantization, policy=cell.policy,
+            row.update(quantization=cell.quantization, hook=cell.hook,
+                       policy=cell.policy,
                        weight_levels=cell.weight_levels)
             calibrated = _results(comparison, cell, settings.seeds[0],
                                   'calibrate')
@@ -59,9 +60,22 @@ def collect(comparison: Comparison, metric: Optional[str], command: str
                     calibrated=calibrated['metrics'][name])
         cells.append(row)
     return dict(
-        command=command, config=settings.config, metric=name,
+        command=command, config=settings.config, metric=name, rule=rule,
         seeds=list(settings.seeds), start=start['metrics'][name],
         batches=settings.batches, cells=cells, versions=versions())
+
+
+def start_of(comparison: Comparison, metric: Optional[str],
+             rule: Optional[str]) -> Tuple[dict, str, str]:
+    """What the evaluator says of the float model that all begin with; which
+    of it is compared, and whether 'greater' or 'less' is better."""
+    settings = comparison.settings
+    start = _results(comparison, Cell(START), settings.seeds[0], 'test')
+    if start is None:
+        raise ValueError(f'nothing is done in {settings.work_dir}; run the '
+                         'same command without --collect')
+    name = metric_name(start['metrics'], metric, comparison.cfg)
+    return start, name, rule or rule_of(name, comparison.cfg)
 
 
 def _results(comparison, cell, seed, kind) -> Optional[dict]:
@@ -75,9 +89,8 @@ def _results(comparison, cell, seed, kind) -> Optional[dict]:
 
 
 def metric_name(metrics: Dict[str, float], asked: Optional[str], cfg) -> str:
-    """The metric that is compared: greater is better."""
-    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    for name in (asked, checkpoint.get('save_best')):
+    """The metric that is compared."""
+    for name in (asked, _checkpoint_hook(cfg).get('save_best')):
         if isinstance(name, str) and name in metrics:
             return name
         if asked:
@@ -90,38 +103,64 @@ def metric_name(metrics: Dict[str, float], asked: Optional[str], cfg) -> str:
     return next(iter(metrics))
 
 
-def spread(values: List[float], digits: int) -> str:
-    """'91.24', or '91.50 (91.00 to 92.00)' over several seeds."""
+def rule_of(metric: str, cfg) -> str:
+    """Which of a metric is better, 'greater' or 'less'.
+
+    Raises:
+        ValueError: Neither the config nor mmengine says it.
+    """
+    hook = _checkpoint_hook(cfg)
+    if hook.get('save_best') == metric and hook.get('rule'):
+        return hook['rule']
+    if metric.rpartition('/')[2] in METRICS:
+        return 'greater'
+    try:
+        return CheckpointHook(save_best=metric).rules[0]
+    except ValueError:
+        raise ValueError(f'whether a greater {metric} is better is not known; '
+                         'give --rule greater or --rule less') from None
+
+
+def _checkpoint_hook(cfg) -> dict:
+    return (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+
+
+def spread(values: List[float], digits: int, seeds: int) -> str:
+    """'91.24', or '91.50 (91.00 to 92.00)' over several seeds, or '91.24, 1
+    of 3 seeds' of fewer than were asked for."""
     if not values:
         return 'not run'
     text = f'{sum(values) / len(values):.{digits}f}'
-    return text if len(values) == 1 else (
-        f'{text} ({min(values):.{digits}f} to {max(values):.{digits}f})')
+    if len(values) > 1:
+        text += f' ({min(values):.{digits}f} to {max(values):.{digits}f})'
+    return text if len(values) == seeds else \
+        f'{text}, {len(values)} of {seeds} seeds'
 
 
-def drops_of(row: dict, rows: List[dict]) -> List[float]:
-    """Float minus quantized, of the seeds that both have."""
-    reference = rows[0]['seeds']
-    return [reference[seed]['metric'] - found['metric']
+def drops_of(row: dict, rows: List[dict], rule: str) -> List[float]:
+    """How much worse than float, of the seeds that both have."""
+    reference, sign = rows[0]['seeds'], 1 if rule == 'greater' else -1
+    return [sign * (reference[seed]['metric'] - found['metric'])
             for seed, found in row['seeds'].items() if seed in reference]
 
 
 def table(result: dict) -> str:
     """Markdown: one row a cell, then what first and last layers have."""
-    rows = result['cells']
+    rows, number = result['cells'], len(result['seeds'])
     digits = 4 if result['start'] <= 1 else 2
     lines = [['[w,a] bits', 'scheme', 'levels of weights / activations',
               f'{result["metric"]}, fine-tuned', 'drop', 'calibrated only',
               'step time / float', 'file, kB']]
     for row in rows:
         seeds = [each['metric'] for each in row['seeds'].values()]
-        line = [str(row['bits']) if row['bits'] else '', row['scheme'], '',
-                spread(seeds, digits), '', '', '', '']
+        line = [str(row['bits']) if row['bits'] else '', row['scheme'],
+                'float', spread(seeds, digits, number), '', '', '', '']
         if row['bits']:
+            # Signed inputs may have fewer; calibration tells.
             line[2] = f'{row["weight_levels"]} / ' + ' and '.join(
-                row.get('activation_levels', ['?']))
-            drops = drops_of(row, rows)
-            line[4] = spread(drops, digits) if drops else ''
+                row.get('activation_levels', [f'up to {2**row["bits"][1]}']))
+            drops = drops_of(row, rows, result['rule'])
+            line[4] = spread(drops, digits, number) if drops else ''
             line[5] = f'{row["calibrated"]:.{digits}f}' \
                 if 'calibrated' in row else 'not run'
             if 'step_ratio' in row:
@@ -148,7 +187,8 @@ def caption(result: dict) -> str:
         f'{result["metric"]} of the float model that all begin with: '
         f'{result["start"]:.4g}. Fine-tuned by one schedule, seeds {seeds}'
         + ('' if len(result['seeds']) == 1 else ': mean (least to largest)')
-        + '; drop: float, fine-tuned alike, minus quantized. Calibrated: '
+        + f'; {result["rule"]} is better; drop: how much worse than float, '
+        'fine-tuned alike. Calibrated: '
         f'{result["batches"]} batches, no training. Other bits than in the '
         f'first column, [weights,activations]: {policies or "none"}. '
         f'gdrq_mm {found["gdrq_mm"]}, torch {found["torch"]}.')
@@ -176,7 +216,7 @@ def plot(result: dict, path: Path) -> None:
             axes.errorbar(
                 pairs.index(tuple(row['bits'])) + shift, mean,
                 [[mean - min(values)], [max(values) - mean]], fmt='o',
-                capsize=3, color=f'C{number}', label=Path(scheme).stem)
+                capsize=3, color=f'C{number}', label=short_name(scheme))
     axes.set_xticks(range(len(pairs)), [str(list(pair)) for pair in pairs])
     axes.set_xlabel('bits of weights and activations')
     axes.set_ylabel(result['metric'])
