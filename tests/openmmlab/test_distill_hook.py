@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdrq_mm.openmmlab.distill import META, build_teacher
 from gdrq_mm.openmmlab.head_outputs import find_outputs
+from gdrq_mm.openmmlab.publish import inference_config
 from gdrq_mm.training import Distillation, DistillConfig
 
 QUANTIZATION = dict(weight=dict(bits=2), activation=dict(bits=4))
@@ -314,6 +315,15 @@ def test_a_teacher_is_the_float_model_of_a_quantized_config(load_config,
     assert type(teacher).__name__ == 'ImageClassifier'
     assert not [key for key in teacher.state_dict() if 'quantiz' in key]
     assert cfg.pretty_text == before
+
+
+def test_a_published_config_leaves_the_teacher_behind(load_config):
+    cfg = load_config('resnet')
+    cfg.custom_hooks = [hook(teacher='/home/me/float.pth')]
+    published = inference_config(cfg)
+    assert published.model.type == 'QuantizedModel'
+    assert 'distill' not in published.custom_hooks[0]
+    assert '/home/me' not in published.pretty_text
 
 
 # -- what is refused ----------------------------------------------------------
