@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 
-.PHONY: setup lint test fuzz mutation docs demo forks gpu
+.PHONY: setup lint test fuzz mutation docs demo forks pythons gpu
 
 setup:
 	$(PYTHON) tools/setup_env.py
@@ -35,6 +35,10 @@ forks:
 	$(PYTHON) tools/setup_env.py --venv .venv-forks \
 		--pins requirements/forks.txt
 	.venv-forks/bin/python -m pytest -n 2 --dist loadfile tests
+
+# The tests of the core in every Python that is claimed and installed.
+pythons:
+	$(PYTHON) tools/pythons.py
 
 # In the Python that has torch for the GPU; .venv is not used.
 gpu:

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent
 MIM = ('configs', 'tools', 'model-index.yml')
 # What needs the checkout is not installed.
 NOT_INSTALLED = ('__pycache__', 'setup_env.py', 'cxx_precompiled.py',
-                 'demo.py', 'demo_stages', 'model_zoo.py', 'experiments',
-                 'run_experiments.py', 'results_page.py')
+                 'pythons.py', 'demo.py', 'demo_stages', 'model_zoo.py',
+                 'experiments', 'run_experiments.py', 'results_page.py')
 
 
 class BuildWithMim(build_py):
