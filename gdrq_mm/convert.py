@@ -98,8 +98,8 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
 
     def activation_quantizer(**options):
         scheme = plan.activation
-        return QUANTIZERS[scheme.type].activation(
-            bits=scheme.bits, **scheme.options(), **options).to(device)
+        return QUANTIZERS[scheme.type].activation.build(
+            scheme, **options).to(device)
 
     if plan.output:
         layer = OutputQuantizer(state, activation_quantizer(

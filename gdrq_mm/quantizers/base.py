@@ -16,6 +16,7 @@ start_step        weights               before the forward of a training step
 after_step        weights               after the optimizer stepped the weight
 share             weights               instead, where another layer with the
                                         same weight was asked before
+build             activations           when a model is converted
 observe           activations           with every input that counts
 update_           activations           after a step, and in ``calibrate``
 restart           both                  where the other phase begins
@@ -238,6 +239,17 @@ class ActivationQuantizer(Quantizer):
     def __init__(self, bits: int, headroom: float = 1.) -> None:
         super().__init__(bits)
         self.headroom = headroom
+
+    @classmethod
+    def build(cls, scheme: ActivationScheme, **options
+              ) -> 'ActivationQuantizer':
+        """The quantizer that a scheme asks for.
+
+        Args:
+            scheme (ActivationScheme): A ``Scheme`` of this class.
+            options: Further keyword arguments, such as ``headroom``.
+        """
+        return cls(bits=scheme.bits, **scheme.options(), **options)
 
     def observe(self, x: Tensor) -> None:
         """Take statistics of an input of the running step."""

@@ -5,6 +5,10 @@ import torch
 from torch import Tensor
 
 SAMPLES = 2**12  # values of a tensor that are looked at
+# Where that is done in every step: so many for every code, as fine grids ask
+# for the tails, and so many at least.
+FEW_PER_CODE, FEW = 2**6, 2**10
+FEW_CANDIDATES = 25
 CANDIDATES = 41  # steps, each 2^(1/4) times the next
 REFINEMENTS = 3
 # Codes of zero that are tried, counted from either end.
@@ -115,3 +119,59 @@ def least_squares_grid(values: Tensor, high: int) -> Tuple[Tensor, int]:
         if each > 0 and error < best:
             best, step, zero_point = error, each, zero
     return step, zero_point
+
+
+def few(x: Tensor, bits: int) -> Tensor:
+    """Some values of an activation, in float32, shape ``(values, )``."""
+    values = x.detach().reshape(-1)
+    number = max(FEW, FEW_PER_CODE * 2**bits)
+    # An odd stride visits every column of an image of even width.
+    return values[::max(1, values.numel() // number) | 1].float()
+
+
+def quick_grid(values: Tensor, low: Tensor, high: Tensor
+               ) -> Tuple[Tensor, Tensor]:
+    """Step and codes of least squared error, for every training step.
+
+    Of steps that are each 2^(1/4) times the next, and the minimum of the
+    parabola through the best one and its neighbours. The device is not
+    waited for.
+
+    Args:
+        values (Tensor): float32, shape ``(values, )``.
+        low (Tensor): Least codes, at most 0, shape ``(ranges, )``.
+        high (Tensor): Greatest codes, at least 0, of the same shape.
+
+    Returns:
+        tuple[Tensor, Tensor]: The step, a scalar, 0 where no value lies on a
+        side that has codes, not finite where a value is not; which of the
+        ranges, of shape ``(1, )``.
+
+    Examples:
+        >>> values = torch.linspace(0, 1, 1000)
+        >>> step, _ = quick_grid(values, torch.zeros(1), torch.tensor([15.]))
+        >>> bool((step - 1 / 15).abs() < .003)
+        True
+    """
+    low, high = low.to(values), high.to(values)
+    ends = torch.stack([values.amax() / high, values.amin() / low])
+    # 0 / 0 and x / 0: a side without codes.
+    reach = torch.where(torch.stack([high, low]) == 0, 0., ends).amax(0)
+    exponents = torch.arange(FEW_CANDIDATES, device=values.device) / 4
+    steps = reach[:, None] * 2.**-exponents
+    ratio = values / steps[:, :, None]
+    rounded = ratio.round().clamp_(low[:, None, None], high[:, None, None])
+    errors = rounded.sub_(ratio).square_().mean(2) * steps.square()
+    best, index = errors.min(1, keepdim=True)
+    middle = index.clamp(1, FEW_CANDIDATES - 2)
+    left, here, right = errors.gather(
+        1, torch.cat([middle - 1, middle, middle + 1], 1)).T
+    curve = left - 2 * here + right
+    shift = torch.where(curve > 0, (left - right) / (2 * curve.clamp(
+        min=torch.finfo(curve.dtype).tiny)), 0.).clamp(-.5, .5)
+    shift = torch.where(middle == index, shift[:, None], 0.)
+    step = torch.where(
+        reach[:, None] > 0,
+        reach[:, None] * 2.**(-(index + shift) / 4), reach[:, None])
+    row = torch.where(reach[:, None] > 0, best, float('inf')).argmin(0)
+    return step[row].squeeze(), row

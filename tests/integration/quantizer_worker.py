@@ -3,10 +3,9 @@ import sys
 
 import torch
 import torch.distributed as dist
-from test_quantizer_matrix import CASES, batch, make
+from test_quantizer_matrix import CASES, NAMES, batch, make
 from torch.nn.parallel import DistributedDataParallel
 
-from gdrq_mm.quantizers import QUANTIZERS
 from gdrq_mm.training import get_state
 
 torch.set_num_threads(1)
@@ -16,7 +15,7 @@ def main(rank, folder):
     dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous',
                             rank=rank, world_size=2)
     results = {}
-    for name in QUANTIZERS:
+    for name in NAMES:
         model, report = make(name, **CASES[0])
         # Batch statistics differ by rank.
         wrapped = DistributedDataParallel(model, broadcast_buffers=False)

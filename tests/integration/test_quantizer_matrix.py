@@ -28,7 +28,14 @@ from gdrq_mm.quantizers import (
 )
 from gdrq_mm.training import get_state
 
-NAMES = sorted(QUANTIZERS)
+# Options under which a type computes something else.
+OPTIONS = {
+    'ScaleClip, zero points': dict(
+        weight=dict(levels='even'),
+        activation=dict(threshold='mse', asymmetric=True)),
+    'ScaleClip, learned': dict(
+        weight=dict(clip='search'), activation=dict(threshold='learned'))}
+NAMES = sorted([*QUANTIZERS, *OPTIONS])
 # Bits, filters a group and site of the activations.
 CASES = [dict(bits=(4, 4), group_size=2, site='input'),
          dict(bits=(2, 4), group_size=-1, site='relu'),
@@ -36,16 +43,22 @@ CASES = [dict(bits=(4, 4), group_size=2, site='input'),
 WORKER = Path(__file__).with_name('quantizer_worker.py')
 
 
+def pair_of(name):
+    return QUANTIZERS[name.partition(',')[0]]
+
+
 def quantization(name, bits, group_size, site):
     """A config in which both sides are of that type, where it has both, and
     a rule gives the last layer other bits."""
-    pair = QUANTIZERS[name]
-    weight = dict(bits=bits[0], group_size=group_size)
-    activation = dict(bits=bits[1], site=site)
+    pair, options = pair_of(name), OPTIONS.get(name, {})
+    weight = dict(bits=bits[0], group_size=group_size,
+                  **options.get('weight', {}))
+    activation = dict(bits=bits[1], site=site,
+                      **options.get('activation', {}))
     for scheme, quantizer in ((weight, pair.weight),
                               (activation, pair.activation)):
         if quantizer is not None:
-            scheme['type'] = name
+            scheme['type'] = name.partition(',')[0]
     return dict(weight=weight, activation=activation, rules=[
         dict(match='7', weight=dict(bits=6), activation=dict(bits=6))])
 
@@ -122,14 +135,16 @@ def test_trains_with_rules_sites_and_groups(name, case):
              if not torch.equal(value, before[key])}
     for key, value in report.learned_parameters().items():
         assert torch.isfinite(value).all(), key
-        # A clip value that clips nothing, or of an input that a ReLU rounds.
-        assert key in moved or value.grad is None or not value.grad.any(), key
+        # A clip value that clips nothing, or of an input that a ReLU rounds,
+        # or steps that float32 does not see.
+        assert key in moved or value.grad is None or bool(
+            (.05 * value.grad.abs() <= 1e-6 * value.abs()).all()), key
     assert bool(moved) == bool(before)
     for index, bits in ((0, case['bits'][0]), (3, case['bits'][0]), (7, 6)):
         quantizer = model[index].weight_quantizer
         assert quantizer.bits == bits
-        if QUANTIZERS[name].weight:
-            assert type(quantizer) is QUANTIZERS[name].weight
+        if pair_of(name).weight:
+            assert type(quantizer) is pair_of(name).weight
         weight = quantizer(model[index].weight).detach()
         size = len(weight) if case['group_size'] == -1 \
             else case['group_size']
@@ -255,7 +270,7 @@ def test_two_processes_train_the_same_model(tmp_path):
         assert job.returncode == 0, output[-4000:]
     ours, theirs = (torch.load(tmp_path / f'{rank}.pth', weights_only=True)
                     for rank in range(2))
-    assert ours.keys() == theirs.keys() == set(QUANTIZERS)
+    assert ours.keys() == theirs.keys() == set(NAMES)
     for name in ours:
         start = make(name, **CASES[0])[0].state_dict()
         assert_equal(ours[name], theirs[name])

@@ -48,6 +48,16 @@ def test_fig5_follows_the_theory_of_uniform_data(run):
     assert losses['uniform'] < losses['gaussian'] < losses['laplace']
 
 
+def test_thresholds_of_least_squared_error_lose_least(run):
+    rows = run('thresholds', '--seeds', '0', '--bits', '4')['rows']
+    errors = {(row['function'], row['threshold']):
+              row['relative_squared_error']['mean'] for row in rows}
+    for name in ('silu', 'gelu', 'hardswish'):
+        assert errors[name, 'mse, zero point'] < errors[name, 'mse'] / 2
+        assert errors[name, 'mse'] < errors[name, 'nonzero'] / 2
+    assert errors['relu', 'mse'] == errors['relu', 'mse, zero point']
+
+
 def test_fig6_groups_lose_no_more_than_the_layer(run, tmp_path):
     checkpoint = tmp_path / 'model.pth'
     weight = torch.randn(16, 3, 3, 3, generator=torch.manual_seed(0))

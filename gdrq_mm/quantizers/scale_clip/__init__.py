@@ -3,10 +3,17 @@
 Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Sections
 3.3 to 3.5 and Algorithm 1.
 """
-from .activation import ScaleClipActivation, ScaleClipActivationScheme
+from .activation import ScaleClipActivation
 from .defaults import default_k, default_weight_k
+from .learned import LearnedClipActivation
+from .least_squares import LeastSquaresClipActivation
+from .scheme import ScaleClipActivationScheme
 from .weight import ScaleClipWeight, ScaleClipWeightScheme
 
-__all__ = ['ScaleClipActivation', 'ScaleClipActivationScheme',
+ScaleClipActivation.KINDS.update(mse=LeastSquaresClipActivation,
+                                 learned=LearnedClipActivation)
+
+__all__ = ['LearnedClipActivation', 'LeastSquaresClipActivation',
+           'ScaleClipActivation', 'ScaleClipActivationScheme',
            'ScaleClipWeight', 'ScaleClipWeightScheme', 'default_k',
            'default_weight_k']
