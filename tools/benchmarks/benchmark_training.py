@@ -37,15 +37,26 @@ import gdrq_mm
 from gdrq_mm import QuantConfig, kernels, quantize_
 from gdrq_mm.openmmlab.head_outputs import find_outputs
 from gdrq_mm.plan import make_plan, trace_layers
+from gdrq_mm.quantizers import QUANTIZERS
 from gdrq_mm.training import (
     Distillation,
     DistillConfig,
     QuantizationState,
 )
 
-SITES = dict(gdrq_input='input', gdrq_relu='relu')
+# What a row changes in the config of weights and of activations.
+SITES = dict(gdrq_input=({}, {}), gdrq_relu=({}, dict(site='relu')))
 DISTILL = 'gdrq_distill'  # the first of them, with its float model as teacher
-OURS = (*SITES, DISTILL)
+OPTIONS = dict(
+    even=(dict(levels='even'), {}), search=(dict(clip='search'), {}),
+    nonzero=({}, dict(threshold='nonzero')),
+    mse=({}, dict(threshold='mse')),
+    zero_point=({}, dict(threshold='mse', asymmetric=True)),
+    learned=({}, dict(threshold='learned')),
+    **{name: (dict(type=name), dict(type=name))
+       for name, pair in QUANTIZERS.items()
+       if name != 'ScaleClip' and pair.weight and pair.activation})
+OURS = {**SITES, DISTILL: ({}, {}), **OPTIONS}
 WARM_UP = 12  # steps; our thresholds settle after ten
 
 
@@ -56,9 +67,10 @@ def installed_rows() -> list:
 
 
 def config_of(workload, row: str, bits: int) -> dict:
+    weight, activation = OURS.get(row, ({}, {}))
     return dict(
-        weight=dict(bits=bits, group_size=4),
-        activation=dict(bits=bits, site=SITES.get(row, 'input')),
+        weight=dict(bits=bits, group_size=4, **weight),
+        activation=dict(bits=bits, **activation),
         rules=[dict(match=workload.stem, skip=True)])
 
 
@@ -283,9 +295,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--models', nargs='+', choices=WORKLOADS,
                         default=list(WORKLOADS))
-    parser.add_argument('--rows', nargs='+', choices=installed_rows(),
-                        default=installed_rows(),
-                        help='(default: all whose package is installed)')
+    parser.add_argument('--rows', nargs='+', default=installed_rows(),
+                        choices=[*installed_rows(), *OPTIONS],
+                        help='(default: float, both sites, and the peers that '
+                        'are installed)')
     parser.add_argument('--rounds', type=int,
                         help='(default: as the model has it)')
     parser.add_argument('--bits', type=int, default=4)

@@ -42,7 +42,9 @@ def training_tables(result: dict) -> list:
                  f'{found["evaluation"][row]["ratio"]:.2f}',
                  f'{memory[row] / memory["float"]:.2f}',
                  f'{found["conversion_seconds"][row]:.2f} s')
-            for row, label in ROWS.items() if row in training] + ['']
+            for row, label in {**{row: row for row in training},
+                               **ROWS}.items()
+            if row in training and row != 'float'] + ['']
     return lines
 
 
