@@ -349,7 +349,7 @@ def test_to_dict_shows_all_values_in_primitive_types():
                     clip='threshold', projection=True,
                     levels='odd'),
         activation=dict(type='ScaleClip', bits=5, k=None, lr=.1,
-                        site='input', threshold='mean'),
+                        site='input', threshold='mean', asymmetric=False),
         rules=[dict(match='*', weight=dict(bits=8))])
 
 
