@@ -36,7 +36,7 @@ def test_defaults_are_float_layers_with_scale_clip_settings():
         projection=True, levels='odd')
     assert config.activation == ScaleClipActivationScheme(
         type='ScaleClip', bits=None, k=None, lr=0.01, site='input',
-        threshold='mean')
+        threshold='mean', asymmetric=False)
     assert config.rules == ()
 
 
