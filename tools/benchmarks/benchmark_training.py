@@ -62,8 +62,9 @@ WARM_UP = 12  # steps; our thresholds settle after ten
 
 def installed_rows() -> list:
     modules = dict(brevitas='brevitas', torch_ao='torch.ao.quantization')
-    return ['float', *OURS, *(name for name in PEERS if
-                               importlib.util.find_spec(modules[name]))]
+    peers = [name for name in PEERS
+             if importlib.util.find_spec(modules[name])]
+    return ['float', *SITES, DISTILL, *peers]
 
 
 def config_of(workload, row: str, bits: int) -> dict:
