@@ -8,6 +8,7 @@ examples:
   gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --check openvino
   gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --target tensorrt
   gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --target finn
+  gdrq export my_w4a4.py published.pth --dynamic batch,size --calibration none
 """
 import argparse
 import contextlib
@@ -26,13 +27,14 @@ from gdrq_mm.deployable import (
     load_model,
     make_deployable,
 )
-from gdrq_mm.export import CONTAINERS, FORMATS, QONNX_FORMATS
+from gdrq_mm.export import CONTAINERS, FORMATS, OPSET, QONNX_FORMATS
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.deployable.evaluation import (
     default_size,
     images_in,
     pad_image,
 )
+from gdrq_mm.openmmlab.deployable.synthetic import synthetic_images
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.openmmlab.scopes import scope_of
 from gdrq_mm.writing import write_whole
@@ -62,9 +64,15 @@ def parse_args() -> argparse.Namespace:
                         help='outputs of the head, before post-processing')
     parser.add_argument('--input', choices=('float32', 'uint8'),
                         default='float32', help='type of images')
-    parser.add_argument('--calibration', metavar='DIR',
-                        help='images to calibrate with; default: those of '
-                        'the training set')
+    parser.add_argument('--dynamic', type=lambda names: names.split(','),
+                        default=[], metavar='batch,size',
+                        help='what may be another than at the export; '
+                        'checked at others')
+    parser.add_argument('--opset', type=int, default=OPSET,
+                        help='version of ONNX operators')
+    parser.add_argument('--calibration', metavar='DIR|none',
+                        help='images to calibrate with; none: synthetic '
+                        'ones; default: those of the training set')
     parser.add_argument('--calibration-images', type=int, default=32,
                         help='training images that set the scales of 8-bit '
                         'residual sums')
@@ -101,11 +109,12 @@ def export(args: argparse.Namespace) -> dict:
                          'out')
     cfg, model = load_model(args.config, args.checkpoint, args.cfg_options)
     number = max(args.calibration_images, 1)
-    images = images_in(cfg, args.calibration, number) if args.calibration \
-        else first_images(cfg, number)
-    size = tuple(args.shape or default_size(cfg, images))
+    images, size = _images(args, cfg, number)
     images = [pad_image(cfg, image, size).to(getattr(torch, args.input))
               for image in images]
+    if args.calibration == 'none':
+        print('calibrated with synthetic images: compare the metric '
+              '(--eval) where there is data')
     trained, model = model, make_deployable(model, size, args.raw).eval()
     if args.raw:
         if args.eval:
@@ -124,14 +133,15 @@ def export(args: argparse.Namespace) -> dict:
     if args.format not in QONNX_FORMATS:
         reference = to_integer(
             merged, images[0], images,
-            'int8' if args.format == 'tensorrt' else 'uint8')
+            'int8' if args.format == 'tensorrt' else 'uint8', args.dynamic)
     with aligned as part:  # both files, or none
         if args.align:
             _save(trained, args.checkpoint, part)
         report = export_onnx(
             reference, images[0], out, args.format, weights=args.weights,
             input_names=model.input_names, output_names=model.output_names,
-            metadata=_metadata(cfg, args.input))
+            metadata=_metadata(cfg, args), dynamic=args.dynamic,
+            opset=args.opset)
     import onnxruntime  # not before what says how to install it
     print(report)
     figures = report.figures()
@@ -186,7 +196,17 @@ def _compare_metrics(cfg, metrics: dict) -> None:
             f'{shown}; the file is written and holds for ONNX Runtime')
 
 
-def _metadata(cfg, kind: str) -> dict:
+def _images(args, cfg, number: int) -> tuple:
+    """Images to calibrate with, and the size of the file's."""
+    if args.calibration == 'none':
+        size = tuple(args.shape or default_size(cfg, ()))
+        return synthetic_images(cfg, number, size), size
+    images = images_in(cfg, args.calibration, number) if args.calibration \
+        else first_images(cfg, number)
+    return images, tuple(args.shape or default_size(cfg, images))
+
+
+def _metadata(cfg, args) -> dict:
     """What a user of the file must know."""
     dataset = cfg.test_dataloader.dataset
     classes = dataset.get('metainfo', {}).get('classes')
@@ -195,11 +215,13 @@ def _metadata(cfg, kind: str) -> dict:
         known = DATASETS.get(dataset.type)
         classes = getattr(known, 'METAINFO', {}).get('classes')
     return dict(
-        input=f'{kind}, 0 to 255, channels as the pipeline of the dataset '
-        'gives them; normalization and padding are in the file',
+        input=f'{args.input}, 0 to 255, channels as the pipeline of the '
+        'dataset gives them; normalization and padding are in the file',
         data_preprocessor=json.dumps(dict(
             cfg.model.get('data_preprocessor') or cfg.get(
                 'data_preprocessor') or {}), default=str),
+        calibration={None: 'training set', 'none': 'synthetic images'}.get(
+            args.calibration, 'folder of images'),
         classes=json.dumps(classes, default=list))
 
 

@@ -6,11 +6,25 @@ from typing import Dict, Iterable, Optional, Sequence, Tuple, Union
 import torch
 from torch import nn
 
+from ..integer.dynamic import other_examples
 from ..integer.integer import Example, IntegerModel, to_integer
 from ..layers import QuantLayer
-from ..merge import WeightOnly, float_layers, merge, merged_layers
+from ..merge import (
+    WeightOnly,
+    float_layers,
+    in_float32,
+    merge,
+    merged_layers,
+)
 from ..writing import write_whole
-from .formats import CONTAINERS, FORMATS, QONNX_FORMATS
+from .formats import (
+    CONTAINERS,
+    FORMATS,
+    GREATEST_OPSET,
+    LEAST_OPSET,
+    OPSET,
+    QONNX_FORMATS,
+)
 
 
 @dataclass
@@ -34,6 +48,8 @@ class ExportReport:
             from that of the reference (the integer or the merged model),
             relative to its greatest value; of labels, the share that
             differs.
+        others (dict[str, float]): The same for inputs of other shapes, by
+            these (``dynamic``).
         quant_nodes (int): Number of Quant nodes ('qonnx', 'finn').
         steps (dict[str, float]): Greatest change of an output by
             transformations of qonnx and FINN ('finn').
@@ -48,6 +64,7 @@ class ExportReport:
     codes: Dict[str, Tuple[int, int]] = field(default_factory=dict)
     layers: Dict[str, float] = field(default_factory=dict)
     difference: float = 0.
+    others: Dict[str, float] = field(default_factory=dict)
     quant_nodes: int = 0
     steps: Dict[str, float] = field(default_factory=dict)
     cost: Dict[str, float] = field(default_factory=dict)
@@ -56,7 +73,8 @@ class ExportReport:
         """All of it in primitive types."""
         figures = dict(
             path=self.path.name, format=self.format, size=self.size,
-            difference=self.difference, float_layers=self.float_layers)
+            difference=self.difference, others=self.others,
+            float_layers=self.float_layers)
         if self.format in QONNX_FORMATS:
             return dict(figures, quant_nodes=self.quant_nodes,
                         layers=self.layers, steps=self.steps, cost=self.cost)
@@ -90,6 +108,8 @@ class ExportReport:
                 f'{max(self.layers.values(), default=0):.2e}']
         lines.append('greatest difference of an output from the '
                      f'reference: {self.difference:.2e}')
+        lines += [f'of inputs {other}: {value:.2e}'
+                  for other, value in self.others.items()]
         lines += [f'{step}: outputs change by {change:.1e}'
                   for step, change in self.steps.items()]
         lines += [f'{name}: {value:.0f}' for name, value in self.cost.items()]
@@ -104,7 +124,8 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
                 calibration: Iterable[Example] = (),
                 input_names: Optional[Sequence[str]] = None,
                 output_names: Optional[Sequence[str]] = None,
-                metadata: Optional[Dict[str, str]] = None
+                metadata: Optional[Dict[str, str]] = None,
+                dynamic: Sequence[str] = (), opset: int = OPSET
                 ) -> ExportReport:
     """Write a quantized model as ONNX.
 
@@ -124,7 +145,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
             'qonnx' and 'finn', an :class:`IntegerModel`); tensors in and
             out.
         example (Tensor or tuple): What the model is called with; fixes the
-            shapes.
+            shapes, except for what ``dynamic`` names.
         path (str): The file; must not exist.
         format (str): 'qdq', 'tensorrt', 'qonnx' or 'finn'. Defaults to
             'qdq'.
@@ -138,6 +159,12 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         metadata (dict[str, str], optional): Written into the file, beside
             the versions of this package and torch and the bits of every
             layer.
+        dynamic (sequence of str): What may differ from the example in 'qdq'
+            and 'tensorrt' files: 'batch', 'size' (height and width); the
+            file is run at others as well. Of an :class:`IntegerModel` it
+            must be what that was made with. Defaults to nothing.
+        opset (int): Version of ONNX's operators, of 'qdq' and 'tensorrt'
+            files. Defaults to 18.
 
     Returns:
         ExportReport: Print it.
@@ -170,13 +197,20 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
     if format != 'qdq' and weights != 'int8':
         raise ValueError(f'weights={weights!r} is a container of qdq files; '
                          f'{format} files have none of their own')
+    if format in QONNX_FORMATS and (dynamic or opset != OPSET):
+        raise ValueError(f'{format} files have fixed shapes and opset '
+                         f'{OPSET}; leave out dynamic and opset')
+    if not LEAST_OPSET <= opset <= GREATEST_OPSET:
+        raise ValueError(f'opset is {opset}, allowed: {LEAST_OPSET} to '
+                         f'{GREATEST_OPSET}')
     if path.exists():
         raise FileExistsError(f'{path} exists; remove it or choose another '
                               'name')
     _require_packages()
     from . import finn_check, onnx_check, onnx_file, qonnx_check
     from .metadata import add_metadata
-    example = example if isinstance(example, tuple) else (example, )
+    example = in_float32(
+        example if isinstance(example, tuple) else (example, ))
     if any(isinstance(layer, QuantLayer) for layer in model.modules()):
         model = merge(model, *example)
     report = ExportReport(path, format)
@@ -194,14 +228,21 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         container = 'int8' if format == 'tensorrt' else 'uint8'
         if not isinstance(model, IntegerModel):
             _need_merged(model)
-            model = to_integer(model, example, calibration, container)
+            model = to_integer(model, example, calibration, container,
+                               dynamic)
+        if set(model.dynamic) != set(dynamic):
+            raise ValueError(
+                f'dynamic is {list(dynamic)}, that of the integer model '
+                f'{list(model.dynamic)}; make it with to_integer(..., '
+                f'dynamic={list(dynamic)})')
         if model.container != container:
             raise ValueError(
                 f'{format} files have {container} activations, the integer '
                 f'model {model.container}; make it with to_integer(..., '
                 f'container={container!r})')
         report.float_layers = model.float_layers
-        proto = onnx_file.qdq_proto(model, example, weights, **names)
+        proto = onnx_file.qdq_proto(model, example, weights, opset=opset,
+                                    **names)
         check = onnx_check.check_qdq if format == 'qdq' else \
             onnx_check.check_tensorrt
     add_metadata(proto, model, metadata or {})
@@ -209,7 +250,16 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         onnx_file.write(proto, part)
         report.size = part.stat().st_size
         check(part, model, example, report)
+        for other in other_examples(dynamic, example):
+            again = ExportReport(path, format)
+            check(part, model, other, again)
+            report.others[shapes(other)] = again.difference
     return report
+
+
+def shapes(example: tuple) -> str:
+    """Shapes of inputs, as a report shows them."""
+    return ', '.join(' x '.join(map(str, each.shape)) for each in example)
 
 
 def _need_merged(model: nn.Module) -> None:

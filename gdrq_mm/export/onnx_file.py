@@ -21,17 +21,18 @@ from qonnx.transformation.infer_shapes import InferShapes
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ..integer.graph import LAYERS, capture, layer_of, target_of
+from ..integer.graph import LAYERS, capture, exported, layer_of, target_of
 from ..integer.integer import IntegerModel, IntegerWeight
 from ..merge import MergedLayer, WeightOnly, merged_layers
 from ..merge.ops import OPS
 from .codes import pack_codes
-from .formats import CONTAINERS
+from .formats import CONTAINERS, OPSET
 from .onnx_ops import QONNX_DOMAIN, QONNX_TRANSLATIONS
+from .opset import in_opset
 from .qdq_ops import QDQ_TRANSLATIONS
 
 Names = Optional[Sequence[str]]
-OPSET, IR_VERSION = 18, 10
+IR_VERSION = 10
 LAYER_OPS = ('Conv', 'Gemm')
 CLAMPS = ('Relu', 'Clip')  # of float values that are to be codes
 BITS = 6  # place of the bits among the arguments of a merged layer
@@ -51,13 +52,19 @@ class LayerNode(NamedTuple):
 
 
 def qdq_proto(model: IntegerModel, example: tuple, weights: str,
-              input_names: Names = None, output_names: Names = None
-              ) -> ModelProto:
-    """QDQ form of an integer model, weights in containers of ``weights``."""
+              input_names: Names = None, output_names: Names = None,
+              opset: int = OPSET) -> ModelProto:
+    """QDQ form of an integer model, weights in containers of ``weights``.
+
+    Raises:
+        ValueError: An operator of the model is not in ``opset``, or no
+            layer's weights fit.
+    """
     bits = CONTAINERS[weights]
     proto = _export(
         model.graph_module, example, QDQ_TRANSLATIONS[model.container],
-        input_names, output_names)
+        input_names, output_names, model.dynamic)
+    proto = in_opset(proto, opset)
     # Not by their weights: equal ones are stored once.
     names = numbered(call.layer for call in model.calls)
     for each, name in zip(layer_nodes(proto), names):
@@ -112,8 +119,9 @@ def _spell_out(part: nn.Module, layer: MergedLayer) -> None:
 
 
 def _export(module: GraphModule, example: tuple, translations: dict,
-            input_names: Names, output_names: Names) -> ModelProto:
-    program = torch.export.export(module, example, strict=False)
+            input_names: Names, output_names: Names,
+            dynamic: Sequence[str] = ()) -> ModelProto:
+    program = exported(module, example, dynamic)
     proto = torch.onnx.export(
         program, (), dynamo=True, verbose=False, opset_version=OPSET,
         custom_translation_table=translations, input_names=input_names,

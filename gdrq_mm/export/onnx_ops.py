@@ -23,6 +23,16 @@ def _float(value: float):
     return constant(np.float32(value))
 
 
+def integers(values):
+    """A vector of integers, some of which may be values of the graph."""
+    if all(isinstance(each, int) for each in values):
+        return op.Constant(value_ints=list(values))
+    one = op.Constant(value_ints=[1])
+    return op.Concat(*[
+        op.Constant(value_ints=[each]) if isinstance(each, int) else
+        op.Reshape(each, one) for each in values], axis=0)
+
+
 def convolution(x, weight, bias, stride, padding, dilation, groups, kernel):
     """A Conv that says the shape of its kernel: readers such as FINN do not
     look at the weight for it."""

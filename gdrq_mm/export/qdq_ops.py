@@ -12,7 +12,12 @@ from onnx import TensorProto
 from onnxscript import opset18 as op
 
 from ..merge.ops import OPS, UINT8_OFFSET
-from .onnx_ops import COMMON_TRANSLATIONS, constant, convolution
+from .onnx_ops import (
+    COMMON_TRANSLATIONS,
+    constant,
+    convolution,
+    integers,
+)
 
 
 class Container(NamedTuple):
@@ -108,12 +113,14 @@ def _as_rows(codes):
     if len(codes.shape) == 2:
         return codes, None
     rows = op.Reshape(codes, op.Constant(value_ints=[-1, codes.shape[-1]]))
-    return rows, [*codes.shape[:-1], -1]
+    last = op.Constant(value_ints=[-1])
+    if all(isinstance(side, int) for side in codes.shape):
+        return rows, op.Constant(value_ints=[*codes.shape[:-1], -1])
+    return rows, op.Concat(op.Shape(codes, end=-1), last, axis=0)
 
 
 def _shaped(y, shape):
-    return y if shape is None else op.Reshape(
-        y, op.Constant(value_ints=shape))
+    return y if shape is None else op.Reshape(y, shape)
 
 
 def _translations(container: Container) -> Dict[Callable, Callable]:
@@ -127,7 +134,7 @@ def _translations(container: Container) -> Dict[Callable, Callable]:
         unpadded = [0] * (len(codes.shape) - len(pairs))
         pads = [*unpadded, *(first for first, _ in pairs),
                 *unpadded, *(last for _, last in pairs)]
-        return op.Pad(codes, op.Constant(value_ints=pads),
+        return op.Pad(codes, integers(pads),
                       container.point(low))
 
     def integer_conv2d(codes, weight, x_scale: float, w_scale, bias, low: int,

@@ -1,6 +1,6 @@
 """The graph of a merged model, as ``torch.export`` captures it."""
 import operator
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -9,26 +9,35 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from ..merge.ops import OPS
+from .dynamic import check_dynamic, dynamic_shapes, traced_example
 from .moves import clamp_range, code_range, hoist_grids, moved_from, target_of
 
 _aten = torch.ops.aten
 LAYERS = {OPS.conv2d.default: 'conv2d', OPS.linear.default: 'linear'}
 
 
-def capture(model: nn.Module, example: Tuple[Any, ...]) -> GraphModule:
-    """Capture what a merged model computes for inputs of fixed shape.
+def capture(model: nn.Module, example: Tuple[Any, ...],
+            dynamic: Sequence[str] = ()) -> GraphModule:
+    """Capture what a merged model computes for inputs of such shapes.
 
     Args:
         model (nn.Module): A merged model.
         example (tuple): What it is called with.
+        dynamic (sequence of str): What may differ from the example: 'batch',
+            'size'. Defaults to nothing.
 
     Returns:
         GraphModule: Quantizers and merged layers are single nodes; what
         computes the same from the same is one node, the first. Modules that
         are registered twice go by their first name, as in
         ``named_modules()``.
+
+    Raises:
+        ValueError: ``dynamic`` does not fit the inputs.
+        RuntimeError: The model computes with a batch or size of its own.
     """
-    program = torch.export.export(model, example, strict=False)
+    check_dynamic(dynamic, example)
+    program = exported(model, example, dynamic)
     module = program.run_decompositions({}).module(check_guards=False)
     for part in module.modules():  # eval() is refused here
         part.training = False
@@ -38,6 +47,22 @@ def capture(model: nn.Module, example: Tuple[Any, ...]) -> GraphModule:
     hoist_grids(module.graph)
     module.recompile()
     return module
+
+
+def exported(model: nn.Module, example: Tuple[Any, ...],
+             dynamic: Sequence[str] = ()) -> torch.export.ExportedProgram:
+    """What ``torch.export`` makes of a model, see :func:`capture`."""
+    try:
+        return torch.export.export(
+            model, traced_example(dynamic, example),
+            dynamic_shapes=dynamic_shapes(dynamic, example), strict=False)
+    except Exception as error:
+        if not dynamic:
+            raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RuntimeError(
+            f'the model has no graph with dynamic {" and ".join(dynamic)}: '
+            f'{reason[0]}; export it with a fixed one') from error
 
 
 def layer_of(node: Node) -> str:

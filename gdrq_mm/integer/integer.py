@@ -1,12 +1,21 @@
 """Merged model -> integer model: the reference for every integer runtime."""
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from ..merge import WeightOnly, float_layers, merged_layers
+from ..merge import WeightOnly, float_layers, in_float32, merged_layers
 from ..merge.layers import QuantParams
 from ..merge.ops import OPS
 from .graph import (
@@ -65,13 +74,15 @@ class IntegerModel(nn.Module):
         float_layers (dict[str, str]): Layers that compute in float, and why.
         container (str): What holds codes of activations: 'uint8' with zero
             points, or 'int8'.
+        dynamic (tuple[str]): What may differ from the example: 'batch',
+            'size'.
     """
 
     def __init__(self, graph_module: GraphModule, calls: List[IntegerCall],
                  weights: Dict[str, IntegerWeight],
                  sums: Dict[str, QuantParams],
-                 float_layers: Dict[str, str], container: str = 'uint8'
-                 ) -> None:
+                 float_layers: Dict[str, str], container: str = 'uint8',
+                 dynamic: Sequence[str] = ()) -> None:
         super().__init__()
         self.graph_module = graph_module
         self.calls = calls
@@ -79,6 +90,7 @@ class IntegerModel(nn.Module):
         self.sums = sums
         self.float_layers = float_layers
         self.container = container
+        self.dynamic = tuple(dynamic)
 
     def forward(self, *args):
         return self.graph_module(*args)
@@ -87,14 +99,16 @@ class IntegerModel(nn.Module):
 @torch.no_grad()
 def to_integer(model: nn.Module, example: Example,
                calibration: Iterable[Example] = (),
-               container: str = 'uint8') -> IntegerModel:
+               container: str = 'uint8',
+               dynamic: Sequence[str] = ()) -> IntegerModel:
     """Turn a merged model into an integer model.
 
     The graph is captured by ``torch.export`` for inputs of the shape of the
-    example. Outputs of convolutions that more than one quantizer reads, or
-    that float operators read, and the sums of such outputs get quantizers of
-    8 bits with a scale of least squared error on ``calibration``, unless the
-    model was trained with theirs (``residual`` in :class:`QuantConfig`).
+    example, except for what ``dynamic`` names. Outputs of convolutions that
+    more than one quantizer reads, or that float operators read, and the sums
+    of such outputs get quantizers of 8 bits with a scale of least squared
+    error on ``calibration``, unless the model was trained with theirs
+    (``residual`` in :class:`QuantConfig`).
 
     Args:
         model (nn.Module): What :func:`gdrq_mm.deploy.merge` gave; tensors in
@@ -106,10 +120,13 @@ def to_integer(model: nn.Module, example: Example,
             keeps their codes; 'int8' without any, as TensorRT reads, gives
             them up to 8 bits between the ends that they are clipped to.
             Defaults to 'uint8'.
+        dynamic (sequence of str): What may differ from the example: 'batch',
+            'size' (height and width). Defaults to nothing.
 
     Raises:
-        ValueError: The model has no merged layers, or a container of another
-            name.
+        ValueError: The model has no merged layers, or a container or
+            ``dynamic`` is of another name.
+        RuntimeError: The model computes with a batch or size of its own.
 
     Examples:
         >>> import gdrq_mm
@@ -136,7 +153,7 @@ def to_integer(model: nn.Module, example: Example,
         raise ValueError('the model has no merged layers; call '
                          'gdrq_mm.deploy.merge first')
     example = _as_tuple(example)
-    module = capture(model, example)
+    module = capture(model, example, dynamic)
     outputs, sums = find_sites(module)
     grids = observe(
         module, [act for _, act, grid in outputs if grid is None] + sums,
@@ -161,11 +178,12 @@ def to_integer(model: nn.Module, example: Example,
         _round(module, node, grids[node])
     _finish(module)
     return IntegerModel(module, calls, weights, added, float_layers(model),
-                        container)
+                        container, dynamic)
 
 
 def _as_tuple(example: Example) -> tuple:
-    return example if isinstance(example, tuple) else (example, )
+    return in_float32(
+        example if isinstance(example, tuple) else (example, ))
 
 
 def find_sites(module: GraphModule

@@ -1,7 +1,7 @@
 """Quantized model -> merged model: integer codes, one scale a channel."""
 from .check import merge_errors
 from .layers import MergedLayer, QuantParams, WeightOnly
-from .merge import float_layers, merge, merged_layers
+from .merge import float_layers, in_float32, merge, merged_layers
 
 __all__ = ['MergedLayer', 'QuantParams', 'WeightOnly', 'float_layers',
-           'merge', 'merge_errors', 'merged_layers']
+           'in_float32', 'merge', 'merge_errors', 'merged_layers']

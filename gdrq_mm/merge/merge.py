@@ -3,10 +3,11 @@
 Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Fig. 4b.
 """
 import copy
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..checkpoint import NAME, remove_load_gate
 from ..layers import OutputQuantizer, QuantLayer, QuantReLU
@@ -37,8 +38,8 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     Layers that the example does not call, and layers with float weights or
     inputs, compute in float and are listed by :func:`float_layers`; quantized
     weights are kept as codes there as well. Layers whose weight other code
-    reads keep its quantized values in float, listed as well. What is left of a
-    float16, bfloat16 or float64 model becomes float32.
+    reads keep its quantized values in float, listed as well. A float16,
+    bfloat16 or float64 model becomes float32 first, and so do its inputs.
 
     Args:
         model (nn.Module): Quantized and trained, or a module around such a
@@ -68,6 +69,8 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     """
     merged = copy.deepcopy(model)
     merged.eval()  # returns nothing in some models
+    merged.float()
+    args, kwargs = in_float32(args), in_float32(kwargs)
     _check_quantized(merged)
     flows, outputs = trace_flow(merged, lambda: merged(*args, **kwargs))
     names = {module: name for name, module in merged.named_modules()}
@@ -88,7 +91,13 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
         if flow.norm is not None:
             replaced[flow.norm] = nn.Identity()
             take_hooks(flow.norm, replaced[flow.norm])
-    return _replace(merged, replaced).float()
+    return _replace(merged, replaced)
+
+
+def in_float32(inputs: Any) -> Any:
+    """Floating point tensors in float32, all else as it is."""
+    return tree_map(lambda each: each.float() if isinstance(
+        each, Tensor) and each.is_floating_point() else each, inputs)
 
 
 def _grid_of(quantizer: nn.Module, name: str) -> Optional[QuantParams]:

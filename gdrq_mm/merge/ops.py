@@ -65,7 +65,7 @@ def dequantize_weight(codes: Tensor, w_scale: Tensor, bits: int) -> Tensor:
     return codes * w_scale.view(-1, *[1] * (codes.dim() - 1))
 
 
-@register('pad_codes', 'Tensor codes, int[] pad, int low')
+@register('pad_codes', 'Tensor codes, SymInt[] pad, int low')
 def pad_codes(codes: Tensor, pad: List[int], low: int) -> Tensor:
     """Codes with codes of zero around them, ``pad`` as ``F.pad`` takes it;
     ``low`` is the least code that there may be."""

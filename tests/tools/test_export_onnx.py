@@ -74,12 +74,20 @@ def test_a_checked_and_measured_file_is_written_or_none(
 
     raw = tmp_path / 'raw.onnx'
     result = export(*trained, '--out', raw, '--raw', '--input', 'uint8',
+                    '--calibration', 'none', '--shape', '32', '48',
+                    '--dynamic', 'batch,size', '--opset', '19',
                     '--calibration-images', '2', '--speed-rounds', '0')
     assert result.returncode == 0, result.stderr
     proto = onnx.load(str(raw))
     assert [each.name for each in proto.graph.output] == ['logits']
     image, = proto.graph.input
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    sides = [each.dim_value for each in image.type.tensor_type.shape.dim]
+    assert sides == [0, 3, 0, 0]  # others have names
+    assert proto.opset_import[0].version == 19
+    assert 'of inputs 2 x 3 x 41 x 37' in result.stdout
+    assert 'calibrated with synthetic images' in result.stdout
     told = {each.key: each.value for each in proto.metadata_props}
     assert json.loads(told['data_preprocessor'])['mean']
     assert 'uint8' in told['input']
+    assert told['calibration'] == 'synthetic images'

@@ -86,15 +86,36 @@ def default_size(cfg: Config, images: Sequence[Tensor]) -> Tuple[int, int]:
     Args:
         cfg (Config): Where its pipeline keeps the aspect ratio, it is a
             square of the longest side there may be.
-        images (sequence of Tensor): Else as large as the largest of these.
+        images (sequence of Tensor): Else as large as the largest of these;
+            where there are none, as the pipeline resizes or crops.
+
+    Raises:
+        ValueError: There are no images, and the pipeline leaves them as they
+            are.
     """
     for transform in cfg.test_dataloader.dataset.pipeline:
         if transform.get('keep_ratio') and 'scale' in transform:
             scale = transform['scale']
             side = scale if isinstance(scale, int) else max(scale)
             return side, side
+    if not images:
+        return _pipeline_size(cfg)
     return tuple(max(image.shape[axis] for image in images)
                  for axis in (2, 3))
+
+
+def _pipeline_size(cfg: Config) -> Tuple[int, int]:
+    """The size that the pipeline of the test set gives all images."""
+    for transform in reversed(cfg.test_dataloader.dataset.pipeline):
+        wanted = transform.get('crop_size', transform.get('scale'))
+        kind = transform['type'].rpartition('.')[2]
+        if kind == 'CenterCrop' or kind == 'Resize' and not isinstance(
+                wanted, int):
+            width, height = (wanted, ) * 2 if isinstance(
+                wanted, int) else wanted
+            return height, width
+    raise ValueError('the pipeline of the test set gives images no size of '
+                     'their own; say one with --shape HEIGHT WIDTH')
 
 
 def pad_image(cfg: Config, image: Tensor, size: Tuple[int, int]) -> Tensor:

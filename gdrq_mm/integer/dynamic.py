@@ -1,0 +1,67 @@
+"""Graphs for batches and sizes of images other than the example's."""
+from typing import Any, Iterator, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DYNAMIC = dict(batch=(0, ), size=(2, 3))  # by name, the axes of images
+
+
+def check_dynamic(dynamic: Sequence[str], example: Tuple[Any, ...]) -> None:
+    """Raise where names or inputs are not what can vary.
+
+    Args:
+        dynamic (sequence of str): 'batch', 'size' or both.
+        example (tuple): What the model is called with.
+
+    Raises:
+        ValueError: Names the value.
+    """
+    for name in dynamic:
+        if name not in DYNAMIC:
+            raise ValueError(f'dynamic has {name!r}, allowed: '
+                             f'{", ".join(DYNAMIC)}')
+    if dynamic and not all(isinstance(each, Tensor) and each.dim() == 4
+                           for each in example):
+        raise ValueError('dynamic takes models of images, whose inputs are '
+                         'all tensors of shape (N, C, H, W)')
+
+
+def dynamic_shapes(dynamic: Sequence[str], example: Tuple[Any, ...]
+                   ) -> Optional[tuple]:
+    """What ``torch.export`` is told of the shapes of inputs."""
+    if not dynamic:
+        return None
+    axes = [axis for name in dynamic for axis in DYNAMIC[name]]
+    return tuple({axis: torch.export.Dim.DYNAMIC for axis in axes}
+                 for _ in example)
+
+
+def traced_example(dynamic: Sequence[str], example: Tuple[Any, ...]
+                   ) -> Tuple[Any, ...]:
+    """An example to capture with: torch fixes axes of length 1."""
+    if 'batch' not in dynamic:
+        return example
+    return tuple(torch.cat([each] * 2) if len(each) == 1 else each
+                 for each in example)
+
+
+def other_examples(dynamic: Sequence[str], example: Tuple[Any, ...]
+                   ) -> Iterator[Tuple[Any, ...]]:
+    """Examples of other batches and sizes, to check a file with: higher and
+    narrower, then lower and wider."""
+    for copies, factors in ((2, (1.25, .75)), (3, (.75, 1.25))) if dynamic \
+            else ():
+        changed = example
+        if 'size' in dynamic:
+            changed = tuple(F.interpolate(
+                each.float(), [int(side * factor) + 1 for side, factor in zip(
+                    each.shape[2:], factors)], mode='nearest').to(each.dtype)
+                for each in changed)
+        if 'batch' in dynamic:
+            # Not the same image again: each is turned once more.
+            changed = tuple(torch.cat([each.roll(7 * number, 3)
+                                       for number in range(copies)])
+                            for each in changed)
+        yield changed

@@ -1,0 +1,42 @@
+"""Images to calibrate with where there is no data."""
+import pytest
+import torch
+from mmengine.config import Config
+
+from gdrq_mm.openmmlab.deployable.evaluation import default_size
+from gdrq_mm.openmmlab.deployable.synthetic import synthetic_images
+
+
+def config(*pipeline, **preprocessor):
+    return Config(dict(
+        model=dict(data_preprocessor=preprocessor),
+        test_dataloader=dict(dataset=dict(pipeline=list(pipeline)))))
+
+
+def test_noise_has_the_statistics_of_the_data_in_the_order_of_images():
+    cfg = config(mean=[60., 128., 190.], std=[10., 20., 30.],
+                 bgr_to_rgb=True)
+    images = torch.cat(synthetic_images(cfg, 8, (64, 96)))
+    assert images.shape == (8, 3, 64, 96) and images.dtype == torch.float32
+    assert 0 <= images.min() and images.max() <= 255
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.tensor(
+        [190., 128., 60.]), atol=10, rtol=0)
+    assert torch.equal(images, torch.cat(synthetic_images(cfg, 8, (64, 96))))
+    # Neighbours are alike, as in photographs.
+    steps = images.diff(dim=3).std() / images.std()
+    assert steps < 1.2
+
+
+@pytest.mark.parametrize('transform, size', [
+    (dict(type='CenterCrop', crop_size=224), (224, 224)),
+    (dict(type='Resize', scale=(96, 64)), (64, 96)),
+    (dict(type='Resize', scale=(96, 64), keep_ratio=True), (96, 96))])
+def test_size_is_that_of_the_pipeline(transform, size):
+    cfg = config(dict(type='LoadImageFromFile'), transform,
+                 dict(type='PackInputs'))
+    assert default_size(cfg, ()) == size
+
+
+def test_a_pipeline_without_a_size_needs_one():
+    with pytest.raises(ValueError, match='--shape'):
+        default_size(config(dict(type='PackInputs')), ())
