@@ -252,7 +252,12 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         check(part, model, example, report)
         for other in other_examples(dynamic, example):
             again = ExportReport(path, format)
-            check(part, model, other, again)
+            try:
+                check(part, model, other, again)
+            except (RuntimeError, *onnx_check.RUNTIME_ERRORS) as error:
+                raise RuntimeError(
+                    f'with inputs of {shapes(other)} the file or the model '
+                    f'fails; nothing was written: {error}') from error
             report.others[shapes(other)] = again.difference
     return report
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 DYNAMIC = dict(batch=(0, ), size=(2, 3))  # by name, the axes of images
 
+ENLARGED = (1013, 1277)  # by no power of two, and each side by another
+
 
 def check_dynamic(dynamic: Sequence[str], example: Tuple[Any, ...]) -> None:
     """Raise where names or inputs are not what can vary.
@@ -40,11 +42,18 @@ def dynamic_shapes(dynamic: Sequence[str], example: Tuple[Any, ...]
 
 def traced_example(dynamic: Sequence[str], example: Tuple[Any, ...]
                    ) -> Tuple[Any, ...]:
-    """An example to capture with: torch fixes axes of length 1."""
-    if 'batch' not in dynamic:
+    """An example to capture with; its values are not looked at.
+
+    torch takes lengths of 1 for fixed and equal lengths for the same: more
+    than one image, and so large that no level of a pyramid has one row.
+    """
+    if not dynamic:
         return example
-    return tuple(torch.cat([each] * 2) if len(each) == 1 else each
-                 for each in example)
+    more = ('batch' in dynamic, 0, *[
+        side if 'size' in dynamic else 0 for side in ENLARGED])
+    return tuple(each.new_zeros([
+        length + extra for length, extra in zip(each.shape, more)])
+        for each in example)
 
 
 def other_examples(dynamic: Sequence[str], example: Tuple[Any, ...]
