@@ -9,6 +9,7 @@ from mmengine.hooks import EMAHook
 from gdrq_mm import quantize_
 from gdrq_mm.functional import expand_clip
 from gdrq_mm.layers import QuantLayer
+from gdrq_mm.training import get_state
 
 QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
 # Four iterations; the checkpoint after the second is what is resumed.
@@ -162,6 +163,8 @@ def test_averaged_buffers_do_not_keep_the_first_phase_and_sign(make_runner):
     saved = torch.load(Path(runner.work_dir) / 'epoch_2.pth',
                        weights_only=True)['state_dict']
     assert saved['quantization_state.phase_index'] == 1
+    ema = next(one for one in runner.hooks if isinstance(one, EMAHook))
+    assert get_state(ema.ema_model.module).phase == 'quantize'
     for name, value in runner.model.state_dict().items():
         if name.endswith(('.signed', '.num_updates')):
             assert torch.equal(saved[name], value), name
