@@ -45,7 +45,9 @@ SECTIONS = {
     'Start': ['docs/install', 'docs/demo'],
     'From float to deployed': [
         'docs/tasks/detection', 'docs/tasks/segmentation',
-        'docs/tasks/classification', 'docs/how_to', 'docs/deploy'],
+        'docs/tasks/classification', 'docs/how_to', 'docs/deploy',
+        *(f'docs/deploy/{name}' for name in (
+            'onnxruntime', 'openvino', 'tensorrt', 'qonnx-finn', 'hls4ml'))],
     'Reference': ['docs/config', 'docs/api', 'docs/errors',
                   'docs/checkpoint_format', 'docs/analysis', 'docs/extend',
                   'docs/patches'],

@@ -46,6 +46,11 @@ class DeployableDetector(Deployable):
             self.register_buffer(f'anchors{level}', values)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        if (images.shape[0], *images.shape[2:]) != (1, *self.image_shape):
+            height, width = self.image_shape
+            raise ValueError(
+                f'a two-stage detector reads one image of {height} x {width} '
+                f'at a time, got inputs of {tuple(images.shape)}')
         features = self.features(images)
         rois = self.propose(*self.rpn_head(features))
         scores, deltas = self.roi_head.bbox_head(

@@ -224,3 +224,11 @@ def test_labels_that_do_not_exclude_each_other_have_sigmoid_scores(
     raw = make_deployable(model, (32, 32), raw=True).eval()
     assert raw.names_for(x) == ('logits', )
     torch.testing.assert_close(raw(x)[0].sigmoid(), scores)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('shape', [(2, 3, 64, 64), (1, 3, 96, 64)])
+def test_two_stage_detectors_read_one_image_of_one_size(build_model, shape):
+    deployable = make_deployable(build_model('faster_rcnn'), (64, 64))
+    with pytest.raises(ValueError, match='one image of 64 x 64 at a time'):
+        deployable(torch.zeros(shape))
