@@ -57,7 +57,7 @@ def check_container(path: str) -> None:
 
 
 def _checksum(file, part: zipfile.ZipInfo, buffer: memoryview) -> int:
-    """Of the bytes that torch's reader takes for a part that is stored."""
+    """CRC-32 of the bytes that torch takes for a stored part."""
     file.seek(part.header_offset)
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size:

@@ -16,7 +16,7 @@ def package_of(checkout: Path) -> str:
     """Which package a checkout is of.
 
     Raises:
-        FileNotFoundError: Of none that is known.
+        FileNotFoundError: It is the checkout of no package known here.
     """
     for package in PACKAGES:
         if (checkout / package).is_dir() and (checkout / 'tests').is_dir():
@@ -31,7 +31,8 @@ def run_tests(checkout: Path, tests: Sequence[str], convert: bool
     """Run tests in a process of their own.
 
     Args:
-        checkout (Path): Of the package, whose installed models are tested.
+        checkout (Path): Checkout of the package; its installed models are
+            tested.
         tests (sequence[str]): Paths in it, or other arguments of pytest.
         convert (bool): Convert every model that they build.
 

@@ -18,8 +18,8 @@ def synthetic_images(cfg: Config, number: int, size: Tuple[int, int]
     data preprocessor.
 
     Args:
-        cfg (Config): Of the model.
-        number (int): Of images; always the same ones.
+        cfg (Config): The config of the model.
+        number (int): How many images; always the same ones.
         size (tuple[int, int]): Height and width.
 
     Returns:

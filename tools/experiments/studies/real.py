@@ -56,7 +56,7 @@ class Method:
     """A way to train at low bits.
 
     Args:
-        suffix (str): Of its cells.
+        suffix (str): What the names of its cells end in.
         weight (dict): Fields beside the bits.
         activation (dict): Fields beside the bits.
         hook (dict): Arguments of the hook.
