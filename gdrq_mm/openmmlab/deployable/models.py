@@ -1,5 +1,5 @@
 """Tensors in, tensors out: classifiers and segmentors."""
-from typing import Tuple
+from typing import Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,21 @@ class Deployable(nn.Module):
     def padded_size(self, size: Tuple[int, int]) -> Tuple[int, int]:
         """Height and width of what the network sees."""
         return tuple(map(self.prepare.padded, size))
+
+    def check_dynamic(self, dynamic: Sequence[str]) -> None:
+        """Raise where outputs at another batch or size were never compared.
+
+        Args:
+            dynamic (sequence of str): 'batch', 'size' or both.
+
+        Raises:
+            ValueError: The model gives boxes.
+        """
+        if dynamic and 'boxes' in self.output_names:
+            raise ValueError(
+                f'dynamic is {",".join(dynamic)}, but boxes are exported for '
+                'one batch and size: export without --dynamic, or the outputs '
+                'before post-processing with --raw')
 
     def features(self, images: Tensor):
         return self.neck(self.backbone(self.prepare(images)))

@@ -124,3 +124,12 @@ def test_onnx_runtime_gives_the_detections_of_the_integer_model(
         onnx_check.session(path), [x]))
     for mine, other in zip(ours, theirs):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+def test_boxes_are_of_one_batch_and_size():
+    model = build('FCOS')
+    boxes = make_deployable(model, SIZE)
+    with pytest.raises(ValueError, match='dynamic is batch,size, but boxes'):
+        boxes.check_dynamic(['batch', 'size'])
+    boxes.check_dynamic([])
+    make_deployable(model, SIZE, True).check_dynamic(['batch', 'size'])
