@@ -137,7 +137,7 @@ VERBS = [
     (f'export my_w4a4.py {QUANTIZED} --shape 32 32 --out my_w4a4.onnx '
      '--speed-rounds 0', 'codes equal to the integer model', 'my_w4a4.onnx'),
     ('analyze coverage my_w4a4.py --shape 32 32',
-     'multiply-accumulates have two low-bit operands', None),
+     'have two low-bit operands', None),
     (f'compare my_w4a4.py {FLOAT} --schemes lsq --bits 4,4 --batches 1 '
      '--json compared.json', 'lsq', 'compared.json'),
     ('sweep mmpretrain lenet', 'mmpretrain lenet: ',
