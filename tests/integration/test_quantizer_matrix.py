@@ -20,6 +20,7 @@ from gdrq_mm.checkpoint import pack
 from gdrq_mm.deploy import export_onnx, merge
 from gdrq_mm.merge import merge_errors
 from gdrq_mm.openmmlab.publish import publish
+from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.openmmlab.scopes import build_model
 from gdrq_mm.quantizers import (
     QUANTIZERS,
@@ -320,8 +321,7 @@ def test_a_run_of_mmengine(name, make_runner, amp, tmp_path):
         state = get_state(module)
         assert all(each.initialized
                    for each in state.activation_quantizers.values())
-    checkpoints = [torch.load(tmp_path / folder / 'epoch_2.pth',
-                              weights_only=False)
+    checkpoints = [read_checkpoint(str(tmp_path / folder / 'epoch_2.pth'))
                    for folder in ('whole', 'halves')]
     for part in ('state_dict', 'ema_state_dict'):
         assert_equal(*(each[part] for each in checkpoints))
