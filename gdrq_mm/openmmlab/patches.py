@@ -7,6 +7,8 @@ import contextlib
 import functools
 import logging
 import os
+from importlib.metadata import distributions
+from importlib.util import find_spec
 from typing import Callable, Dict, List
 
 from mmengine.config import Config
@@ -45,8 +47,9 @@ def patch_mmengine() -> List[str]:
         raise ValueError(f'{VARIABLE} is {asked!r}, allowed: on, off')
     if asked == 'on' and not _undo:
         _undo.update({
-            'configs may inherit from "gdrq_mm::..."':
-                _allow_gdrq_mm_configs(),
+            'configs may inherit from "gdrq_mm::...", and from those of a '
+            'package whose fork is installed under another name':
+                _find_configs(),
             'torch.load(weights_only=True) reads the log history in '
             'training checkpoints of mmengine':
                 allow_plain_types(),
@@ -82,15 +85,24 @@ def unpatch_mmengine() -> None:
     _undo.clear()
 
 
-def _allow_gdrq_mm_configs() -> Callable:
+def _find_configs() -> Callable:
     """Let configs inherit from ours: ``_base_ = 'gdrq_mm::...'``.
 
     mmengine looks for external configs in the packages of a table only, and
     takes a package's name for the registry scope of all that its configs
     name. Ours name modules of mmdet, mmseg and mmpretrain, as the user's own
     do: they have no scope.
+
+    The table says that pip knows mmseg as mmsegmentation. The maintained fork
+    is called otherwise, and mmengine then takes it for missing; the name of a
+    module is found as well.
     """
+    before = dict(MODULE2PACKAGE)
     MODULE2PACKAGE['gdrq_mm'] = 'gdrq_mm'
+    for module, package in before.items():
+        if (module != package and find_spec(module) is not None
+                and not any(distributions(name=package))):
+            MODULE2PACKAGE[module] = module
     find = Config._get_cfg_path
 
     def find_without_scope(cfg_path: str, filename: str):
@@ -101,7 +113,8 @@ def _allow_gdrq_mm_configs() -> Callable:
 
     def undo():
         Config._get_cfg_path = staticmethod(find)
-        del MODULE2PACKAGE['gdrq_mm']
+        MODULE2PACKAGE.clear()
+        MODULE2PACKAGE.update(before)
 
     return undo
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import checkpoint_hook
 from mmengine.logging import HistoryBuffer
@@ -114,3 +116,27 @@ def test_mmengine_is_left_as_it_was_when_asked(monkeypatch):
     finally:
         patches.patch_mmengine()
     assert hasattr(checkpoint_hook, 'open')
+
+
+def test_configs_of_a_renamed_fork_are_found(tmp_path, monkeypatch):
+    """As mmseg, which onedl-mmsegmentation brings, not mmsegmentation."""
+    inside = tmp_path / 'renamed_mm' / '.mim'
+    (inside / 'configs' / 'net').mkdir(parents=True)
+    (tmp_path / 'renamed_mm' / '__init__.py').write_text('')
+    (inside / 'model-index.yml').write_text('Import: []')
+    (inside / 'configs' / 'net' / 'a.py').write_text('depth = 18')
+    child = tmp_path / 'child.py'
+    child.write_text("_base_ = 'renamed_mm::net/a.py'")
+    monkeypatch.syspath_prepend(tmp_path)
+    patches.unpatch_mmengine()
+    try:
+        monkeypatch.setitem(MODULE2PACKAGE, 'renamed_mm', 'first-name-of-mm')
+        with pytest.raises(ModuleNotFoundError, match='first-name-of-mm'):
+            Config.fromfile(child)
+        patches.patch_mmengine()
+        assert Config.fromfile(child).depth == 18
+        patches.unpatch_mmengine()
+        assert MODULE2PACKAGE['renamed_mm'] == 'first-name-of-mm'
+    finally:
+        patches.patch_mmengine()
+    assert MODULE2PACKAGE['mmdet'] == 'mmdet'
