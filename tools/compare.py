@@ -92,9 +92,9 @@ def compare(args) -> None:
     from comparing.schemes import parse_bits
     from comparing.table import collect, plot, start_of, table
     from jobs.checkout import cores
-    from jobs.engine import Engine
+    from jobs.engine import Engine, check_failed
     from jobs.process import prepare_environment
-    from jobs.records import JobError, Lock, write_json, write_text
+    from jobs.records import Lock, write_json, write_text
     prepare_environment(1 if args.jobs > 1 else cores())
     comparison = Comparison(Settings(
         args.config, args.checkpoint, args.schemes,
@@ -120,11 +120,7 @@ def compare(args) -> None:
         write_text(args.table, table(result) + '\n')
     if args.plot:
         plot(result, args.plot)
-    if failed:
-        raise JobError(f'{len(failed)} of {len(comparison.jobs())} jobs '
-                       'failed; the same command tries them again:\n' +
-                       '\n'.join(f'    {name}: {why}'
-                                 for name, why in failed.items()))
+    check_failed(failed)
 
 
 if __name__ == '__main__':

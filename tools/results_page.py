@@ -49,10 +49,12 @@ def draw_fig8(path: Path) -> None:
     measured = read_json(ROOT / 'docs' / 'results' / 'fig8.json')
     if measured is None:
         return
-    from experiments.records import new_figure, write_image
+    from experiments.records import new_axes
+
+    from gdrq_mm.analysis.drawing import save_figure
     study = STUDIES['fig8']
     results = Results(study, measured)
-    figure, axes = new_figure(1, 1, 5, 3.4)
+    figure, axes = new_axes(1, 1, 5, 3.4)
     for row in study.rows:
         found = [(int(column.split()[0]), results.metrics(name).values())
                  for column, name in zip(study.columns, row.cells)]
@@ -63,7 +65,7 @@ def draw_fig8(path: Path) -> None:
     axes[0, 0].set_xlabel('bits of weights')
     axes[0, 0].set_ylabel('top-1 after fine-tuning')
     axes[0, 0].legend(fontsize='small')
-    write_image(path, figure)
+    save_figure(figure, path)
 
 
 def main() -> None:

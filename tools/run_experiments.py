@@ -18,6 +18,7 @@ from experiments.engine import Settings, run_cells
 from experiments.results import collect, list_studies
 from experiments.studies import CELLS, FAMILIES, STUDIES
 from jobs.checkout import ROOT, cores, shown
+from jobs.engine import check_failed
 from jobs.process import prepare_environment
 from jobs.records import JobError, Lock
 
@@ -112,11 +113,7 @@ def main():
     for study in args.studies:
         path = collect(settings, study, STUDIES[study], args.out)
         print(f'{study}: {shown(path) if path else "nothing to write yet"}')
-    if failed:
-        raise JobError(f'{len(failed)} cells failed; the same command tries '
-                        'them again:\n' + '\n'.join(
-                            f'    {name} seed {seed}: {why}'
-                            for (name, seed), why in failed.items()))
+    check_failed(failed)
 
 
 if __name__ == '__main__':

@@ -3,14 +3,13 @@
 Every group is divided by its own threshold ``T = 2 * mean|G|`` first: a layer
 whose groups are uniform on ``[-T, T]`` is then uniform on [-1, 1] as a whole.
 """
-import os
-from pathlib import Path
-from typing import Dict, Tuple, Union
+from typing import Dict, Tuple
 
 import torch
 from torch import Tensor
 
 from .. import functional as F
+from .drawing import Target, new_figure, save_figure
 
 # Uniform data on [-T, T] have mean|x| = T / 2.
 UNIFORM_K = 2.
@@ -93,7 +92,7 @@ def weight_histogram(weight: Tensor,
 
 def plot_weight_distributions(columns: Dict[str, Dict[str, Tensor]],
                               group_sizes: Dict[str, int],
-                              path: Union[str, os.PathLike],
+                              path: Target,
                               title: str = '') -> None:
     """Draw histograms: one row a layer, one column a state of the model.
 
@@ -104,13 +103,8 @@ def plot_weight_distributions(columns: Dict[str, Dict[str, Tensor]],
         path (str or os.PathLike): Image to write, the suffix says how.
         title (str): Above all. Defaults to ''.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     layers = list(group_sizes)
-    figure = Figure(figsize=(3 * len(columns), 1.9 * len(layers) + 0.9),
-                    layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(3 * len(columns), 1.9 * len(layers) + .9)
     axes = figure.subplots(len(layers), len(columns), squeeze=False,
                            sharex=True, sharey='row')
     for column, (name, weights) in enumerate(columns.items()):
@@ -128,11 +122,7 @@ def plot_weight_distributions(columns: Dict[str, Dict[str, Tensor]],
             if column == 0:
                 axis.set_ylabel(layer, fontsize='small')
     figure.suptitle(title)
-    # Never half an image, also where an older one is replaced.
-    path = Path(path)
-    partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
+    save_figure(figure, path)
 
 
 def _check(weight: Tensor) -> None:

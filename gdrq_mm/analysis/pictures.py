@@ -1,41 +1,12 @@
 """One picture of each analysis."""
-import os
-from pathlib import Path
-from typing import Dict, List, Union
+from typing import Dict, List
 
 from ..plan import percent
 from .coverage import Coverage
 from .diff import Difference
+from .drawing import Target, new_figure, save_figure
 from .sensitivity import Figures, Setting, worst_first
 from .tables import SIDES, bits_text
-
-Target = Union[str, os.PathLike]
-
-
-def new_figure(width: float, height: float):
-    """A figure of matplotlib that needs no display.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('matplotlib is missing: pip install '
-                          '"gdrq_mm[analysis]"') from error
-    figure = Figure(figsize=(width, height), layout='constrained')
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure, path: Target) -> None:
-    """Never half an image, also where an older one is replaced."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
 
 
 def plot_sensitivity(figures: Dict[Setting, Figures], path: Target,

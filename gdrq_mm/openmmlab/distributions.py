@@ -8,6 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 
+from ..analysis.drawing import new_figure
 from ..analysis.layer_figures import (
     LIMIT,
     InputFigures,
@@ -18,7 +19,6 @@ from ..analysis.layer_figures import (
     watch_inputs,
     weight_figures,
 )
-from ..analysis.pictures import new_figure
 from ..training import QuantizationState
 
 LATE = .8  # of a training: from here on thresholds should rest

@@ -101,15 +101,15 @@ def test_what_is_done_is_not_run_again_and_what_changed_is(settings):
 
 def test_a_cell_that_fails_stops_only_what_begins_with_it(settings):
     failed = run(settings, 'bad', 'after', 'dying', 'lost', 'start', 'next')
-    assert failed.keys() == {('toy/bad', 0), ('toy/after', 0),
-                             ('toy/dying', 0), ('toy/lost', 0)}
-    assert 'config.py' in failed['toy/lost', 0]
-    assert 'it is a bad cell' in failed['toy/bad', 0]
-    assert 'seed0.log' in failed['toy/bad', 0]
-    assert failed['toy/after', 0] == 'toy/bad seed 0 failed'
+    assert failed.keys() == {'toy/bad seed 0', 'toy/after seed 0',
+                             'toy/dying seed 0', 'toy/lost seed 0'}
+    assert 'config.py' in failed['toy/lost seed 0']
+    assert 'it is a bad cell' in failed['toy/bad seed 0']
+    assert 'seed0.log' in failed['toy/bad seed 0']
+    assert failed['toy/after seed 0'] == 'toy/bad seed 0 failed'
     assert run(settings, 'after') == {
-        ('toy/after', 0): 'toy/bad seed 0 was not asked for'}
-    assert 'exit code 3' in failed['toy/dying', 0]
+        'toy/after seed 0': 'toy/bad seed 0 was not asked for'}
+    assert 'exit code 3' in failed['toy/dying seed 0']
     assert metric(settings, 'next') == 1
     for name in ('bad', 'after', 'dying'):
         record = settings.record_path(f'toy/{name}', 0)

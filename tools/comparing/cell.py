@@ -8,7 +8,7 @@ from statistics import median
 from typing import Callable, Dict, List
 
 import torch
-from jobs.training import CHECKPOINT, run_config
+from jobs.training import CHECKPOINT, calibrate, run_config
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -18,7 +18,6 @@ from torch import nn
 
 from gdrq_mm import quantize_
 from gdrq_mm.checkpoint import float_weights, pack
-from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
 from gdrq_mm.openmmlab.head_outputs import find_outputs
 from gdrq_mm.openmmlab.publish import load_all
 from gdrq_mm.openmmlab.reading import read_checkpoint
@@ -51,12 +50,8 @@ def run_cell(name: str, kind: str, config: dict, folder: str, start: str,
     init_default_scope(cfg.default_scope)
     extra = {}
     if kind == 'calibrate':
-        written = path / 'config.py'
-        cfg.dump(written)
-        calibrate_checkpoint(str(written), start, str(path / CHECKPOINT),
-                             batches)
-        extra = properties(Config(config), str(path / CHECKPOINT))
-        start = str(path / CHECKPOINT)
+        start = calibrate(cfg, start, path, batches)
+        extra = properties(Config(config), start)
     _, metrics = run_config(cfg, name, path, start, kind == 'train')
     saved = [] if kind == 'test' else [str(path / CHECKPOINT)]
     return dict(metrics={key: float(value) for key, value in metrics.items()

@@ -1,13 +1,12 @@
 """What is compared: configs of all cells, checked before anything runs."""
 import copy
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
 from jobs.checkout import gdrq_mm_version
 from jobs.engine import Job, Task
-from jobs.records import file_hash, text_hash
+from jobs.records import config_hash, file_hash
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
@@ -174,8 +173,8 @@ class Comparison:
 
         def prepare(records: Dict[str, dict]) -> Task:
             cfg = self.config(cell, seed).to_dict()
-            inputs = dict(self.inputs, seed=seed, kind=kind, config=text_hash(
-                json.dumps(cfg, sort_keys=True, default=str)))
+            inputs = dict(self.inputs, seed=seed, kind=kind,
+                          config=config_hash(cfg))
             if kind == 'calibrate':
                 inputs['batches'] = self.settings.batches
             arguments = dict(

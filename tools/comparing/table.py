@@ -3,10 +3,10 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from jobs.checkout import versions
-from jobs.records import decide, read_json
+from jobs.records import markdown, read_done
 from mmengine.hooks import CheckpointHook
 
-from gdrq_mm.analysis.pictures import new_figure, save_figure
+from gdrq_mm.analysis.drawing import new_figure, save_figure
 
 from .plan import START, Cell, Comparison
 from .schemes import short_name
@@ -81,11 +81,8 @@ def start_of(comparison: Comparison, metric: Optional[str],
 def _results(comparison, cell, seed, kind) -> Optional[dict]:
     """Results of a job that is done with today's inputs."""
     job = comparison.job(cell, seed, kind)
-    record = read_json(job.record_path)
-    inputs = job.prepare({}).inputs
-    if record and decide(record, inputs, Path())[0] == 'done':
-        return record['results']
-    return None
+    record = read_done(job.record_path, job.prepare({}).inputs, Path())
+    return record and record['results']
 
 
 def metric_name(metrics: Dict[str, float], asked: Optional[str], cfg) -> str:
@@ -170,11 +167,7 @@ def table(result: dict) -> str:
             line[7] = next((f'{each["float_bytes"] / 1e3:.0f}'
                             for each in rows if 'float_bytes' in each), '')
         lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(8)]
-    lines.insert(1, ['-' * width for width in widths])
-    text = ['| ' + ' | '.join(value.ljust(width) for value, width in zip(
-        line, widths)) + ' |' for line in lines]
-    return '\n'.join([*text, '', caption(result)])
+    return f'{markdown(lines)}\n\n{caption(result)}'
 
 
 def caption(result: dict) -> str:

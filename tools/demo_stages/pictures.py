@@ -1,12 +1,10 @@
 """Predictions of several models side by side, one row an image."""
-import os
-from pathlib import Path
 from xml.etree import ElementTree
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from gdrq_mm.analysis.drawing import new_figure, save_figure
 
 NUM_IMAGES = dict(det=4, seg=4, cls=6)
 HEIGHTS = dict(det=2.1, seg=1.5, cls=1.3)  # of an image, in inches
@@ -30,11 +28,9 @@ def draw(task, images, columns, meta, path, title):
     pixels = [cv2.imread(str(image))[..., ::-1] for image in images]
     ratio = pixels[0].shape[1] / pixels[0].shape[0]
     height = HEIGHTS[task]
-    figure = Figure(
-        figsize=(height * ratio * (1 + len(columns)) + .2,
-                 (height + .25 * (task == 'cls')) * len(images) + .8),
-        layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(
+        height * ratio * (1 + len(columns)) + .2,
+        (height + .25 * (task == 'cls')) * len(images) + .8)
     axes = figure.subplots(len(images), 1 + len(columns), squeeze=False)
     for row, image in enumerate(images):
         for axis in axes[row]:
@@ -50,10 +46,7 @@ def draw(task, images, columns, meta, path, title):
                       xycoords='axes fraction', textcoords='offset points',
                       ha='center', va='bottom', annotation_clip=False)
     figure.suptitle(title)
-    path = Path(path)
-    partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
-    figure.savefig(partial, dpi=100)
-    os.replace(partial, path)
+    save_figure(figure, path)
 
 
 def voc_truth(axis, image, meta):

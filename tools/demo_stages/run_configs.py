@@ -1,12 +1,11 @@
 """What was asked for, and the configs as the demo runs them."""
-import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List
 
 from jobs.checkout import ROOT, shown
-from jobs.records import JobError, read_json, text_hash
+from jobs.records import JobError, config_hash, read_json
 from mmengine.config import Config, DictAction
 
 from .tasks import (
@@ -68,9 +67,8 @@ class Configs:
                    for split in ('train', 'val', 'test')]
         return options + (QUICK_OPTIONS[task] if self.settings.quick else [])
 
-    def text_hash(self, task: str, run: str) -> str:
-        return text_hash(json.dumps(self.get(task, run).to_dict(),
-                                    sort_keys=True, default=str))
+    def hash(self, task: str, run: str) -> str:
+        return config_hash(self.get(task, run).to_dict())
 
     def length(self, task: str, run: str) -> int:
         """Epochs or iterations of a training."""

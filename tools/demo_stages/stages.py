@@ -85,7 +85,7 @@ def prepare(stage: Stage, configs: Configs,
         return _look_job(stage, configs, inputs, result, checkpoint)
     config = configs.path(stage.task, stage.run)
     options = ['--cfg-options', *configs.options(stage.task)]
-    inputs['config'] = configs.text_hash(stage.task, stage.run)
+    inputs['config'] = configs.hash(stage.task, stage.run)
     where = ['--work-dir', shown(stage.folder)]
     if stage.kind == 'train':
         length = configs.length(stage.task, stage.run)

@@ -3,6 +3,7 @@ import os
 import sys
 
 from jobs.checkout import versions
+from jobs.records import markdown
 
 from gdrq_mm.plan import percent
 
@@ -104,12 +105,7 @@ def table(summary):
         row.append(' / '.join(f'{runs[run]["bytes"] / 1e3:.0f}'
                               for run in [FLOAT, *quantized]) + ' kB')
         rows.append(row)
-    widths = [max(len(row[i]) for row in [header, *rows])
-              for i in range(len(header))]
-    lines = ['| ' + ' | '.join(value.ljust(width) for value, width in zip(
-        row, widths)) + ' |' for row in [
-            header, ['-' * width for width in widths], *rows]]
-    return '\n'.join([*lines, '', caption(summary)])
+    return f'{markdown([header, *rows])}\n\n{caption(summary)}'
 
 
 def shares(run):

@@ -1,6 +1,5 @@
 """What an experiment is made of: cells, tables of them, claims about them."""
 import copy
-import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from demo_stages.tasks import TASKS
 from jobs.checkout import ROOT, gdrq_mm_version
-from jobs.records import file_hash, read_json, text_hash
+from jobs.records import config_hash, file_hash, read_json
 
 CONFIG_DATA = 'data/'  # where all configs look for their data
 # What a dataset says of itself, by what made it.
@@ -183,8 +182,7 @@ class Configs:
 
     def hash(self, cell: Cell, seed: int) -> str:
         """Hash of the text of the whole config."""
-        return text_hash(json.dumps(self.get(cell, seed).to_dict(),
-                                    sort_keys=True, default=str))
+        return config_hash(self.get(cell, seed).to_dict())
 
     def inputs(self, cell: Cell, seed: int, family: Family,
                start: Optional[Path]) -> dict:

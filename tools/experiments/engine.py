@@ -7,12 +7,10 @@ from demo_stages.run_configs import Configs as DemoConfigs
 from demo_stages.run_configs import Settings as DemoSettings
 from jobs.checkout import ROOT, versions
 from jobs.engine import Engine, Job, Task
-from jobs.records import decide, read_json, write_json
+from jobs.process import MODELS
+from jobs.records import read_done, write_json
 
 from .cells import Cell, Configs, Family, from_demo
-
-PRELOAD = ('torch', 'mmpretrain.models', 'mmdet.models', 'mmseg.models',
-           'gdrq_mm')
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Settings:
         return self.folder(name, seed).with_suffix('.json')
 
 
-def run_cells(settings: Settings, tasks) -> Dict[tuple, str]:
+def run_cells(settings: Settings, tasks) -> Dict[str, str]:
     """Run all that have no result yet.
 
     Args:
@@ -52,13 +50,11 @@ def run_cells(settings: Settings, tasks) -> Dict[tuple, str]:
         tasks (list[tuple[str, int]]): Cell and seed.
 
     Returns:
-        dict[tuple, str]: Why cells failed.
+        dict[str, str]: Why cells failed, by :func:`name_of`.
     """
     plan = Plan(settings)
-    names = {name_of(*task): task for task in tasks}
-    engine = Engine([plan.job(*task) for task in names.values()],
-                    settings.jobs, preload=PRELOAD)
-    return {names[name]: why for name, why in engine.run().items()}
+    return Engine([plan.job(*task) for task in tasks], settings.jobs,
+                  preload=MODELS).run()
 
 
 def name_of(cell: str, seed: int) -> str:
@@ -93,9 +89,9 @@ class Plan:
         family = self.settings.families[cell.family]
         inputs = self.configs.inputs(cell, seed, family, start)
         path = self.settings.record_path(cell.name, seed)
-        if cell.demo and decide(read_json(path), inputs, ROOT)[0] != 'done':
+        if cell.demo and read_done(path, inputs, ROOT) is None:
             found = from_demo(cell, seed, self.settings.demos, inputs['data'],
-                              self.demo_configs.text_hash)
+                              self.demo_configs.hash)
             if found:
                 write_json(path, dict(status='done', inputs=inputs,
                                       **kept(cell, *found)))

@@ -10,15 +10,9 @@ import json
 
 import numpy as np
 import torch
-from records import (
-    environment,
-    new_figure,
-    parse,
-    spread,
-    write_image,
-    write_json,
-)
+from records import environment, new_axes, parse, spread, write_json
 
+from gdrq_mm.analysis.drawing import save_figure
 from gdrq_mm.clip_search import search_clip
 from gdrq_mm.functional import linear_quantize, quantized_loss
 
@@ -59,7 +53,7 @@ def run(seeds, sizes):
 
 
 def draw(result, path):
-    figure, axes = new_figure(1, 4)
+    figure, axes = new_axes(1, 4)
     seed = result['config']['seeds'][0]
     for axis, (name, sample) in zip(axes[0], SAMPLES.items()):
         x = sample(np.random.default_rng(seed), 1000)
@@ -84,7 +78,7 @@ def draw(result, path):
     axis.set_ylabel('quantized loss')
     axis.legend(fontsize='small')
     figure.suptitle('Best 15 levels for 1000 samples (red); quantized loss')
-    write_image(path, figure)
+    save_figure(figure, path)
 
 
 def main():

@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 
 import torch
-from records import environment, new_figure, parse, write_image, write_json
+from records import environment, new_axes, parse, write_json
 
+from gdrq_mm.analysis.drawing import save_figure
 from gdrq_mm.clip_search import search_clip
 from gdrq_mm.functional import (
     expand_clip,
@@ -51,7 +52,7 @@ def run(args):
 
 def draw(result, path):
     rows = result['rows']
-    figure, axes = new_figure(1, len(rows))
+    figure, axes = new_axes(1, len(rows))
     for axis, row in zip(axes[0], rows):
         clips = row['groups']['clip']
         axis.bar(range(1, len(clips) + 1), clips, color='tab:orange',
@@ -66,7 +67,7 @@ def draw(result, path):
     axes[0, 0].legend(fontsize='small')
     figure.suptitle(f'{result["config"]["layer"]}: the layer, its groups of '
                     f'{rows[0]["groups"]["group_size"]} filters')
-    write_image(path, figure)
+    save_figure(figure, path)
 
 
 def main():

@@ -11,19 +11,13 @@ value (Eq. 4) at 2 to 8 bits. About four minutes on one core.
 import json
 
 import torch
-from records import (
-    environment,
-    new_figure,
-    parse,
-    spread,
-    write_image,
-    write_json,
-)
+from records import environment, new_axes, parse, spread, write_json
 from sklearn.datasets import load_digits
 from torch import nn
 
 import gdrq_mm
 from gdrq_mm.analysis import ks_to_uniform, weight_histogram
+from gdrq_mm.analysis.drawing import save_figure
 from gdrq_mm.clip_search import search_clip
 from gdrq_mm.functional import linear_quantize, quantized_loss
 from gdrq_mm.training import get_state
@@ -120,7 +114,7 @@ def run(seeds, epochs):
 
 def draw(result, path):
     rows = result['rows']
-    figure, axes = new_figure(3, len(rows), sharex='row', sharey='row')
+    figure, axes = new_axes(3, len(rows), sharex='row', sharey='row')
     for line, name in zip(axes, ('conv1', 'conv2')):
         line[0].set_ylabel(f'{name}, density')
         for axis, row in zip(line, rows):
@@ -143,7 +137,7 @@ def draw(result, path):
         axis.remove()
     figure.suptitle('Float models reshaped with k (Fig. 7), quantized with '
                     'the best clip value (Fig. 8 a)')
-    write_image(path, figure)
+    save_figure(figure, path)
 
 
 def main():

@@ -1,7 +1,6 @@
 """What the experiments share: where results lie and what they must say."""
 import argparse
 import json
-import os
 import platform
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import numpy as np
 import torch
 
 import gdrq_mm
+from gdrq_mm.analysis.drawing import new_figure
+from gdrq_mm.writing import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,29 +44,15 @@ def environment() -> dict:
 
 def write_json(path: Path, result: dict) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
-    partial.write_text(json.dumps(result, indent=1) + '\n')
-    os.replace(partial, path)
+    with write_whole(path, overwrite=True) as part:
+        part.write_text(json.dumps(result, indent=1) + '\n')
 
 
-def new_figure(rows: int, columns: int, width: float = 3.2,
-               height: float = 2.4, **kwargs):
+def new_axes(rows: int, columns: int, width: float = 3.2,
+             height: float = 2.4, **kwargs):
     """A figure and its axes, an array of ``rows`` by ``columns``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width * columns, height * rows),
-                    layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(width * columns, height * rows)
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
-
-
-def write_image(path: Path, figure) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
 
 
 def spread(values) -> dict:

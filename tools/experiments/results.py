@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Optional
 
 from jobs.checkout import ROOT
-from jobs.records import decide, read_json, write_json
+from jobs.records import read_done, read_json, write_json
 
 from .cells import Configs, Study
 
@@ -27,14 +27,14 @@ class Finished:
         return self._known[name, seed]
 
     def _get(self, cell, seed) -> Optional[dict]:
-        record = read_json(self.settings.record_path(cell.name, seed))
         start = cell.start and self.get(cell.start, seed)
-        if record is None or (cell.start and start is None):
+        if cell.start and start is None:
             return None
         inputs = self.configs.inputs(
             cell, seed, self.settings.families[cell.family],
             start and start['results']['checkpoint'])
-        return record if decide(record, inputs, ROOT)[0] == 'done' else None
+        return read_done(self.settings.record_path(cell.name, seed), inputs,
+                         ROOT)
 
     def seeds(self, name: str) -> dict:
         """Seed -> record of a cell."""

@@ -10,15 +10,9 @@ import json
 import numpy as np
 import torch
 import torch.nn.functional as F
-from records import (
-    environment,
-    new_figure,
-    parse,
-    spread,
-    write_image,
-    write_json,
-)
+from records import environment, new_axes, parse, spread, write_json
 
+from gdrq_mm.analysis.drawing import save_figure
 from gdrq_mm.quantizers import ActivationQuantizer, ScaleClipActivation
 
 FUNCTIONS = dict(relu=F.relu, none=lambda x: x, silu=F.silu, gelu=F.gelu,
@@ -55,7 +49,7 @@ def run(seeds, widths):
 
 def draw(result, path):
     widths = result['config']['bits']
-    figure, axes = new_figure(1, len(widths))
+    figure, axes = new_axes(1, len(widths))
     places = np.arange(len(FUNCTIONS))
     for axis, bits in zip(axes[0], widths):
         for index, kind in enumerate(KINDS):
@@ -69,7 +63,7 @@ def draw(result, path):
         axis.set_title(f'{bits} bits')
     axes[0, 0].set_ylabel('squared error / energy')
     axes[0, -1].legend(fontsize='small')
-    write_image(path, figure)
+    save_figure(figure, path)
 
 
 def main():

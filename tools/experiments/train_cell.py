@@ -6,13 +6,12 @@ from typing import Optional
 
 import torch
 from jobs.checkout import ROOT
-from jobs.training import CHECKPOINT, run_config
+from jobs.training import CHECKPOINT, calibrate, run_config
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.utils import import_modules_from_strings
 
 from gdrq_mm.checkpoint import float_weights
-from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.plan import QuantReport
 from gdrq_mm.training import get_state, metrics
@@ -56,11 +55,7 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
     if latent:
         start = write_float_weights(start, folder / 'float.pth')
     if kind == 'calibrate':
-        path = folder / 'config.py'
-        cfg.dump(path)
-        calibrate_checkpoint(path, start, folder / CHECKPOINT,
-                             CALIBRATION_BATCHES)
-        start = str(folder / CHECKPOINT)
+        start = calibrate(cfg, start, folder, CALIBRATION_BATCHES)
     train = kind == 'train'
     runner, measured = run_config(cfg, f'{name}_{seed}', folder, start, train,
                                   () if train else (RoundHook(), ))

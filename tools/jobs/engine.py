@@ -278,6 +278,17 @@ class Engine:
             'left'])
 
 
+def check_failed(failed: Dict[str, str]) -> None:
+    """Raises:
+        JobError: There are any; it names each.
+    """
+    if failed:
+        raise JobError(f'{len(failed)} jobs failed; the same command tries '
+                       'them again:\n' + '\n'.join(
+                           f'    {name}: {why}'
+                           for name, why in failed.items()))
+
+
 def sentence(error: Exception) -> str:
     return str(error) if isinstance(error, JobError) else \
         f'{type(error).__name__}: {error}'

@@ -20,6 +20,9 @@ from pathlib import Path
 from .checkout import ROOT
 
 PATIENCE = 10.  # seconds between asking a process to end and killing it
+# Preloaded where jobs may be of any package.
+MODELS = ('torch', 'mmpretrain.models', 'mmdet.models', 'mmseg.models',
+          'gdrq_mm')
 WAITING = 20  # times its limit of CPU time may a job take by the clock
 
 

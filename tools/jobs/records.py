@@ -51,6 +51,14 @@ def write_json(path, data):
     write_text(path, json.dumps(data, indent=2) + '\n')
 
 
+def markdown(rows):
+    """A table, its columns in line; the first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows = [rows[0], ['-' * width for width in widths], *rows[1:]]
+    return '\n'.join('| ' + ' | '.join(map(str.ljust, row, widths)) + ' |'
+                     for row in rows)
+
+
 def read_json(path):
     """dict or None: None where there is no readable JSON object."""
     try:
@@ -60,7 +68,9 @@ def read_json(path):
     return data if isinstance(data, dict) else None
 
 
-def text_hash(text):
+def config_hash(config):
+    """Hash of the whole text of a config (dict)."""
+    text = json.dumps(config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -94,3 +104,10 @@ def decide(record, inputs, root):
     if missing:
         return 'start', f'its result {missing[0]} is missing'
     return 'done', 'done already'
+
+
+def read_done(path, inputs, root):
+    """dict or None: The record of a job, where it is done with these inputs;
+    see :func:`decide`."""
+    record = read_json(path)
+    return record if decide(record, inputs, root)[0] == 'done' else None

@@ -1,10 +1,12 @@
-"""Train and test a config in this process, by mmengine's own runner."""
+"""Train or calibrate, and test a config, in this process."""
 from pathlib import Path
 from typing import Optional, Sequence, Tuple
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
+
+from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
 
 CHECKPOINT = 'last.pth'
 
@@ -51,6 +53,18 @@ def run_config(cfg: Config, name: str, folder: Path, start: Optional[str],
     for hook in hooks:
         runner.register_hook(hook)
     return runner, runner.test()
+
+
+def calibrate(cfg: Config, start: str, folder: Path, batches: int) -> str:
+    """Give the model of a config thresholds from some batches, no training.
+
+    Returns:
+        str: The checkpoint, ``CHECKPOINT`` in the folder.
+    """
+    config, out = folder / 'config.py', str(folder / CHECKPOINT)
+    cfg.dump(config)
+    calibrate_checkpoint(str(config), start, out, batches)
+    return out
 
 
 def checkpoint_hook(train_cfg: dict) -> dict:

@@ -4,13 +4,10 @@ from pathlib import Path
 from typing import Iterator, Optional, Sequence, Tuple
 
 from jobs.engine import Engine, Job, Limits, Task
-from jobs.process import prepare_environment
+from jobs.process import MODELS, prepare_environment
 from jobs.records import read_json
 
 from .page import verdict_of
-
-PRELOAD = ('torch', 'mmpretrain.models', 'mmdet.models', 'mmseg.models',
-           'gdrq_mm')
 
 
 def path_of(work_dir: Path, package: str, family: str) -> Path:
@@ -46,7 +43,7 @@ def run_families(work_dir: Path, names: Sequence[Tuple[str, str]],
     for name in names:
         path_of(work_dir, *name).unlink(missing_ok=True)
     Engine([_job(work_dir, *name, function) for name in names], lanes=1,
-           limits=limits, preload=PRELOAD).run()
+           limits=limits, preload=MODELS).run()
 
 
 def _job(work_dir: Path, package: str, family: str, function: str) -> Job:

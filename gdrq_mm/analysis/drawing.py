@@ -1,0 +1,35 @@
+"""Figures of matplotlib, without a display."""
+import os
+from pathlib import Path
+from typing import Union
+
+from ..writing import write_whole
+
+Target = Union[str, os.PathLike]
+
+
+def new_figure(width: float, height: float):
+    """An empty figure.
+
+    Args:
+        width (float): In inches.
+        height (float): In inches.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('matplotlib is missing: pip install '
+                          '"gdrq_mm[analysis]"') from error
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure, path: Target) -> None:
+    """Write an image, whole or not at all; its suffix says of which kind."""
+    with write_whole(path, overwrite=True) as part:
+        figure.savefig(part, dpi=110, format=Path(path).suffix[1:])
