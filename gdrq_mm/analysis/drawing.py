@@ -1,11 +1,10 @@
 """Figures of matplotlib, without a display."""
-import os
 from pathlib import Path
 from typing import Union
 
 from ..writing import write_whole
 
-Target = Union[str, os.PathLike]
+Target = Union[str, Path]
 
 
 def new_figure(width: float, height: float):
