@@ -1,9 +1,9 @@
 """Look at what quantization does to a model."""
 from .distributions import (
-                            ks_to_uniform,
-                            normalize_groups,
-                            plot_weight_distributions,
-                            weight_histogram,
+    ks_to_uniform,
+    normalize_groups,
+    plot_weight_distributions,
+    weight_histogram,
 )
 from .ends import Ends, first_and_last
 from .residuals import Residuals, residual_outputs, shortest_patterns

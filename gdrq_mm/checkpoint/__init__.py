@@ -7,7 +7,7 @@ from .keys import FORMAT, NAME
 from .packing import pack, pack_bits, unpack_bits
 from .parts import float_weights, part_of
 
-__all__ = ['FORMAT', 'NAME', 'CheckpointError', 'add_load_gate',
-           'bytes_of',            'check_container', 'check_meta',
-           'check_whole', 'digest', 'float_weights', 'open_seal', 'pack',
-           'pack_bits', 'part_of', 'remove_load_gate', 'seal', 'unpack_bits']
+__all__ = ['FORMAT', 'NAME', 'CheckpointError', 'add_load_gate', 'bytes_of',
+           'check_container', 'check_meta', 'check_whole', 'digest',
+           'float_weights', 'open_seal', 'pack', 'pack_bits', 'part_of',
+           'remove_load_gate', 'seal', 'unpack_bits']

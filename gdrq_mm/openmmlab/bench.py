@@ -67,7 +67,7 @@ class Bench:
         self.is_trained = f'{NAME}.schemes' in self._weights
         self.number, self.calibration = batches, calibration
         self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
-        self._model = load_model(
+        self._model = build_loaded(
             self.cfg, config, checkpoint, self._weights,
             self.is_trained).to(self.device)
         init_default_scope(self.scope)
@@ -213,8 +213,8 @@ class Bench:
         return next(iter(metrics))
 
 
-def load_model(cfg: Config, config: str, checkpoint: str, weights: dict,
-               trained: bool) -> nn.Module:
+def build_loaded(cfg: Config, config: str, checkpoint: str, weights: dict,
+                 trained: bool) -> nn.Module:
     """Build a model and load it whole.
 
     Args:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checkpoint import NAME, CheckpointError, digest
 from ..training import Distillation, DistillConfig
-from .head_outputs import find_outputs
+from .head_outputs import find_head_outputs
 from .publish import load_all
 from .quantized_model import float_architecture
 from .reading import read_checkpoint
@@ -52,7 +52,7 @@ class DistillHook(Hook):
                 "config's compile or the distillation")
         path = self._path(runner)
         teacher = build_teacher(runner.cfg, path)
-        outputs, branches = find_outputs(teacher, self.config.outputs)
+        outputs, branches = find_head_outputs(teacher, self.config.outputs)
         self.teacher = dict(file=path, digest=digest(
             teacher.state_dict()).hex())
         self._compare_with_found()

@@ -9,8 +9,9 @@ from ..errors import did_you_mean
 from ..training import Branch, Output
 
 
-def find_outputs(model: nn.Module, asked: Optional[Dict[str, str]] = None
-                 ) -> Tuple[List[Output], List[Branch]]:
+def find_head_outputs(
+        model: nn.Module, asked: Optional[Dict[str, str]] = None
+        ) -> Tuple[List[Output], List[Branch]]:
     """What of a model is compared with its teacher.
 
     Args:

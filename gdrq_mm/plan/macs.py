@@ -171,7 +171,7 @@ class MacCounter(TorchDispatchMode):
             (first, second)
         name = names[1] if names[1] is not None else names[0]
         low_bit = bool(name) and self.bits is not None and \
-            is_on_grid(x.reshape(1, -1), self.bits) and \
+            is_evenly_spaced(x.reshape(1, -1), self.bits) and \
             has_low_bit_filters(weight, self.bits)
         self._add(macs, name, low_bit)
 
@@ -198,16 +198,16 @@ def has_low_bit_filters(weight: Tensor, bits: int) -> bool:
     """Whether the filters of an operand lie on a grid each: slices along one
     of its dimensions, as the operator turned it."""
     if weight.dim() == 1:
-        return is_on_grid(weight[None], bits)
+        return is_evenly_spaced(weight[None], bits)
     rows = weight.flatten(1) if weight.dim() != 3 else weight.flatten(0, 1)
     turned = weight.transpose(-1, -2) if weight.dim() <= 3 else \
         weight.transpose(0, 1)
     columns = turned.flatten(1) if weight.dim() != 3 else \
         turned.flatten(0, 1)
-    return is_on_grid(rows, bits) or is_on_grid(columns, bits)
+    return is_evenly_spaced(rows, bits) or is_evenly_spaced(columns, bits)
 
 
-def is_on_grid(rows: Tensor, bits: int) -> bool:
+def is_evenly_spaced(rows: Tensor, bits: int) -> bool:
     """Whether the values of every row are evenly spaced, ``2^bits`` at most.
 
     Args:
@@ -215,9 +215,9 @@ def is_on_grid(rows: Tensor, bits: int) -> bool:
         bits (int): 1 to 8.
 
     Examples:
-        >>> is_on_grid(torch.tensor([[-.3, 0., .6, .3]]), bits=2)
+        >>> is_evenly_spaced(torch.tensor([[-.3, 0., .6, .3]]), bits=2)
         True
-        >>> is_on_grid(torch.tensor([[-.3, 0., .6, .4]]), bits=2)
+        >>> is_evenly_spaced(torch.tensor([[-.3, 0., .6, .4]]), bits=2)
         False
     """
     if rows.numel() == 0 or not rows.is_floating_point():

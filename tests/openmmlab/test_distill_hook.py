@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdrq_mm.openmmlab.distill import META, build_teacher
-from gdrq_mm.openmmlab.head_outputs import find_outputs
+from gdrq_mm.openmmlab.head_outputs import find_head_outputs
 from gdrq_mm.openmmlab.publish import inference_config
 from gdrq_mm.training import Distillation, DistillConfig
 
@@ -67,7 +67,7 @@ def test_equal_models_have_nothing_to_learn(name, any_model, load_batch):
     """Another batch, boxes or mode of the teacher would show."""
     task = name if name in LABELS else 'faster_rcnn'
     student, teacher = any_model(name), any_model(name)
-    outputs, branches = find_outputs(student)
+    outputs, branches = find_head_outputs(student)
     assert [output.label for output in outputs] == LABELS.get(name) or dict(
         retinanet=['cls', 'box'], fcos=['cls', 'box', 'centerness'],
         cascade_rcnn=[*LABELS['faster_rcnn'][:2], *(
@@ -354,7 +354,7 @@ def test_heads_that_are_not_known(build_model):
     model.head = torch.nn.Identity()
     with pytest.raises(ValueError, match='finds no class scores, boxes or '
                        'logits in the heads of ImageClassifier; name'):
-        find_outputs(model)
+        find_head_outputs(model)
 
 
 def test_classes_of_many_labels_are_each_by_themselves(build_model,
@@ -363,7 +363,7 @@ def test_classes_of_many_labels_are_each_by_themselves(build_model,
     cfg.model.head.type = 'MultiLabelLinearClsHead'
     cfg.model.head.pop('loss', None)
     cfg.model.head.pop('topk', None)
-    (output, ), _ = find_outputs(build_model(cfg))
+    (output, ), _ = find_head_outputs(build_model(cfg))
     assert output.kind == 'sigmoid'
 
 
@@ -372,4 +372,4 @@ def test_a_softmax_over_anchors_is_refused(any_model):
     model.bbox_head.loss_cls.use_sigmoid = False
     with pytest.raises(ValueError, match='cannot tell the classes of '
                        'bbox_head.retina_cls'):
-        find_outputs(model)
+        find_head_outputs(model)

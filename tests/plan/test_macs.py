@@ -6,7 +6,7 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.functional import linear_quantize
 from gdrq_mm.plan import count_macs
-from gdrq_mm.plan.macs import has_low_bit_filters, is_on_grid
+from gdrq_mm.plan.macs import has_low_bit_filters, is_evenly_spaced
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
 
@@ -24,18 +24,18 @@ class TestIsOnGrid:
     def test_quantized_values_are_at_their_bits_only(self, bits, signed):
         x = torch.randn(1, 5000)
         x = linear_quantize(x, x.abs().max(), bits, signed)
-        assert is_on_grid(x, bits)
-        assert is_on_grid(x + .37, bits)  # an offset is no matter
-        assert not is_on_grid(x, bits - 1)
+        assert is_evenly_spaced(x, bits)
+        assert is_evenly_spaced(x + .37, bits)  # an offset is no matter
+        assert not is_evenly_spaced(x, bits - 1)
 
     def test_every_row_has_its_own_grid(self):
         rows = torch.randint(-7, 8, (6, 40)) * (1 + torch.rand(6, 1))
-        assert is_on_grid(rows, 4)
+        assert is_evenly_spaced(rows, 4)
         rows[4, 33] += .1
-        assert not is_on_grid(rows, 4)
+        assert not is_evenly_spaced(rows, 4)
 
     def test_float_values_are_not(self):
-        assert not is_on_grid(torch.randn(3, 9), 8)
+        assert not is_evenly_spaced(torch.randn(3, 9), 8)
 
     def test_turned_operands(self):
         weight = torch.randint(-7, 8, (8, 60)) * torch.rand(8, 1)

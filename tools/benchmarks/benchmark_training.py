@@ -35,7 +35,7 @@ from workloads import WORKLOADS, evaluation_step, training_step
 
 import gdrq_mm
 from gdrq_mm import QuantConfig, kernels, quantize_
-from gdrq_mm.openmmlab.head_outputs import find_outputs
+from gdrq_mm.openmmlab.head_outputs import find_head_outputs
 from gdrq_mm.plan import make_plan, trace_layers
 from gdrq_mm.quantizers import QUANTIZERS
 from gdrq_mm.training import (
@@ -88,7 +88,7 @@ def convert(model, workload, row: str, bits: int, batch: dict) -> float:
         if not before <= {p.data_ptr() for p in model.parameters()}:
             raise AssertionError('the conversion copied weights')
         if teacher is not None:
-            outputs, branches = find_outputs(teacher)
+            outputs, branches = find_head_outputs(teacher)
             Distillation(model, teacher, outputs, DistillConfig(),
                          branches).start()
         return begin

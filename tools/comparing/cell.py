@@ -18,7 +18,7 @@ from torch import nn
 
 from gdrq_mm import quantize_
 from gdrq_mm.checkpoint import float_weights, pack
-from gdrq_mm.openmmlab.head_outputs import find_outputs
+from gdrq_mm.openmmlab.head_outputs import find_head_outputs
 from gdrq_mm.openmmlab.publish import load_all
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.openmmlab.scopes import build_model
@@ -83,7 +83,7 @@ def properties(cfg: Config, checkpoint: str) -> dict:
     if hook.get('distill') is not None:
         config = DistillConfig.from_dict(hook['distill'])
         teacher = copy.deepcopy(plain)
-        outputs, branches = find_outputs(teacher, config.outputs)
+        outputs, branches = find_head_outputs(teacher, config.outputs)
         Distillation(model, teacher, outputs, config, branches).start()
     bits = quantization['activation']['bits']
     levels = Counter(_levels(module) for module in model.modules()

@@ -14,7 +14,7 @@ from gdrq_mm import quantize_
 from gdrq_mm.analysis import first_and_last
 from gdrq_mm.checkpoint import NAME, CheckpointError
 from gdrq_mm.config import QuantConfig
-from gdrq_mm.openmmlab.head_outputs import find_outputs
+from gdrq_mm.openmmlab.head_outputs import find_head_outputs
 from gdrq_mm.openmmlab.hook import GDRQHook
 from gdrq_mm.openmmlab.publish import gdrq_hooks, load_all, quantization_of
 from gdrq_mm.openmmlab.quantized_model import float_architecture
@@ -141,7 +141,7 @@ class Comparison:
             GDRQHook(**{key: value for key, value in hook.items()
                         if key not in ('type', 'priority')})
             if hook.get('distill') is not None:
-                find_outputs(model, DistillConfig.from_dict(
+                find_head_outputs(model, DistillConfig.from_dict(
                     hook['distill']).outputs)
         except (TypeError, ValueError) as error:
             raise ValueError(f'{scheme}: {error}') from None
