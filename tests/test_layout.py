@@ -1,5 +1,6 @@
 """The rooms of the package: who may know whom, and how large they get."""
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,20 @@ def test_only_the_last_rooms_import_mm_packages(path):
     if room_of(path) not in OUTSIDE:
         assert not [module for module, _ in imports_of(path)
                     if module.split('.')[0] in MM]
+
+
+def test_modules_import_each_other_in_no_circle():
+    """Of what runs at the top of a module; a package is its __init__."""
+    names = {'.'.join(['gdrq_mm', *filter(None, [
+        name_of(path).removesuffix('__init__').rstrip('.')])]): path
+        for path in MODULES}
+    known = {name: {found for module, thing in imports_of(path, True)
+                    for found in [f'{module}.{thing}' if
+                                  f'{module}.{thing}' in names else module]
+                    if found in names and found != name}
+             for name, path in names.items()}
+    assert known['gdrq_mm'] and 'gdrq_mm.plan' in known['gdrq_mm.convert']
+    graphlib.TopologicalSorter(known).prepare()  # raises CycleError
 
 
 def test_every_room_has_its_place():
