@@ -29,6 +29,7 @@ myst_heading_anchors = 4
 autodoc_member_order = 'bysource'
 # Names that a class gives to what is documented elsewhere.
 autodoc_default_options = {'exclude-members': 'Scheme'}
+autodoc_inherit_docstrings = False
 autodoc_typehints = 'none'  # the docstrings name types and shapes
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -100,7 +101,15 @@ def write_config_reference(app):
         path.write_text(page)
 
 
+def skip_field_numbers(app, what, name, obj, skip, options):
+    """Fields of named tuples: their class describes them."""
+    if (getattr(obj, '__doc__', '') or '').startswith('Alias for field'):
+        return True
+    return None
+
+
 def setup(app):
+    app.connect('autodoc-skip-member', skip_field_numbers)
     app.connect('builder-inited', write_config_reference)
     app.connect('source-read', to_readmes)
     app.connect('source-read', add_navigation)

@@ -21,7 +21,7 @@ WALK = (
      'training.QuantizationState', 'a trained state dict'),
     ('checkpoint', 'checks, seals and packs state dicts', 'checkpoint.pack',
      'codes of true bit width'),
-    ('merge', 'folds group scales and BN into one scale a channel',
+    ('merge', 'folds group scales and BN into one scale per channel',
      'merge.merge', 'integer codes, float scales'),
     ('integer', 'computes what integer kernels compute',
      'integer.to_integer', 'an integer model'),
@@ -31,7 +31,7 @@ WALK = (
 # What the rooms on the walk use, beside them.
 SIDE = (
     ('functional.py', 'the maths, no state', 'functional'),
-    ('quantizers', 'how a tensor is quantized, one file a method',
+    ('quantizers', 'how a tensor is quantized, one file per method',
      'quantizers'),
     ('layers', 'Conv2d, Linear, ReLU, quantized', 'layers'),
     ('kernels', 'the same in one pass: C, torch.compile, plain', 'kernels'),

@@ -58,7 +58,7 @@ VERBS: Dict[str, Verb] = {
                            'convert CamVid to images and label maps'),
     'dataset tiny-imagenet': Verb(
         'dataset_converters/tiny_imagenet.py', (),
-        'convert Tiny-ImageNet to one folder a class'),
+        'convert Tiny-ImageNet to one folder per class'),
 }
 
 

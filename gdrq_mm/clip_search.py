@@ -45,7 +45,7 @@ def search_clip(w: Tensor,
         bits (int, optional): 1 to 8. At 1 bit the result is ``mean|G|``, the
             level of the 1-bit rule ``sign(w) * mean|G|``, for which Eq. 2
             has no step. Give this or ``levels``.
-        group_size (int): Filters a group, -1 for all. Defaults to -1.
+        group_size (int): Filters per group, -1 for all. Defaults to -1.
         levels (int, optional): Steps ``L`` between zero and the clip value,
             1 to 127, where they are not the ``2^(bits-1) - 1`` of Eq. 2:
             the paper's Fig. 5 has 8 (17 levels in all) at 4 bits.
@@ -110,7 +110,7 @@ def search_clip(w: Tensor,
 
 
 def _rows_of_groups(w: Tensor, group_size: int) -> Tensor:
-    """One row a group; a shorter last group is filled up with zeros, which
+    """One row per group; a shorter last group is filled up with zeros, which
     cost nothing at any clip value."""
     if w.numel() == 0:
         return w.new_zeros(F.num_groups(w.shape[0], group_size), 0)

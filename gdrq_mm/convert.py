@@ -28,7 +28,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
     """Convert ``model`` in place to a quantization-aware one.
 
     Every Parameter object and every state-dict key stays; quantizers add
-    their own. Float checkpoints load as before. Train as ever: after each
+    their own. Float checkpoints load as before. Train as always: after each
     step of an optimizer that holds the weights, they are projected and the
     activation thresholds move. Quantizing again with the same config changes
     nothing.

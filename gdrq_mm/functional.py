@@ -30,12 +30,12 @@ def num_groups(num_filters: int, group_size: int) -> int:
 
 
 def expand_clip(clip: Tensor, x: Tensor, group_size: int) -> Tensor:
-    """Repeat one clip value a group to one a filter, ready to broadcast.
+    """Repeat one clip value per group to one per filter, ready to broadcast.
 
     Args:
         clip (Tensor): Shape ``(num_groups, )``.
         x (Tensor): The weight, shape ``(num_filters, ...)``.
-        group_size (int): Filters a group, -1 for the whole layer.
+        group_size (int): Filters per group, -1 for the whole layer.
 
     Returns:
         Tensor: Shape ``(num_filters, 1, ...)``.
@@ -61,7 +61,7 @@ def mean_abs(x: Tensor, group_size: int = -1) -> Tensor:
 
     Args:
         x (Tensor): Shape ``(num_filters, ...)``, any float dtype.
-        group_size (int): Filters a group, -1 for all. Defaults to -1.
+        group_size (int): Filters per group, -1 for all. Defaults to -1.
 
     Returns:
         Tensor: Shape ``(num_groups, )``, float32 (float64 for float64 input);
@@ -90,7 +90,7 @@ def clip_threshold(x: Tensor, k: float, group_size: int = -1) -> Tensor:
     Args:
         x (Tensor): Shape ``(num_filters, ...)``.
         k (float): The factor, > 0.
-        group_size (int): Filters a group, -1 for all. Defaults to -1.
+        group_size (int): Filters per group, -1 for all. Defaults to -1.
 
     Returns:
         Tensor: Shape ``(num_groups, )``, at least float32. Where the sum of
@@ -106,7 +106,7 @@ def scale_clip(x: Tensor, clip: Tensor, group_size: int = -1) -> Tensor:
     Args:
         x (Tensor): Shape ``(num_filters, ...)``.
         clip (Tensor): Shape ``(num_groups, )``.
-        group_size (int): Filters a group, -1 for all. Defaults to -1.
+        group_size (int): Filters per group, -1 for all. Defaults to -1.
     """
     bound = expand_clip(clip, x, group_size).to(x.dtype)
     return torch.clamp(x, -bound, bound)

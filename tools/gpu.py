@@ -1,4 +1,4 @@
-"""Try gdrq_mm on a GPU: tests, what a step costs, a short training a task.
+"""Try gdrq_mm on a GPU: tests, what a step costs, a short training per task.
 
 Usage:
     make gpu                    # or: python tools/gpu.py
@@ -149,7 +149,7 @@ def page(found: dict) -> str:
             memory = steps['peak_memory_mb']
             lines += ['', f'{record["name"]} ({model}, '
                       f'{"x".join(map(str, steps["shape"]))}):', '',
-                      '| row | ms a step | ratio to float (quartiles) | '
+                      '| row | ms per step | ratio to float (quartiles) | '
                       'evaluation | peak memory, MB (ratio) |',
                       '| --- | --- | --- | --- | --- |']
             lines += [

@@ -1,8 +1,8 @@
 """Which multiply-accumulates see low-bit operands, by module.
 
-Counted in a real forward (:mod:`gdrq_mm.plan.macs`): functional calls,
-attention products and code that reads ``layer.weight`` past its layer are
-there as well.
+Counted in a real forward (:mod:`gdrq_mm.plan.macs`), functional calls,
+attention products and code that reads ``layer.weight`` without calling the
+layer included.
 """
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Tuple
@@ -95,7 +95,7 @@ def measure_coverage(model: nn.Module, forward: Callable, bits: int = 8
 
     Args:
         model (nn.Module): A quantized model whose thresholds are set; put in
-            eval mode for the time. Autocast must be off: it rounds operands.
+            eval mode meanwhile. Autocast must be off: it rounds operands.
         forward (callable): Runs the model on a batch.
         bits (int): The most that a low-bit operand has. Defaults to 8.
     """

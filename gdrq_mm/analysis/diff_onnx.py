@@ -39,7 +39,7 @@ def compare_onnx(model: IntegerModel, path: Union[str, Path],
         example (tuple[Tensor]): The input of both.
 
     Returns:
-        list[Difference]: One a call, in the order of the file; ``own`` is
+        list[Difference]: One per call, in the order of the file; ``own`` is
         with the very codes that the file's layer read.
 
     Raises:
@@ -102,7 +102,7 @@ def compare_qonnx(model: nn.Module, path: Union[str, Path],
         example (tuple[Tensor]): The input of both.
 
     Returns:
-        list[Difference]: One a call, in the order of the file; ``own`` is
+        list[Difference]: One per call, in the order of the file; ``own`` is
         with the very input that the file's layer had.
 
     Raises:

@@ -20,7 +20,7 @@ def normalize_groups(weight: Tensor, group_size: int = -1) -> Tensor:
 
     Args:
         weight (Tensor): Shape ``(num_filters, ...)``, any float dtype.
-        group_size (int): Filters a group, -1 for all. Defaults to -1.
+        group_size (int): Filters per group, -1 for all. Defaults to -1.
 
     Returns:
         Tensor: Float64, shape of ``weight``; 0 in a group of zeros.
@@ -46,7 +46,7 @@ def ks_to_uniform(weight: Tensor, group_size: int = -1) -> float:
 
     Args:
         weight (Tensor): Shape ``(num_filters, ...)``, any float dtype.
-        group_size (int): Filters a group, -1 for all. Defaults to -1.
+        group_size (int): Filters per group, -1 for all. Defaults to -1.
 
     Returns:
         float: In [0, 1]; 0 is uniform.
@@ -71,7 +71,7 @@ def weight_histogram(weight: Tensor,
 
     Args:
         weight (Tensor): Shape ``(num_filters, ...)``, any float dtype.
-        group_size (int): Filters a group, -1 for all. Defaults to -1.
+        group_size (int): Filters per group, -1 for all. Defaults to -1.
         bins (int): Defaults to 50.
         limit (float): The histogram covers ``[-limit, limit]`` in units of
             ``T``; weights outside count in the total only. Defaults to 2.
@@ -94,7 +94,7 @@ def plot_weight_distributions(columns: Dict[str, Dict[str, Tensor]],
                               group_sizes: Dict[str, int],
                               path: Target,
                               title: str = '') -> None:
-    """Draw histograms: one row a layer, one column a state of the model.
+    """Draw histograms: one row per layer, one column per state of the model.
 
     Args:
         columns (dict[str, dict[str, Tensor]]): Title of a column, for example

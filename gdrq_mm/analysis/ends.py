@@ -1,6 +1,6 @@
 """First and last layers of a model, which many policies keep at 8 bits.
 
-There is no name or place by which they can be told: detectors have several
+No name or place gives them away: detectors have several
 predictors, and the order of modules is not that of their calls. So they are
 read off the graph that autograd records.
 """
@@ -37,7 +37,7 @@ def first_and_last(model: nn.Module, plans: List[LayerPlan],
     RPN.
 
     Args:
-        model (nn.Module): Float or quantized; put in eval mode for the time.
+        model (nn.Module): Float or quantized; in eval mode meanwhile.
         plans (list[LayerPlan]): The layers to look at.
         forward (callable): Runs the model on a batch, without
             ``torch.no_grad``.

@@ -166,7 +166,7 @@ def measure_layers(model: nn.Module, forwards: Iterable[Callable]
     """Figures of all quantized layers that have a weight.
 
     Args:
-        model (nn.Module): A quantized model; put in eval mode for the time.
+        model (nn.Module): A quantized model; in eval mode meanwhile.
         forwards (iterable of callables): Each runs it on one batch; of none,
             only weights are looked at.
     """

@@ -26,7 +26,7 @@ class Residuals(NamedTuple):
     Args:
         outputs (list[str]): Modules that return such a tensor.
         others (list[str]): Modules inside which there are tensors of that
-            kind that no module returns; one entry a tensor.
+            kind that no module returns; one entry per tensor.
     """
     outputs: List[str]
     others: List[str]

@@ -85,7 +85,7 @@ def shared_weights(plans: Iterable[LayerPlan]) -> Dict[str, List[str]]:
 
 @contextmanager
 def float_parts(model: nn.Module, layers: Dict[str, Iterable[str]]):
-    """Layers of a quantized model compute in float for the time.
+    """Layers of a quantized model compute in float for a while.
 
     Args:
         model (nn.Module): A quantized model.

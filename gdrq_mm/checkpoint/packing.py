@@ -13,7 +13,7 @@ from .keys import NAME, PACKED
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """Pack small integers, one little-endian bit stream a row.
+    """Pack small integers, one little-endian bit stream per row.
 
     Args:
         values (Tensor): Integers ``0 .. 2^bits - 1``, shape (rows, columns).
@@ -92,7 +92,7 @@ def pack_weights(layers: Dict[str, nn.Module],
     """Replace quantized weights in a state dict by their codes.
 
     ``X.weight`` (of attention, ``X.in_proj_weight``) becomes
-    ``X.weight_packed`` (uint8, one stream a filter); its scales follow from
+    ``X.weight_packed`` (uint8, one stream per filter); its scales follow from
     the entries of ``X.weight_quantizer``.
 
     Args:

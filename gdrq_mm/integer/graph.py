@@ -71,7 +71,7 @@ def layer_of(node: Node) -> str:
 
 
 def _use_first_names(module: GraphModule, model: nn.Module) -> None:
-    """One name a module, in a graph in which it has several: torch.export
+    """One name per module, in a graph in which it has several: torch.export
     takes the last one for tensors, and that of the call for calls."""
     first = {part: name for name, part in model.named_modules()}
     names = {name: first[part] for name, part in model.named_modules(

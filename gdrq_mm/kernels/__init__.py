@@ -120,11 +120,11 @@ def quantize(x: Tensor, clip: Tensor, bits: int, signed: bool = True,
 
     Args:
         x (Tensor): Any shape and float dtype.
-        clip (Tensor): Clip value, a scalar; for weights one a group, shape
+        clip (Tensor): Clip value, a scalar; for weights one per group, shape
             ``(num_groups, )``.
         bits (int): 1 to 8, unsigned 2 to 8.
         signed (bool): Range ``[-clip, clip]`` or ``[0, clip]``.
-        group_size (int): Filters a group, -1 for all.
+        group_size (int): Filters per group, -1 for all.
         seen (Tensor, optional): ``sum|x|``, the number of values and that of
             non-zero ones are added to its first three elements.
         slot (str, optional): The result is needed only until the next call
@@ -143,9 +143,9 @@ def quantize_even(x: Tensor, clip: Tensor, bits: int, group_size: int = -1,
 
     Args:
         x (Tensor): The weight, of any float dtype.
-        clip (Tensor): One clip value a group, shape ``(num_groups, )``.
+        clip (Tensor): One clip value per group, shape ``(num_groups, )``.
         bits (int): 1 to 3.
-        group_size (int): Filters a group, -1 for all.
+        group_size (int): Filters per group, -1 for all.
         slot (str, optional): As for :func:`quantize`.
 
     Returns:
@@ -187,7 +187,7 @@ def project_(weight: Tensor, clip: Tensor, k: float, group_size: int) -> None:
         weight (Tensor): Shape ``(num_filters, ...)``, is clipped.
         clip (Tensor): Shape ``(num_groups, )``, becomes ``k * mean|G|``.
         k (float): The factor.
-        group_size (int): Filters a group, -1 for all.
+        group_size (int): Filters per group, -1 for all.
     """
     _for(weight, clip).project_(weight, clip, k, group_size)
 
@@ -196,10 +196,10 @@ class Grid(NamedTuple):
     """What a tensor is quantized to.
 
     Args:
-        clip (Tensor): Clip value, a scalar or one a group.
+        clip (Tensor): Clip value, a scalar or one per group.
         bits (int): Number of bits.
         signed (bool): Whether codes are signed.
-        group_size (int): Filters a group, -1 for all.
+        group_size (int): Filters per group, -1 for all.
         all_inside (bool): Whether all values are known to lie inside the
             range: their straight-through gradient is 1.
         seen (Tensor, optional): Where statistics are added up.

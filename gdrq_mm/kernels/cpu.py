@@ -105,7 +105,7 @@ def _scratch_like(x: Tensor, slot: str) -> Tensor:
 
 
 def _rows(x: Tensor, clip: Tensor, group_size: int) -> tuple:
-    """Rows, values a row, rows a group."""
+    """Rows, values per row, rows per group."""
     if clip.dim() == 0:
         return 1, x.numel(), 1
     rows = x.shape[0]

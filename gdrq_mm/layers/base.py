@@ -22,7 +22,7 @@ class QuantLayer(Mixin):
     Attributes:
         weight_name (str): Name of the Parameter that is quantized.
         input_names (tuple[str]): Names of the quantizers of its inputs.
-        past_reads (set[str]): How code used the weight past the layer:
+        past_reads (set[str]): How code used the weight without the layer:
             'operation' with a quantized input, 'value' otherwise.
     """
     weight_name = 'weight'
@@ -62,7 +62,7 @@ class QuantLayer(Mixin):
         return self._parameters[self.weight_name]
 
     def note_read(self, operation: bool) -> None:
-        """Code uses the weight past the layer.
+        """Code uses the weight without calling the layer.
 
         Args:
             operation (bool): In ``F.linear`` or a convolution.
@@ -89,7 +89,7 @@ class QuantLayer(Mixin):
                 for key, value in quantizer.state_dict().items()}
 
     def forget(self) -> None:
-        """Buffers were written from outside: look at them anew."""
+        """Buffers were written from outside: look at them again."""
         for _, quantizer in self.quantizers():
             quantizer.forget()
 

@@ -1,7 +1,7 @@
 """A convolution or linear layer that quantizes its operands on the way.
 
 Quantized copies of inputs and weights live only while they are used: the
-backward pass computes them anew from what the float layer saves as well, so
+backward pass computes them again from what the float layer saves as well, so
 quantization-aware training needs no more memory than float training.
 """
 from typing import NamedTuple, Optional, Tuple

@@ -68,7 +68,7 @@ class OutputQuantizer(nn.Module):
         return dict(self.state_dict())
 
     def forget(self) -> None:
-        """Buffers were written from outside: look at them anew."""
+        """Buffers were written from outside: look at them again."""
         self.quantizer.forget()
 
     def forward(self, x: Tensor) -> Tensor:

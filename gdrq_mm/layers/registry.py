@@ -57,7 +57,7 @@ def register_quant_layer(
         integer (callable, optional): Makes the layer of merged models that
             computes on codes, called with ``(layer, codes, scale, bias, grid,
             bits)``: the quantized layer, its weight codes, one scale and one
-            bias a filter into which :func:`gdrq_mm.deploy.merge` folded the
+            bias per filter into which :func:`gdrq_mm.deploy.merge` folded the
             normalization, the grid of its input and the bits of its weight.
             It returns a :class:`gdrq_mm.merge.MergedLayer`. Defaults to None:
             that of ``quant_class`` if it has one; otherwise ``float_class``

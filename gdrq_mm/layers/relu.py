@@ -28,7 +28,7 @@ def is_on_grid(x: Tensor) -> bool:
 
 
 class _QuantizeReLU(torch.autograd.Function):
-    """ReLU and quantizer in one pass; saves a byte a value."""
+    """ReLU and quantizer in one pass; saves a byte per value."""
 
     @staticmethod
     def forward(ctx, x, grid: Grid, inplace):
@@ -47,7 +47,7 @@ class _QuantizeReLU(torch.autograd.Function):
 
 
 class QuantReLU(nn.ReLU):
-    """ReLU followed by an activation quantizer, one a call site.
+    """ReLU followed by an activation quantizer, one per call site.
 
     One module often serves several places: each ResNet block calls its only
     ReLU two or three times. Calls are told apart by their order within one
@@ -115,7 +115,7 @@ class QuantReLU(nn.ReLU):
         return dict(self.state_dict())
 
     def forget(self) -> None:
-        """Buffers were written from outside: look at them anew."""
+        """Buffers were written from outside: look at them again."""
         for quantizer in self.site_quantizers:
             quantizer.forget()
 

@@ -1,4 +1,4 @@
-"""Quantized model -> merged model: integer codes, one scale a channel."""
+"""Quantized model -> merged model: integer codes, one scale per channel."""
 from .check import merge_errors
 from .layers import MergedLayer, QuantParams, WeightOnly
 from .merge import float_layers, in_float32, merge, merged_layers

@@ -1,4 +1,4 @@
-"""Layers of merged models: integer codes, one scale and bias a channel."""
+"""Layers of merged models: integer codes, one scale and bias per channel."""
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Callable, List, Optional

@@ -1,4 +1,4 @@
-"""Group scales and batch normalization -> one scale and bias a channel.
+"""Group scales and batch normalization -> one scale and bias per channel.
 
 Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Fig. 4b.
 """

@@ -43,7 +43,7 @@ def _integer_weight(weight: Tensor, wide: bool) -> Tensor:
 
 
 def _per_channel(values: Tensor, conv: bool) -> Tensor:
-    """One value a channel, ready to broadcast over the result."""
+    """One value per channel, ready to broadcast over the result."""
     return values.view(-1, 1, 1) if conv else values.view(-1)
 
 
@@ -61,7 +61,7 @@ def dequantize(codes: Tensor, scale: float, low: int) -> Tensor:
 
 @register('dequantize_weight', 'Tensor codes, Tensor w_scale, int bits')
 def dequantize_weight(codes: Tensor, w_scale: Tensor, bits: int) -> Tensor:
-    """``codes * w_scale``; one scale a filter, codes of ``bits``."""
+    """``codes * w_scale``; one scale per filter, codes of ``bits``."""
     return codes * w_scale.view(-1, *[1] * (codes.dim() - 1))
 
 

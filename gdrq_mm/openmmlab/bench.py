@@ -39,7 +39,7 @@ class Bench:
     Args:
         config (str): Config of the float or the quantized model.
         checkpoint (str): A float one, or one trained with this config.
-        batches (int): At most so many.
+        batches (int): At most this many.
         calibration (int): Batches of the training set that set thresholds.
             Defaults to 8.
         cfg_options (dict, optional): Changes of the config.

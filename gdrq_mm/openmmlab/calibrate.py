@@ -29,7 +29,7 @@ def training_forwards(model: nn.Module, dataloader: DataLoader,
     Args:
         model (nn.Module): A model of OpenMMLab.
         dataloader (DataLoader): Gives training batches.
-        batches (int): At most so many.
+        batches (int): At most this many.
     """
     for batch in itertools.islice(dataloader, batches):
         data = model.data_preprocessor(batch, True)

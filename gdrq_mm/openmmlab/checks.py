@@ -15,7 +15,7 @@ SHARDING = ('FullyShardedDataParallel', 'DeepSpeedEngine',
 
 
 def check_model(model: nn.Module, cfg: Optional[dict] = None) -> None:
-    """Refuse what reads weights past the layers' own forward.
+    """Refuse what reads weights other than in the layers' own forward.
 
     Raises:
         ValueError: Sharded weights, parts in wrappers of their own,

@@ -48,7 +48,7 @@ class GDRQHook(Hook):
         begin_epoch (int): The same by epoch; give one of the two. Defaults
             to 0.
         bn_batches (int): Recalibrate batch normalization, frozen layers
-            included, with so many training batches when rounding begins and
+            included, with this many training batches when rounding begins and
             before every validation and checkpoint from then on; that of
             ``EMAHook`` as well. They come from a loader of their own.
             Defaults to 0: its statistics are those of the training.

@@ -1,4 +1,4 @@
-"""What GDRQHook writes into the log of a run, besides figures."""
+"""What GDRQHook writes into the log of a run, apart from figures."""
 import logging
 
 from mmengine.logging import print_log

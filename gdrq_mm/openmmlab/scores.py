@@ -37,7 +37,7 @@ def count_scores(runner) -> None:
 
 
 def forget_scores(runner, model: str) -> None:
-    """Begin anew: scores that a resumed run has are of another model.
+    """Begin again: scores that a resumed run has are of another model.
 
     Checkpoints that are the best by them stay where they are.
 

@@ -55,8 +55,8 @@ class LayerPlan:
 
     @property
     def matrices(self) -> List[Tensor]:
-        """All that the layer itself multiplies by: ``weight``, or what
-        recurrent and attention layers have instead."""
+        """All matrices that the layer itself multiplies by; recurrent and
+        attention layers have others than ``weight``."""
         return [] if self.output else _matrices(self.module)
 
     def learned_parameters(self) -> Dict[str, nn.Parameter]:
@@ -125,7 +125,7 @@ def _plan_outputs(model: nn.Module, residual: ResidualScheme
 
 
 def _name_aliases(model: nn.Module, plans: List[LayerPlan]) -> dict:
-    """Other names of the planned modules; told in their reasons as well.
+    """Other names of the planned modules; their reasons name them as well.
 
     Returns:
         dict[str, str]: Other name -> the name in the plan.

@@ -28,14 +28,14 @@ class QuantReport:
     """Every layer of a model: quantized or not, and why.
 
     Args:
-        layers (list[LayerPlan]): One a layer.
+        layers (list[LayerPlan]): One per layer.
         traces (dict[str, LayerTrace], optional): From :func:`trace_layers`;
             adds calls, shared inputs, and the sign of inputs before any
-            training told it.
+            training has shown it.
         mac_share (float, optional): Share of the multiply-accumulates with
             weights that were seen to have two low-bit operands, see
             :func:`gdrq_mm.analysis.measure_coverage`. Defaults to None: it
-            was not measured, and is not told.
+            was not measured, and is not printed.
     """
 
     def __init__(self, layers: List[LayerPlan],
@@ -48,7 +48,7 @@ class QuantReport:
     @staticmethod
     def bytes_of(plan: LayerPlan) -> tuple:
         """tuple[int, int]: bytes of the weight in float32 and packed (codes
-        at their bit width, a float32 scale a group)."""
+        at their bit width, a float32 scale per group)."""
         before = 4 * _size(plan)
         weight = plan.parameter
         if plan.weight is None:
@@ -57,7 +57,7 @@ class QuantReport:
         return before, -(-weight.numel() * plan.weight.bits // 8) + 4 * groups
 
     def input_of(self, plan: LayerPlan) -> str:
-        """'signed' or 'unsigned', where data told."""
+        """'signed' or 'unsigned', if data has shown it."""
         if self.traces is not None:
             trace = self.traces[plan.name]
             return ('not called' if not trace.calls else
@@ -72,14 +72,16 @@ class QuantReport:
         return 'signed' if any(signs) else 'unsigned'
 
     def same_input(self, plan: LayerPlan) -> List[str]:
-        """Names of the layers that read the same tensor, where data told."""
+        """Names of the layers that read the same tensor, if data has shown
+        it."""
         if self.traces is not None:
             return self.traces[plan.name].same_input
         return [] if plan.output else getattr(plan.module, 'same_input', [])
 
     @staticmethod
     def reads_of(plan: LayerPlan) -> List[str]:
-        """How code was seen to use the weight past its layer, in words."""
+        """How code was seen to use the weight without calling its layer, in
+        words."""
         reads = getattr(plan.module, 'past_reads', ())
         return [text for kind, text in _READS.items() if kind in reads]
 
@@ -116,7 +118,7 @@ class QuantReport:
         return totals
 
     def rows(self) -> List[dict]:
-        """One dict a layer, with the columns of the printed table."""
+        """One dict per layer, with the columns of the printed table."""
         rows = []
         for plan in self.layers:
             before, after = self.bytes_of(plan)

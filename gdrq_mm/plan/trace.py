@@ -48,7 +48,7 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
     """Run ``forward`` once and look at the inputs of every planned layer.
 
     Args:
-        model (nn.Module): Float or quantized; put in eval mode for the time.
+        model (nn.Module): Float or quantized; in eval mode meanwhile.
         plans (list[LayerPlan]): The layers to look at.
         forward (callable): Runs the model on a batch.
 

@@ -102,7 +102,7 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def grid(self, x: Optional[Tensor]) -> Optional[Grid]:
-        """What the kernels shall compute; asked only where ``fused``.
+        """What the kernels are to compute; asked only where ``fused``.
 
         Args:
             x (Tensor, optional): The weight; of activations, what

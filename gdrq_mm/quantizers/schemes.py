@@ -70,7 +70,7 @@ class ActivationScheme:
         bits (int, optional): 2 to 8. Defaults to None: activations stay
             float.
         site (str): 'input': at the input of each quantized layer; 'relu': at
-            the output of each ReLU, one quantizer a call site, where layers
+            the output of each ReLU, one quantizer per call site, where layers
             that read no ReLU output fall back to 'input'. Defaults to
             'input'.
 

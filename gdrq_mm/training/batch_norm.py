@@ -23,7 +23,7 @@ def update_bn_stats(model: nn.Module,
     """Average the batch statistics of all BN layers over some batches.
 
     Weights and activation thresholds stay as they are, and all other modules
-    are in eval mode for the time: no dropout. Frozen BN layers are
+    are in eval mode meanwhile: no dropout. Frozen BN layers are
     recalibrated as well. Where training is distributed, the statistics are
     averaged over the ranks, which must bring equally many batches.
 

@@ -12,7 +12,7 @@ def calibrate(model: nn.Module, forwards) -> int:
     """Set activation thresholds from data, without training.
 
     Args:
-        model (nn.Module): A quantized model; put in eval mode for the time.
+        model (nn.Module): A quantized model; in eval mode meanwhile.
         forwards (iterable of callables): Each runs the model on one batch,
             e.g. ``(lambda: model(x) for x in batches)``.
 

@@ -26,7 +26,7 @@ class Distillation:
 
     Between :meth:`start` and :meth:`stop` the model returns them whenever it
     returns a dict of losses. Outside it carries nothing of this: it can be
-    copied, saved and evaluated as ever.
+    copied, saved and evaluated as always.
 
     Args:
         student (nn.Module): The quantized model.

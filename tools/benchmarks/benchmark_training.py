@@ -259,7 +259,7 @@ def profile(name: str, row: str, args) -> list:
         step()
     total = time.perf_counter() - begin
     ranked = sorted(spent.items(), key=lambda item: -item[1][0])
-    print(f'\n{name} {row}: {total / rounds * 1e3:.1f} ms a step, '
+    print(f'\n{name} {row}: {total / rounds * 1e3:.1f} ms per step, '
           f'{sum(entry[0] for entry in spent.values()) / total:.1%} of it in '
           'quantization')
     found = [dict(operation=operation, ms_a_step=seconds / rounds * 1e3,

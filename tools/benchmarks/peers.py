@@ -1,6 +1,6 @@
 """The peers that install beside us, on the very same model.
 
-Both quantize weights a filter and inputs a tensor, with the bits asked for.
+Both quantize weights per filter and inputs a tensor, with the bits asked for.
 """
 import torch
 from torch import nn

@@ -75,7 +75,7 @@ def deploy_table(result: dict) -> list:
 
 
 def export_table(results: list) -> list:
-    """One row a file that tools/export_onnx.py --eval wrote."""
+    """One row per file that tools/export_onnx.py --eval wrote."""
     lines = [_row('config', 'options', 'metric', 'quantized model',
                   'integer model', 'ONNX Runtime', 'predictions equal to the '
                   "quantized model's", "codes equal to the integer model's",

@@ -21,7 +21,7 @@ NAMED: Dict[str, dict] = {
     'gdrq-even': dict(
         weight=dict(type=DEFAULT_TYPE, group_size=4, k=2., levels='even'),
         activation=dict(type=DEFAULT_TYPE, threshold='nonzero')),
-    # A step size a channel; the paper's "lsq" has one a layer.
+    # A step size per channel; the paper's "lsq" has one per layer.
     'lsq-channel': dict(weight=dict(type='LSQ', group_size=1),
                         activation=dict(type='LSQ')),
 }

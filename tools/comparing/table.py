@@ -142,7 +142,7 @@ def drops_of(row: dict, rows: List[dict], rule: str) -> List[float]:
 
 
 def table(result: dict) -> str:
-    """Markdown: one row a cell, then what first and last layers have."""
+    """Markdown: one row per cell, then what first and last layers have."""
     rows, number = result['cells'], len(result['seeds'])
     digits = 4 if result['start'] <= 1 else 2
     lines = [['[w,a] bits', 'scheme', 'levels of weights / activations',

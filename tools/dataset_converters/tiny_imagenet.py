@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert Tiny-ImageNet to one folder a class, as ImageNet is.
+"""Convert Tiny-ImageNet to one folder per class, as ImageNet is.
 
 Source: http://cs231n.stanford.edu/tiny-imagenet-200.zip (200 classes). Of its
 classes, sorted by WordNet id, the first ones are taken::

@@ -18,7 +18,7 @@ def draw(task, images, columns, meta, path, title):
     Args:
         task (str): 'det', 'seg' or 'cls'.
         images (list[Path]): Images of the validation split.
-        columns (dict[str, list]): Title -> predictions, one an image, as
+        columns (dict[str, list]): Title -> predictions, one per image, as
             the package's inferencer gives them.
         meta (dict): ``classes`` and ``palette`` of the dataset.
         path (str): The PNG; replaced whole or not at all.

@@ -66,7 +66,7 @@ class Row:
 
     Args:
         label (str): Its head.
-        cells (sequence[str or None]): One a column; None leaves it empty.
+        cells (sequence[str or None]): One per column; None leaves it empty.
         show (str): 'metric', or 'drop' against the reference.
         paper (sequence[str]): What the paper has there.
     """

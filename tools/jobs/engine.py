@@ -130,7 +130,8 @@ class Engine:
 
     Args:
         jobs (sequence[Job]): Begun in this order, as far as they can be.
-        lanes (int, optional): Processes side by side. Defaults to one a core.
+        lanes (int, optional): Processes side by side. Defaults to one per
+            core.
         root (Path): Outputs are relative to it. Defaults to the checkout.
         limits (Limits): What each job may take. Defaults to anything.
         preload (sequence[str]): Modules imported once for all.

@@ -1,4 +1,4 @@
-"""What is done already: one small JSON file a job; one run a folder."""
+"""What is done already: one small JSON file per job, one run per folder."""
 import fcntl
 import hashlib
 import json

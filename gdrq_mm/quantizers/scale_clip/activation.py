@@ -144,6 +144,6 @@ class ScaleClipActivation(RunningClip):
 
         Args:
             quantizers (iterable): As in :meth:`update_`.
-            seen (Tensor): Their statistics, one a row.
+            seen (Tensor): Their statistics, one per row.
             steps (Tensor): How far thresholds went towards their targets.
         """

@@ -83,14 +83,14 @@ def _is_even(levels: str, bits: int) -> bool:
 
 
 class ScaleClipWeight(WeightQuantizer):
-    """Quantize a weight, one clip value a group of filters.
+    """Quantize a weight, one clip value per group of filters.
 
     With ``clip='threshold'`` it is ``T = k * mean|G|`` of the last projection
     (:meth:`after_step`), so every trained weight lies inside its range. Until
     the first training step it is computed from the weight at hand.
 
     With ``clip='search'`` it is that of least quantized loss (Eq. 12), found
-    at the first use and anew every ``SEARCH_INTERVAL`` steps: the paper
+    at the first use and again every ``SEARCH_INTERVAL`` steps: the paper
     searches once and fine-tunes, but over a long training the weights leave
     that value behind, and a search at every step would cost more than the
     step. What is stored says how many steps there were, so that a resumed
@@ -103,7 +103,7 @@ class ScaleClipWeight(WeightQuantizer):
     Args:
         num_filters (int): First dimension of the weight.
         bits (int): 1 to 8.
-        group_size (int): Filters a group, -1 for the whole layer.
+        group_size (int): Filters per group, -1 for the whole layer.
         k (float, optional): Threshold factor; 2 reshapes towards uniform.
             None: by bits, see :func:`default_weight_k`.
         clip (str): 'threshold' or 'search'. Defaults to 'threshold'.
