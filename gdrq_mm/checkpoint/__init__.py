@@ -1,5 +1,5 @@
 """State dicts of quantized models: names, checks, packed codes."""
-from .container import check_container
+from .container import check_container, open_verified
 from .errors import CheckpointError
 from .gate import add_load_gate, check_whole, remove_load_gate
 from .integrity import bytes_of, check_meta, digest, open_seal, seal
@@ -7,7 +7,7 @@ from .keys import FORMAT, NAME
 from .packing import pack, pack_bits, unpack_bits
 from .parts import float_weights, part_of
 
-__all__ = ['FORMAT', 'NAME', 'CheckpointError', 'add_load_gate', 'bytes_of',
-           'check_container', 'check_meta', 'check_whole', 'digest',
-           'float_weights', 'open_seal', 'pack', 'pack_bits', 'part_of',
-           'remove_load_gate', 'seal', 'unpack_bits']
+__all__ = ['FORMAT', 'NAME', 'CheckpointError', 'add_load_gate',
+           'bytes_of', 'check_container', 'check_meta', 'check_whole',
+           'digest', 'float_weights', 'open_seal', 'open_verified', 'pack',
+           'pack_bits', 'part_of', 'remove_load_gate', 'seal', 'unpack_bits']

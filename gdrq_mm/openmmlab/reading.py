@@ -16,7 +16,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, Optional
+from typing import IO, Any, Optional
 from urllib.parse import urlparse
 
 import torch
@@ -24,15 +24,21 @@ from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-from ..checkpoint import NAME, CheckpointError, check_container, check_meta
+from ..checkpoint import (
+    NAME,
+    CheckpointError,
+    check_container,
+    check_meta,
+    open_verified,
+)
 from .plain_types import RESTRICTED, allow_plain_types
 
 
 def load_from_local(filename: str, map_location=None):
     """mmengine's loader of local files, with one kind of error.
 
-    Checksums and sizes are verified before anything is read; of published
-    files also the hash of the metadata.
+    Sizes are verified before anything is read, checksums while it is; of
+    published files also the hash of the metadata.
 
     Args:
         filename (str): Path of the checkpoint.
@@ -46,8 +52,8 @@ def load_from_local(filename: str, map_location=None):
     """
     path = os.path.expanduser(filename)
     try:
-        check_container(path)
-        content = _load(path, map_location)
+        with open_verified(path) as file:
+            content = _load(file, map_location)
         if isinstance(content, dict):
             weights = content.get('state_dict')
             if isinstance(weights, dict):
@@ -61,10 +67,10 @@ def load_from_local(filename: str, map_location=None):
                               ) from None
 
 
-def _load(path: str, map_location) -> Any:
+def _load(file: IO[bytes], map_location) -> Any:
     allow_plain_types()  # forks take them back after each of their loads
     options = dict(weights_only=True) if RESTRICTED else {}
-    return torch.load(path, map_location=map_location, **options)
+    return torch.load(file, map_location=map_location, **options)
 
 
 def _is_of_the_machine(error: Exception) -> bool:

@@ -3,12 +3,19 @@ import io
 import random
 import struct
 import zipfile
+import zlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from gdrq_mm.checkpoint import CheckpointError, check_container
+from gdrq_mm.checkpoint import (
+    CheckpointError,
+    check_container,
+    container,
+    open_verified,
+)
 
 
 @pytest.fixture
@@ -52,8 +59,14 @@ def test_what_torch_writes_is_accepted(checkpoint, tmp_path):
     check_container(str(tmp_path / 'old.pth'))
 
 
+def load(path):
+    with open_verified(path) as file:
+        return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize('read', [check_container, load])
 def test_a_flipped_bit_in_any_part_of_a_training_checkpoint_is_found(
-        checkpoint):
+        checkpoint, read):
     content = checkpoint.read_bytes()
     with zipfile.ZipFile(checkpoint) as archive:
         parts = archive.infolist()
@@ -68,7 +81,35 @@ def test_a_flipped_bit_in_any_part_of_a_training_checkpoint_is_found(
         flipped[place] ^= 1 << generator.randrange(8)
         checkpoint.write_bytes(flipped)
         with pytest.raises(CheckpointError, match=f'checksum.* {name} '):
-            check_container(str(checkpoint))
+            read(str(checkpoint))
+
+
+def test_loading_verifies_what_it_reads_and_reads_nothing_twice(
+        checkpoint, monkeypatch):
+    summed = []
+
+    def crc32(data, value=0):
+        summed.append(len(data))
+        return zlib.crc32(data, value)
+
+    monkeypatch.setattr(container, 'zlib', SimpleNamespace(crc32=crc32))
+    expected = torch.load(checkpoint, weights_only=True)
+    loaded = load(str(checkpoint))
+    with zipfile.ZipFile(checkpoint) as archive:
+        parts = archive.infolist()
+        # What is no tensor is verified before torch reads it as well.
+        few = sum(part.file_size for part in parts
+                  if '/data/' not in part.filename)
+        every = sum(part.file_size for part in parts)
+    assert every <= sum(summed) <= every + few
+    for key, value in expected['state_dict'].items():
+        assert torch.equal(loaded['state_dict'][key], value)
+
+
+def test_a_file_that_ends_while_it_is_read_is_refused(checkpoint):
+    with pytest.raises(CheckpointError, match='cut off|checksum'), \
+            open_verified(str(checkpoint)):
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-2000])
 
 
 def test_a_storage_that_claims_more_than_its_part_has_is_refused(checkpoint):
