@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional as F
 from ..errors import check
 from .base import CodeRange, WeightQuantizer
 from .first_batch import FirstBatchActivation
+from .learned_value import LearnedValue
 from .schemes import WeightScheme
 
 
@@ -47,11 +48,6 @@ class LearnedStep(torch.autograd.Function):
         return torch.where(inside, grad, 0.), grad_step, None, None, None
 
 
-def positive(step: Tensor) -> Tensor:
-    """A step that an optimizer drove to zero or below is the least one."""
-    return step.clamp(min=torch.finfo(torch.float32).tiny)
-
-
 @dataclass(frozen=True)
 class LSQWeightScheme(WeightScheme):
     """How LSQ quantizes weights.
@@ -81,27 +77,23 @@ class LSQWeight(WeightQuantizer):
         group_size (int): Filters that share a step size, -1 for all.
     """
     Scheme = LSQWeightScheme
+    non_negative = ('step.unit', )
 
     def __init__(self, num_filters: int, bits: int, group_size: int) -> None:
         super().__init__(num_filters, bits, group_size)
         self.low, self.high = -2**(bits - 1), 2**(bits - 1) - 1
-        self.step = nn.Parameter(torch.zeros(
-            F.num_groups(num_filters, group_size)))
-        self._is_set = False
+        self.step = LearnedValue(F.num_groups(num_filters, group_size))
 
     def extra_repr(self) -> str:
         return f'bits={self.bits}, group_size={self.group_size}'
 
     def forget(self) -> None:
-        self._is_set = False
+        self.step.forget()
 
     def _current_step(self, weight: Tensor) -> Tensor:
         """Step sizes in force for ``weight``, shape ``(num_groups, )``."""
-        # Asked of the device only until there are some.
-        self._is_set = self._is_set or bool(self.step.detach().any())
-        if self._is_set:
-            return self.step
-        return self.first_step(weight).to(self.step.dtype)
+        return self.step() if self.step.started else \
+            self.first_step(weight).to(self.step.unit.dtype)
 
     def first_step(self, weight: Tensor) -> Tensor:
         """Where step sizes start, shape ``(num_groups, )``."""
@@ -109,21 +101,20 @@ class LSQWeight(WeightQuantizer):
                                 self.group_size)
 
     def start_step(self, weight: Tensor) -> None:
-        step = self._current_step(weight)
-        if not self._is_set:
-            with torch.no_grad():
-                self.step.copy_(step)
+        if not self.step.started:
+            self.step.start_(self.first_step(weight))
 
     def _of_filters(self, step: Tensor, weight: Tensor) -> Tensor:
-        return F.expand_clip(positive(step), weight, self.group_size)
+        return F.expand_clip(step, weight, self.group_size)
 
     def forward(self, weight: Tensor, rounding: bool = True) -> Tensor:
         if not rounding:
             return weight
-        values = weight.numel() / len(self.step)
-        step = self._of_filters(self._current_step(weight), weight)
-        return LearnedStep.apply(weight, step, self.low, self.high,
-                            1 / math.sqrt(values * self.high))
+        step = self._current_step(weight)
+        values = weight.numel() / len(step)
+        return LearnedStep.apply(
+            weight, self._of_filters(step, weight), self.low, self.high,
+            1 / math.sqrt(values * self.high))
 
     def codes(self, weight: Tensor) -> Tuple[Tensor, Tensor]:
         step = self._of_filters(self._current_step(weight), weight).detach()
@@ -131,13 +122,15 @@ class LSQWeight(WeightQuantizer):
         return codes, step
 
     def packed_state(self, weight: Tensor) -> Dict[str, Tensor]:
-        return dict(step=self._current_step(weight).detach())
+        step = self._current_step(weight).detach()
+        return {'step.unit': step, 'step.ratio': torch.ones_like(step)}
 
     def decode(self, codes: Tensor, entries: Dict[str, Tensor]) -> Tensor:
-        return codes * self._of_filters(entries['step'], codes)
+        step = self.step.value_of(entries['step.ratio'], entries['step.unit'])
+        return codes * self._of_filters(step, codes)
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
-        return dict(lsq_weight_step=self.step.detach().mean())
+        return dict(lsq_weight_step=self.step.detached.mean())
 
 
 class LSQActivation(FirstBatchActivation):
@@ -150,38 +143,40 @@ class LSQActivation(FirstBatchActivation):
         headroom (float): Factor of that start. Defaults to 1.
     """
     NUM_STATISTICS = 1
+    non_negative = ('step.unit', )
 
     def __init__(self, bits: int, headroom: float = 1.) -> None:
         super().__init__(bits, headroom)
-        self.step = nn.Parameter(torch.zeros(()))
+        self.step = LearnedValue()
 
     def has_started(self) -> bool:
-        return bool(self.step.detach() != 0)
+        return self.step.started
 
     def statistics(self, x: Tensor) -> Tensor:
         return x.abs().mean().view(1)
 
     def start_(self, means: List[float], signed: bool) -> None:
         high = self.codes_between(signed)[1]
-        self.step.fill_(self.headroom * 2 * means[0] / math.sqrt(high))
+        self.step.start_(self.headroom * 2 * means[0] / math.sqrt(high))
 
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
         if not (rounding and self.initialized):
             return x
         low, high = self.codes_between(self.is_signed)
-        return LearnedStep.apply(x, positive(self.step), low, high,
-                            1 / math.sqrt(max(x.numel(), 1) * high))
+        return LearnedStep.apply(x, self.step(), low, high,
+                                 1 / math.sqrt(max(x.numel(), 1) * high))
 
     def code_range(self) -> CodeRange:
-        return CodeRange(float(positive(self.step.detach())),
+        return CodeRange(float(self.step.detached),
                          *self.codes_between(self.is_signed))
 
     @torch.no_grad()
     def clipped_fraction(self, x: Tensor) -> Tensor:
         low, high = self.codes_between(self.is_signed)
-        outside = (x < low * self.step) | (x > high * self.step)
+        step = self.step()
+        outside = (x < low * step) | (x > high * step)
         return outside.sum() / x.count_nonzero().clamp(min=1)
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
-        return dict(lsq_act_step=self.step.detach()) if self.initialized \
+        return dict(lsq_act_step=self.step.detached) if self.initialized \
             else {}

@@ -8,13 +8,14 @@ import math
 from typing import Any, Dict, List, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional as F
 from .base import CodeRange
 from .first_batch import FirstBatchActivation
+from .learned_value import LearnedValue
 from .least_squares import least_squares_grid, sample
-from .lsq import LSQWeight, positive
+from .lsq import LSQWeight
 
 
 class LSQPlusWeight(LSQWeight):
@@ -86,15 +87,16 @@ class LSQPlusActivation(FirstBatchActivation):
         headroom (float): Not used: that start fits any tails.
     """
     NUM_STATISTICS = 2
+    non_negative = ('step.unit', 'offset.unit')
 
     def __init__(self, bits: int, headroom: float = 1.) -> None:
         super().__init__(bits, headroom)
-        self.step = nn.Parameter(torch.zeros(()))
-        self.offset = nn.Parameter(torch.zeros(()))
+        self.step = LearnedValue()
+        self.offset = LearnedValue(least=None)  # in units of the first step
         self.high = 2**bits - 1
 
     def has_started(self) -> bool:
-        return bool(self.step.detach() != 0)
+        return self.step.started
 
     @property
     def is_signed(self) -> bool:
@@ -105,29 +107,29 @@ class LSQPlusActivation(FirstBatchActivation):
         return torch.stack([step, -zero * step])
 
     def start_(self, means: List[float], signed: bool) -> None:
-        self.step.fill_(means[0])
-        self.offset.fill_(means[1])
+        self.step.start_(means[0])
+        self.offset.start_(means[0], means[1])
 
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
         if not (rounding and self.initialized):
             return x
         return _RoundWithOffset.apply(
-            x, positive(self.step), self.offset, self.high,
+            x, self.step(), self.offset(), self.high,
             1 / math.sqrt(max(x.numel(), 1) * self.high))
 
     def code_range(self) -> CodeRange:
-        step = positive(self.step.detach())
+        step = self.step.detached
         return CodeRange(float(step), 0, self.high, int(
-            zero_point(step, self.offset.detach(), self.high)))
+            zero_point(step, self.offset.detached, self.high)))
 
     @torch.no_grad()
     def clipped_fraction(self, x: Tensor) -> Tensor:
-        zero = zero_point(positive(self.step), self.offset, self.high)
-        outside = (x < -zero * self.step) | (
-            x > (self.high - zero) * self.step)
+        step = self.step()
+        zero = zero_point(step, self.offset(), self.high)
+        outside = (x < -zero * step) | (x > (self.high - zero) * step)
         return outside.sum() / x.count_nonzero().clamp(min=1)
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Any]:
-        return dict(lsq_plus_act_step=self.step.detach(),
-                    lsq_plus_act_offset=self.offset.detach()) \
+        return dict(lsq_plus_act_step=self.step.detached,
+                    lsq_plus_act_offset=self.offset.detached) \
             if self.initialized else {}

@@ -6,13 +6,13 @@ Paper: "PACT: Parameterized Clipping Activation for Quantized Neural Networks"
 from typing import Dict, List, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import functional as F
 from .base import CodeRange
 from .first_batch import FirstBatchActivation
+from .learned_value import LearnedValue
 from .least_squares import least_squares_step, sample
-from .lsq import positive
 
 
 class _Clip(torch.autograd.Function):
@@ -57,14 +57,15 @@ class PACTActivation(FirstBatchActivation):
         headroom (float): Not used: that start fits any tails.
     """
     NUM_STATISTICS = 2
+    non_negative = ('clip.unit', )
     decays = True
 
     def __init__(self, bits: int, headroom: float = 1.) -> None:
         super().__init__(bits, headroom)
-        self.clip = nn.Parameter(torch.zeros(()))
+        self.clip = LearnedValue()
 
     def has_started(self) -> bool:
-        return bool(self.clip.detach() != 0)
+        return self.clip.started
 
     def _levels(self, signed: bool) -> int:
         return F.num_levels(self.bits, signed)
@@ -77,25 +78,24 @@ class PACTActivation(FirstBatchActivation):
                                 (self._levels(True), -self._levels(True)))])
 
     def start_(self, means: List[float], signed: bool) -> None:
-        self.clip.fill_(means[signed])
+        self.clip.start_(means[signed])
 
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
         if not self.initialized:
             return x
-        return _Clip.apply(x, positive(self.clip), self.bits, self.is_signed,
+        return _Clip.apply(x, self.clip(), self.bits, self.is_signed,
                            rounding)
 
     def code_range(self) -> CodeRange:
-        levels, clip = self._levels(self.is_signed), positive(
-            self.clip.detach())
+        levels, clip = self._levels(self.is_signed), self.clip.detached
         _, scale = F.quantize_codes(clip, clip, self.bits, self.is_signed)
         return CodeRange(float(scale), -levels if self.is_signed else 0,
                          levels)
 
     @torch.no_grad()
     def clipped_fraction(self, x: Tensor) -> Tensor:
-        return (x.abs() > self.clip).sum() / x.count_nonzero().clamp(min=1)
+        return (x.abs() > self.clip()).sum() / x.count_nonzero().clamp(min=1)
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
-        return dict(pact_act_clip=self.clip.detach()) if self.initialized \
+        return dict(pact_act_clip=self.clip.detached) if self.initialized \
             else {}

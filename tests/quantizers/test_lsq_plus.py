@@ -54,14 +54,16 @@ def test_activations_follow_the_paper(bits, shift):
     out.backward(grad)
     values, grad_x, grad_step, grad_offset = formula(
         x.detach().double().flatten().tolist(),
-        float(quantizer.step.detach()), float(quantizer.offset.detach()),
+        float(quantizer.step.detached), float(quantizer.offset.detached),
         2**bits - 1, grad.double().flatten().tolist())
     assert out.flatten().tolist() == pytest.approx(values, rel=1e-4,
                                                    abs=1e-6)
     assert x.grad.flatten().tolist() == pytest.approx(grad_x)
-    assert float(quantizer.step.grad) == pytest.approx(grad_step, rel=1e-4)
-    assert float(quantizer.offset.grad) == pytest.approx(
-        grad_offset, rel=1e-4, abs=1e-6)
+    unit = float(quantizer.step.unit)
+    assert float(quantizer.step.ratio.grad) == pytest.approx(
+        grad_step / unit, rel=1e-4)
+    assert float(quantizer.offset.ratio.grad) == pytest.approx(
+        grad_offset / unit, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize('bits, group_size', [(2, -1), (4, 3), (8, 1)])
@@ -71,7 +73,7 @@ def test_weights_start_at_three_standard_deviations(bits, group_size):
     quantizer.start_step(weight)
     size = 7 if group_size == -1 else group_size
     rows = weight.double().numpy()
-    for group, step in enumerate(quantizer.step.tolist()):
+    for group, step in enumerate(quantizer.step.detached.tolist()):
         part = rows[group * size:(group + 1) * size]
         ends = part.mean() - 3 * part.std(), part.mean() + 3 * part.std()
         assert step == pytest.approx(

@@ -48,17 +48,18 @@ def test_values_and_gradients_follow_the_paper(bits, signed):
     out = quantizer(x)
     out.backward(grad)
     values, grad_x, grad_clip = formula(
-        x.detach().double().tolist(), float(quantizer.clip.detach()), bits,
+        x.detach().double().tolist(), float(quantizer.clip.detached), bits,
         signed, grad.double().tolist())
     assert out.tolist() == pytest.approx(values, rel=1e-5, abs=1e-6)
     assert x.grad.tolist() == pytest.approx(grad_x)
-    assert float(quantizer.clip.grad) == pytest.approx(grad_clip, rel=1e-4)
+    assert float(quantizer.clip.ratio.grad) == pytest.approx(
+        grad_clip / float(quantizer.clip.unit), rel=1e-4)
 
 
 def test_the_range_acts_before_rounding_begins():
     x = normal(50).relu()
     quantizer = started(x)
-    clip = float(quantizer.clip.detach())
+    clip = float(quantizer.clip.detached)
     assert torch.equal(quantizer(x, rounding=False), x.clamp(max=clip))
 
 
@@ -97,17 +98,19 @@ def test_clip_values_decay_as_weights_do():
              for parameter in group['params']}
     names = report.learned_parameters()
     assert {name: decay[id(each)] for name, each in names.items()} == {
-        '0.weight_quantizer.step': 0., '0.input_quantizer.clip': .1,
-        '1.weight_quantizer.step': 0., '1.input_quantizer.clip': .2}
+        '0.weight_quantizer.step.ratio': 0.,
+        '0.input_quantizer.clip.ratio': .1,
+        '1.weight_quantizer.step.ratio': 0.,
+        '1.input_quantizer.clip.ratio': .2}
     model(normal(3, 4)).sum().backward()
     optimizer.step()  # starts the clip values
     clip = model[0].input_quantizer.clip
-    before = float(clip.detach())
+    before = float(clip.detached)
     optimizer.zero_grad()
     model(torch.full((3, 4), 1e-3)).sum().backward()
-    assert float(clip.grad) == 0
+    assert float(clip.ratio.grad) == 0
     optimizer.step()
-    assert float(clip.detach()) == pytest.approx(before * (1 - .5 * .1))
+    assert float(clip.detached) == pytest.approx(before * (1 - .5 * .1))
 
 
 def test_its_weights_are_those_of_dorefa():

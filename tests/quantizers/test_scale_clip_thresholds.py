@@ -215,12 +215,12 @@ def test_learned_thresholds_have_the_gradient_of_a_step_size(signed, bits):
     assert type(quantizer) is LearnedClipActivation
     assert quantizer.is_signed == signed
     with torch.no_grad():
-        quantizer.clip.mul_(.6)  # something is clipped
+        quantizer.clip.ratio.mul_(.6)  # something is clipped
     grad = normal(300, seed=9)
     out = quantizer(x)
     out.backward(grad)
     levels = 2**(bits - 1) - 1 if signed else 2**bits - 1
-    clip = float(quantizer.clip.detach())
+    clip = float(quantizer.clip.detached)
     ratio = x.detach().double().numpy() * levels / clip
     low = -levels if signed else 0
     codes = np.clip(np.rint(ratio), low, levels)
@@ -230,8 +230,9 @@ def test_learned_thresholds_have_the_gradient_of_a_step_size(signed, bits):
                                          rel=1e-5, abs=1e-6)
     assert x.grad.tolist() == pytest.approx(
         np.where(inside, grad.double().numpy(), 0).tolist())
-    assert float(quantizer.clip.grad) == pytest.approx(
-        (grad.double().numpy() * slope).sum() / math.sqrt(300 * levels),
+    assert float(quantizer.clip.ratio.grad) == pytest.approx(
+        (grad.double().numpy() * slope).sum() / math.sqrt(300 * levels)
+        / float(quantizer.clip.unit),
         rel=1e-3, abs=1e-5)
 
 
@@ -241,7 +242,8 @@ def test_learned_thresholds_do_not_decay():
     report = quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4, threshold='learned')))
     groups = add_learned_parameters(get_state(model), optimizer)
-    assert list(report.learned_parameters()) == ['0.input_quantizer.clip']
+    assert list(report.learned_parameters()) == [
+        '0.input_quantizer.clip.ratio']
     assert [group['weight_decay'] for group in groups] == [0.]
 
 

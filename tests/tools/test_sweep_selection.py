@@ -97,7 +97,7 @@ def test_quantized_whole_and_reloaded_equal(cause):
     package, name, changes, stays_float = CASES[cause]
     record = dict(checks={})
     probe.check_first(record, {name: functools.partial(
-        models.read_config, mim_folder(package) / 'configs' / name,
+        models.read_config, mim_folder(package) / 'configs' / name, package,
         {f'model.{key}': value for key, value in changes.items()})})
     assert verdict_of(record) == 'ok', record.get('traceback')
     assert set(record['checks']) == {*probe.CHECKS, 'macs'}

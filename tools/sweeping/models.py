@@ -23,14 +23,17 @@ REDUCED = {  # keys of configs anywhere -> at most
     'num_points': 256, 'nms_post': 50}
 
 
-def read_config(path: Path, options: Optional[dict] = None) -> Config:
+def read_config(path: Path, scope: str, options: Optional[dict] = None
+                ) -> Config:
     """A config whose model can be built without any download.
 
     Args:
         path (Path): The file.
+        scope (str): Its package, for configs that do not say it.
         options (dict, optional): Changes of it, by dotted keys.
     """
     cfg = Config.fromfile(path)
+    cfg.setdefault('default_scope', scope)
     cfg.merge_from_dict(options or {})
     if 'model' not in cfg:
         raise KeyError('the config has no model')

@@ -39,7 +39,7 @@ def probe(package: str, family: str, target: str) -> None:
         root = mim_folder(package)
         os.chdir(root)  # configs name others relative to it
         check_first(record, {
-            os.fspath(path.relative_to(root)): partial(_read, path)
+            os.fspath(path.relative_to(root)): partial(_read, path, package)
             for path in candidates(package, family)[:TRIES]}, note)
     except Exception as error:
         record['checks'].setdefault('float', f'{type(error).__name__}: '
@@ -50,9 +50,9 @@ def probe(package: str, family: str, target: str) -> None:
     note()
 
 
-def _read(path: Path):
+def _read(path: Path, package: str):
     from .models import read_config
-    return read_config(path)
+    return read_config(path, package)
 
 
 def check_first(record: dict, configs: Dict[str, Callable],

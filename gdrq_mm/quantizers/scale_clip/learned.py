@@ -4,7 +4,7 @@ from typing import Dict, Optional
 
 from torch import Tensor
 
-from ..lsq import LearnedStep, positive
+from ..lsq import LearnedStep
 from ..pact import PACTActivation
 
 
@@ -30,10 +30,10 @@ class LearnedClipActivation(PACTActivation):
             return x
         levels = self._levels(self.is_signed)
         return LearnedStep.apply(
-            x, positive(self.clip) / levels,
+            x, self.clip() / levels,
             -levels if self.is_signed else 0, levels,
             1 / math.sqrt(max(x.numel(), 1) * levels))
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
-        return dict(gdrq_act_clip=self.clip.detach()) if self.initialized \
+        return dict(gdrq_act_clip=self.clip.detached) if self.initialized \
             else {}

@@ -7,7 +7,7 @@ from torch import Tensor
 from ... import functional as F
 from ..base import CodeRange
 from ..least_squares import ZERO_POINTS, few, quick_grid
-from ..lsq import LearnedStep, positive
+from ..lsq import LearnedStep
 from .activation import ScaleClipActivation
 
 
@@ -111,7 +111,9 @@ class LeastSquaresClipActivation(ScaleClipActivation):
     def _range(self) -> Tuple[Tensor, Tensor, Tensor]:
         """Step, least and greatest code from zero on."""
         zero = self.zero.round()
-        return positive(self.clip / self.levels), -zero, self.levels - zero
+        step = (self.clip / self.levels).clamp(
+            min=torch.finfo(torch.float32).tiny)
+        return step, -zero, self.levels - zero
 
     def code_range(self) -> CodeRange:
         if not self.has_zero_point:
