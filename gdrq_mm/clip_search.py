@@ -1,4 +1,4 @@
-"""Best clipping values of weights: exact search (Eq. 4 and 12).
+"""Best clip values of weights: exact search (Eq. 4 and 12).
 
 Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Sections
 3.2 and 3.4.

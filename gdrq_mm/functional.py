@@ -14,7 +14,7 @@ MAX_EVEN_BITS = 3  # from 4 bits on one level more makes no difference
 
 
 def num_levels(bits: int, signed: bool = True) -> int:
-    """Number of steps ``L`` between zero and the clipping value (Eq. 2).
+    """Number of steps ``L`` between zero and the clip value (Eq. 2).
 
     Signed codes are ``-L .. L`` with ``L = 2^(bits-1) - 1``, unsigned ones
     ``0 .. L`` with ``L = 2^bits - 1``.
@@ -126,7 +126,7 @@ def quantize_codes(x: Tensor,
 
     Args:
         x (Tensor): Any shape, any float dtype.
-        clip (Tensor): Clipping values >= 0, broadcastable to ``x``.
+        clip (Tensor): Clip values >= 0, broadcastable to ``x``.
         bits (int): 1 to 8; 1 only with ``signed``: codes are then -1 and 1
             (``sign(0) = +1``) and the scale is ``clip`` itself.
         signed (bool): Codes ``-L..L`` or ``0..L``. Defaults to True.
@@ -210,7 +210,7 @@ def linear_quantize(x: Tensor,
 
     Args:
         x (Tensor): Any shape.
-        clip (Tensor): Clipping values >= 0, broadcastable to ``x``; see
+        clip (Tensor): Clip values >= 0, broadcastable to ``x``; see
             :func:`expand_clip` for groups.
         bits (int): 1 to 8, unsigned 2 to 8.
         signed (bool): Range ``[-clip, clip]`` or ``[0, clip]``. Defaults to
