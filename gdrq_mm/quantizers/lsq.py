@@ -66,7 +66,7 @@ class LSQWeightScheme(WeightScheme):
 
 
 class LSQWeight(WeightQuantizer):
-    """Weights on ``2^bits`` levels, one learned step size a group.
+    """Weights on ``2^bits`` levels, one learned step size per group.
 
     It starts at ``2 * mean|w| / sqrt(Q_p)`` (Section 2.1), at the first
     training step.

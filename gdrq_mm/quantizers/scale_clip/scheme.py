@@ -20,7 +20,7 @@ class ScaleClipActivationScheme(ActivationScheme):
         k (float, optional): With 'mean' and 'nonzero' ``T_a`` descends to
             ``k`` times that mean. Defaults to None: by bits and by the sign
             of the input.
-        lr (float): Step of that descent a training step, in (0, 1]; not used
+        lr (float): Step of that descent per training step, in (0, 1]; not used
             with 'learned'. Defaults to 0.01.
         threshold (str): Where ``T_a`` descends to. 'mean': ``k * mean|A|``
             (Eq. 10), whose default ``k`` takes half of the values for zeros;
