@@ -178,6 +178,22 @@ def run_log():
     return read
 
 
+@pytest.fixture(scope='session')
+def run_processes():
+    """Run Python files side by side; what one that fails has printed is
+    shown."""
+
+    def run(*commands):
+        jobs = [subprocess.Popen(
+            [sys.executable, *map(str, command)], stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True) for command in commands]
+        for job in jobs:
+            output, _ = job.communicate(timeout=300)
+            assert job.returncode == 0, output[-4000:]
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _forget_runners():
     """Loggers and scopes of one test's runners do not reach the next."""

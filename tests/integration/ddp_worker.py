@@ -1,4 +1,5 @@
 """One of the processes of test_distributed.py; not a test itself."""
+import os
 import sys
 
 import torch
@@ -43,6 +44,7 @@ def main(config, rank, world_size, folder):
             world_size=world_size)
         dist.all_reduce = all_reduce
         cfg.launcher = 'pytorch'
+        os.environ['LOCAL_RANK'] = str(rank)
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel', device_ids=None,
             broadcast_buffers=False)

@@ -1,7 +1,4 @@
 """Distillation with what else runs do."""
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +61,7 @@ def test_a_compiled_model_is_refused(make_runner, start):
 
 
 @pytest.fixture(scope='module')
-def results(tmp_path_factory, demo_data):
+def results(tmp_path_factory, run_processes, demo_data):
     """What ranks 0 and 1 of 2, and a single process, end with."""
     folder = tmp_path_factory.mktemp('ddp')
     cfg = Config.fromfile(WORKER.parent / 'configs' / 'resnet.py')
@@ -84,15 +81,9 @@ def results(tmp_path_factory, demo_data):
         cfg.train_dataloader.batch_size = 4 // world_size
         path = folder / f'config_{world_size}.py'
         cfg.dump(path)
-        jobs += [subprocess.Popen(
-            [sys.executable, str(WORKER), str(path), str(rank),
-             str(world_size), str(folder)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, 'LOCAL_RANK': str(rank)})
-            for rank in range(world_size)]
-    for job in jobs:
-        output, _ = job.communicate(timeout=300)
-        assert job.returncode == 0, output[-4000:]
+        jobs += [[WORKER, path, rank, world_size, folder]
+                 for rank in range(world_size)]
+    run_processes(*jobs)
     return [torch.load(folder / f'{name}.pth', weights_only=True)
             for name in ('0_of_2', '1_of_2', '0_of_1')]
 

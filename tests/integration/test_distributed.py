@@ -1,7 +1,4 @@
 """Two processes train as one that sees the joint batch."""
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ STEPS = 4
 
 
 @pytest.fixture(scope='module')
-def results(tmp_path_factory, request):
+def results(tmp_path_factory, run_processes, request):
     """State dicts and all-reduce calls: rank 0 and 1 of 2, 0 of 1."""
     folder = tmp_path_factory.mktemp('ddp')
     cfg = request.getfixturevalue('load_resnet')
@@ -25,15 +22,9 @@ def results(tmp_path_factory, request):
         cfg.train_dataloader.batch_size = 4 // world_size
         path = folder / f'config_{world_size}.py'
         cfg.dump(path)
-        jobs += [subprocess.Popen(
-            [sys.executable, str(WORKER), str(path), str(rank),
-             str(world_size), str(folder)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, 'LOCAL_RANK': str(rank)})
-            for rank in range(world_size)]
-    for job in jobs:
-        output, _ = job.communicate(timeout=300)
-        assert job.returncode == 0, output[-4000:]
+        jobs += [[WORKER, path, rank, world_size, folder]
+                 for rank in range(world_size)]
+    run_processes(*jobs)
     return [torch.load(folder / f'{name}.pth', weights_only=True)
             for name in ('0_of_2', '1_of_2', '0_of_1')]
 

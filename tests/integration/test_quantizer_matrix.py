@@ -5,9 +5,6 @@ the quantizer itself says it computes, its ``forward``; whether that is what a
 paper says is the matter of tests/quantizers.
 """
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -259,16 +256,9 @@ def test_every_code_of_an_export_equals_the_integer_model(name, tmp_path):
     assert equal == total > 0 and report.difference == 0
 
 
-def test_two_processes_train_the_same_model(tmp_path):
+def test_two_processes_train_the_same_model(run_processes, tmp_path):
     """In a DDP wrapper around the converted model, through both phases."""
-    path = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[2])])
-    jobs = [subprocess.Popen(
-        [sys.executable, str(WORKER), str(rank), str(tmp_path)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, 'PYTHONPATH': path}) for rank in range(2)]
-    for job in jobs:
-        output, _ = job.communicate(timeout=300)
-        assert job.returncode == 0, output[-4000:]
+    run_processes(*([WORKER, rank, tmp_path] for rank in range(2)))
     ours, theirs = (torch.load(tmp_path / f'{rank}.pth', weights_only=True)
                     for rank in range(2))
     assert ours.keys() == theirs.keys() == set(NAMES)

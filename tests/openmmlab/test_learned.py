@@ -1,7 +1,4 @@
 """Step sizes that quantizers learn, in runs of mmengine."""
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,21 +85,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make_runner, tmp_path):
         assert torch.equal(value, learned_of(second)[name]), name
 
 
-def test_two_processes_learn_the_same_steps(load_config, tmp_path):
+def test_two_processes_learn_the_same_steps(load_config, run_processes,
+                                            tmp_path):
     cfg = load_config('resnet')
     cfg.custom_hooks = [HOOK]
     cfg.train_dataloader.batch_size = 2
     for key in ('test_dataloader', 'test_cfg', 'test_evaluator'):
         cfg.pop(key)
     cfg.dump(tmp_path / 'config.py')
-    jobs = [subprocess.Popen(
-        [sys.executable, str(WORKER), str(tmp_path / 'config.py'), str(rank),
-         '2', str(tmp_path)], stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, 'LOCAL_RANK': str(rank)}) for rank in range(2)]
-    for job in jobs:
-        output, _ = job.communicate(timeout=300)
-        assert job.returncode == 0, output[-4000:]
+    run_processes(*([WORKER, tmp_path / 'config.py', rank, 2, tmp_path]
+                    for rank in range(2)))
     ours, theirs = (torch.load(tmp_path / f'{rank}_of_2.pth',
                                weights_only=True)['state_dict']
                     for rank in range(2))
