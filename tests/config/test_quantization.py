@@ -144,6 +144,13 @@ def test_k_that_is_no_positive_number_is_refused(side, k):
     refused({side: dict(k=k)}, f'{side}.k is {k!r}', 'a positive number')
 
 
+@pytest.mark.parametrize('side', ['weight', 'activation'])
+@pytest.mark.parametrize('k', [1e-3, 2, 2.5, 1000])
+@pytest.mark.filterwarnings('ignore:weight.k is')
+def test_allowed_k(side, k):
+    assert getattr(QuantConfig.from_dict({side: dict(k=k)}), side).k == k
+
+
 @pytest.mark.parametrize('rule', [
     dict(match='fc'), dict(match='fc', skip=False),
     dict(match='fc', weight={}), dict(match='fc', weight=None)])
@@ -208,7 +215,8 @@ def test_k_below_2_warns(config):
 def test_k_of_2_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        QuantConfig.from_dict(dict(weight=dict(bits=4, k=2)))
+        for k in (2, 2.5):
+            QuantConfig.from_dict(dict(weight=dict(bits=4, k=k)))
         QuantConfig.from_dict(dict(activation=dict(bits=4, k=1.)))
         # Nothing is stored clipped, so nothing shrinks.
         QuantConfig.from_dict(dict(weight=dict(bits=4, k=1.,

@@ -50,6 +50,29 @@ class Block(nn.Module):
         return self.fc(self.relu(y).mean((2, 3)))
 
 
+class Shifted(nn.Module):
+    """What its second layer reads is the output of a ReLU, changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        x += .37
+        return self.second(x)
+
+
+def test_an_input_changed_behind_a_relu_is_quantized_by_its_layer():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    model = quantized(Shifted(), x, site='relu')
+    merged = merge(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(x), model(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('site', ['input', 'relu'])
 def test_merged_model_equals_the_quantized_one(site):
     torch.manual_seed(0)

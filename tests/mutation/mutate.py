@@ -4,10 +4,11 @@ Usage: python tests/mutation/mutate.py [MODULE ...] [--share 1.] [--seed 0]
            [--again] [--lines FILE] [--json FILE]
 
 Each mutant (:mod:`mutants`) runs in a fork of a process that has imported
-torch, with 60 of the tests that execute its line, those of its own room and
-the fastest first, until one fails. Which these are is traced once. Failing to
-import, to end, or to stay alive counts as found; equivalent mutants count as
-not found.
+torch, with tests that execute its line, the fastest and those of its own room
+first, 20 s of CPU time in all, until one fails. Which these are is traced
+once. Failing to import, to end, or to stay alive counts as found; equivalent
+mutants count as not found. A run that was stopped goes on where it was
+(FILE.part).
 
 Not mutmut: it runs the tests once in the process that it forks, and torch
 allows no backward pass in a fork of a process that ran one. Not cosmic-ray:
@@ -16,8 +17,11 @@ tests.
 """
 import argparse
 import ast
+import contextlib
+import importlib
 import importlib.abc
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -28,10 +32,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Optional
 
 import hypothesis
-import mmengine.runner  # noqa: F401, before the forks: it takes seconds
 import pytest
 import torch
 from mutants import Mutant, mutants_of
@@ -47,7 +50,10 @@ TESTS = ['test_functional.py', 'quantizers', 'test_extend.py', 'config',
          'test_convert.py', 'training', 'layers', 'kernels/test_kernels.py',
          'checkpoint', 'merge', 'integer']
 SLOWEST = 6.  # CPU seconds of a test that is still used
-MOST = 60  # tests for a mutant: what these do not find counts as not found
+# Before the forks: these take longer than most tests.
+IMPORTS = ('mmengine.runner', 'mmcv.ops', 'onnxruntime', 'onnxscript',
+           'torch.export', 'torch._dynamo', 'scipy.optimize')
+MOST = 20.  # CPU seconds of tests for a mutant: others do not find it
 
 
 def forked(function: Callable[[], int], cpu_seconds: float,
@@ -198,13 +204,13 @@ def is_found(module: str, mutant: Mutant, tests: List[str],
 
 
 def tests_of(module: str, mutant: Mutant, covered: dict) -> List[str]:
-    """The tests that may find a mutant: those of its room first, the fastest
-    before others."""
+    """The tests that may find a mutant: the fastest first, those of other
+    rooms as if they took four times as long."""
     room = module.partition('/')[0]
 
     def order(test):
-        return f'/{room}/' not in test and f'test_{room}' not in test, \
-            covered[test][0]
+        others = f'/{room}/' not in test and f'test_{room}' not in test
+        return covered[test][0] * (4 if others else 1)
 
     every = [test for test in sorted(covered, key=order)
              if covered[test][0] <= SLOWEST and covered[test][1]]
@@ -212,42 +218,49 @@ def tests_of(module: str, mutant: Mutant, covered: dict) -> List[str]:
         hit = [test for test in every
                if any(first <= line <= last for line in covered[test][1])]
         if hit:
-            return hit[:MOST]
+            seconds = itertools.accumulate(covered[test][0] for test in hit)
+            return [test for test, total in zip(hit, seconds)
+                    if total <= MOST]
     return every[:20]  # what runs at import
 
 
-def run_module(module: str, covered: dict, share: float, seed: int,
-               only: set) -> dict:
-    """Run a module's mutants.
+def run_module(module: str, chosen: List[Mutant], covered: dict,
+               figures: dict, save: Callable[[], None]) -> None:
+    """Run mutants of a module.
 
     Args:
         module (str): One of ``MODULES``.
+        chosen (list[Mutant]): Of its mutants.
         covered (dict): Lines of its tests, see :func:`trace`.
-        share (float): Of the mutants that are drawn.
-        seed (int): Of the draw.
-        only (set[str]): Names; {} for those that are drawn.
-
-    Returns:
-        dict: ``mutants`` there are, the ``share`` drawn, ``run``, ``found``,
-        names of ``missed``.
+        figures (dict): ``run``, ``found`` and names of ``missed`` so far;
+            changed in place, the first ``run`` are not run again.
+        save (callable): Called after every mutant.
     """
-    every = mutants_of(path_of(module).read_text())
-    number = math.ceil(share * len(every))
-    drawn = random.Random(f'{seed} {module}').sample(
-        range(len(every)), number)
-    chosen = [every[index] for index in sorted(drawn)]
-    if only:
-        chosen = [mutant for mutant in every if mutant.name in only]
-    missed = []
-    for mutant in chosen:
+    for mutant in chosen[figures['run']:]:
         tests = tests_of(module, mutant, covered)
         seconds = sum(covered[test][0] for test in tests)
         if not is_found(module, mutant, tests, seconds):
-            missed.append(mutant.name)
+            figures['missed'].append(mutant.name)
             print(f'{module}:{mutant.spans[0][0]}: {mutant.name} '
                   f'({len(tests)} tests)', file=sys.stderr, flush=True)
-    return dict(mutants=len(every), share=share, run=len(chosen),
-                found=len(chosen) - len(missed), missed=missed)
+        figures['run'] += 1
+        figures['found'] = figures['run'] - len(figures['missed'])
+        save()
+    print(f'{module}: {figures["found"]} of {figures["run"]} found',
+          file=sys.stderr, flush=True)
+
+
+def draw(module: str, every: List[Mutant], share: float, seed: int
+         ) -> List[Mutant]:
+    """A share of a module's mutants, in the order of their places."""
+    drawn = random.Random(f'{seed} {module}').sample(
+        range(len(every)), math.ceil(share * len(every)))
+    return [every[index] for index in sorted(drawn)]
+
+
+def read(path: Optional[Path]) -> dict:
+    """Figures of a file, by module."""
+    return json.loads(path.read_text()) if path and path.exists() else {}
 
 
 def main() -> None:
@@ -260,42 +273,54 @@ def main() -> None:
                         help='run only those that the JSON says are missed')
     parser.add_argument('--lines', help='file to keep which lines each test '
                                         'executes in; traced if it is absent')
-    parser.add_argument('--json', help='where figures are kept; those of '
-                                       'modules that are not run stay')
+    parser.add_argument('--json', type=Path,
+                        help='where figures are kept; those of modules that '
+                             'are not run stay')
     args = parser.parse_args()
-    path = args.json and Path(args.json)
+    for name in IMPORTS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(args.lines or f'{folder}/lines.json')
         if not lines.exists():
             trace(lines)
         covered = json.loads(lines.read_text())
+    known = read(args.json)
+    part = args.json and args.json.with_name(f'{args.json.name}.part')
+    done = {} if args.again else read(part)
+
+    def save():
+        if part:
+            part.write_text(json.dumps(done, indent=1) + '\n')
+
     for module in args.modules or MODULES:
-        figures = dict(seed=args.seed, modules={})
-        if path and path.exists():  # another process may write to it
-            figures = json.loads(path.read_text())
-        before = figures['modules'].get(module)
+        every = mutants_of(path_of(module).read_text())
         if args.again:
-            if not before or not before['missed']:
-                continue
-            again = run_module(module, covered[module], 0, 0,
-                               set(before['missed']))
-            more = dict(before, missed=again['missed'],
-                        found=before['run'] - len(again['missed']))
-        else:
-            more = run_module(module, covered[module], args.share,
-                              args.seed, set())
-        print(f'{module}: {more["found"]} of {more["run"]} found',
-              file=sys.stderr, flush=True)
-        if path and path.exists():
-            figures = json.loads(path.read_text())
-        figures['modules'][module] = more
-        if path:
-            path.write_text(json.dumps(figures, indent=1) + '\n')
-    totals = {key: sum(module[key] for module in figures['modules'].values())
-              for key in ('mutants', 'run', 'found')}
-    print(f'{totals["found"]} of {totals["run"]} mutants found '
-          f'({totals["found"] / max(totals["run"], 1):.1%}), of '
-          f'{totals["mutants"]} there are')
+            missed = known.get(module, {}).get('missed', [])
+            again = dict(run=0, found=0, missed=[])
+            run_module(module, [mutant for mutant in every
+                                if mutant.name in missed],
+                       covered[module], again, lambda: None)
+            if missed:
+                done[module] = dict(
+                    known[module], missed=again['missed'],
+                    found=known[module]['run'] - len(again['missed']))
+            continue
+        kind = dict(mutants=len(every), share=args.share, seed=args.seed)
+        figures = done.get(module, {})
+        if any(figures.get(key) != value for key, value in kind.items()):
+            figures = done[module] = dict(kind, run=0, found=0, missed=[])
+        run_module(module, draw(module, every, args.share, args.seed),
+                   covered.get(module, {}), figures, save)
+    known.update(done)
+    if args.json:
+        args.json.write_text(json.dumps(known, indent=1) + '\n')
+        part.unlink(missing_ok=True)
+    mutants, run, found = (
+        sum(module[key] for module in known.values())
+        for key in ('mutants', 'run', 'found'))
+    print(f'{found} of {run} mutants found ({found / max(run, 1):.1%}), of '
+          f'{mutants} there are')
 
 
 if __name__ == '__main__':

@@ -212,3 +212,25 @@ def test_values_at_the_ends_of_the_codes_are_not_clipped():
     quantizer.step.start_(.5)
     assert quantizer.clipped_fraction(
         torch.tensor([0., 1., 3.5, 3.6, -.1])) == .5
+
+
+def test_a_single_value_gets_the_gradient_of_the_paper():
+    quantizer = LSQActivation(4)
+    assert quantizer.scalars() == {}
+    quantizer.start_([1.], signed=False)
+    step = float(quantizer.step.detached)
+    quantizer(torch.full((1, ), .3 * step)).sum().backward()
+    # Of the ratio, in whose units it is held.
+    assert float(quantizer.step.ratio.grad) * step == pytest.approx(
+        -.3 / math.sqrt(15))
+    assert float(quantizer.scalars()['lsq_act_step']) == step
+
+
+def test_an_optimizer_from_before_the_conversion_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), .1)
+    quantize_(model, CONFIG)
+    model(torch.randn(3, 4)).sum().backward()
+    with pytest.raises(RuntimeError, match='step.ratio is learned, but '
+                       'the SGD .* does not hold it'):
+        optimizer.step()

@@ -14,6 +14,7 @@ from gdrq_mm.quantizers import QUANTIZERS, QuantizerPair
 from gdrq_mm.quantizers.scale_clip import (
     ScaleClipActivation,
     ScaleClipWeight,
+    activation,
     default_k,
 )
 
@@ -265,6 +266,27 @@ def test_weights_that_changed_since_pass_gradients_inside_only(change):
     clip = F.expand_clip(quantizer.clip, weight, 4)
     assert torch.equal(grad, (weight.abs() <= clip).float())
     assert not grad.all()
+
+
+@pytest.mark.parametrize('projection', [True, False])
+@pytest.mark.parametrize('clip', ['threshold', 'search'])
+def test_only_weights_projected_to_their_clip_count_as_inside(
+        projection, clip):
+    weight = normal(6, 30)
+    quantizer = ScaleClipWeight(6, 4, 4, 2., clip=clip, projection=projection)
+    quantizer.start_step(weight)
+    quantizer.after_step(weight)
+    # The end of a projection is 2 * mean|G|, that of a search another.
+    assert quantizer.grid(weight).all_inside == (
+        projection and clip == 'threshold')
+
+
+def test_a_device_is_asked_for_no_clip_after_a_step(monkeypatch):
+    weight = normal(6, 30)
+    quantizer = quantizer_of(weight)
+    quantizer.after_step(weight)
+    monkeypatch.setattr(torch.Tensor, 'any', None)  # it would wait
+    assert torch.equal(quantizer.current_clip(weight), quantizer.clip)
 
 
 # -- clip-in-forward and searched clip values ---------------------------------
@@ -547,3 +569,28 @@ def test_the_kind_of_threshold_stands_in_the_scheme():
     assert Scheme(bits=4).describe() == 'ScaleClip 4 bits'
     with pytest.raises(ValueError, match="threshold is 'max', allowed"):
         Scheme(threshold='max')
+
+
+def test_one_value_that_is_not_zero_is_the_mean_of_its_kind():
+    quantizer = ScaleClipActivation(4, None, 1., threshold='nonzero')
+    quantizer.observe(torch.tensor([0., 0., 3., 0.]))
+    ScaleClipActivation.update_([quantizer])
+    assert quantizer.clip == pytest.approx(
+        3 * default_k(4, False, of_nonzero=True))
+
+
+def test_statistics_are_those_of_all_ranks(monkeypatch):
+    values = torch.tensor([1., 2., 3., -6.])
+    alone = ScaleClipActivation(4, 2., 1.)
+    alone.observe(torch.cat([values, values]))
+    ScaleClipActivation.update_([alone])
+
+    def sum_over_ranks_(seen):  # of another rank that saw as much
+        seen += torch.tensor([[6., 2., 2., 2.]])
+
+    monkeypatch.setattr(activation, 'sum_over_ranks_', sum_over_ranks_)
+    shared = ScaleClipActivation(4, 2., 1.)
+    shared.observe(values[[0, 1]])
+    ScaleClipActivation.update_([shared])
+    assert shared.signed and alone.signed
+    assert shared.clip == pytest.approx((6 + 3) / 4 * 2)
