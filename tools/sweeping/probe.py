@@ -133,9 +133,10 @@ def _convert(record: dict, plain):
 
 def _run_float(record: dict, configs: Dict[str, Callable]):
     """The first config and batch that the float model trains with and
-    predicts; made for smaller images where it can be."""
+    predicts; made for smaller images where it can be. Else, what was wrong
+    with the first config at the greatest size."""
     from . import models
-    failures = []
+    failures: Dict[str, Exception] = {}
     for name, read in configs.items():
         for small in (True, False):
             try:
@@ -146,7 +147,7 @@ def _run_float(record: dict, configs: Dict[str, Callable]):
                 plain = models.build(cfg)
                 tries = list(models.batches(cfg))[:1 if small else None]
             except Exception as error:
-                failures.append((small, error))
+                failures[name] = error
                 continue
             for reduced, batch in tries:
                 record.update(config=name, reduced=reduced,
@@ -154,11 +155,11 @@ def _run_float(record: dict, configs: Dict[str, Callable]):
                 try:
                     training = _train_float(plain, batch)
                 except Exception as error:
-                    failures.append((small, error))
+                    failures[name] = error
                     continue
                 return partial(models.build, cfg, init=False), batch, \
                     training, plain
-    raise next(error for small, error in failures if not small)
+    raise next(iter(failures.values()))
 
 
 def _train_float(plain, batch: Callable):
