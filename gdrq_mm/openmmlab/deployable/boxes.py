@@ -1,5 +1,5 @@
 """What the post-processing of all detectors shares; standard ONNX only."""
-from typing import NamedTuple, Sequence, Tuple
+from typing import Iterable, NamedTuple, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor
@@ -22,11 +22,50 @@ class Candidates(NamedTuple):
     scores: Tensor
     labels: Tensor
 
+    def clipped(self, coder: object, size: Sequence[int]) -> 'Candidates':
+        """Inside an image of a height and width, if the coder says so."""
+        return self._replace(boxes=clip(self.boxes, size)) if getattr(
+            coder, 'clip_border', False) else self
+
+    def larger_than(self, least: float) -> 'Candidates':
+        """Without boxes whose sides are not; of -1 all."""
+        if least < 0:
+            return self
+        sides = self.boxes[..., 2:] - self.boxes[..., :2]
+        return self._replace(scores=torch.where(
+            (sides > least).all(-1), self.scores, -1.))
+
+
+def joined(levels: Iterable[Candidates]) -> Candidates:
+    """Those of all levels."""
+    return Candidates(*(torch.cat(each, 1) for each in zip(*levels)))
+
 
 def method_of(part: object, name: str) -> str:
     """The class whose method a part has, such as 'BaseDenseHead'."""
     method = getattr(type(part), name, None)
     return getattr(method, '__qualname__', '?').rpartition('.')[0]
+
+
+def check_methods(name: str, part: object, known: Set[str],
+                  methods: Sequence[str]) -> None:
+    """Raise where a part computes in another way than a class that is known.
+
+    Args:
+        name (str): Of the part.
+        part (object): The part.
+        known (set[str]): Classes whose methods are known.
+        methods (sequence of str): Those that decide what is computed.
+
+    Raises:
+        ValueError: Names the part and the method.
+    """
+    for method in methods:
+        if method_of(part, method) not in known:
+            raise ValueError(
+                f'{name} is a {type(part).__name__}, whose {method} is not '
+                f'known ({", ".join(sorted(known))} are); export what comes '
+                'before it with --raw (make_deployable(..., raw=True))')
 
 
 def check_nms(cfg) -> None:

@@ -5,7 +5,15 @@ import torch
 from torch import Tensor, nn
 
 from ...merge.ops import OPS
-from .boxes import Candidates, check_nms, clip, gather, method_of, suppress
+from .boxes import (
+    Candidates,
+    check_methods,
+    check_nms,
+    gather,
+    joined,
+    method_of,
+    suppress,
+)
 from .models import Deployable
 
 # Rows of heads that keep everything NMS leaves.
@@ -28,7 +36,7 @@ class DeployableDenseDetector(Deployable):
     output_names = ('boxes', 'scores', 'labels')
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, 'mmdet')
+        super().__init__(model)
         self.bbox_head = model.bbox_head
         self.cfg = model.bbox_head.test_cfg
         self.candidates = _known_head(model)
@@ -36,24 +44,17 @@ class DeployableDenseDetector(Deployable):
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         raw = self.bbox_head(self.features(images))
-        found = self.candidates(self.bbox_head, self.cfg, *raw)
-        boxes = found.boxes
+        found = joined(self.candidates(self.bbox_head, self.cfg, *raw))
         # YOLOX clips nothing and has no coder.
-        if getattr(getattr(self.bbox_head, 'bbox_coder', None),
-                   'clip_border', False):
-            boxes = clip(boxes, images.shape[2:])
-        scores = found.scores
-        least = self.cfg.get('min_bbox_size', -1)
-        if least >= 0:
-            sides = boxes[..., 2:] - boxes[..., :2]
-            scores = torch.where((sides > least).all(-1), scores, -1.)
-        return suppress(found._replace(boxes=boxes, scores=scores),
-                        self.cfg.nms, self.size)
+        found = found.clipped(
+            getattr(self.bbox_head, 'bbox_coder', None), images.shape[2:]
+        ).larger_than(self.cfg.get('min_bbox_size', -1))
+        return suppress(found, self.cfg.nms, self.size)
 
 
 def by_level(head: nn.Module, cfg, scores: List[Tensor],
              boxes: List[Tensor], factors: List[Tensor] = None,
-             centers: Callable = None) -> Candidates:
+             centers: Callable = None) -> List[Candidates]:
     """Heads of mmdet's ``BaseDenseHead``: the best of every level, decoded.
 
     RetinaNet, SSD (anchors), FCOS and ATSS (a factor of the scores), RTMDet.
@@ -65,11 +66,14 @@ def by_level(head: nn.Module, cfg, scores: List[Tensor],
         boxes (list[Tensor]): By level, ``(B, priors * 4, H, W)``.
         factors (list[Tensor], optional): By level, ``(B, priors, H, W)``.
         centers (callable, optional): Priors -> what boxes are decoded from.
+
+    Returns:
+        list[Candidates]: By level.
     """
     all_priors = head.prior_generator.grid_priors(
         [each.shape[-2:] for each in scores], dtype=torch.float32,
         device=scores[0].device)
-    parts = []
+    levels = []
     for level, (score, box) in enumerate(zip(scores, boxes)):
         score = _rows(score, head.cls_out_channels)
         score = score.sigmoid() if head.use_sigmoid_cls else \
@@ -83,8 +87,8 @@ def by_level(head: nn.Module, cfg, scores: List[Tensor],
         if factors is not None:
             factor = gather(_rows(factors[level], 1)[..., 0], prior)
             score = torch.where(score > -0.5, score * factor.sigmoid(), -1.)
-        parts.append((decoded, score, label))
-    return Candidates(*(torch.cat(each, 1) for each in zip(*parts)))
+        levels.append(Candidates(decoded, score, label))
+    return levels
 
 
 def _best(score: Tensor, cfg) -> Tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +108,7 @@ def _best(score: Tensor, cfg) -> Tuple[Tensor, Tensor, Tensor]:
 
 
 def by_distribution(head: nn.Module, cfg, scores: List[Tensor],
-                    boxes: List[Tensor]) -> Candidates:
+                    boxes: List[Tensor]) -> List[Candidates]:
     """GFL: the mean of a distribution is a distance, in strides."""
     distances = []
     for box, stride in zip(boxes, head.prior_generator.strides):
@@ -115,7 +119,8 @@ def by_distribution(head: nn.Module, cfg, scores: List[Tensor],
     return by_level(head, cfg, scores, distances, centers=head.anchor_center)
 
 
-def with_anchors(head: nn.Module, cfg, maps: List[Tensor]) -> Candidates:
+def with_anchors(head: nn.Module, cfg, maps: List[Tensor]
+                 ) -> List[Candidates]:
     """YOLOv3: all levels together, boxes, objectness and scores in one."""
     anchors = head.prior_generator.grid_priors(
         [each.shape[-2:] for each in maps], device=maps[0].device)
@@ -133,25 +138,25 @@ def with_anchors(head: nn.Module, cfg, maps: List[Tensor]) -> Candidates:
         scores = torch.where(objectness[..., None] >= least, scores, -1.)
     score, prior, label = _best(scores, cfg)
     score = torch.where(score > -0.5, score * gather(objectness, prior), -1.)
-    return Candidates(gather(boxes, prior), score, label)
+    return [Candidates(gather(boxes, prior), score, label)]
 
 
 def with_objectness(head: nn.Module, cfg, scores: List[Tensor],
                     boxes: List[Tensor], objectness: List[Tensor]
-                    ) -> Candidates:
+                    ) -> List[Candidates]:
     """YOLOX: one label a prior, its score times that of an object."""
     priors = head.prior_generator.grid_priors(
         [each.shape[-2:] for each in scores], dtype=torch.float32,
         device=scores[0].device, with_stride=True)
 
-    def joined(levels, channels):
+    def rows(levels, channels):
         return torch.cat([_rows(each, channels) for each in levels], 1)
 
-    score, label = joined(scores, head.cls_out_channels).sigmoid().max(-1)
-    score = score * joined(objectness, 1)[..., 0].sigmoid()
+    score, label = rows(scores, head.cls_out_channels).sigmoid().max(-1)
+    score = score * rows(objectness, 1)[..., 0].sigmoid()
     score = torch.where(score >= cfg.score_thr, score, -1.)
-    return Candidates(head._bbox_decode(torch.cat(priors), joined(boxes, 4)),
-                      score, label)
+    return [Candidates(head._bbox_decode(torch.cat(priors), rows(boxes, 4)),
+                       score, label)]
 
 
 def _rows(values: Tensor, channels: int) -> Tensor:
@@ -163,14 +168,14 @@ def _rows(values: Tensor, channels: int) -> Tensor:
 # By the classes whose predict_by_feat, _predict_by_feat_single and
 # _bbox_post_process a head has: the functions say what is computed, names of
 # heads do not.
-KNOWN_HEADS: Dict[Tuple[str, str, str], Callable[..., Candidates]] = {
+KNOWN_HEADS: Dict[Tuple[str, str, str], Callable[..., List[Candidates]]] = {
     ('BaseDenseHead', 'BaseDenseHead', 'BaseDenseHead'): by_level,
     ('BaseDenseHead', 'GFLHead', 'BaseDenseHead'): by_distribution,
     ('YOLOV3Head', 'BaseDenseHead', 'BaseDenseHead'): with_anchors,
     ('YOLOXHead', 'BaseDenseHead', 'YOLOXHead'): with_objectness}
 
 
-def _known_head(model: nn.Module) -> Callable[..., Candidates]:
+def _known_head(model: nn.Module) -> Callable[..., List[Candidates]]:
     """How the outputs of the head become candidates.
 
     Raises:
@@ -179,9 +184,10 @@ def _known_head(model: nn.Module) -> Callable[..., Candidates]:
     head = model.bbox_head
     kind = tuple(method_of(head, name) for name in (
         'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process'))
-    known = method_of(model, 'predict') == 'SingleStageDetector' and \
-        method_of(head, 'predict') == 'BaseDenseHead' and not getattr(
-            getattr(head, 'loss_cls', None), 'custom_cls_channels', False)
+    check_methods('model', model, {'SingleStageDetector'},
+                  ('predict', 'extract_feat'))
+    known = method_of(head, 'predict') == 'BaseDenseHead' and not getattr(
+        getattr(head, 'loss_cls', None), 'custom_cls_channels', False)
     if not known or kind not in KNOWN_HEADS:
         raise ValueError(
             f'bbox_head is a {type(head).__name__}, whose post-processing is '

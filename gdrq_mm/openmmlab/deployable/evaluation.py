@@ -16,6 +16,7 @@ from torchvision.ops import box_iou
 
 from ..publish import inference_config
 from ..scopes import build_model, scope_of
+from .two_stage import paste
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 
@@ -200,7 +201,7 @@ def evaluate(cfg: Config, functions: Dict[str, Callable],
             first = outputs if first is None else first
             for index, count in enumerate(_agreement(scope, outputs, first)):
                 agreement[name][index] += count
-            filled = _fill(scope, copy.deepcopy(sample), outputs)
+            filled = _fill(cfg, copy.deepcopy(sample), outputs)
             evaluators[name].process([filled], dict(inputs=[image[0]]))
     return {name: dict(evaluators[name].evaluate(len(dataset)),
                        agreement=100 * equal / total if total else 100.)
@@ -211,8 +212,9 @@ def _sequence(outputs) -> Sequence:
     return outputs if isinstance(outputs, (tuple, list)) else [outputs]
 
 
-def _fill(scope: str, sample, outputs: Sequence[Tensor]):
+def _fill(cfg: Config, sample, outputs: Sequence[Tensor]):
     """The data sample with the predictions in it."""
+    scope = scope_of(cfg)
     if scope == 'mmpretrain':
         scores, = outputs
         return sample.set_pred_score(scores[0]).set_pred_label(
@@ -224,18 +226,17 @@ def _fill(scope: str, sample, outputs: Sequence[Tensor]):
                                 sample.ori_shape, mode='nearest')
         sample.pred_sem_seg = PixelData(data=classes[0].long())
         return sample
-    boxes, scores, labels = _detections(outputs)
+    boxes, scores, labels, *masks = (each[0] for each in outputs)
     there = labels >= 0
     scale = torch.tensor(sample.scale_factor).repeat(2)
-    sample.pred_instances = InstanceData(
-        bboxes=boxes[there] / scale, scores=scores[there],
-        labels=labels[there])
+    found = InstanceData(bboxes=boxes[there] / scale, scores=scores[there],
+                         labels=labels[there])
+    if masks:
+        found.masks = paste(
+            masks[0][there], found.bboxes, sample.ori_shape
+        ) >= cfg.model.test_cfg.rcnn.mask_thr_binary
+    sample.pred_instances = found
     return sample
-
-
-def _detections(outputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Those of the only image, from a file with or without a batch."""
-    return [each[0] for each in outputs] if outputs[0].dim() == 3 else outputs
 
 
 def _agreement(scope: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]
@@ -246,7 +247,8 @@ def _agreement(scope: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]
     if scope == 'mmseg':
         return int((ours[0] == theirs[0]).sum()), ours[0].numel()
     equal = total = 0
-    ours, theirs = _detections(ours), _detections(theirs)
+    ours, theirs = ([each[0] for each in found[:3]]
+                    for found in (ours, theirs))
     for box, score, label in zip(*theirs):
         if score <= 0.3 or label < 0:
             continue

@@ -1,15 +1,17 @@
 """Tensors in, tensors out: classifiers and segmentors."""
-from typing import Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .boxes import method_of
+from .boxes import check_methods, method_of
 
-# How data preprocessors call "the channels are reversed".
-_REVERSED = dict(mmdet='_channel_conversion', mmseg='channel_conversion',
-                 mmpretrain='to_rgb')
+# Known data preprocessors: of which package they are, and how they call "the
+# channels are reversed".
+_KNOWN = dict(DetDataPreprocessor=('mmdet', '_channel_conversion'),
+              SegDataPreProcessor=('mmseg', 'channel_conversion'),
+              ClsDataPreprocessor=('mmpretrain', 'to_rgb'))
 
 
 class Prepare(nn.Module):
@@ -17,22 +19,29 @@ class Prepare(nn.Module):
 
     Args:
         preprocessor (nn.Module): Preprocessor of mmdet, mmseg or mmpretrain.
-        scope (str): Which of them.
 
     Raises:
         ValueError: It changes images in a way that is not known.
     """
 
-    def __init__(self, preprocessor: nn.Module, scope: str) -> None:
+    def __init__(self, preprocessor: nn.Module) -> None:
         super().__init__()
-        self.reversed = bool(getattr(preprocessor, _REVERSED[scope]))
+        kind = method_of(preprocessor, 'forward')
+        if kind not in _KNOWN:
+            raise ValueError(
+                f'data_preprocessor is a {type(preprocessor).__name__}, whose '
+                f'forward is not known ({", ".join(_KNOWN)} are); wrap the '
+                'model in a module that takes and gives tensors and call '
+                'gdrq_mm.deploy.export_onnx')
+        self.scope, reverse = _KNOWN[kind]
+        self.reversed = bool(getattr(preprocessor, reverse))
         self.enabled = bool(preprocessor._enable_normalize)
         if self.enabled:
             for name in ('mean', 'std'):
                 self.register_buffer(
                     name, getattr(preprocessor, name).view(1, -1, 1, 1))
         self.divisor, self.value = 1, 0.
-        if scope != 'mmseg':
+        if self.scope != 'mmseg':
             self.divisor = preprocessor.pad_size_divisor
             self.value = float(preprocessor.pad_value)
         elif preprocessor.test_cfg:
@@ -71,9 +80,9 @@ class Deployable(nn.Module):
     input_names = ('images', )
     output_names: Tuple[str, ...] = ()
 
-    def __init__(self, model: nn.Module, scope: str) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.prepare = Prepare(model.data_preprocessor, scope)
+        self.prepare = Prepare(model.data_preprocessor)
         self.backbone = model.backbone
         self.neck = model.neck if getattr(model, 'with_neck', False) else \
             nn.Identity()
@@ -111,7 +120,9 @@ class DeployableClassifier(Deployable):
     output_names = ('scores', )
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, 'mmpretrain')
+        super().__init__(model)
+        check_methods('model', model, {'ImageClassifier'},
+                      ('predict', 'extract_feat'))
         self.head = model.head
         kinds = {method_of(model.head, name)
                  for name in ('predict', '_get_predictions')}
@@ -133,40 +144,45 @@ class DeployableSegmentor(Deployable):
     ``(N, H, W)``, int64.
 
     Raises:
-        ValueError: The model slides a window or has sigmoid outputs.
+        ValueError: The model slides a window, or computes its predictions
+            in a way that is not known.
     """
     output_names = ('classes', )
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, 'mmseg')
-        known = dict(model='EncoderDecoder', decode_head='BaseDecodeHead')
-        for name, part, methods in (
-                ('model', model, ('predict', 'inference', 'whole_inference',
-                                  'encode_decode', 'postprocess_result')),
-                ('decode_head', model.decode_head,
-                 ('predict', 'predict_by_feat'))):
-            if any(method_of(part, each) not in (known[name], 'BaseSegmentor')
-                   for each in methods):
-                raise ValueError(
-                    f'{name} is a {type(part).__name__}, whose predictions '
-                    'are not known; export what comes before them with --raw '
-                    '(make_deployable(..., raw=True))')
+        super().__init__(model)
+        check_methods(
+            'model', model,
+            {'BaseSegmentor', 'EncoderDecoder', 'CascadeEncoderDecoder'},
+            ('predict', 'extract_feat', 'inference', 'whole_inference',
+             'encode_decode', 'postprocess_result'))
+        self.decode_head = model.decode_head
+        *_, last = self.heads()
+        check_methods('decode_head', last,
+                      {'BaseDecodeHead', 'BaseCascadeDecodeHead'},
+                      ('predict', 'predict_by_feat'))
         if model.test_cfg.get('mode', 'whole') != 'whole':
             raise ValueError(
                 f'test_cfg.mode is {model.test_cfg.mode!r}, which has no '
                 "fixed graph; export with test_cfg.mode='whole'")
-        if model.decode_head.out_channels == 1:
-            raise ValueError('binary segmentation by a threshold '
-                             '(decode_head.out_channels=1) cannot be exported '
-                             'yet; use out_channels=2')
-        self.decode_head = model.decode_head
+
+    def heads(self) -> List[nn.Module]:
+        """The only head, or those of a cascade."""
+        return list(self.decode_head) if isinstance(
+            self.decode_head, nn.ModuleList) else [self.decode_head]
 
     def forward(self, images: Tensor) -> Tensor:
-        size = images.shape[2:]
-        logits = F.interpolate(
-            self.decode_head(self.features(images)), self.padded_size(size),
-            mode='bilinear', align_corners=self.decode_head.align_corners)
-        return torch.argmax(logits[..., :size[0], :size[1]], dim=1)
+        size, features = images.shape[2:], self.features(images)
+        logits = None
+        for head in self.heads():
+            logits = head(features) if logits is None else head(
+                features, logits)
+        logits = F.interpolate(logits, self.padded_size(size), mode='bilinear',
+                               align_corners=head.align_corners)
+        logits = logits[..., :size[0], :size[1]]
+        if logits.shape[1] == 1:  # one class and a threshold
+            return (logits.sigmoid() > head.threshold)[:, 0].long()
+        return torch.argmax(logits, dim=1)
 
 
 def make_deployable(model: nn.Module, image_shape: Tuple[int, int],
@@ -192,14 +208,18 @@ def make_deployable(model: nn.Module, image_shape: Tuple[int, int],
         return DeployableClassifier(model)
     if 'EncoderDecoder' in kinds:
         return DeployableSegmentor(model)
+    if 'DetectionTransformer' in kinds:
+        from .queries import DeployableQueryDetector
+        return DeployableQueryDetector(model)
     if 'TwoStageDetector' in kinds:
-        from .detector import DeployableDetector
-        return DeployableDetector(model, image_shape)
+        from .two_stage import DeployableTwoStage
+        return DeployableTwoStage(model)
     if 'SingleStageDetector' in kinds:
         from .dense import DeployableDenseDetector
         return DeployableDenseDetector(model)
     raise ValueError(
         f'{type(model).__name__} cannot be exported with its post-processing '
         'yet; there are ImageClassifier (mmpretrain), EncoderDecoder (mmseg), '
-        'SingleStageDetector and FasterRCNN (mmdet); export what comes before '
-        'it with --raw (make_deployable(..., raw=True))')
+        'SingleStageDetector, TwoStageDetector and DetectionTransformer '
+        '(mmdet); export what comes before it with --raw '
+        '(make_deployable(..., raw=True))')

@@ -4,54 +4,50 @@ from typing import Any, List, Tuple
 
 from torch import Tensor, nn
 
-from ..scopes import SAMPLES
-from .models import Deployable
+from .whole import DeployableWhole
 
 # The head of a model, by the names that the packages have for it.
-HEADS = ('bbox_head', 'mask_head', 'panoptic_head', 'decode_head', 'head')
+HEADS = ('bbox_head', 'mask_head', 'panoptic_head')
 FIRST_STAGE = 'rpn_head'
 
 
-class DeployableRaw(Deployable):
-    """The outputs of a head before post-processing, by name.
+class DeployableRaw(DeployableWhole):
+    """What the package's own ``mode='tensor'`` gives, by name.
 
     Names are those of the arguments of mmdet's ``predict_by_feat`` with the
     number of the level, ``cls_scores.0``, or 'logits' and, of several
-    outputs, ``logits.0``. Of two-stage detectors it is the first stage.
+    outputs, ``logits.0``, ``logits.task``. Of two-stage detectors it is the
+    first stage.
 
     Args:
-        model (nn.Module): With a backbone and a head.
+        model (nn.Module): Of mmdet, mmseg or mmpretrain.
 
     Raises:
-        ValueError: The model has no head that is called with features alone.
+        ValueError: Its data preprocessor is not known.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        scope = type(model).__module__.partition('.')[0]
-        super().__init__(model, scope if scope in SAMPLES else _scope(model))
-        self.head_name = next((
+        super().__init__(model)
+        head = next((
             name for name in (*HEADS, FIRST_STAGE)
             if isinstance(getattr(model, name, None), nn.Module)), None)
-        if self.head_name is None or isinstance(
-                getattr(model, self.head_name), nn.ModuleList):
-            raise ValueError(
-                f'{type(model).__name__} has no single head that is called '
-                f'with features ({", ".join((*HEADS, FIRST_STAGE))}); wrap '
-                'the model in a module that takes and gives tensors and call '
-                'gdrq_mm.deploy.export_onnx')
-        self.add_module(self.head_name, getattr(model, self.head_name))
-        by_feat = getattr(
-            getattr(model, self.head_name), 'predict_by_feat', None)
+        self.first_stage = head == FIRST_STAGE
+        by_feat = getattr(getattr(model, head or '', None),
+                          'predict_by_feat', None)
         self.arguments = list(inspect.signature(by_feat).parameters) \
-            if by_feat is not None and hasattr(model, 'bbox_head') or \
-            self.head_name == FIRST_STAGE else []
+            if by_feat is not None else []
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         return tuple(value for _, value in self.named(images))
 
     def named(self, images: Tensor) -> List[Tuple[str, Tensor]]:
         """Outputs with their names."""
-        outputs = getattr(self, self.head_name)(self.features(images))
+        inputs = self.prepare(images)
+        if self.first_stage:
+            outputs = self.rpn_head(self.model.extract_feat(inputs))
+        else:
+            outputs = self.model.forward(inputs, self.samples(images),
+                                         mode='tensor')
         if isinstance(outputs, (tuple, list)) and len(outputs) <= len(
                 self.arguments):
             return _flat(dict(zip(self.arguments, outputs)))
@@ -60,11 +56,6 @@ class DeployableRaw(Deployable):
     def names_for(self, images: Tensor) -> Tuple[str, ...]:
         """Names of the outputs for such images."""
         return tuple(name for name, _ in self.named(images))
-
-
-def _scope(model: nn.Module) -> str:
-    """The package of a user's own model: that of its preprocessor."""
-    return type(model.data_preprocessor).__module__.partition('.')[0]
 
 
 def _flat(value: Any, name: str = '') -> List[Tuple[str, Tensor]]:

@@ -3,6 +3,8 @@ files in ONNX Runtime."""
 import onnx
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import gdrq_mm
@@ -16,6 +18,7 @@ from gdrq_mm.openmmlab.deployable.evaluation import (
     images_in,
     images_of,
 )
+from gdrq_mm.openmmlab.scopes import example_batch
 
 ENDS = dict(faster_rcnn='backbone.conv1', pspnet='backbone.stem.0',
             resnet='backbone.conv1')
@@ -69,7 +72,7 @@ def test_deployable_model_predicts_what_the_model_does(
         classes = predicted.pred_sem_seg.data
         assert (outputs == classes).float().mean() > 0.999
     else:
-        boxes, scores, labels = outputs
+        boxes, scores, labels = (each[0] for each in outputs)
         there = labels >= 0
         expected = predicted.pred_instances
         assert there.sum() == len(expected) > 0
@@ -114,9 +117,9 @@ def test_agreement_counts_detections_over_the_score_of_0_3(load_config):
     boxes = torch.tensor([[0., 0., 9., 9.], [4., 4., 8., 8.]])
 
     def found(number, score):
-        return lambda image: (boxes[:number],
-                              torch.tensor([.9, score])[:number],
-                              torch.zeros(number, dtype=torch.long))
+        return lambda image: (boxes[None, :number],
+                              torch.tensor([[.9, score]])[:, :number],
+                              torch.zeros(1, number, dtype=torch.long))
 
     for score, agreement in ((.2, 100.), (.3, 100.), (.4, 50.)):
         metrics = evaluate(cfg, dict(both=found(2, score),
@@ -162,12 +165,6 @@ def test_parts_that_cannot_be_exported_are_named(build_model):
     model = build_model('faster_rcnn')
     model.test_cfg.rcnn.nms.type = 'soft_nms'
     with pytest.raises(ValueError, match="nms.type='soft_nms'"):
-        make_deployable(model, (64, 64))
-    model.roi_head.shared_head = nn.Identity()
-    with pytest.raises(ValueError, match='shared_head.*--raw'):
-        make_deployable(model, (64, 64))
-    model.rpn_head.__class__ = type('GARPNHead', (type(model.rpn_head), ), {})
-    with pytest.raises(ValueError, match='FasterRCNN has a GARPNHead'):
         make_deployable(model, (64, 64))
     with pytest.raises(ValueError, match='Conv2d cannot be exported'):
         make_deployable(nn.Conv2d(3, 4, 3), (64, 64))
@@ -226,9 +223,63 @@ def test_labels_that_do_not_exclude_each_other_have_sigmoid_scores(
     torch.testing.assert_close(raw(x)[0].sigmoid(), scores)
 
 
+def segmentor(**changes):
+    """A small segmentor whose second head refines what the first gives."""
+    head = dict(in_channels=32, in_index=-1, channels=8, num_classes=3,
+                dropout_ratio=0)
+    cfg = dict(
+        type='CascadeEncoderDecoder', num_stages=2,
+        data_preprocessor=dict(type='SegDataPreProcessor', mean=[120.] * 3,
+                               std=[60.] * 3, bgr_to_rgb=True),
+        backbone=dict(type='ResNet', depth=18, base_channels=4),
+        decode_head=[dict(head, type='FCNHead', num_convs=1),
+                     dict(head, type='OCRHead', ocr_channels=8)],
+        train_cfg=None, test_cfg=ConfigDict(mode='whole'))
+    torch.manual_seed(0)
+    cfg.update(changes)
+    if cfg['type'] == 'EncoderDecoder':
+        del cfg['num_stages']
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        return MODELS.build(cfg).eval()
+
+
 @torch.no_grad()
-@pytest.mark.parametrize('shape', [(2, 3, 64, 64), (1, 3, 96, 64)])
-def test_two_stage_detectors_read_one_image_of_one_size(build_model, shape):
-    deployable = make_deployable(build_model('faster_rcnn'), (64, 64))
-    with pytest.raises(ValueError, match='one image of 64 x 64 at a time'):
-        deployable(torch.zeros(shape))
+@pytest.mark.parametrize('changes', [{}, dict(
+    type='EncoderDecoder', decode_head=dict(
+        type='FCNHead', in_channels=32, channels=8, num_classes=2,
+        out_channels=1, threshold=.5, num_convs=1))])
+def test_cascades_and_thresholds_predict_what_mmseg_does(
+        changes, spread):
+    batch = example_batch('mmseg', (64, 48))
+    model = segmentor(**changes)
+    spread(model, dict(conv_seg=2), lambda: model.test_step(batch))
+    x = batch['inputs'][0][None]
+    ours = make_deployable(model, (64, 48)).eval()(x)
+    expected, = model.test_step(batch)
+    assert len(ours.unique()) > 1
+    assert torch.equal(ours, expected.pred_sem_seg.data.long())
+    raw = make_deployable(model, (64, 48), raw=True).eval()
+    assert raw.names_for(x) == ('logits', )
+
+
+def test_heads_of_several_tasks_have_an_output_each(build_model):
+    model = build_model('resnet', **{'model.head': dict(
+        _delete_=True, type='MultiTaskHead', task_heads=dict(
+            shape=dict(type='LinearClsHead', num_classes=3, in_channels=128),
+            colour=dict(type='LinearClsHead', num_classes=2,
+                        in_channels=128)))})
+    with pytest.raises(ValueError, match='MultiTaskHead.*--raw'):
+        make_deployable(model, (32, 32))
+    raw = make_deployable(model, (32, 32), raw=True).eval()
+    assert raw.names_for(torch.zeros(1, 3, 32, 32)) == (
+        'logits.shape', 'logits.colour')
+
+
+def test_a_preprocessor_that_is_not_known_is_refused(build_model):
+    model = build_model('resnet')
+    model.data_preprocessor.__class__ = type('MyPreprocessor', (type(
+        model.data_preprocessor), ), dict(forward=lambda self, data: data))
+    for raw in (False, True):
+        with pytest.raises(ValueError, match='data_preprocessor is a '
+                           'MyPreprocessor.*wrap the model'):
+            make_deployable(model, (32, 32), raw)

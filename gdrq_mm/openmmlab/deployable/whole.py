@@ -1,0 +1,43 @@
+"""Models whose own methods compute the network."""
+import copy
+import importlib
+from typing import List
+
+from torch import Tensor, nn
+
+from ...checkpoint import NAME
+from ..scopes import SAMPLES
+from .models import Deployable, Prepare
+
+
+class DeployableWhole(Deployable):
+    """Base: ``model`` is the model, which computes with the parts of this.
+
+    Whatever takes the place of a part here, such as its merged form, takes it
+    there as well.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        nn.Module.__init__(self)
+        own = copy.copy(model)
+        self._modules = own._modules = {
+            name: part for name, part in model._modules.items()
+            if name not in ('data_preprocessor', NAME)}
+        self._parameters, self._buffers = own._parameters, own._buffers
+        self.prepare = Prepare(model.data_preprocessor)
+        own.training = False
+        self.__dict__['model'] = own  # no part of itself
+
+    def features(self, images: Tensor):
+        return self.model.extract_feat(self.prepare(images))
+
+    def samples(self, images: Tensor) -> List[object]:
+        """What the packages tell a model of images."""
+        size = tuple(images.shape[2:])
+        scope = self.prepare.scope
+        structures = importlib.import_module(f'{scope}.structures')
+        return [getattr(structures, SAMPLES[scope])(metainfo=dict(
+            img_shape=size, ori_shape=size, scale_factor=(1., 1.),
+            **dict.fromkeys(('pad_shape', 'batch_input_shape'),
+                            self.padded_size(size))))
+            for _ in range(len(images))]

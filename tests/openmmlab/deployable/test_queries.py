@@ -1,0 +1,86 @@
+"""Detectors whose queries are the detections: those of mmdet's own test."""
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+import gdrq_mm
+from gdrq_mm.deploy import export_onnx, to_integer
+from gdrq_mm.deployable import make_deployable
+from gdrq_mm.export import onnx_check
+from gdrq_mm.merge import merge
+from gdrq_mm.openmmlab.scopes import example_batch
+
+CONFIGS = dict(
+    DETR='detr/detr_r50_8xb2-150e_coco.py',
+    Conditional='conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+    DAB='dab_detr/dab-detr_r50_8xb2-50e_coco.py',
+    Deformable='deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    DINO='dino/dino-4scale_r50_8xb2-12e_coco.py')
+SIZE = (96, 64)
+
+
+def build(name, spread):
+    """A small detector of three classes whose scores differ."""
+    cfg = Config.fromfile(
+        Path(mmdet.__file__).parent / '.mim' / 'configs' / CONFIGS[name])
+    model = cfg.model
+    model.backbone.update(depth=18, init_cfg=None)
+    model.neck.in_channels = [each // 4 for each in model.neck.in_channels]
+    model.num_queries, model.bbox_head.num_classes = 12, 3
+    model.encoder.num_layers = model.decoder.num_layers = 2
+    model.test_cfg = dict(max_per_img=10)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(model).eval()
+    model.init_weights()  # some are memory as it was
+    return spread(model, dict(cls=1.5, reg_ffn=1), lambda: model.test_step(
+        example_batch('mmdet', SIZE)))
+
+
+def image():
+    return example_batch('mmdet', SIZE)['inputs'][0][None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', CONFIGS)
+def test_detections_are_those_of_mmdet(name, spread):
+    model = build(name, spread)
+    deployable = make_deployable(model, SIZE).eval()
+    boxes, scores, labels = (each[0] for each in deployable(image()))
+    expected = model.test_step(
+        example_batch('mmdet', SIZE))[0].pred_instances
+    assert len(labels) == 10 and scores.std() > 1e-4
+    torch.testing.assert_close(boxes, expected.bboxes)
+    torch.testing.assert_close(scores, expected.scores)
+    assert torch.equal(labels, expected.labels)
+
+
+@torch.no_grad()
+def test_onnx_runtime_gives_the_detections_of_the_integer_model(
+        spread, tmp_path):
+    model, x = build('DETR', spread), image()
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    deployable = make_deployable(model, SIZE).eval()
+    gdrq_mm.calibrate(model, [lambda: deployable(x)])
+    integer = to_integer(merge(deployable, x), x)
+    assert {call.layer for call in integer.calls} >= {
+        'backbone.conv1', 'bbox_head.fc_cls'}
+    path = tmp_path / 'model.onnx'
+    export_onnx(integer, x, path, output_names=deployable.output_names)
+    theirs = onnx_check.run(onnx_check.session(path), [x])
+    for mine, other in zip(integer(x), map(torch.from_numpy, theirs)):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+def test_heads_that_are_not_known_are_refused(spread):
+    model = build('DETR', spread)
+    model.bbox_head.__class__ = type('MyHead', (type(model.bbox_head), ), dict(
+        predict_by_feat=lambda *args, layer_cls_scores=None: None))
+    with pytest.raises(ValueError, match='bbox_head is a MyHead, whose '
+                       'predict_by_feat.*--raw'):
+        make_deployable(model, SIZE)

@@ -1,0 +1,139 @@
+"""Two-stage detectors: boxes and masks of mmdet's own test."""
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+import gdrq_mm
+from gdrq_mm.deploy import export_onnx, to_integer
+from gdrq_mm.deployable import make_deployable
+from gdrq_mm.export import onnx_check
+from gdrq_mm.merge import merge
+from gdrq_mm.openmmlab.deployable.two_stage import paste
+from gdrq_mm.openmmlab.scopes import example_batch
+
+CONFIGS = dict(
+    Faster='faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    Mask='mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+    Cascade='cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
+    CascadeMask='cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py')
+SIZE = (120, 96)  # no multiple of 32
+STDS = dict(rpn_cls=2, rpn_reg=.3, fc_cls=2, fc_reg=1, conv_logits=2)
+
+
+def _narrow(part):
+    """Three classes, 32 channels, in all parts of a config."""
+    for key, value in part.items():
+        if isinstance(value, dict):
+            _narrow(value)
+        elif isinstance(value, list):
+            for each in value:
+                if isinstance(each, dict):
+                    _narrow(each)
+        elif key == 'num_classes':
+            part[key] = 3
+        elif value in (256, 1024) and 'channels' in key:
+            part[key] = 32
+
+
+def build(name, spread, regions=60):
+    """A small detector of three classes whose scores differ."""
+    cfg = Config.fromfile(
+        Path(mmdet.__file__).parent / '.mim' / 'configs' / CONFIGS[name])
+    cfg.model.backbone.update(depth=18, init_cfg=None)
+    _narrow(cfg.model)
+    cfg.model.neck.in_channels = [64, 128, 256, 512]
+    cfg.model.test_cfg.rpn.update(nms_pre=regions,
+                                     max_per_img=regions)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model).eval()
+    for key, value in model.named_buffers():
+        if key.endswith('running_var'):
+            value.fill_(.5)
+    return spread(model, STDS, lambda: predicted(model))
+
+
+def predicted(model):
+    sample, = model.test_step(example_batch('mmdet', SIZE))
+    return sample.pred_instances
+
+
+def image():
+    return example_batch('mmdet', SIZE)['inputs'][0][None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', CONFIGS)
+def test_detections_are_those_of_mmdet(name, check_detections, spread):
+    model = build(name, spread)
+    deployable = make_deployable(model, SIZE).eval()
+    boxes, scores, labels, *masks = (each[0] for each in deployable(image()))
+    expected = predicted(model)
+    rows = check_detections((boxes, scores, labels), expected)
+    assert len(deployable.output_names) == 3 + len(masks)
+    assert len(masks) == ('Mask' in name)
+    if masks:
+        masks, = masks
+        pasted = paste(masks[rows], boxes[rows], SIZE)
+        ours = pasted >= model.test_cfg.rcnn.mask_thr_binary
+        assert 100 < expected.masks.sum() < expected.masks.numel() / 2
+        assert (ours != expected.masks).sum() < 1e-2 * ours.sum()
+        assert not masks[labels < 0].any()
+
+
+@torch.no_grad()
+def test_onnx_runtime_gives_boxes_and_masks_of_the_integer_model(
+        spread, tmp_path):
+    model, x = build('CascadeMask', spread, regions=12), image()
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    deployable = make_deployable(model, SIZE).eval()
+    gdrq_mm.calibrate(model, [lambda: deployable(x)])
+    integer = to_integer(merge(deployable, x), x)
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(integer, x, path,
+                         output_names=deployable.output_names)
+    assert len(report.kernels) == len(integer.calls) > 60
+    assert all('ConvTranspose2d' in reason
+               for reason in report.float_layers.values())
+    ours = integer(x)
+    *theirs, masks = map(torch.from_numpy, onnx_check.run(
+        onnx_check.session(path), [x]))
+    assert (ours[2] >= 0).sum() > 3
+    for mine, other in zip(ours, theirs):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+    # Regions are sampled at places of float precision: codes may differ.
+    assert (masks - ours[3]).abs().mean() < 1e-3
+
+
+@pytest.mark.parametrize('part, kind, message', [
+    ('rpn_head', 'GARPNHead', 'rpn_head is a GARPNHead, whose predict '),
+    ('roi_head', 'MyRoIHead', 'roi_head is a MyRoIHead'),
+    ('roi_head.bbox_head', 'MyHead', 'roi_head.bbox_head is a MyHead'),
+    ('roi_head.mask_head', 'MyMask', 'roi_head.mask_head is a MyMask')])
+def test_parts_that_predict_in_another_way_are_named(
+        part, kind, message, spread):
+    model = build('Mask', spread)
+    changed = model.get_submodule(part)
+    other = {'roi_head': 'predict_bbox', 'rpn_head': 'predict'}.get(
+        part, 'predict_by_feat')
+    changed.__class__ = type(kind, (type(changed), ), {
+        other: lambda *args, **kwargs: None})
+    with pytest.raises(ValueError, match=f'{message}.*--raw'):
+        make_deployable(model, SIZE)
+    raw = make_deployable(model, SIZE, raw=True).eval()
+    assert raw.names_for(image())[:2] == ('cls_scores.0', 'cls_scores.1')
+
+
+@torch.no_grad()
+def test_masks_are_pasted_as_mmdet_does():
+    from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+    masks = torch.rand(3, 28, 28)
+    boxes = torch.tensor([[3.2, 4.7, 30.1, 20.9], [-5., 0., 50., 40.],
+                          [10., 10., 11., 30.]])
+    expected, _ = _do_paste_mask(masks[:, None], boxes, 40, 50, False)
+    torch.testing.assert_close(paste(masks, boxes, (40, 50)), expected)
