@@ -80,7 +80,7 @@ class NormStatisticsHook(Hook):
                 logging.WARNING)
 
     def fit(self, runner) -> None:
-        """Recalibrate the model and those that average it, once a step."""
+        """Recalibrate the model and those that average it, once per step."""
         if self.fits or get_state(self.model).phase != 'quantize':
             return
         for model in (self.model, *(hook.ema_model.module for hook in

@@ -120,8 +120,8 @@ def divergence(kind: str, student: Sequence[Tensor],
     Args:
         kind (str): ``'softmax'``: mean over all places (images, pixels,
             boxes); ``'sigmoid'``: sum over the sum of the teacher's
-            probabilities at temperature 1 (and at least 1), because of
-            thousands of anchors few hold anything; ``'l2'``: mean squared
+            probabilities at temperature 1 (and at least 1), because few
+            of thousands of anchors hold anything; ``'l2'``: mean squared
             error.
         student (sequence[Tensor]): Logits or values, of any shapes.
         teacher (sequence[Tensor]): As many, with the same shapes.

@@ -78,7 +78,7 @@ class QuantizationState(nn.Module):
 
     @property
     def phase(self) -> str:
-        """'reshape': float weights are clipped; 'quantize': and rounded."""
+        """In 'reshape' weights are clipped, in 'quantize' also rounded."""
         return self._phase
 
     def set_phase(self, phase: str) -> None:

@@ -87,7 +87,7 @@ register_optimizer_step_post_hook(_after_optimizer_step)
 
 @torch.no_grad()
 def step_(state, weights: Optional[Set[int]] = None) -> None:
-    """Project weights and move activation thresholds, once a step.
+    """Project weights and move activation thresholds, once per step.
 
     Args:
         state (QuantizationState): State of the model.
@@ -115,7 +115,7 @@ def step_(state, weights: Optional[Set[int]] = None) -> None:
 
 @torch.no_grad()
 def update_thresholds_(state) -> None:
-    """Let every type of activation quantizers use its statistics.
+    """Let activation quantizers of every type use their statistics.
 
     Args:
         state (QuantizationState): State of the model.
