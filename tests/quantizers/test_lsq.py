@@ -234,3 +234,16 @@ def test_an_optimizer_from_before_the_conversion_is_refused():
     with pytest.raises(RuntimeError, match='step.ratio is learned, but '
                        'the SGD .* does not hold it'):
         optimizer.step()
+
+
+def test_the_ends_of_the_range_are_inside():
+    quantizer = LSQActivation(4)
+    quantizer.start_([1.], signed=True)
+    quantizer.signed.fill_(True)
+    quantizer.forget()
+    step = float(quantizer.step.detached)
+    low, high = quantizer.codes_between(True)
+    x = torch.tensor([low - 1., low, 0., high, high + 1.]) * step
+    x.requires_grad_()
+    quantizer(x).sum().backward()
+    assert x.grad.tolist() == [0., 1., 1., 1., 0.]

@@ -594,3 +594,12 @@ def test_statistics_are_those_of_all_ranks(monkeypatch):
     ScaleClipActivation.update_([shared])
     assert shared.signed and alone.signed
     assert shared.clip == pytest.approx((6 + 3) / 4 * 2)
+
+
+def test_files_hold_what_the_format_says():
+    activation_entries = {'clip', 'signed', 'num_updates'}
+    assert ScaleClipActivation(4, None, .1).state_dict().keys() == \
+        activation_entries
+    assert quantizer_of(normal(6, 30)).state_dict().keys() == {'clip'}
+    assert ScaleClipWeight(6, 4, 4, 2., clip='search').state_dict(
+        ).keys() == {'clip', 'num_steps'}
