@@ -1,5 +1,6 @@
 """The graph of a merged model, as ``torch.export`` captures it."""
 import operator
+import traceback
 from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
@@ -34,10 +35,12 @@ def capture(model: nn.Module, example: Tuple[Any, ...],
 
     Raises:
         ValueError: ``dynamic`` does not fit the inputs.
-        RuntimeError: The model computes with a batch or size of its own.
+        RuntimeError: torch has no graph of the model, such as of one that
+            computes with a batch or size of its own.
     """
     check_dynamic(dynamic, example)
     program = exported(model, example, dynamic)
+    _name_indexing(program.graph_module)
     module = program.run_decompositions({}).module(check_guards=False)
     for part in module.modules():  # eval() is refused here
         part.training = False
@@ -56,13 +59,28 @@ def exported(model: nn.Module, example: Tuple[Any, ...],
         return torch.export.export(
             model, traced_example(dynamic, example),
             dynamic_shapes=dynamic_shapes(dynamic, example), strict=False)
-    except Exception as error:
-        if not dynamic:
-            raise
+    except Exception as error:  # whatever torch raises
         reason = str(error).strip().splitlines() or [type(error).__name__]
+        graph, remedy = 'no graph', (
+            'export what comes before it with --raw, or wrap the model in a '
+            'module that leaves it out')
+        if dynamic:
+            graph = f'no graph with dynamic {" and ".join(dynamic)}'
+            remedy = 'export it with a fixed one'
         raise RuntimeError(
-            f'the model has no graph with dynamic {" and ".join(dynamic)}: '
-            f'{reason[0]}; export it with a fixed one') from error
+            f'the model has {graph}: {_failing(error, model)}{reason[0]}; '
+            f'{remedy}') from error
+
+
+def _failing(error: Exception, model: nn.Module) -> str:
+    """Name of the innermost layer that an error comes from."""
+    names = {module: name for name, module in model.named_modules() if name}
+    found = ''
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get('self')
+        if isinstance(module, nn.Module) and module in names:
+            found = f'in {names[module]}: '
+    return found
 
 
 def layer_of(node: Node) -> str:
@@ -111,6 +129,16 @@ def _move(source: nn.Module, target: nn.Module, key: str) -> None:
         target.register_parameter(key, value)
     else:
         target.register_buffer(key, value)
+
+
+def _name_indexing(module: GraphModule) -> None:
+    """Say how ``torch.meshgrid`` indexes: without a word it is 'ij', but
+    torch's own decomposition wants the word."""
+    for node in module.graph.nodes:
+        if target_of(node) is _aten.meshgrid.default:
+            node.target, node.kwargs = _aten.meshgrid.indexing, dict(
+                indexing='ij')
+    module.recompile()
 
 
 def _fold_equal(module: GraphModule) -> None:

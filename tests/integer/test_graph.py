@@ -1,8 +1,10 @@
 """The graph of a merged model."""
+import pytest
 import torch
 from torch import nn
 
 import gdrq_mm
+from gdrq_mm.integer import to_integer
 from gdrq_mm.integer.graph import LAYERS, capture, layer_of, target_of
 from gdrq_mm.merge import merge
 
@@ -84,3 +86,21 @@ def test_buffers_that_are_written_to_stand_for_themselves():
     module = capture(model, (x, ))
     assert [[float(value) for value in module(x)] for _ in range(2)] == [
         [1, 1, 1], [2, 1, 1]]
+
+
+class Deciding(nn.Module):
+    """Looks at values, of which a graph has none."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_layer_without_a_graph_is_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(Deciding()))
+    x = torch.randn(1, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    with torch.no_grad():
+        gdrq_mm.calibrate(model, [lambda: model(x)])
+        with pytest.raises(RuntimeError, match='no graph: in 1.0: .*--raw'):
+            to_integer(merge(model.eval(), x), x)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -15,6 +16,10 @@ from sweeping.engine import (  # noqa: E402
     read,
     read_all,
     run_families,
+)
+from sweeping.exporting import (  # noqa: E402
+    check_export,
+    write_export_page,
 )
 from sweeping.families import candidates, families  # noqa: E402
 from sweeping.page import share, verdict_of, write_page  # noqa: E402
@@ -107,3 +112,37 @@ def test_the_tool_runs_a_family(tmp_path):
     wrong = subprocess.run([*command, 'mmpretrain', 'nolenet'], text=True,
                            capture_output=True)
     assert wrong.returncode == 1 and 'no family' in wrong.stderr
+
+
+class TestExport:
+
+    def test_a_family_becomes_a_file_and_a_row(self, tmp_path):
+        cfg = Config(dict(default_scope='mmpretrain', model=dict(
+            type='ImageClassifier', neck=dict(type='GlobalAveragePooling'),
+            backbone=dict(type='MobileNetV2', widen_factor=.1,
+                          out_indices=(0, )),
+            head=dict(type='LinearClsHead', num_classes=2, in_channels=8),
+            data_preprocessor=dict(mean=[0] * 3, std=[1] * 3))))
+        found = dict(package='mmpretrain', family='toy', checks={})
+        check_export(found, dict(toy=lambda: cfg))
+        assert found['checks'] == dict(float='ok', export='ok'), found
+        assert found['kernels'] > 2 and not found['float_layers']
+        assert found['names'] == ['scores'] and 'refused' not in found
+        page = tmp_path / 'page.md'
+        write_export_page(page, [found])
+        row, = [line for line in page.read_text().splitlines()
+                if line.startswith('| toy')]
+        assert row.endswith(f'| scores | {found["kernels"]} | 0 | ok |')
+
+    def test_what_is_exported_raw_or_not_at_all_is_told(self, tmp_path):
+        raw = dict(package='mmdet', family='yolact', checks=dict(
+            float='ok', export='ok'), refused='it has a MyHead', kernels=3,
+            float_layers={}, names=['a', 'b', 'c', 'd', 'e'])
+        failed = dict(package='mmdet', family='solo', checks=dict(
+            float='ok', export='RuntimeError: no graph'))
+        page = tmp_path / 'page.md'
+        write_export_page(page, [raw, failed])
+        text = page.read_text()
+        assert '2 families run, 1 exported, 0 of them with' in text
+        assert '| a, b, ... (5) | 3 | 0 | raw: it has a MyHead |' in text
+        assert 'export: RuntimeError: no graph |' in text

@@ -1,7 +1,7 @@
 """Families as jobs: each in a process with limits, run once."""
 import os
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Tuple
+from typing import Callable, Iterator, Optional, Sequence, Tuple
 
 from jobs.engine import Engine, Job, Limits, Task
 from jobs.process import MODELS, prepare_environment
@@ -30,7 +30,8 @@ def read_all(work_dir: Path) -> Iterator[dict]:
 
 def run_families(work_dir: Path, names: Sequence[Tuple[str, str]],
                  limits: Limits = Limits(),
-                 function: str = 'sweeping.probe:probe') -> None:
+                 function: str = 'sweeping.probe:probe',
+                 tell: Callable[[dict], str] = verdict_of) -> None:
     """Run families one by one, whatever is known of them.
 
     Args:
@@ -38,15 +39,17 @@ def run_families(work_dir: Path, names: Sequence[Tuple[str, str]],
         names (sequence[tuple[str, str]]): Package and family.
         limits (Limits): What each may take.
         function (str): What checks one.
+        tell (callable): What came out, in words.
     """
     prepare_environment()
     for name in names:
         path_of(work_dir, *name).unlink(missing_ok=True)
-    Engine([_job(work_dir, *name, function) for name in names], lanes=1,
-           limits=limits, preload=MODELS).run()
+    Engine([_job(work_dir, *name, function, tell) for name in names],
+           lanes=1, limits=limits, preload=MODELS).run()
 
 
-def _job(work_dir: Path, package: str, family: str, function: str) -> Job:
+def _job(work_dir: Path, package: str, family: str, function: str,
+         tell: Callable[[dict], str]) -> Job:
     inputs = dict(package=package, family=family)
     folder = path_of(work_dir, package, family).with_suffix('')
     target = folder / 'found.json'
@@ -62,4 +65,4 @@ def _job(work_dir: Path, package: str, family: str, function: str) -> Job:
 
     return Job(f'{package} {family}', folder, lambda records: Task(
         inputs, function, dict(inputs, target=os.fspath(target)), found,
-        recover=recover), tell=verdict_of)
+        recover=recover), tell=tell)

@@ -176,7 +176,7 @@ def batches(cfg: Config) -> Iterator[Tuple[str, Callable]]:
             yield f'{size} x {size} pixels', \
                 lambda size=size: make(cfg, size, size)
         else:
-            height, width = _own_size(cfg)
+            height, width = own_size(cfg)
             yield f'{height} x {width} pixels, as in the config', \
                 lambda: make(cfg, height, width)
 
@@ -193,7 +193,7 @@ def _needs_pipeline(cfg: Config) -> bool:
         'SelfSup' in words or 'TwoNorm' in words)
 
 
-def _own_size(cfg: Config) -> Tuple[int, int]:
+def own_size(cfg: Config) -> Tuple[int, int]:
     for found in (cfg.get('crop_size'), *_find(cfg.model, 'img_size'),
                   *_find(cfg.model, 'size'),
                   *_find(cfg.get('test_dataloader'), 'crop_size'),
@@ -211,7 +211,7 @@ def _classes(cfg: Config, default: int) -> int:
     return min(found, default=default)
 
 
-def _images(cfg: Config, height: int, width: int) -> torch.Tensor:
+def images_for(cfg: Config, height: int, width: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     means = next(_find(cfg.get('data_preprocessor'), 'mean'), None) or [0] * 3
     return torch.randint(0, 256, (BATCH, len(means), height, width),
@@ -229,7 +229,7 @@ def _pretrain_batch(cfg: Config, height: int, width: int) -> dict:
         score[index % classes] = 1
         samples.append(sample.set_gt_label([index % classes])
                        .set_gt_score(score))
-    return dict(inputs=_images(cfg, height, width), data_samples=samples)
+    return dict(inputs=images_for(cfg, height, width), data_samples=samples)
 
 
 def _pipeline_batch(cfg: Config) -> dict:
@@ -300,4 +300,5 @@ def _seg_batch(cfg: Config, height: int, width: int) -> dict:
         sample.gt_sem_seg = PixelData(data=label)
         sample.gt_edge_map = PixelData(data=(label % 2))
         samples.append(sample)
-    return dict(inputs=list(_images(cfg, height, width)), data_samples=samples)
+    return dict(inputs=list(images_for(cfg, height, width)),
+                data_samples=samples)

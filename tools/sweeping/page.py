@@ -82,6 +82,11 @@ def write_page(path: Path, records: List[dict]) -> None:
     for package in PACKAGES:
         lines += _table(package, by_package.get(package, {}))
     path.write_text('\n'.join([*lines, TAIL]))
+    write_results(path, records)
+
+
+def write_results(path: Path, records: List[dict]) -> None:
+    """The results themselves, beside the page."""
     kept = [{key: value for key, value in record.items()
              if key not in ('traceback', 'checking', 'done', 'seconds')}
             for record in records]
@@ -121,7 +126,7 @@ def _causes(records: List[dict]) -> List[str]:
         return [*lines, 'Nothing of what was run.', '']
     for name, found in sorted(kinds.items(), key=lambda item: -len(item[1])):
         lines += [f'**{name}** ({len(found)})', '',
-                  *(f'- {_cell(each)}' for each in found), '']
+                  *(f'- {cell(each)}' for each in found), '']
     return lines
 
 
@@ -144,7 +149,7 @@ def _table(package: str, records: Dict[str, dict]) -> List[str]:
         verdict = verdict_of(record)
         if verdict.startswith('float:'):
             verdict = 'does not run in float here: ' + verdict[7:]
-        lines.append('| ' + ' | '.join(map(_cell, (
+        lines.append('| ' + ' | '.join(map(cell, (
             name, config, _reduced(record),
             '{} of {}'.format(*layers) if layers else '', share(record),
             _float_macs(record), verdict))) + ' |')
@@ -172,5 +177,5 @@ def _float_macs(record: dict) -> str:
                      if number >= .001 * macs['parametric'])
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     return str(text).replace('|', '\\|').replace('\n', ' ')

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict
+from typing import Callable, Dict, Optional
 
 from .families import candidates, mim_folder
 
@@ -17,13 +17,15 @@ CHECKS = ('float', 'convert', 'float mode', 'train', 'gradients',
 TRIES = 3  # configs of a family, where the first ones do not run in float
 
 
-def probe(package: str, family: str, target: str) -> None:
+def probe(package: str, family: str, target: str,
+          check: Optional[Callable] = None) -> None:
     """Check a family and write what came out as JSON.
 
     Args:
         package (str): mmpretrain, mmdet or mmseg.
         family (str): Its folder of configs.
         target (str): Path of the JSON, there whole or not at all.
+        check (callable, optional): Defaults to :func:`check_first`.
     """
     os.environ['CUDA_VISIBLE_DEVICES'] = ''
     warnings.simplefilter('ignore')
@@ -38,7 +40,7 @@ def probe(package: str, family: str, target: str) -> None:
     try:
         root = mim_folder(package)
         os.chdir(root)  # configs name others relative to it
-        check_first(record, {
+        (check or check_first)(record, {
             os.fspath(path.relative_to(root)): partial(_read, path, package)
             for path in candidates(package, family)[:TRIES]}, note)
     except Exception as error:
