@@ -95,10 +95,13 @@ class TestOwnForward:
                        pickle.loads(pickle.dumps(model))):
             assert torch.equal(copied(x), model(x))
 
-    def test_merged_it_computes_in_float_and_says_so(self, layer, shape):
+    def test_merged_it_computes_the_same_or_in_float(self, layer, shape):
         model, x = trained(layer, shape)
         merged = merge(model, x)
         torch.testing.assert_close(merged(x), model(x))
+        if isinstance(layer, Conv2dAdaptivePadding):  # it has an integer form
+            assert not float_layers(merged)
+            return
         assert 'no integer kernel' in float_layers(merged)['0.0']
         assert merged[0][0].weight.dtype == torch.int8
 
