@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -200,6 +201,31 @@ def test_rounding_to_8_bits_first_changes_no_code(reader, bits, seed):
                           * grid.scale / reader)
     ties = ((inside / reader) % 1 - 0.5).abs() < 1e-5
     assert torch.equal(direct[~ties], rounded[~ties])
+
+
+@pytest.mark.parametrize('reader', [None, 1.])
+def test_grid_has_the_least_squared_error(reader):
+    values = np.random.default_rng(0).normal(size=3000)
+    grid = best_grid(torch.tensor(values, dtype=torch.float32), (-128, 127),
+                     reader)
+
+    def error(scale):
+        codes = np.clip(np.round(values / scale), -128, 127)
+        return np.square(codes * scale - values).sum()
+
+    if reader is None:
+        others = np.abs(values).max() / 127 * np.linspace(.3, 1.2, 200)
+    else:
+        # Odd fractions only; the least error is at the 33rd or so.
+        fractions = np.arange(1, 256, 2)
+        assert min(abs(reader / grid.scale - fractions)) < 1e-4
+        assert grid.scale < reader / 15
+        others = reader / fractions
+    assert error(grid.scale) <= 1.1 * min(map(error, others))
+
+
+def test_grid_of_nothing_is_valid():
+    assert best_grid(torch.empty(0), (0, 255)).scale == 1
 
 
 def test_grid_of_a_tensor_of_zeros_is_valid():
