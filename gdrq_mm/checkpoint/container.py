@@ -11,7 +11,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from typing import Iterable, Iterator, List
+from typing import IO, Iterable, Iterator, List, Set
 
 from .errors import CheckpointError
 
@@ -26,7 +26,7 @@ _PIECE = 2**18  # bytes read at once: they stay in the cache
 
 
 @contextlib.contextmanager
-def open_verified(path: str) -> Iterator[io.FileIO]:
+def open_verified(path: str) -> Iterator[IO[bytes]]:
     """Open a file for ``torch.load``; what is read is verified on the way.
 
     That tensors are no larger than their parts of the file is verified before,
@@ -42,8 +42,8 @@ def open_verified(path: str) -> Iterator[io.FileIO]:
         zipfile.BadZipFile, ...: What zipfile and pickle raise of damaged ones.
     """
     if not zipfile.is_zipfile(path):
-        with open(path, 'rb') as file:
-            yield file
+        with open(path, 'rb') as plain:
+            yield plain
         return
     with _Verified(path) as file, zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
@@ -80,7 +80,7 @@ class _Verified(io.FileIO):
         """Begin to compare what is read with the checksums of parts."""
         self.parts = sorted(parts, key=lambda part: part.header_offset)
         self.starts = [part.header_offset for part in self.parts]
-        self.verified = set()  # header offsets
+        self.verified: Set[int] = set()  # header offsets
 
     def readinto(self, buffer) -> int:
         """torch reads the content of a part by one call."""
