@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import Grid
+from .learned_value import LearnedValue
 from .schemes import DEFAULT_TYPE, ActivationScheme, WeightScheme
 
 
@@ -115,6 +116,9 @@ class Quantizer(nn.Module):
 
     def forget(self) -> None:
         """Parameters or buffers were written from outside."""
+        for child in self.children():
+            if isinstance(child, LearnedValue):
+                child.forget()
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
         """Figures for the log, means over layers are shown.

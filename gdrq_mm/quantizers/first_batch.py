@@ -63,6 +63,7 @@ class FirstBatchActivation(ActivationQuantizer):
             (0, 2**self.bits - 1)
 
     def forget(self) -> None:
+        super().forget()
         self._initialized = False
 
     def _read(self) -> None:

@@ -87,9 +87,6 @@ class LSQWeight(WeightQuantizer):
     def extra_repr(self) -> str:
         return f'bits={self.bits}, group_size={self.group_size}'
 
-    def forget(self) -> None:
-        self.step.forget()
-
     def _current_step(self, weight: Tensor) -> Tensor:
         """Step sizes in force for ``weight``, shape ``(num_groups, )``."""
         return self.step() if self.step.started else \

@@ -52,7 +52,7 @@ def check_methods(name: str, part: object, known: Set[str],
     """Raise where a part computes in another way than a class that is known.
 
     Args:
-        name (str): Of the part.
+        name (str): Name of the part.
         part (object): The part.
         known (set[str]): Classes whose methods are known.
         methods (sequence of str): Those that decide what is computed.

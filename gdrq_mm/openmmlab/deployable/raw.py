@@ -20,7 +20,7 @@ class DeployableRaw(DeployableWhole):
     first stage.
 
     Args:
-        model (nn.Module): Of mmdet, mmseg or mmpretrain.
+        model (nn.Module): A model of mmdet, mmseg or mmpretrain.
 
     Raises:
         ValueError: Its data preprocessor is not known.
