@@ -1,24 +1,14 @@
 """mmcv's layers, which the models of OpenMMLab build."""
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
 from ..layers import QuantConv2d, QuantLinear, register_quant_layer
-from ..merge import MergedConv2d
 
 
-class MergedAdaptivePadding(MergedConv2d):
-    """Merged form of mmcv's ``Conv2dAdaptivePadding``: as many outputs as
-    there are strides in the input, whatever its size."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        pads = []
-        for axis in (1, 0):
-            length, stride = x.shape[2 + axis], self.stride[axis]
-            reach = (self.weight.shape[2 + axis] - 1) * self.dilation[axis] + 1
-            missing = max((-(-length // stride) - 1) * stride + reach - length,
-                          0)
-            pads += [missing // 2, missing - missing // 2]
-        return super().forward(F.pad(x, pads) if any(pads) else x)
+def merged_adaptive_padding(*arguments) -> nn.Module:
+    """The integer form of ``Conv2dAdaptivePadding``; loaded when a model is
+    merged, as training needs no deployment."""
+    from .adaptive_padding import MergedAdaptivePadding
+    return MergedAdaptivePadding(*arguments)
 
 
 def register_mmcv_layers() -> None:
@@ -38,7 +28,7 @@ def register_mmcv_layers() -> None:
         register_quant_layer(layer)
     register_quant_layer(
         bricks.conv2d_adaptive_padding.Conv2dAdaptivePadding,
-        integer=MergedAdaptivePadding)
+        integer=merged_adaptive_padding)
     try:
         from mmcv import ops
     except ImportError:  # mmcv-lite has none

@@ -9,6 +9,7 @@ from typing import Callable, Dict, List, Optional, Set
 
 import numpy as np
 import torch
+from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
@@ -63,6 +64,8 @@ class Training:
         wrapper = OptimWrapper(optimizer, clip_grad=dict(max_norm=1.))
         model.train()
         for step in range(steps):
+            # What a runner tells those that warm up.
+            MessageHub.get_current_instance().update_info('iter', step)
             torch.manual_seed(step)
             np.random.seed(step)
             losses = model.train_step(batch(), wrapper)
