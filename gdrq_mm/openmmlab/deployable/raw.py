@@ -46,8 +46,11 @@ class DeployableRaw(DeployableWhole):
         if self.first_stage:
             outputs = self.rpn_head(self.model.extract_feat(inputs))
         else:
-            outputs = self.model.forward(inputs, self.samples(images),
-                                         mode='tensor')
+            # Only mmdet's transformers and mask heads read what is said of
+            # images there; their sizes are symbols where they are dynamic.
+            samples = self.samples(images) if self.prepare.scope == 'mmdet' \
+                else None
+            outputs = self.model.forward(inputs, samples, mode='tensor')
         if isinstance(outputs, (tuple, list)) and len(outputs) <= len(
                 self.arguments):
             return _flat(dict(zip(self.arguments, outputs)))

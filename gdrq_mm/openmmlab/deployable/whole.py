@@ -1,6 +1,7 @@
 """Models whose own methods compute the network."""
 import copy
 import importlib
+from collections import OrderedDict
 from typing import List
 
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ class DeployableWhole(Deployable):
         self._parameters, self._buffers = own._parameters, own._buffers
         self.prepare = Prepare(model.data_preprocessor)
         own.training = False
+        # Its load gate belongs to ``model``, and goes with it.
+        own._load_state_dict_pre_hooks = OrderedDict()
         self.__dict__['model'] = own  # no part of itself
 
     def features(self, images: Tensor):
