@@ -59,17 +59,18 @@ class LearnedValue(nn.Module):
 
     @torch.no_grad()
     def start_(self, unit, value=None) -> None:
-        """Where it starts.
+        """Where it starts; it does not where ``unit`` is zero throughout.
 
         Args:
-            unit (Tensor or float): Positive.
+            unit (Tensor or float): Positive, or zero where nothing was seen.
             value (Tensor or float, optional): Defaults to ``unit``.
         """
         unit = torch.as_tensor(unit)
         # Groups of nothing but zeros would stay what they are for ever.
         positive = unit[unit > 0]
-        self.unit.copy_(torch.where(unit > 0, unit, positive.mean())
-                        if len(positive) else unit)
+        if not len(positive):
+            return
+        self.unit.copy_(torch.where(unit > 0, unit, positive.mean()))
         self.ratio.copy_(torch.as_tensor(
             1. if value is None else value / self.unit))
 

@@ -54,6 +54,15 @@ def test_groups_of_zeros_start_with_the_others():
     assert value.detached.tolist() == pytest.approx([.2, .1, .3])
 
 
+def test_nothing_but_zeros_is_no_start():
+    value, offset = LearnedValue(2), LearnedValue(least=None)
+    value.start_(torch.zeros(2))
+    offset.start_(0., 0.)
+    for each in (value, offset):
+        assert not each.started
+        assert not any(entry.any() for entry in each.state_dict().values())
+
+
 def test_a_value_in_other_units_and_below_zero():
     offset = LearnedValue(least=None)
     offset.start_(.5, -.2)

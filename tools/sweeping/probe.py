@@ -161,7 +161,8 @@ def _run_float(record: dict, configs: Dict[str, Callable]):
                     continue
                 return partial(models.build, cfg, init=False), batch, \
                     training, plain
-    raise next(iter(failures.values()))
+    record['config'], error = next(iter(failures.items()))
+    raise error
 
 
 def _train_float(plain, batch: Callable):
