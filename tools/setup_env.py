@@ -186,6 +186,13 @@ def show_build(command, folder, env):
     return tail if process.wait() else None
 
 
+def stamp_of(pins):
+    """What a finished environment is marked with: all that it comes from."""
+    sources = hashlib.sha256(b''.join(path.read_bytes() for path in (
+        pins, ROOT / 'pyproject.toml', ROOT / 'setup.py', Path(__file__))))
+    return f'{sources.hexdigest()} {ROOT}'
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--venv', type=Path, default=ROOT / '.venv')
@@ -194,10 +201,8 @@ def main():
     args = parser.parse_args()
     venv_dir = args.venv.resolve()
     stamp = venv_dir / 'gdrq_mm.stamp'
-    wanted = hashlib.sha256(b''.join(path.read_bytes() for path in (
-        args.pins, ROOT / 'pyproject.toml', ROOT / 'setup.py',
-        Path(__file__)))).hexdigest()
-    if stamp.exists() and stamp.read_text() == f'{wanted} {ROOT}':
+    wanted = stamp_of(args.pins)
+    if stamp.exists() and stamp.read_text() == wanted:
         return
     check_machine(venv_dir)
     python = venv_dir / 'bin' / 'python'
@@ -232,7 +237,7 @@ def main():
             pins['opencv-python'].replace('python', 'python-headless'))
     pip(python, 'install', '-q', '--no-build-isolation', '--no-deps',
         '-e', str(ROOT))
-    stamp.write_text(f'{wanted} {ROOT}')
+    stamp.write_text(wanted)
     print(f'setup: done, {venv_dir}')
 
 

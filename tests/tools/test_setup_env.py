@@ -78,9 +78,16 @@ def test_no_network_is_a_clear_sentence(setup_env):
                       'no-such-package')
 
 
-def test_a_finished_set_up_is_not_repeated():
-    result = run()
+def test_a_finished_set_up_is_not_repeated(setup_env, tmp_path):
+    stamp = tmp_path / 'gdrq_mm.stamp'
+    stamp.write_text(setup_env.stamp_of(setup_env.PINS))
+    result = run('--venv', str(tmp_path))
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
+    assert list(tmp_path.iterdir()) == [stamp]
+    # The same of other sources is not finished.
+    stamp.write_text('other')
+    result = run('--venv', str(tmp_path), CXX='no-such-compiler')
+    assert result.stderr.startswith('setup: no C++ compiler found')
 
 
 def test_a_cached_mmcv_wheel_is_used(setup_env, tmp_path):
