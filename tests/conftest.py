@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 import gdrq_mm  # noqa: F401, registers what configs name
+from gdrq_mm.openmmlab.evaluating import one_process
 from gdrq_mm.training import get_state
 
 # Tiny tensors: threads cost more than they give, and one thread makes runs
@@ -192,6 +193,13 @@ def run_processes():
             assert job.returncode == 0, output[-4000:]
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _no_pools():
+    """Detectors are evaluated some hundred times in one process."""
+    with one_process():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,16 +3,13 @@ import copy
 import hashlib
 import itertools
 import json
-import logging
 import pickle
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
@@ -22,6 +19,7 @@ from ..convert import quantize_
 from ..training import calibrate, update_bn_stats
 from ..version import __version__
 from .calibrate import training_forwards
+from .evaluating import one_process, quiet
 from .publish import inference_config, quantization_of
 from .reading import read_checkpoint
 from .scopes import build_model, scope_of
@@ -192,7 +190,7 @@ class Bench:
         for metric in evaluator.metrics:
             if hasattr(metric, 'img_ids'):  # COCO: count these images only
                 metric.img_ids = images
-        with quiet():
+        with quiet(), one_process():
             metrics = evaluator.evaluate(seen)
         return {name: float(value) for name, value in metrics.items()
                 if isinstance(value, (int, float)) or hasattr(value, 'item')}
@@ -282,18 +280,6 @@ def base_quantization(cfg: Config, bits: int) -> dict:
         weight=dict(given.get('weight') or {}, bits=bits),
         activation=dict(given.get('activation') or {}, bits=max(bits, 2),
                         site='input'), rules=rules)
-
-
-@contextmanager
-def quiet():
-    """Evaluators print tables at every turn."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _such_as(names: List[str]) -> str:

@@ -1,0 +1,54 @@
+"""Evaluate many times in one process."""
+import itertools
+import logging
+import sys
+from contextlib import contextmanager
+from typing import Any, Callable, Iterable, Iterator, List
+
+from mmengine.logging import MMLogger
+
+
+class _Pool:
+    """What mmdet uses of :class:`multiprocessing.Pool`, without processes."""
+
+    def __init__(self, processes: int) -> None:
+        pass
+
+    def starmap(self, function: Callable, arguments: Iterable) -> List[Any]:
+        return list(itertools.starmap(function, arguments))
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """mmdet's VOC metric computes in this process.
+
+    It starts a pool of processes at each evaluation, closes it and never
+    joins it. CPython ends such a pool when its last reference goes, at times
+    in a thread of the pool, which then waits for itself: threads and
+    processes stay for good, and after some hundred evaluations in one process
+    the next one may hang.
+    """
+    module = sys.modules.get('mmdet.evaluation.functional.mean_ap')
+    if module is None:
+        yield
+        return
+    pool, module.Pool = module.Pool, _Pool
+    try:
+        yield
+    finally:
+        module.Pool = pool
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Evaluators print tables at every turn."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

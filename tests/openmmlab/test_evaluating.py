@@ -1,0 +1,48 @@
+"""Evaluations without processes of their own."""
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from gdrq_mm.openmmlab.evaluating import one_process
+
+
+@pytest.fixture
+def mean_ap(monkeypatch):
+    """mmdet's module, as it is where no test has changed it."""
+    from mmdet.evaluation.functional import mean_ap
+    monkeypatch.setattr(mean_ap, 'Pool', multiprocessing.Pool)
+    return mean_ap
+
+
+def random_boxes(generator, count, scores=False):
+    corners = generator.random((count, 2)) * 50
+    columns = [corners, corners + 5 + generator.random((count, 2)) * 40]
+    if scores:
+        columns.append(generator.random((count, 1)))
+    return np.hstack(columns).astype(np.float32)
+
+
+def test_the_metric_is_that_of_the_pool(mean_ap):
+    generator = np.random.default_rng(0)
+    found = [[random_boxes(generator, 9, True) for _ in range(2)]
+             for _ in range(3)]
+    truth = [dict(bboxes=random_boxes(generator, 6),
+                  labels=generator.integers(0, 2, 6)) for _ in range(3)]
+
+    def evaluate():
+        return mean_ap.eval_map(found, truth, iou_thr=.3, logger='silent')[0]
+
+    with one_process():
+        children = multiprocessing.active_children()
+        ours = evaluate()
+        assert multiprocessing.active_children() == children
+    assert ours == pytest.approx(evaluate(), abs=0) and 0 < ours < 1
+
+
+def test_it_is_over_after_an_error(mean_ap):
+    with pytest.raises(KeyError):
+        with one_process():
+            assert mean_ap.Pool is not multiprocessing.Pool
+            raise KeyError
+    assert mean_ap.Pool is multiprocessing.Pool
