@@ -196,8 +196,10 @@ def watch_inputs(layers: Dict[str, nn.Module], stack: ExitStack
         except ValueError:  # no integer codes
             continue
         stack.callback(layer.register_forward_pre_hook(
-            lambda module, args, gathered=inputs[name]: gathered.add(
-                args[0].detach())).remove)
+            lambda module, args, kwargs, gathered=inputs[name]: gathered.add(
+                # Attention is called by keywords, its query comes first.
+                next(iter((*args, *kwargs.values()))).detach()),
+            with_kwargs=True).remove)
     return inputs
 
 
@@ -228,7 +230,6 @@ def find_trouble(figures: Iterable[LayerFigures]) -> List[str]:
         f'more than {MUCH:.0%} of the inputs are clipped',
         'Train longer, or raise activation.k of these layers by a rule.')
     return lines
-
 
 
 def moving_thresholds(before: Dict[str, float], after: Dict[str, float],

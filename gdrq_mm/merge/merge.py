@@ -71,7 +71,7 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     merged.eval()  # returns nothing in some models
     merged.float()
     args, kwargs = in_float32(args), in_float32(kwargs)
-    _check_quantized(merged)
+    _prepare_layers(merged)
     flows, outputs = trace_flow(merged, lambda: merged(*args, **kwargs))
     names = {module: name for name, module in merged.named_modules()}
     replaced: Dict[nn.Module, nn.Module] = {}
@@ -135,7 +135,7 @@ def float_layers(model: nn.Module) -> Dict[str, str]:
     return reasons
 
 
-def _check_quantized(model: nn.Module) -> None:
+def _prepare_layers(model: nn.Module) -> None:
     layers = [layer for layer in model.modules()
               if isinstance(layer, QuantLayer)]
     if not layers:
@@ -146,6 +146,8 @@ def _check_quantized(model: nn.Module) -> None:
         raise ValueError(f'the model is in its {phase!r} phase, its weights '
                          "are still float: train it through the 'quantize' "
                          'phase first')
+    for layer in layers:  # the state need not be a part of what is merged
+        layer.state.eval()
 
 
 def _replace(model: nn.Module, replaced: Dict[nn.Module, nn.Module]

@@ -70,6 +70,28 @@ def test_a_layer_whose_weight_is_read_computes_in_float(tmp_path):
                                atol=1e-4)
 
 
+class Attention(nn.Module):
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        return self.attention(x, x, x)[0]
+
+
+@torch.no_grad()
+def test_a_part_of_a_model_that_trains_is_merged():
+    """The quantizers' state is no part of it, so that eval() passes by."""
+    model, x = Attention(nn.MultiheadAttention(8, 2)), torch.randn(3, 2, 8)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    part = Attention(model.train().attention).eval()
+    merged = merge(part, x)
+    torch.testing.assert_close(merged(x), model.eval()(x))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('format, weights', [
     ('qdq', 'int4'), ('qonnx', 'int8')])
