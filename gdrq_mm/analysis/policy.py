@@ -30,6 +30,7 @@ class Layer:
         weight_noise (dict[int, float]): Noise of the outputs by bits of the
             weights alone.
         activation_noise (dict[int, float]): The same of the inputs.
+        activation_bits (int): What the inputs keep where they are not chosen.
         fixed (bool): It stays float.
     """
     names: List[str]
@@ -38,6 +39,7 @@ class Layer:
     macs: int
     weight_noise: Dict[int, float]
     activation_noise: Dict[int, float]
+    activation_bits: int
     fixed: bool = False
 
     def noise(self, bits: Bits) -> float:
@@ -87,7 +89,8 @@ def predicted_noise(layers: Sequence[Layer], choice: Dict[str, Bits]
 
 
 def propose(layers: Sequence[Layer], budgets: Dict[str, float],
-            weight_bits: Iterable[int], activation_bits: Iterable[int]
+            weight_bits: Iterable[int],
+            activation_bits: Optional[Iterable[int]] = None
             ) -> Dict[str, Bits]:
     """The bits of least noise within a budget.
 
@@ -96,7 +99,8 @@ def propose(layers: Sequence[Layer], budgets: Dict[str, float],
         budgets (dict[str, float]): 'size' or 'bops' -> the most it may be,
             relative to the float model.
         weight_bits (iterable of int): What weights may have.
-        activation_bits (iterable of int): What inputs may have.
+        activation_bits (iterable of int, optional): What inputs may have.
+            Defaults to None: each layer keeps its own.
 
     Returns:
         dict[str, Bits]: By the first name of a layer, in their order.
@@ -112,15 +116,17 @@ def propose(layers: Sequence[Layer], budgets: Dict[str, float],
                           'program: pip install "gdrq_mm[analysis]"'
                           ) from error
     free = [layer for layer in layers if not layer.fixed]
-    options = [Bits(*each) for each in itertools.product(
-        sorted(weight_bits), sorted(activation_bits))]
-    if not free or not options:
+    weight_bits = sorted(weight_bits)
+    options = [[Bits(*each) for each in itertools.product(
+        weight_bits, [layer.activation_bits] if activation_bits is None
+        else sorted(activation_bits))] for layer in free]
+    if not free or not options[0]:
         raise ValueError('no layer is quantized, or no bits are allowed: '
                          'there is nothing to choose')
-    noise = np.array([[layer.noise(bits) for bits in options]
-                      for layer in free])
+    noise = np.array([[layer.noise(bits) for bits in row]
+                      for layer, row in zip(free, options)])
     constraints = [LinearConstraint(
-        np.kron(np.eye(len(free)), np.ones(len(options))), 1, 1)]
+        np.kron(np.eye(len(free)), np.ones(noise.shape[1])), 1, 1)]
     for kind, ratio in budgets.items():
         if kind not in ('size', 'bops'):
             raise ValueError(f"a budget of {kind!r} is unknown, allowed: "
@@ -128,8 +134,8 @@ def propose(layers: Sequence[Layer], budgets: Dict[str, float],
         _check_budget(layers, free, options, kind, ratio)
         whole = sum(layer.cost(kind, None) for layer in layers)
         rest = sum(layer.cost(kind, None) for layer in layers if layer.fixed)
-        costs = np.array([[layer.cost(kind, bits) for bits in options]
-                          for layer in free])
+        costs = np.array([[layer.cost(kind, bits) for bits in row]
+                          for layer, row in zip(free, options)])
         # A hair of room, so that a budget that is met exactly is met.
         constraints.append(LinearConstraint(
             costs.ravel() / whole, -np.inf, ratio - rest / whole + 1e-12))
@@ -141,14 +147,14 @@ def propose(layers: Sequence[Layer], budgets: Dict[str, float],
         raise ValueError(f'the budgets {budgets} cannot be met together: '
                          'each one can; give one of them more room')
     chosen = result.x.reshape(noise.shape).argmax(1)
-    return {layer.names[0]: options[index]
-            for layer, index in zip(free, chosen)}
+    return {layer.names[0]: row[index]
+            for layer, row, index in zip(free, options, chosen)}
 
 
 def _check_budget(layers, free, options, kind: str, ratio: float) -> None:
     ends = [relative_cost(layers, kind, {
-        layer.names[0]: extreme(options, key=lambda bits: layer.cost(
-            kind, bits)) for layer in free}) for extreme in (min, max)]
+        layer.names[0]: extreme(row, key=lambda bits: layer.cost(kind, bits))
+        for layer, row in zip(free, options)}) for extreme in (min, max)]
     if not ratio >= ends[0] * (1 - 1e-12):
         raise ValueError(
             f'a budget of {kind}={ratio:g} cannot be met: with these bits '

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 from ..analysis.measurements import Measurements
 from ..analysis.policy import (
+    FLOAT,
     Bits,
     Layer,
     make_rules,
@@ -93,7 +94,8 @@ class Policies:
         self.bench, self.measurements = bench, measurements
         self.sensitivity = Sensitivity(bench, measurements)
 
-    def _layers(self, bits: Iterable[int]) -> List[Layer]:
+    def _layers(self, bits: Iterable[int], own: Dict[str, Bits]
+                ) -> List[Layer]:
         """All layers with their costs and measured noises."""
         plans = self.sensitivity.plans
         figures = self.sensitivity.run(
@@ -118,6 +120,7 @@ class Policies:
                 sum(traces[member].macs for member in members),
                 noises(name, 'weight') if quantized else {},
                 noises(name, 'activation') if quantized else {},
+                own[name].activation if quantized else FLOAT,
                 fixed=not quantized))
         return layers
 
@@ -130,19 +133,18 @@ class Policies:
                 :func:`gdrq_mm.analysis.policy.propose`. Defaults to the size
                 of the config's own policy.
             bits (iterable of int): What layers may have. Inputs keep the bits
-                of the config unless bit operations have a budget, since the
-                size says nothing of them.
+                that the config gives each layer unless bit operations have a
+                budget, since the size says nothing of them.
         """
         bits = sorted(set(bits))
         own = self._own_bits()
         measured = sorted({*bits, *itertools.chain(*own.values())})
-        layers = self._layers(measured)
+        layers = self._layers(measured, own)
         own = {layer.names[0]: own[layer.names[0]] for layer in layers
                if not layer.fixed}
         budgets = budgets or dict(size=relative_cost(layers, 'size', own))
-        inputs = bits if 'bops' in budgets else [
-            self.config['activation']['bits']]
-        choice = propose(layers, budgets, bits, inputs)
+        choice = propose(layers, budgets, bits,
+                         bits if 'bops' in budgets else None)
         points = [(0., self._float_metric)] + [
             (each.noise, each.metric) for each in self._figures.values()]
         policies = [Policy(

@@ -28,7 +28,8 @@ def make_layers(seed, number=4, fixed=0):
 
     return [Layer([f'layer{index}'], rng.randrange(16, 4000),
                   rng.randrange(1, 16), rng.randrange(100, 10**6), noises(),
-                  noises(), fixed=index < fixed) for index in range(number)]
+                  noises(), (8 if index == 1 else 4), fixed=index < fixed)
+            for index in range(number)]
 
 
 def brute_force(layers, budgets, activation_bits):
@@ -76,6 +77,16 @@ def test_a_sensitive_layer_gets_the_bits():
     assert {bits.activation for bits in choice.values()} == {4}
 
 
+def test_inputs_keep_their_bits_where_none_are_given():
+    """Though fewer would do as well: the size says nothing of them."""
+    layers = make_layers(3)
+    layers[1].activation_noise = dict.fromkeys(BITS, .5)
+    choice = propose(layers, dict(size=.13), BITS)
+    assert {name: bits.activation for name, bits in choice.items()} == dict(
+        layer0=4, layer1=8, layer2=4, layer3=4)
+    assert len({bits.weight for bits in choice.values()}) > 1
+
+
 def test_more_bits_are_never_worse():
     layer = make_layers(1, 1)[0]
     layer.weight_noise = {2: .5, 3: .1, 4: .2, 8: .3}
@@ -96,7 +107,7 @@ def test_budgets_that_cannot_be_met_say_what_can():
 
 def test_costs_are_those_of_packed_files_and_of_bit_operations():
     layer = Layer(['a'], weights=10, groups=2, macs=100,
-                  weight_noise={}, activation_noise={})
+                  weight_noise={}, activation_noise={}, activation_bits=4)
     assert layer.cost('size', Bits(3, 4)) == 4 + 8
     assert layer.cost('bops', Bits(3, 4)) == 1200
     assert relative_cost([layer], 'bops', {'a': Bits(2, 4)}) == 8 / 1024
@@ -108,7 +119,7 @@ def test_rules_give_the_chosen_bits_and_keep_what_else_was_said():
         weight=dict(bits=2), activation=dict(bits=4),
         rules=[dict(match='skipped', skip=True),
                dict(match='b*', weight=dict(bits=8, k=2.5))])
-    layers = [Layer([name], 10, 1, 10, {}, {}) for name in
+    layers = [Layer([name], 10, 1, 10, {}, {}, 4) for name in
               ('a', 'b.0', 'c[0]', 'skipped')]
     choice = {'a': Bits(2, 4), 'b.0': Bits(3, 4), 'c[0]': Bits(2, 8)}
     rules = make_rules(layers, choice, config)

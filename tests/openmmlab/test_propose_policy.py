@@ -39,6 +39,8 @@ def test_a_policy_of_equal_size_is_proposed_measured_and_trained(
     assert ours.noise <= own.noise
     assert own.choice['head.fc'] == (8, 8)
     assert own.choice['backbone.layer1.0.conv1'] == (2, 4)
+    assert {name: bits.activation for name, bits in ours.choice.items()} == {
+        name: bits.activation for name, bits in own.choice.items()}
     assert 'backbone.conv1' not in ours.choice
     assert ours.calibrated.noise > 0 and own.calibrated.noise > 0
     assert ours.trained is not None and own.trained is not None
