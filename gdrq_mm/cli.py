@@ -92,7 +92,9 @@ def main(argv: Optional[List[str]] = None) -> None:
         return
     name = find_verb(argv)
     if name is None:
-        usage_error('gdrq', f'no verb {" ".join(argv[:2])!r}; there are '
+        # "dataset" alone is half a verb; what follows others is no part of it.
+        asked = argv[:2 if argv[0] == 'dataset' else 1]
+        usage_error('gdrq', f'no verb {" ".join(asked)!r}; there are '
                     f'{", ".join(VERBS)}')
     verb = VERBS[name]
     script = tools_folder() / verb.script
@@ -137,7 +139,12 @@ def run_tool(main: Callable):
     try:
         return main()
     except (OSError, ImportError, ValueError, RuntimeError) as error:
-        sys.stderr.write(f'{Path(sys.argv[0]).stem}: {error}\n')
+        # mmengine 0.10 needs it for configs like "mmdet::...", and says no
+        # more than that there is no such module.
+        remedy = ('; mmengine needs it, and setuptools 82 no longer has it: '
+                  'pip install "setuptools<82"'
+                  if getattr(error, 'name', None) == 'pkg_resources' else '')
+        sys.stderr.write(f'{Path(sys.argv[0]).stem}: {error}{remedy}\n')
         sys.exit(1)
 
 

@@ -57,13 +57,14 @@ def test_every_example_is_of_a_verb_that_is_there(gdrq):
 
 
 @pytest.mark.parametrize('arguments', [
-    [], ['no-such-verb'], ['dataset', 'no-such'], ['train'],
+    [], ['no-such-verb', 'my.py'], ['dataset', 'no-such'], ['train'],
     ['plan'], ['plan', 'a.py', '--no-such-option'], ['analyze']])
 def test_wrong_usage_exits_with_2(arguments, gdrq):
     code, out, err = gdrq(*arguments)
     assert code == 2 and 'Traceback' not in err
     if arguments[:1] in (['no-such-verb'], ['dataset']):
-        assert f'no verb {" ".join(arguments)!r}' in err
+        asked = ' '.join(arguments).partition(' my.py')[0]
+        assert f'no verb {asked!r}' in err
 
 
 @pytest.mark.parametrize('arguments', [
@@ -77,6 +78,32 @@ def test_an_error_is_one_sentence_and_exits_with_1(arguments, gdrq):
     code, out, err = gdrq(*arguments)
     assert code == 1 and out == ''
     assert re.fullmatch(r'gdrq [\w -]+: .*missing\.py.*\n', err)
+
+
+@pytest.mark.parametrize('module, remedy, arguments', [
+    ('sklearn', 'pip install scikit-learn',
+     ['dataset', 'demo', 'data', '--size', 'tiny']),
+    ('pkg_resources', 'pip install "setuptools<82"', ['plan', 'my.py'])])
+def test_what_is_missing_is_named_with_the_way_to_get_it(
+        module, remedy, arguments, gdrq, tmp_path, monkeypatch):
+    (tmp_path / 'my.py').write_text(
+        "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n")
+    for name in [name for name in sys.modules
+                 if name.partition('.')[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+
+    class Missing:
+
+        def find_spec(self, name, path=None, target=None):
+            if name.partition('.')[0] == module:
+                raise ModuleNotFoundError(f'No module named {name!r}',
+                                          name=name)
+
+    monkeypatch.setattr(sys, 'meta_path', [Missing(), *sys.meta_path])
+    code, out, err = gdrq(*arguments)
+    assert code == 1 and out == ''
+    assert re.fullmatch(rf'gdrq [\w ]+: .*{re.escape(remedy)}\n', err)
+    assert not list(tmp_path.glob('data/*'))
 
 
 def test_a_verb_is_the_script(gdrq):

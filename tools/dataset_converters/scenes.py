@@ -5,7 +5,6 @@ equal images. Images are BGR and float, 0 to 255, until ``finish``.
 """
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits
 
 # Cityscapes train ids of what ``street_scene`` draws.
 ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN = range(8)
@@ -20,6 +19,11 @@ class Digits:
     """The handwritten digits of one split, by class."""
 
     def __init__(self, train):
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError('the digits come from scikit-learn, which is '
+                              'missing: pip install scikit-learn') from error
         data = load_digits()
         part = slice(TRAIN_DIGITS) if train else slice(TRAIN_DIGITS, None)
         images, labels = data.images[part] / 16., data.target[part]
