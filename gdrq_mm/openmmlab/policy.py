@@ -1,6 +1,5 @@
 """A mixed-precision policy for a config, from measured sensitivities."""
 import copy
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional
@@ -19,7 +18,7 @@ from ..analysis.policy import (
     propose,
     relative_cost,
 )
-from ..analysis.sensitivity import Figures, Setting, shared_weights
+from ..analysis.sensitivity import Figures, shared_weights
 from ..config import QuantConfig
 from ..functional import num_groups
 from ..plan import trace_layers
@@ -94,20 +93,36 @@ class Policies:
         self.bench, self.measurements = bench, measurements
         self.sensitivity = Sensitivity(bench, measurements)
 
-    def _layers(self, bits: Iterable[int], own: Dict[str, Bits]
-                ) -> List[Layer]:
-        """All layers with their costs and measured noises."""
-        plans = self.sensitivity.plans
+    def _layers(self, bits: Iterable[int], inputs: Optional[Iterable[int]],
+                own: Dict[str, Bits]) -> List[Layer]:
+        """All layers with their costs and measured noises.
+
+        Args:
+            bits (iterable of int): What weights may have.
+            inputs (iterable of int, optional): What inputs may have; None:
+                each those it has.
+            own (dict[str, Bits]): What the config gives each layer.
+        """
+        plans, ways = self.sensitivity.plans, ('alone', )
         figures = self.sensitivity.run(
-            bits, sides=('weight', 'activation'), ways=('alone', ))
+            sorted({*bits, *(each.weight for each in own.values())}),
+            sides=('weight', ), ways=ways)
+        for number in sorted({*(inputs or ()), *(
+                each.activation for each in own.values())}):
+            names = [name for name in self.sensitivity.groups()
+                     if inputs or own[name].activation == number]
+            if names:  # of none it would be all
+                figures.update(self.sensitivity.run(
+                    [number], sides=('activation', ), ways=ways, only=names))
         self._figures = figures
         model = self.sensitivity.example
         traces = trace_layers(model, plans, self.bench.forwards(model)[0])
         by_name = {plan.name: plan for plan in plans}
 
         def noises(name, side):
-            return {number: figures[Setting(name, side, number, 'alone')
-                                    ].noise for number in bits}
+            return {setting.bits: each.noise
+                    for setting, each in figures.items()
+                    if (setting.group, setting.side) == (name, side)}
 
         layers = []
         for name, members in shared_weights(plans).items():
@@ -138,13 +153,12 @@ class Policies:
         """
         bits = sorted(set(bits))
         own = self._own_bits()
-        measured = sorted({*bits, *itertools.chain(*own.values())})
-        layers = self._layers(measured, own)
+        inputs = bits if 'bops' in (budgets or ()) else None
+        layers = self._layers(bits, inputs, own)
         own = {layer.names[0]: own[layer.names[0]] for layer in layers
                if not layer.fixed}
         budgets = budgets or dict(size=relative_cost(layers, 'size', own))
-        choice = propose(layers, budgets, bits,
-                         bits if 'bops' in budgets else None)
+        choice = propose(layers, budgets, bits, inputs)
         points = [(0., self._float_metric)] + [
             (each.noise, each.metric) for each in self._figures.values()]
         policies = [Policy(

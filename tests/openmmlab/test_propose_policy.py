@@ -1,5 +1,6 @@
 """Policies from measured sensitivities, on a tiny model."""
 import copy
+import json
 
 import pytest
 import torch
@@ -41,6 +42,9 @@ def test_a_policy_of_equal_size_is_proposed_measured_and_trained(
     assert own.choice['backbone.layer1.0.conv1'] == (2, 4)
     assert {name: bits.activation for name, bits in ours.choice.items()} == {
         name: bits.activation for name, bits in own.choice.items()}
+    measured = json.loads((tmp_path / 'kept.json').read_text())['figures']
+    inputs = [key for key in measured if ' activation ' in f' {key} ']
+    assert len(inputs) == len(own.choice)  # at their own bits alone
     assert 'backbone.conv1' not in ours.choice
     assert ours.calibrated.noise > 0 and own.calibrated.noise > 0
     assert ours.trained is not None and own.trained is not None
