@@ -41,8 +41,8 @@ def parse_args(argv=None):
                         metavar='W,A', help='of weights and activations '
                         '(default: 4,4 2,4)')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0],
-                        metavar='SEED', help='a training of each cell a seed '
-                        '(default: 0)')
+                        metavar='SEED', help='one training of each cell per '
+                        'seed (default: 0)')
     parser.add_argument('--work-dir', type=Path,
                         help='default: work_dirs/compare_<name of CONFIG>')
     parser.add_argument('--jobs', type=int, default=1, help='trainings side '

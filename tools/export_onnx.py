@@ -49,8 +49,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--target', '--format', choices=FORMATS,
                         default='qdq', dest='format',
                         help='qdq: ONNX Runtime, OpenVINO; tensorrt: int8 '
-                        'without zero points; qonnx: true bits; finn: that, '
-                        'if it stands what FINN does')
+                        'without zero points; qonnx: true bits; finn: the '
+                        'same, checked after the transformations of FINN')
     parser.add_argument('--check', choices=('openvino', ),
                         help='run the qdq file in OpenVINO as well: share of '
                         'integer layers, time and, with --eval, the metric')
@@ -66,8 +66,8 @@ def parse_args() -> argparse.Namespace:
                         default='float32', help='type of images')
     parser.add_argument('--dynamic', type=lambda names: names.split(','),
                         default=[], metavar='batch,size',
-                        help='what may be another than at the export; '
-                        'checked at others')
+                        help='what may differ from the export; checked at '
+                        'other values')
     parser.add_argument('--opset', type=int, default=OPSET,
                         help='version of ONNX operators')
     parser.add_argument('--calibration', metavar='DIR|none',

@@ -1,7 +1,7 @@
 """Run the train tool of the package that a config belongs to.
 
-All arguments go to the train.py of mmdet, mmseg or mmpretrain; "CONFIG --help"
-lists them.
+All arguments go to the train.py of mmdet, mmseg or mmpretrain;
+"gdrq train CONFIG --help" lists them.
 
 example:
   gdrq train my_w4a4.py --work-dir work_dirs/my_w4a4

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make small stand-ins for VOC, Cityscapes and ImageNet, in their formats.
 
-The images are synthetic (handwritten digits and drawn streets, see
-``scenes.py``); folders, files and annotations are as the unchanged dataset
-classes of MMDetection, MMSegmentation and MMPretrain read them::
+The images are synthetic (handwritten digits and drawn streets); folders,
+files and annotations are as the unchanged dataset classes of MMDetection,
+MMSegmentation and MMPretrain read them::
 
     OUT/VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/Main}
     OUT/cityscapes/{leftImg8bit,gtFine}/{train,val}/<city>
@@ -245,7 +245,7 @@ def main():
                         default=list(FOLDERS), help='default: all')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--size', choices=list(SIZES), default='demo',
-                        help='tiny is for tests of the code only')
+                        help='tiny: a handful of images, to try commands')
     args = parser.parse_args()
     if args.seed < 0:
         parser.error(f'--seed must be 0 or more, not {args.seed}')
