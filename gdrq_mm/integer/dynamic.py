@@ -74,3 +74,38 @@ def other_examples(dynamic: Sequence[str], example: Tuple[Any, ...]
                                        for number in range(copies)])
                             for each in changed)
         yield changed
+
+
+def check_least(program: torch.export.ExportedProgram,
+                example: Tuple[Any, ...]) -> None:
+    """Raise where a graph with a dynamic size is for larger images only.
+
+    torch takes lengths of 1 for fixed: no level of a pyramid may have one
+    row.
+
+    Args:
+        program (ExportedProgram): The graph, of a dynamic size.
+        example (tuple): What it is called with, beside what it is checked
+            with (:func:`other_examples`).
+
+    Raises:
+        RuntimeError: Names the sides of the images and the least ones.
+    """
+    ranges = program.range_constraints
+    inputs = [node.meta['val'].shape for node in program.graph.nodes
+              if node.name in program.graph_signature.user_inputs]
+    for lengths, *images in zip(inputs, example, *other_examples(
+            ['size'], example)):
+        for axis in DYNAMIC['size']:
+            symbol = getattr(lengths[axis], 'node', None)
+            if symbol is None or symbol.expr not in ranges:
+                continue
+            least = int(ranges[symbol.expr].lower)
+            smallest = min(each.shape[axis] for each in images)
+            if smallest < least:
+                raise RuntimeError(
+                    'with dynamic size the model takes images of at least '
+                    f'{least} pixels a side (else a level of its pyramid has '
+                    f'one row), and is checked at {smallest}, .75 of the '
+                    'example; export larger images (--shape), or a fixed '
+                    'size')

@@ -10,7 +10,12 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from ..merge.ops import OPS
-from .dynamic import check_dynamic, dynamic_shapes, traced_example
+from .dynamic import (
+    check_dynamic,
+    check_least,
+    dynamic_shapes,
+    traced_example,
+)
 from .moves import clamp_range, code_range, hoist_grids, moved_from, target_of
 
 _aten = torch.ops.aten
@@ -36,10 +41,13 @@ def capture(model: nn.Module, example: Tuple[Any, ...],
     Raises:
         ValueError: ``dynamic`` does not fit the inputs.
         RuntimeError: torch has no graph of the model, such as of one that
-            computes with a batch or size of its own.
+            computes with a batch or size of its own, or none for images as
+            small as the example.
     """
     check_dynamic(dynamic, example)
     program = exported(model, example, dynamic)
+    if 'size' in dynamic:
+        check_least(program, example)
     _name_indexing(program.graph_module)
     module = program.run_decompositions({}).module(check_guards=False)
     for part in module.modules():  # eval() is refused here

@@ -89,6 +89,33 @@ def test_an_operator_that_an_opset_lacks_is_named(merged, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Grid(nn.Module):
+    """Adds the place of every feature, as priors are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 8, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        rows, columns = torch.meshgrid(*map(torch.arange, y.shape[2:]),
+                                       indexing='ij')
+        return y.flatten(2) + rows.reshape(-1) + columns.reshape(-1)
+
+
+@torch.no_grad()
+def test_images_too_small_for_a_dynamic_size_are_refused(tmp_path):
+    model, x = Grid(), torch.randn(1, 3, 10, 32)  # .75 of 10 is one row
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    with pytest.raises(RuntimeError, match='at least 9 pixels a side .*'
+                       'checked at 8.*--shape'):
+        export_onnx(model.eval(), x, tmp_path / 'model.onnx',
+                    dynamic=['size'])
+    assert not list(tmp_path.iterdir())
+
+
 class OneSize(nn.Module):
     """Computes with the size of its example."""
 

@@ -23,6 +23,7 @@ class DeployableQueryDetector(DeployableWhole):
         ValueError: A head whose post-processing is not known, by name.
     """
     output_names = ('boxes', 'scores', 'labels')
+    dynamic = ()
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

@@ -11,6 +11,7 @@ import gdrq_mm
 from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.deployable import make_deployable
 from gdrq_mm.export import onnx_check
+from gdrq_mm.integer.graph import capture
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.scopes import example_batch
 
@@ -23,15 +24,36 @@ CONFIGS = dict(
     SSD='ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
     YOLOX='yolox/yolox_tiny_8xb8-300e_coco.py',
     RTMDet='rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
+SPREAD = dict(RetinaNet=.5, FCOS=.5, ATSS=.5, YOLOX=.05)  # of scores
 SIZE = (120, 96)  # no multiple of 32
+OTHER = (33, 150)
 EVEN = (128, 96)  # RTMDet pads in its pipeline, not in the model
 
 
-def build(name, **options):
+def two_levels(model):
+    """The head of a config on two levels of a short and narrow ResNet."""
+    model.backbone = dict(
+        type='ResNet', depth=18, base_channels=8, num_stages=2,
+        strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
+    model.neck = dict(type='FPN', in_channels=[8, 16], out_channels=32,
+                      num_outs=2)
+    head, strides = model.bbox_head, [4, 8]
+    head.update(in_channels=32, feat_channels=32, stacked_convs=1)
+    if head.type == 'FCOSHead':
+        head.update(strides=strides, regress_ranges=((-1, 64), (64, 1e8)))
+    elif head.type == 'YOLOXHead':
+        head.strides = strides
+    else:
+        head.anchor_generator.strides = strides
+
+
+def build(name, change=None, spread=.5):
     """A small detector of three classes whose scores differ."""
     cfg = Config.fromfile(
         Path(mmdet.__file__).parent / '.mim' / 'configs' / CONFIGS[name])
-    cfg.merge_from_dict({'model.bbox_head.num_classes': 3, **options})
+    cfg.model.bbox_head.num_classes = 3
+    if change is not None:
+        change(cfg.model)
     if 'init_cfg' in cfg.model.backbone:
         cfg.model.backbone.init_cfg = None
     if cfg.model.backbone.get('depth') == 50:
@@ -44,7 +66,7 @@ def build(name, **options):
     for key, value in model.bbox_head.named_parameters():
         if value.dim() == 4 and value.shape[0] <= 64:
             torch.nn.init.normal_(value, std=(
-                3 if name == 'SSD' else .5) / value[0].numel()**.5)
+                3 if name == 'SSD' else spread) / value[0].numel()**.5)
     for key, value in model.named_buffers():
         if key.endswith('running_var'):
             value.fill_(.5)
@@ -59,6 +81,12 @@ def predicted(model, size=SIZE):
 
 def image(size=SIZE):
     return example_batch('mmdet', size)['inputs'][0][None]
+
+
+def others():
+    """Images of another batch and size."""
+    return torch.randint(0, 256, (3, 3, *OTHER), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
@@ -97,28 +125,38 @@ def test_heads_that_are_not_known_are_refused():
 @pytest.mark.parametrize('name', ['RetinaNet', 'YOLOX'])
 def test_onnx_runtime_gives_the_detections_of_the_integer_model(
         name, tmp_path):
-    model, x = build(name), image()
+    model, x = build(name, two_levels, SPREAD[name]), image()
+    dynamic = ['batch', 'size']
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4)))
     deployable = make_deployable(model, SIZE).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(x)])
-    integer = to_integer(merge(deployable, x), x)
+    integer = to_integer(merge(deployable, x), x, dynamic=dynamic)
     path = tmp_path / 'model.onnx'
-    report = export_onnx(integer, x, path,
+    report = export_onnx(integer, x, path, dynamic=dynamic,
                          input_names=deployable.input_names,
                          output_names=deployable.output_names)
-    assert not report.float_layers
-    ours = integer(x)
-    theirs = map(torch.from_numpy, onnx_check.run(
-        onnx_check.session(path), [x]))
-    for mine, other in zip(ours, theirs):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+    assert not report.float_layers and len(report.others) == 2
+    runner = onnx_check.session(path)
+    for images in (x, others()):
+        ours = integer(images)
+        assert ((ours[2] >= 0).sum(1) > 3).all()
+        theirs = map(torch.from_numpy, onnx_check.run(runner, [images]))
+        for mine, other in zip(ours, theirs):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
 
 
-def test_boxes_are_of_one_batch_and_size():
-    model = build('FCOS')
-    boxes = make_deployable(model, SIZE)
-    with pytest.raises(ValueError, match='dynamic is batch,size, but boxes'):
-        boxes.check_dynamic(['batch', 'size'])
-    boxes.check_dynamic([])
-    make_deployable(model, SIZE, True).check_dynamic(['batch', 'size'])
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['RetinaNet', 'FCOS', 'ATSS', 'YOLOX'])
+def test_graphs_of_any_batch_and_size_give_mmdets_detections(
+        name, check_detections):
+    model = build(name, two_levels, SPREAD[name])
+    deployable = make_deployable(model, SIZE).eval()
+    deployable.check_dynamic(['batch', 'size'])
+    graph = capture(deployable, (image(), ), ['batch', 'size'])
+    sample, = example_batch('mmdet', OTHER)['data_samples']
+    images = others()
+    expected = model.test_step(dict(
+        inputs=list(images), data_samples=[sample.clone() for _ in images]))
+    for *ours, theirs in zip(*graph(images), expected):
+        check_detections(ours, theirs.pred_instances)

@@ -77,6 +77,14 @@ def test_onnx_runtime_gives_the_detections_of_the_integer_model(
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
 
 
+def test_boxes_of_queries_are_of_one_batch_and_size(spread):
+    deployable = make_deployable(build('DETR', spread), SIZE)
+    with pytest.raises(ValueError, match='dynamic is batch,size, but boxes of '
+                       'a DeployableQueryDetector.*for one batch and size: '
+                       'export without --dynamic, or .*--raw'):
+        deployable.check_dynamic(['batch', 'size'])
+
+
 def test_heads_that_are_not_known_are_refused(spread):
     model = build('DETR', spread)
     model.bbox_head.__class__ = type('MyHead', (type(model.bbox_head), ), dict(
