@@ -100,7 +100,7 @@ class Study:
                     resume=arguments)
 
     def result(self, records: dict) -> dict:
-        """What is done, by task and seed; metrics in points."""
+        """What is done, by task and seed; metrics as evaluators give them."""
         found = {task: {} for task in self.settings.tasks}
         for start in self.starts:
             record = records.get(policy_name(start))
@@ -161,6 +161,8 @@ def main() -> None:
     parser.add_argument('--quick', action='store_true', help='a few '
                         'iterations, as of the demo: does it run at all?')
     args = parser.parse_args()
+    if args.quick and args.out == parser.get_default('out'):
+        parser.error('--quick gives no results: name another --out')
     prepare_environment()
     study = Study(args)
     locks = [Lock(folder) for folder in (study.settings.work_dir,
