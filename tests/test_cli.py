@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import config as mmengine_config
+from mmengine.utils import is_installed
 
 from gdrq_mm import cli
 
@@ -88,6 +90,8 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(
         module, remedy, arguments, gdrq, tmp_path, monkeypatch):
     (tmp_path / 'my.py').write_text(
         "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n")
+    # conftest.py keeps its answers, which another test may have asked for.
+    monkeypatch.setattr(mmengine_config, 'is_installed', is_installed)
     for name in [name for name in sys.modules
                  if name.partition('.')[0] == module]:
         monkeypatch.delitem(sys.modules, name)
