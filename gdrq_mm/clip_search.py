@@ -15,7 +15,7 @@ them odd ones, up to ``2 L``. Of a grid with an even number of levels it is the
 other way round, up to ``2^bits - 1``; all else is the same.
 """
 import math
-from typing import Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -214,17 +214,35 @@ def _search_large(w: Tensor, top: int) -> Tensor:
             break
         low, high = float(grid[keep[0]]), float(grid[keep[-1] + 1])
     best, least = w.new_zeros(()), float('inf')
-    for index in keep.tolist():
-        slices = places[:, index:index + 2].tolist()
+    for first, last in _runs(keep.tolist(), places.diff().sum(0).tolist()):
+        slices = places[:, [first, last]].tolist()
         kinks = torch.cat([
             _encode(w[begin:end] * (2 / number.double()), number)
             for number, (begin, end) in zip(doubled, slices)])
         if len(kinks):
-            steps, change = _follow(kinks[None], slope[index], top)
-            change += loss[index] + slope[index] * (steps[0, 0] - grid[index])
+            steps, change = _follow(kinks[None], slope[first], top)
+            change += loss[first] + slope[first] * (steps[0, 0] - grid[first])
             if change.min() < least:
                 least, best = change.min(), steps[0, change.argmin()]
     return best[None]
+
+
+def _runs(keep: List[int], counts: List[int]) -> Iterator[Tuple[int, int]]:
+    """Neighbours among the intervals ``keep``, as many as can be held.
+
+    Args:
+        keep (list[int]): Interval ``i`` lies between points ``i``, ``i + 1``.
+        counts (list[int]): Kinks of every interval.
+
+    Yields:
+        tuple[int, int]: The first and the last point of a run.
+    """
+    first, held = keep[0], 0
+    for index, following in zip(keep, [*keep[1:], None]):
+        held += counts[index]
+        if following != index + 1 or held + counts[following] > 4 * CHUNK:
+            yield first, index + 1
+            first, held = following, 0
 
 
 def _loss_on_grid(w: Tensor, sums: Tensor, grid: Tensor, top: int

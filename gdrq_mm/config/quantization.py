@@ -133,6 +133,16 @@ class QuantConfig:
                            f'rule {rule.match!r}: {side}')
             for side in ('weight', 'activation'))
 
+    def untrained(self) -> 'QuantConfig':
+        """The same with :meth:`WeightScheme.untrained` of all weights."""
+        rules = tuple(
+            rule if rule.skip else dataclasses.replace(
+                rule, weight=dataclasses.asdict(
+                    self._apply(rule)[0].untrained()))
+            for rule in self.rules)
+        return dataclasses.replace(
+            self, weight=self.weight.untrained(), rules=rules)
+
     def check_rules(self, names: Iterable[str],
                     aliases: Mapping[str, str] = {}) -> None:
         """Every rule must decide something.

@@ -15,6 +15,7 @@ from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
 from ..checkpoint import NAME
+from ..config import QuantConfig
 from ..convert import quantize_
 from ..training import calibrate, update_bn_stats
 from ..version import __version__
@@ -118,6 +119,9 @@ class Bench:
                   ) -> nn.Module:
         """The float model, quantized, with thresholds set from data.
 
+        Clip values of weights are those for a model that was not trained,
+        see :meth:`gdrq_mm.config.QuantConfig.untrained`.
+
         Args:
             quantization (dict): See :class:`gdrq_mm.QuantConfig`.
             recalibrate (bool): Recalibrate batch normalization as well, as
@@ -132,7 +136,7 @@ class Bench:
                 f'{self.checkpoint} is quantized already: other bits are '
                 'measured from the checkpoint of a float model')
         model = self.model
-        quantize_(model, quantization)
+        quantize_(model, QuantConfig.from_dict(quantization).untrained())
         with torch.no_grad():
             if recalibrate:
                 update_bn_stats(model, self._forwards(model))

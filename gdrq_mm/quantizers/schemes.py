@@ -49,6 +49,14 @@ class WeightScheme:
         ``group_size`` and ``num_filters``."""
         return _options(self, 'group_size')
 
+    def untrained(self) -> 'WeightScheme':
+        """The scheme that shows what rounding costs weights of a float model.
+
+        A scheme whose range holds only what was trained for it returns
+        another, of the same bits.
+        """
+        return self
+
     def num_levels(self) -> int:
         """Number of values that a quantized weight can have."""
         return 2**self.bits

@@ -7,16 +7,17 @@ import torch
 
 from gdrq_mm.analysis.measurements import Measurements
 from gdrq_mm.analysis.sensitivity import Setting, worst_first
+from gdrq_mm.clip_search import search_clip
+from gdrq_mm.convert import quantize_
+from gdrq_mm.functional import expand_clip, linear_quantize
 from gdrq_mm.openmmlab.bench import Bench
 from gdrq_mm.openmmlab.sensitivity import Sensitivity, measure_sensitivity
-from gdrq_mm.training import get_state
+from gdrq_mm.training import calibrate, get_state
 
 METRICS = dict(resnet='accuracy/top1', pspnet='mIoU',
                faster_rcnn='pascal_voc/mAP')
-# Layers that are not the first one unless they are broken.
-BROKEN = dict(resnet='backbone.layer1.0.downsample.0',
-              pspnet='backbone.layer1.0.downsample.0',
-              faster_rcnn='neck.lateral_convs.1.conv')
+# Not the first one unless it is broken.
+BROKEN = 'backbone.layer1.0.downsample.0'
 
 
 @pytest.fixture
@@ -36,13 +37,16 @@ def files(load_config, build_model, tmp_path):
     return write
 
 
-def heavy_tails(layer):
-    """A change of weights that no clip value fits: one in seven is large."""
+def unequal_filters(layer):
+    """A change after which no clip value of a group fits its filters: one
+    has the size of a thousand others, as its normalization undoes."""
 
     def change(model):
+        norm = model.get_submodule(layer[:-1] + '1')
         with torch.no_grad():
-            flat = model.get_submodule(layer).weight.view(-1)
-            flat[::7] = flat.abs().mean() * 40 * flat[::7].sign()
+            model.get_submodule(layer).weight[::4] *= 1000
+            norm.running_mean[::4] *= 1000
+            norm.running_var[::4] *= 1000**2
 
     return change
 
@@ -50,19 +54,19 @@ def heavy_tails(layer):
 @pytest.mark.parametrize('name, by', [
     ('resnet', 'layer'), ('pspnet', 'stage'), ('faster_rcnn', 'stage')])
 def test_a_broken_layer_comes_first(name, by, files, tmp_path):
-    changes, firsts = [heavy_tails(BROKEN[name])], []
+    changes, firsts = [unequal_filters(BROKEN)], []
     if by == 'stage':  # quick enough to see that it does not come first ever
         changes.append(None)
     for change in changes:
         path = tmp_path / f'{bool(change)}.json'
         sensitivity, figures = measure_sensitivity(
             *files(name, change), path, bits=[4], batches=1, by=by,
-            ways=['alone'])
+            sides=['weight'], ways=['alone'])
         assert sensitivity.metric == METRICS[name]
         assert sum(map(len, sensitivity.groups(by).values())) > 20
         firsts.append(worst_first(figures)[0].group)
-    assert BROKEN[name].startswith(firsts[0])
-    assert not any(BROKEN[name].startswith(other) for other in firsts[1:])
+    assert BROKEN.startswith(firsts[0])
+    assert not any(BROKEN.startswith(other) for other in firsts[1:])
 
 
 @pytest.mark.parametrize('name, group, way', [
@@ -92,9 +96,8 @@ def test_the_noise_is_that_of_the_quantized_layer_alone(files, tmp_path):
     found = sensitivity.run([4], only=['head.fc'], sides=['weight'],
                             ways=['alone'])
     model, ratios = bench.model, []
-    from gdrq_mm.functional import clip_threshold, expand_clip, linear_quantize
     weight = model.head.fc.weight
-    clip = expand_clip(clip_threshold(weight, 3., 4), weight, 4)
+    clip = expand_clip(search_clip(weight, 4, 4), weight, 4)
     rounded = linear_quantize(weight, clip, 4)
     for batch in bench.batches:
         seen = []
@@ -112,6 +115,26 @@ def test_the_noise_is_that_of_the_quantized_layer_alone(files, tmp_path):
     assert figures.noise == pytest.approx(sum(ratios) / 2, rel=1e-4)
     assert figures.error == pytest.approx(abs(ratios[0] - ratios[1]) / 2,
                                           rel=1e-3)
+
+
+def test_weights_of_a_float_model_are_rounded_not_clipped_at_k(
+        files, tmp_path):
+    """k says how far a training reshapes weights, not what their bits cost."""
+    noises = []
+    for k in (2., 4.):
+        quantization = dict(
+            weight=dict(bits=2, k=k), activation=dict(bits=4),
+            rules=[dict(match='backbone.*', weight=dict(bits=8, k=k))])
+        sensitivity, figures = measure_sensitivity(
+            *files('resnet', custom_hooks=[
+                dict(type='GDRQHook', quantization=quantization)]),
+            tmp_path / f'{k}.json', bits=[2, 8], batches=1, by='stage',
+            sides=['weight'], ways=['alone'])
+        noises.append({setting: each.noise
+                       for setting, each in figures.items()})
+    assert noises[0] == noises[1]
+    for setting, noise in noises[0].items():
+        assert noise < 1e-3 if setting.bits == 8 else noise > 1e-3
 
 
 def test_what_is_measured_is_kept_and_nothing_is_measured_twice(
@@ -140,7 +163,10 @@ def test_a_trained_checkpoint_is_measured_at_its_bits(
     quantization = dict(weight=dict(bits=2), activation=dict(bits=4),
                         rules=[dict(match='head.fc', skip=True)])
     bench = Bench(config, files('resnet')[1], batches=1)
-    model = bench.quantized(quantization)
+    model = bench.model
+    quantize_(model, quantization)
+    with torch.no_grad():
+        calibrate(model, bench.forwards(model))
     checkpoint = str(tmp_path / 'trained.pth')
     torch.save(dict(state_dict=model.state_dict()), checkpoint)
     options = dict(custom_hooks=[dict(type='GDRQHook',

@@ -1,4 +1,5 @@
 """Weights on Scale-Clip thresholds (Eq. 7 to 9, Algorithm 1)."""
+import dataclasses
 import warnings
 from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
@@ -61,6 +62,11 @@ class ScaleClipWeightScheme(WeightScheme):
             warnings.warn(
                 f'weight.k is {self.k}: below 2 every projection shrinks the '
                 'weights towards zero; use k >= 2', stacklevel=3)
+
+    def untrained(self) -> WeightScheme:
+        # T is right for weights that projections have brought into it; of
+        # others it clips as much at 8 bits as at 2.
+        return dataclasses.replace(self, k=None, clip='search')
 
     def num_levels(self) -> int:
         return 2**self.bits - (self.bits > 1 and not _is_even(
