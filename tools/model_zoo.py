@@ -1,12 +1,14 @@
-"""Write the metafile and the README of every family of configs.
+"""Write metafiles and READMEs of the configs and of the published models.
 
 Usage:
     python tools/model_zoo.py [--check]
 
 ``configs/<family>/metafile.yml`` lists what was measured, from the results of
-the demo (docs/results/demo.json); ``configs/<family>/README.md`` is a table of
-it and of the family's other configs, which say "config only". ``--check``
-writes nothing and fails where a file is not up to date.
+the demo (docs/results/demo.json) and of the models that tools/publish_zoo.py
+has published (model_zoo/models.json); ``configs/<family>/README.md`` is a
+table of it and of the family's other configs, which say "config only";
+``model_zoo/README.md`` one of the published models. ``--check`` writes nothing
+and fails where a file is not up to date.
 """
 import argparse
 import json
@@ -21,6 +23,7 @@ from typing import Dict
 import modelindex
 import yaml
 from mmengine.config import Config
+from zoo_page import DATA, markdown, zoo_readme
 
 from gdrq_mm.openmmlab.publish import quantization_of
 from gdrq_mm.quantizers.scale_clip import ScaleClipWeightScheme
@@ -58,8 +61,14 @@ FAMILIES = dict(
     vgg=Family('VGG', 'Image Classification', 'Top 1 Accuracy'))
 
 
-def metafile(name: str, results: dict) -> dict:
-    """The metafile of a family: a collection, and its measured models."""
+def metafile(name: str, results: dict, published: list) -> dict:
+    """The metafile of a family: a collection, and its measured models.
+
+    Args:
+        name (str): Folder of the family.
+        results (dict): Of the demo.
+        published (list[dict]): Entries of model_zoo/models.json.
+    """
     family = FAMILIES[name]
     collection = dict(
         Name=f'GDRQ {family.title}', Metadata=dict(
@@ -83,7 +92,25 @@ def metafile(name: str, results: dict) -> dict:
             Results=[dict(Task=family.task, Dataset=family.data,
                           Metrics=metrics)],
             **{'In Collection': collection['Name']}))
+    for each in published:
+        if Path(each['training_config']).parent.name == name:
+            data = DATA[each['data']].title
+            models.append(dict(
+                Name=each['name'], Config=each['training_config'],
+                Metadata={
+                    'Training Data': data, 'Seeds': 1,
+                    'File Size (kB)': round(each['bytes'] / 1000)},
+                Results=[dict(Task=family.task, Dataset=data, Metrics={
+                    family.metric: round(each['metric'], 1),
+                    'drop': drop_of(each)})],
+                Weights=f'model_zoo/{each["file"]}',
+                **{'In Collection': collection['Name']}))
     return dict(Collections=[collection], Models=models)
+
+
+def drop_of(published: dict) -> float:
+    """Points below the float model that was fine-tuned alike."""
+    return round(published['float_metric'] - published['metric'], 1)
 
 
 def described(path: Path) -> str:
@@ -143,11 +170,13 @@ def readme(name: str, index: modelindex) -> str:
     head = ['config', 'what', '[weight, activation] bits, group size',
             'measured', 'file']
     lines = [head, ['---'] * len(head), *rows(name, models)]
-    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    table = markdown(lines)
     return (f'# {family.title}\n\n<!-- {GENERATED}. -->\n\n{table}\n\n'
-            'Measured models are trained by `make demo` (mean of the seeds; '
-            'drop: points below the\nfloat model that was fine-tuned alike); '
-            'no weights are hosted. "Config only": not trained yet.\n')
+            'Models on drawn stand-ins are trained by `make demo` (mean of '
+            'the seeds), those on real data\nby `tools/publish_zoo.py` (one '
+            'seed; [their weights](../../model_zoo/README.md)). Drop: points '
+            'below\nthe float model that was fine-tuned alike. "Config '
+            'only": not trained yet, or no weights here.\n')
 
 
 def main() -> None:
@@ -158,6 +187,7 @@ def main() -> None:
     # Of mmengine, once for every inherited package.
     warnings.filterwarnings('ignore', '.*pkg_resources')
     results = json.loads((ROOT / 'docs/results/demo.json').read_text())
+    published = json.loads((ROOT / 'model_zoo/models.json').read_text())
     outdated = []
 
     def write(path, text):
@@ -172,12 +202,13 @@ def main() -> None:
     for name in FAMILIES:
         write(ROOT / 'configs' / name / 'metafile.yml',
               f'# {GENERATED}.\n' + yaml.safe_dump(
-                  metafile(name, results), sort_keys=False))
+                  metafile(name, results, published), sort_keys=False))
     # Read back, so that the tables show what the metafiles say.
     index = modelindex.load(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
     for name in FAMILIES:
         write(ROOT / 'configs' / name / 'README.md', readme(name, index))
+    write(ROOT / 'model_zoo/README.md', zoo_readme(published, GENERATED))
     if check and outdated:
         sys.exit(f'model_zoo: outdated: {", ".join(outdated)}; run '
                  'python tools/model_zoo.py')

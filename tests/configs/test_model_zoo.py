@@ -5,11 +5,17 @@ import sys
 from pathlib import Path
 
 import modelindex
+import numpy as np
 import pytest
 import yaml
 from small import ROOT
 
+from gdrq_mm.plan import QuantReport
+from gdrq_mm.training import get_state
+
 RESULTS = json.loads((ROOT / 'docs/results/demo.json').read_text())
+ZOO = ROOT / 'model_zoo'
+PUBLISHED = json.loads((ZOO / 'models.json').read_text())
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +43,9 @@ def test_the_model_index_is_valid(index, capsys):
 
 
 def test_every_measured_model_is_listed_with_its_figures(index):
-    listed = {model.config: model for model in index.models}
+    published = {each['training_config'] for each in PUBLISHED}
+    listed = {model.config: model for model in index.models
+              if model.config not in published}
     measured = {task['configs'][run]: (run, values)
                 for task in RESULTS['tasks'].values()
                 for run, values in task['runs'].items()}
@@ -54,6 +62,61 @@ def test_every_measured_model_is_listed_with_its_figures(index):
             pytest.approx(values['metric']['mean'], abs=0.051)]
         assert drop == (pytest.approx(values['drop']['mean'], abs=0.051)
                         if run.startswith('w') else None)
+
+
+def test_every_published_model_is_listed_with_its_figures(index):
+    listed = {model.config: model for model in index.models}
+    for each in PUBLISHED:
+        model = listed[each['training_config']]
+        assert model.name == each['name']
+        assert (ROOT / model.weights).samefile(ZOO / each['file'])
+        result, = model.results
+        metrics = dict(result.metrics)
+        assert metrics.pop('drop') == pytest.approx(
+            each['float_metric'] - each['metric'], abs=.051)
+        assert list(metrics.values()) == [
+            pytest.approx(each['metric'], abs=.051)]
+
+
+def test_the_zoo_holds_what_its_list_says_and_is_small():
+    named = {each[key] for each in PUBLISHED for key in ('file', 'config')}
+    assert {path.name for path in ZOO.iterdir()} == {
+        'models.json', 'README.md', *named}
+    assert {each['bytes'] for each in PUBLISHED} == {
+        (ZOO / each['file']).stat().st_size for each in PUBLISHED}
+    assert sum(path.stat().st_size for path in ZOO.iterdir()) < 30e6
+    readme = (ZOO / 'README.md').read_text()
+    for each in PUBLISHED:
+        assert each['file'] in readme and each['config'] in readme
+
+
+@pytest.mark.parametrize('entry', PUBLISHED, ids=lambda each: each['name'])
+def test_inferencers_open_published_models(entry):
+    files = [str(ZOO / entry[key]) for key in ('config', 'file')]
+    image = np.random.default_rng(0).integers(
+        0, 256, (60, 80, 3), dtype=np.uint8)
+    if entry['data'] == 'bccd':
+        from mmdet.apis import DetInferencer
+        inferencer = DetInferencer(*files, device='cpu', show_progress=False)
+        found = inferencer(image, pred_score_thr=0.)['predictions'][0]
+        assert found['bboxes']
+        classes = inferencer.visualizer.dataset_meta['classes']
+        assert set(found['labels']) <= set(range(len(classes)))
+        assert set(classes) == {'RBC', 'WBC', 'Platelets'}
+    elif entry['data'] == 'camvid':
+        from mmseg.apis import MMSegInferencer
+        inferencer = MMSegInferencer(*files, device='cpu')
+        found = inferencer(image)['predictions']
+        assert found.shape == (60, 80) and found.max() < 11
+        assert 'pedestrian' in inferencer.model.dataset_meta['classes']
+    else:
+        from mmpretrain import ImageClassificationInferencer
+        inferencer = ImageClassificationInferencer(*files, device='cpu')
+        found, = inferencer(image)
+        assert found['pred_class'] in inferencer.classes
+        assert len(inferencer.classes) == 100
+    plans = get_state(inferencer.model).plans
+    assert QuantReport(plans).policy() == entry['policy']
 
 
 def test_metafiles_and_tables_are_up_to_date(model_zoo, monkeypatch, capsys):
@@ -81,7 +144,7 @@ def test_what_was_not_trained_says_config_only():
 
 def test_an_outdated_table_is_found(model_zoo, monkeypatch, tmp_path):
     """In a copy with one more config and another result."""
-    for name in ('configs', 'docs'):
+    for name in ('configs', 'docs', 'model_zoo'):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / 'model-index.yml', tmp_path)
     monkeypatch.setattr(model_zoo, 'ROOT', tmp_path)

@@ -1,0 +1,105 @@
+"""Publishing what the experiments have trained on real data."""
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+import gdrq_mm
+from gdrq_mm.config import QuantConfig
+from gdrq_mm.openmmlab.publish import inference_config, quantization_of
+from gdrq_mm.openmmlab.scopes import build_model, example_batch
+
+ROOT = Path(__file__).parents[2]
+NAME = 'resnet18-w24_gdrq-w2a4_tiny-imagenet-100'
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import publish_zoo
+    return publish_zoo
+
+
+@pytest.fixture
+def settings(tool, tmp_path):
+    """A work dir with the records of a model's cells; it is calibrated."""
+    settings = tool.Settings(tool.CELLS, tool.FAMILIES, tmp_path / 'work',
+                             tmp_path / 'data')
+    model = build_model(inference_config(Config.fromfile(
+        ROOT / tool.MODELS[NAME].config)))
+    with torch.no_grad():
+        gdrq_mm.calibrate(model, [lambda: model.test_step(
+            example_batch('mmpretrain', (64, 64)))])
+    made = dict(policy='2 and 4', weight_levels={'2': 4}, seconds=1.,
+                commit='abc', date='2026-11-26 10:00')
+    for cell, metric in (('tiny/float', 43.8), (tool.MODELS[NAME].cell, 42.)):
+        path = settings.record_path(cell, 0)
+        path.parent.mkdir(parents=True)
+        checkpoint = path.with_suffix('.pth')
+        torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
+        path.write_text(json.dumps(dict(results=dict(
+            made, metric=metric, checkpoint=str(checkpoint)))))
+    return settings
+
+
+def test_what_is_published_is_what_the_cells_train(tool):
+    assert len(tool.MODELS) == 6
+    for name, model in tool.MODELS.items():
+        assert (ROOT / model.config).stem == name
+        *_, own = model.cells()
+        assert own == model.cell
+        hook, = tool.CELLS[own].options['custom_hooks']
+        assert QuantConfig.from_dict(hook['quantization']) == \
+            QuantConfig.from_dict(quantization_of(Config.fromfile(
+                ROOT / model.config)))
+    assert tool.MODELS['faster-rcnn_r18-w24_fpn_gdrq-w2a4_bccd'].cells() == [
+        'tiny/start', 'bccd/start', 'bccd/float', 'bccd/bestk-w2a4']
+
+
+def test_a_model_is_published_once_with_its_figures(tool, settings, tmp_path):
+    out = tmp_path / 'zoo'
+    entry = tool.publish_model(tool.MODELS[NAME], settings, out)
+    assert (entry['metric'], entry['float_metric']) == (42., 43.8)
+    assert (out / entry['file']).stat().st_size == entry['bytes'] < 6e5
+    assert (out / entry['config']).exists()
+    tool.write_json(out / 'models.json', [entry])
+    files = sorted(out.iterdir())
+    assert tool.publish_model(tool.MODELS[NAME], settings, out) == entry
+    assert sorted(out.iterdir()) == files
+
+
+def test_another_training_is_not_put_beside_it(tool, settings, tmp_path):
+    out = tmp_path / 'zoo'
+    entry = tool.publish_model(tool.MODELS[NAME], settings, out)
+    tool.write_json(out / 'models.json', [entry])
+    checkpoint = settings.record_path(
+        tool.MODELS[NAME].cell, 0).with_suffix('.pth')
+    content = torch.load(checkpoint, weights_only=True)
+    content['state_dict']['head.fc.bias'] += 1
+    torch.save(content, checkpoint)
+    files = sorted(out.iterdir())
+    with pytest.raises(tool.JobError, match=f'{entry["file"]} is of another'):
+        tool.publish_model(tool.MODELS[NAME], settings, out)
+    assert sorted(out.iterdir()) == files
+
+
+def test_missing_data_and_models_are_named(tool, tmp_path, monkeypatch,
+                                           capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', [
+            'publish_zoo.py', *arguments, '--work-dir',
+            str(tmp_path / 'work'), '--data', str(tmp_path), '--out',
+            str(tmp_path / 'zoo')])
+        tool.main()
+
+    with pytest.raises(tool.JobError, match='bccd is missing: convert'):
+        run('faster-rcnn_r18-w24_fpn_gdrq-w2a4_bccd')
+    assert not (tmp_path / 'zoo').exists()
+    with pytest.raises(SystemExit) as stopped:
+        run('no-such-model')
+    assert stopped.value.code == 2
+    assert f'no model no-such-model; there are {NAME[:10]}' in \
+        capsys.readouterr().err

@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Train and publish the models of model_zoo/.
+
+Usage: python tools/publish_zoo.py [MODEL ...] [--jobs 2]
+
+A model is a config on real data; without names, all of them. Its float start,
+the float model that it is compared with and the model itself are trained as by
+tools/run_experiments.py, which shares its work dir: what is trained is not
+trained again, and after an interruption the same command goes on. The packed
+file and its config go to model_zoo/, the figures to model_zoo/models.json;
+tools/model_zoo.py makes tables and metafiles of these.
+"""
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List
+
+from experiments.engine import Settings, run_cells
+from experiments.studies import CELLS, FAMILIES
+from experiments.studies.real import TASKS, bits
+from jobs.checkout import ROOT, cores, shown
+from jobs.engine import check_failed
+from jobs.process import prepare_environment
+from jobs.records import JobError, Lock, file_hash, read_json, write_json
+from run_experiments import make_data
+
+METHOD = 'bestk'  # of experiments/studies/real.py
+PAIRS = ((4, 4), (2, 4))
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """One published model.
+
+    Args:
+        config (str): Relative to the checkout.
+        cell (str): What trains it.
+        metric (str): Name of its metric.
+    """
+    config: str
+    cell: str
+    metric: str
+
+    @property
+    def name(self) -> str:
+        return Path(self.config).stem
+
+    def cells(self) -> List[str]:
+        """What has to be trained, in order."""
+        found: List[str] = []
+
+        def need(name):
+            cell = CELLS[name]
+            for other in (cell.start, cell.reference):
+                if other and other not in found:
+                    need(other)
+            if name not in found:
+                found.append(name)
+
+        need(self.cell)
+        return found
+
+
+MODELS: Dict[str, Model] = {}
+for family, task in TASKS.items():
+    for pair in PAIRS:
+        model = Model(task.config.format(f'gdrq-{bits(pair)}_'),
+                      f'{family}/{METHOD}-{bits(pair)}', task.metric)
+        MODELS[model.name] = model
+
+
+def publish_model(model: Model, settings: Settings, out: Path) -> dict:
+    """Publish a trained model.
+
+    Returns:
+        dict: Its files and figures.
+
+    Raises:
+        JobError: Another training of it is published there.
+    """
+    from gdrq_mm.openmmlab.publish import publish
+    cell = CELLS[model.cell]
+    record, reference = (
+        read_json(settings.record_path(name, SEED))['results']
+        for name in (model.cell, cell.reference))
+    source = file_hash(record['checkpoint'])
+    entry = read_list(out / 'models.json').get(model.name)
+    if entry and (out / entry['file']).exists():
+        if entry['source'] != source:
+            raise JobError(
+                f'{shown(out / entry["file"])} is of another training; '
+                f'remove it and {shown(out / entry["config"])} to publish '
+                'this one')
+        return entry
+    checkpoint, config = publish(str(ROOT / model.config),
+                                 record['checkpoint'], str(out))
+    family = FAMILIES[cell.family]
+    return dict(
+        name=model.name, training_config=model.config, file=checkpoint.name,
+        config=config.name, bytes=checkpoint.stat().st_size,
+        data=family.data, metric_name=model.metric,
+        metric=record['metric'], float_metric=reference['metric'],
+        policy=record['policy'], weight_levels=record['weight_levels'],
+        seed=SEED, seconds=record['seconds'], commit=record['commit'],
+        date=record['date'], source=source)
+
+
+def read_list(path: Path) -> Dict[str, dict]:
+    """What is published, by name."""
+    return {entry['name']: entry for entry in (
+        json.loads(path.read_text()) if path.exists() else [])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('models', nargs='*', metavar='MODEL',
+                        help=f'of {", ".join(MODELS)}')
+    parser.add_argument('--jobs', type=int, default=cores(),
+                        help='one-thread processes (default: cores)')
+    for name, path, text in (
+            ('work-dir', 'work_dirs/experiments', 'where trainings are'),
+            ('data', 'data', 'where the converted datasets are'),
+            ('out', 'model_zoo', 'where to publish')):
+        parser.add_argument(f'--{name}', type=Path, default=ROOT / path,
+                            help=f'{text} (default: {path})')
+    args = parser.parse_args()
+    unknown = set(args.models) - set(MODELS)
+    if unknown:
+        parser.error(f'no model {", ".join(sorted(unknown))}; there are '
+                     f'{", ".join(MODELS)}')
+    models = [MODELS[name] for name in args.models or MODELS]
+    settings = Settings(CELLS, FAMILIES, args.work_dir.resolve(),
+                        args.data.resolve(), jobs=args.jobs)
+    lock = Lock(settings.work_dir)
+    names = list(dict.fromkeys(
+        name for model in models for name in model.cells()))
+    make_data(names, settings.data)
+    prepare_environment()
+    failed = run_cells(settings, [(name, SEED) for name in names])
+    del lock
+    check_failed(failed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        entry = publish_model(model, settings, args.out)
+        found = read_list(args.out / 'models.json')
+        found[model.name] = entry
+        write_json(args.out / 'models.json', [
+            found[name] for name in MODELS if name in found])
+        print(f'{shown(args.out / entry["file"])}: {entry["bytes"]} bytes, '
+              f'{entry["metric_name"]} {entry["metric"]:.2f}')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except JobError as error:
+        sys.exit(f'publish_zoo: {error}')
+    except KeyboardInterrupt:
+        sys.exit('\npublish_zoo: interrupted; the same command goes on')

