@@ -18,8 +18,8 @@ author = 'the authors of gdrq_mm'
 version = release = __version__
 
 root_doc = 'README'
-include_patterns = ['*.md', 'docs/**', 'configs/*/README.md']
-exclude_patterns = ['model_zoo/**']
+include_patterns = ['*.md', 'docs/**', 'configs/*/README.md',
+                    'model_zoo/README.md']
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon',
               'sphinx.ext.viewcode']
 
@@ -54,8 +54,9 @@ SECTIONS = {
                   'docs/patches'],
     'Background': ['docs/architecture', 'docs/method', 'docs/results',
                    'docs/comparison', 'docs/performance', 'docs/support'],
-    'Configs': [str(path.relative_to(ROOT).with_suffix(''))
-                for path in sorted(ROOT.glob('configs/*/README.md'))],
+    'Configs and models': ['model_zoo/README', *(
+        str(path.relative_to(ROOT).with_suffix(''))
+        for path in sorted(ROOT.glob('configs/*/README.md')))],
     'Project': ['CONTRIBUTING', 'CHANGELOG', 'SECURITY'],
 }
 
@@ -63,7 +64,8 @@ SECTIONS = {
 def navigation() -> str:
     """The tables of contents, in Markdown."""
     there = {str(path.relative_to(ROOT).with_suffix(''))
-             for pattern in ('*.md', 'docs/**/*.md', 'configs/*/README.md')
+             for pattern in ('*.md', 'docs/**/*.md', 'configs/*/README.md',
+                             'model_zoo/README.md')
              for path in ROOT.glob(pattern)} - {root_doc}
     named = {page for pages in SECTIONS.values() for page in pages}
     sections = {**SECTIONS, 'More': sorted(there - named)}
