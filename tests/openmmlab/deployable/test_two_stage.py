@@ -11,6 +11,7 @@ import gdrq_mm
 from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.deployable import make_deployable
 from gdrq_mm.export import onnx_check
+from gdrq_mm.integer.graph import capture
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.deployable.two_stage import paste
 from gdrq_mm.openmmlab.scopes import example_batch
@@ -93,21 +94,51 @@ def test_onnx_runtime_gives_boxes_and_masks_of_the_integer_model(
         weight=dict(bits=4), activation=dict(bits=4)))
     deployable = make_deployable(model, SIZE).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(x)])
-    integer = to_integer(merge(deployable, x), x)
+    integer = to_integer(merge(deployable, x), x, dynamic=['batch'])
     path = tmp_path / 'model.onnx'
-    report = export_onnx(integer, x, path,
+    report = export_onnx(integer, x, path, dynamic=['batch'],
                          output_names=deployable.output_names)
+    assert len(report.others) == 2
     assert len(report.kernels) == len(integer.calls) > 40
     assert all('ConvTranspose2d' in reason
                for reason in report.float_layers.values())
-    ours = integer(x)
+    pair = torch.cat([x, x.flip(3)])
+    ours = integer(pair)
     *theirs, masks = map(torch.from_numpy, onnx_check.run(
-        onnx_check.session(path), [x]))
+        onnx_check.session(path), [pair]))
     assert (ours[2] >= 0).sum() > 3
     for mine, other in zip(ours, theirs):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
     # Regions are sampled at places of float precision: codes may differ.
     assert (masks - ours[3]).abs().mean() < 1e-3
+
+
+@torch.no_grad()
+def test_a_graph_of_any_batch_gives_the_detections_of_mmdet(
+        check_detections, spread):
+    model, x = build('Faster', spread), image()
+    deployable = make_deployable(model, SIZE).eval()
+    graph = capture(deployable, (x, ), ['batch'])
+    batch = example_batch('mmdet', SIZE)
+    images = torch.cat([x, x.flip(3)])
+    expected = model.test_step(dict(
+        inputs=list(images), data_samples=[
+            batch['data_samples'][0].clone() for _ in images]))
+    for *ours, theirs in zip(*graph(images), expected):
+        check_detections(ours, theirs.pred_instances)
+
+
+def test_boxes_of_two_stages_are_of_one_size(spread):
+    model = build('Faster', spread)
+    deployable = make_deployable(model, SIZE)
+    with pytest.raises(ValueError, match='for one size: export with '
+                       '--dynamic batch, or .*--raw'):
+        deployable.check_dynamic(['batch', 'size'])
+    with pytest.raises(ValueError, match='for one size: export without '
+                       '--dynamic, or .*--raw'):
+        deployable.check_dynamic(['size'])
+    deployable.check_dynamic([])
+    make_deployable(model, SIZE, True).check_dynamic(['batch', 'size'])
 
 
 @pytest.mark.parametrize('part, kind, message', [
