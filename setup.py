@@ -12,7 +12,8 @@ MIM = ('configs', 'tools', 'model-index.yml')
 # What needs the checkout is not installed.
 NOT_INSTALLED = ('__pycache__', 'setup_env.py', 'cxx_precompiled.py',
                  'pythons.py', 'demo.py', 'demo_stages', 'model_zoo.py',
-                 'experiments', 'run_experiments.py', 'results_page.py')
+                 'zoo_page.py', 'publish_zoo.py', 'experiments',
+                 'run_experiments.py', 'results_page.py')
 
 
 class BuildWithMim(build_py):

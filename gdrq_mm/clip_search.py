@@ -24,7 +24,8 @@ from torch import Tensor
 from . import functional as F
 
 MAX_LEVELS = 127  # of 8 bits; twice as much has to fit into 8 bits
-# Kinks that are held at a time; what is held needs about 50 bytes each.
+# Kinks of many small groups that are held at a time, a quarter of those of a
+# large one; what is held needs about 50 bytes each.
 CHUNK = 2**18
 GRID = 256  # points at which the loss of a large group is bounded
 

@@ -70,12 +70,7 @@ def metafile(name: str, results: dict, published: list) -> dict:
         published (list[dict]): Entries of model_zoo/models.json.
     """
     family = FAMILIES[name]
-    collection = dict(
-        Name=f'GDRQ {family.title}', Metadata=dict(
-            Architecture=[family.title],
-            **{'Training Techniques': ['GDRQ', 'Scale-Clip']}),
-        Paper=dict(Title=PAPER), README=f'configs/{name}/README.md')
-    models = []
+    collection, models = collection_of(name), []
     measured = results['tasks'].get(family.demo, dict(runs={}))
     for run, values in measured['runs'].items():
         config = measured['configs'][run]
@@ -92,25 +87,49 @@ def metafile(name: str, results: dict, published: list) -> dict:
             Results=[dict(Task=family.task, Dataset=family.data,
                           Metrics=metrics)],
             **{'In Collection': collection['Name']}))
-    for each in published:
-        if Path(each['training_config']).parent.name == name:
-            data = DATA[each['data']].title
-            models.append(dict(
-                Name=each['name'], Config=each['training_config'],
-                Metadata={
-                    'Training Data': data, 'Seeds': 1,
-                    'File Size (kB)': round(each['bytes'] / 1000)},
-                Results=[dict(Task=family.task, Dataset=data, Metrics={
-                    family.metric: round(each['metric'], 1),
-                    'drop': drop_of(each)})],
-                Weights=f'model_zoo/{each["file"]}',
-                **{'In Collection': collection['Name']}))
+    models += [dict(published_model(each), Config=each['training_config'])
+               for each in published if family_of(each) == name]
     return dict(Collections=[collection], Models=models)
 
 
-def drop_of(published: dict) -> float:
-    """Points below the float model that was fine-tuned alike."""
-    return round(published['float_metric'] - published['metric'], 1)
+def collection_of(name: str) -> dict:
+    """A family in a metafile."""
+    title = FAMILIES[name].title
+    return dict(
+        Name=f'GDRQ {title}', Metadata=dict(
+            Architecture=[title],
+            **{'Training Techniques': ['GDRQ', 'Scale-Clip']}),
+        Paper=dict(Title=PAPER), README=f'configs/{name}/README.md')
+
+
+def family_of(published: dict) -> str:
+    return Path(published['training_config']).parent.name
+
+
+def published_model(published: dict) -> dict:
+    """A published model in a metafile, but for its files."""
+    family = FAMILIES[family_of(published)]
+    data = DATA[published['data']].title
+    return dict(
+        Name=published['name'],
+        Metadata={'Training Data': data, 'Seeds': 1,
+                  'File Size (kB)': round(published['bytes'] / 1000)},
+        Results=[dict(Task=family.task, Dataset=data, Metrics={
+            family.metric: round(published['metric'], 1), 'drop': round(
+                published['float_metric'] - published['metric'], 1)})],
+        **{'In Collection': f'GDRQ {family.title}'})
+
+
+def zoo_metafile(published: list) -> dict:
+    """The metafile of the published files. It stands beside them and in no
+    index, since they are not part of an installed package."""
+    return dict(
+        Collections=[collection_of(name) for name in dict.fromkeys(
+            map(family_of, published))],
+        Models=[dict(published_model(each),
+                     Config=f'model_zoo/{each["config"]}',
+                     Weights=f'model_zoo/{each["file"]}')
+                for each in published])
 
 
 def described(path: Path) -> str:
@@ -174,9 +193,9 @@ def readme(name: str, index: modelindex) -> str:
     return (f'# {family.title}\n\n<!-- {GENERATED}. -->\n\n{table}\n\n'
             'Models on drawn stand-ins are trained by `make demo` (mean of '
             'the seeds), those on real data\nby `tools/publish_zoo.py` (one '
-            'seed; [their weights](../../model_zoo/README.md)). Drop: points '
+            'seed; [their files](../../model_zoo/README.md)). Drop: points '
             'below\nthe float model that was fine-tuned alike. "Config '
-            'only": not trained yet, or no weights here.\n')
+            'only": no figures here.\n')
 
 
 def main() -> None:
@@ -209,6 +228,8 @@ def main() -> None:
     for name in FAMILIES:
         write(ROOT / 'configs' / name / 'README.md', readme(name, index))
     write(ROOT / 'model_zoo/README.md', zoo_readme(published, GENERATED))
+    write(ROOT / 'model_zoo/metafile.yml', f'# {GENERATED}.\n' +
+          yaml.safe_dump(zoo_metafile(published), sort_keys=False))
     if check and outdated:
         sys.exit(f'model_zoo: outdated: {", ".join(outdated)}; run '
                  'python tools/model_zoo.py')

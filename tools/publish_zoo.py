@@ -13,6 +13,7 @@ tools/model_zoo.py makes tables and metafiles of these.
 import argparse
 import json
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List
@@ -64,22 +65,21 @@ class Model:
         return found
 
 
-MODELS: Dict[str, Model] = {}
-for family, task in TASKS.items():
-    for pair in PAIRS:
-        model = Model(task.config.format(f'gdrq-{bits(pair)}_'),
-                      f'{family}/{METHOD}-{bits(pair)}', task.metric)
-        MODELS[model.name] = model
+MODELS: Dict[str, Model] = {each.name: each for each in (
+    Model(task.config.format(f'gdrq-{bits(pair)}_'),
+          f'{family}/{METHOD}-{bits(pair)}', task.metric)
+    for family, task in TASKS.items() for pair in PAIRS)}
 
 
 def publish_model(model: Model, settings: Settings, out: Path) -> dict:
-    """Publish a trained model.
+    """Publish a trained model and write it down in ``models.json``.
 
     Returns:
         dict: Its files and figures.
 
     Raises:
-        JobError: Another training of it is published there.
+        JobError: Files of that name, of another training or not written down,
+            are there, or it cannot be published.
     """
     from gdrq_mm.openmmlab.publish import publish
     cell = CELLS[model.cell]
@@ -87,25 +87,35 @@ def publish_model(model: Model, settings: Settings, out: Path) -> dict:
         read_json(settings.record_path(name, SEED))['results']
         for name in (model.cell, cell.reference))
     source = file_hash(record['checkpoint'])
-    entry = read_list(out / 'models.json').get(model.name)
-    if entry and (out / entry['file']).exists():
-        if entry['source'] != source:
-            raise JobError(
-                f'{shown(out / entry["file"])} is of another training; '
-                f'remove it and {shown(out / entry["config"])} to publish '
-                'this one')
+    entries = read_list(out / 'models.json')
+    entry = entries.get(model.name, dict(file='', config='', source=''))
+    there = {path.name for path in out.glob(f'{model.name}_*')}
+    if there and (there != {entry['file'], entry['config']}
+                  or entry['source'] != source):
+        raise JobError(
+            f'{shown(out)} has {", ".join(sorted(there))}, which are not of '
+            f'{shown(Path(record["checkpoint"]))}; remove them to publish it')
+    if there:
         return entry
-    checkpoint, config = publish(str(ROOT / model.config),
-                                 record['checkpoint'], str(out))
-    family = FAMILIES[cell.family]
-    return dict(
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        try:
+            made = publish(str(ROOT / model.config), record['checkpoint'],
+                           folder)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise JobError(str(error)) from error
+        checkpoint, config = (path.replace(out / path.name) for path in made)
+    entries[model.name] = dict(
         name=model.name, training_config=model.config, file=checkpoint.name,
         config=config.name, bytes=checkpoint.stat().st_size,
-        data=family.data, metric_name=model.metric,
+        data=FAMILIES[cell.family].data, metric_name=model.metric,
         metric=record['metric'], float_metric=reference['metric'],
         policy=record['policy'], weight_levels=record['weight_levels'],
         seed=SEED, seconds=record['seconds'], commit=record['commit'],
         date=record['date'], source=source)
+    write_json(out / 'models.json', [
+        entries[name] for name in MODELS if name in entries])
+    return entries[model.name]
 
 
 def read_list(path: Path) -> Dict[str, dict]:
@@ -133,6 +143,8 @@ def main() -> None:
     if unknown:
         parser.error(f'no model {", ".join(sorted(unknown))}; there are '
                      f'{", ".join(MODELS)}')
+    if args.jobs < 1:
+        parser.error(f'--jobs must be 1 or more, got {args.jobs}')
     models = [MODELS[name] for name in args.models or MODELS]
     settings = Settings(CELLS, FAMILIES, args.work_dir.resolve(),
                         args.data.resolve(), jobs=args.jobs)
@@ -144,13 +156,8 @@ def main() -> None:
     failed = run_cells(settings, [(name, SEED) for name in names])
     del lock
     check_failed(failed)
-    args.out.mkdir(parents=True, exist_ok=True)
     for model in models:
         entry = publish_model(model, settings, args.out)
-        found = read_list(args.out / 'models.json')
-        found[model.name] = entry
-        write_json(args.out / 'models.json', [
-            found[name] for name in MODELS if name in found])
         print(f'{shown(args.out / entry["file"])}: {entry["bytes"]} bytes, '
               f'{entry["metric_name"]} {entry["metric"]:.2f}')
 

@@ -10,12 +10,12 @@ class Data:
     Args:
         title (str): Its name.
         url (str): Where it is from.
-        licence (str): What its source says.
+        use (str): Its licence, or what it is given away for.
         opens (str): The inferencer of models that are trained on it.
     """
     title: str
     url: str
-    licence: str
+    use: str
     opens: str
 
 
@@ -47,19 +47,20 @@ def zoo_readme(published: list, generated: str) -> str:
             DATA[each['data']].title, each['policy'].partition(': ')[2],
             ', '.join(f'{levels} at {bits} bits' for bits, levels
                       in sorted(each['weight_levels'].items())),
-            f'{each["metric_name"]} {each["metric"]:.1f}',
-            f'{each["float_metric"]:.1f}', f'{each["bytes"] / 1000:.0f}'])
-    sources = [['data', 'source', 'licence', 'opens with'], ['---'] * 4, *(
-        [each.title, each.url, each.licence, f'`{each.opens}`']
+            f'{each["metric_name"]} {each["metric"]:.2f}',
+            f'{each["float_metric"]:.2f}', f'{each["bytes"] / 1000:.0f}'])
+    sources = [['data', 'source', 'use', 'models open with'], ['---'] * 4, *(
+        [each.title, each.url, each.use, f'`{each.opens}`']
         for each in DATA.values())]
-    first = published[0]
+    first = next(each for each in published
+                 if each['data'] == 'tiny-imagenet-100')
     return f'''# Models on real data
 
 <!-- {generated}. -->
 
-Packed models, small enough to lie here: their weights are stored as codes.
-They are of one seed, trained on two CPU cores at reduced widths, and show what
-a file of this package is; [results](../docs/results.md) compares methods.
+Packed models, whose weights are stored as codes: small enough to be kept in
+the repository. They were trained on two CPU cores with reduced widths, one
+seed each; [results](../docs/results.md) compares methods.
 
 {markdown(lines)}
 
@@ -83,7 +84,7 @@ again, with its float start, and publishes it:
 python tools/publish_zoo.py {first["name"]} --out my_zoo
 ```
 
-The data are not here. Where they are for research use, so are weights that
+The data are not included. Where they are for research use, so are weights that
 were trained on them.
 
 {markdown(sources)}

@@ -133,15 +133,15 @@ class QuantConfig:
                            f'rule {rule.match!r}: {side}')
             for side in ('weight', 'activation'))
 
-    def untrained(self) -> 'QuantConfig':
-        """The same with :meth:`WeightScheme.untrained` of all weights."""
+    def for_float_weights(self) -> 'QuantConfig':
+        """The same with :meth:`WeightScheme.for_float_weights` everywhere."""
         rules = tuple(
             rule if rule.skip else dataclasses.replace(
                 rule, weight=dataclasses.asdict(
-                    self._apply(rule)[0].untrained()))
+                    self._apply(rule)[0].for_float_weights()))
             for rule in self.rules)
         return dataclasses.replace(
-            self, weight=self.weight.untrained(), rules=rules)
+            self, weight=self.weight.for_float_weights(), rules=rules)
 
     def check_rules(self, names: Iterable[str],
                     aliases: Mapping[str, str] = {}) -> None:

@@ -25,6 +25,8 @@ from .publish import inference_config, quantization_of
 from .reading import read_checkpoint
 from .scopes import build_model, scope_of
 
+# Goes up where the same inputs give other figures.
+MEASURED = 2
 # Ends of the names of what the evaluators of the packages give.
 METRICS = ('accuracy/top1', 'bbox_mAP', 'mAP', 'mIoU')
 
@@ -106,7 +108,8 @@ class Bench:
         return dict(
             config=hashlib.sha256(text.encode()).hexdigest()[:16],
             checkpoint=digest.hexdigest()[:16], batches=len(self.batches),
-            calibration=self.calibration, gdrq_mm=__version__)
+            calibration=self.calibration, gdrq_mm=__version__,
+            measured=MEASURED)
 
     # -- models --------------------------------------------------------------
 
@@ -119,8 +122,8 @@ class Bench:
                   ) -> nn.Module:
         """The float model, quantized, with thresholds set from data.
 
-        Clip values of weights are those for a model that was not trained,
-        see :meth:`gdrq_mm.config.QuantConfig.untrained`.
+        Weights are quantized as no training has adapted them, see
+        :meth:`gdrq_mm.config.QuantConfig.for_float_weights`.
 
         Args:
             quantization (dict): See :class:`gdrq_mm.QuantConfig`.
@@ -135,8 +138,8 @@ class Bench:
             raise ValueError(
                 f'{self.checkpoint} is quantized already: other bits are '
                 'measured from the checkpoint of a float model')
-        model = self.model
-        quantize_(model, QuantConfig.from_dict(quantization).untrained())
+        model, config = self.model, QuantConfig.from_dict(quantization)
+        quantize_(model, config.for_float_weights())
         with torch.no_grad():
             if recalibrate:
                 update_bn_stats(model, self._forwards(model))
@@ -264,26 +267,21 @@ def float_config(cfg: Config) -> Config:
 def base_quantization(cfg: Config, bits: int) -> dict:
     """The quantization of a config with all layers at some bits.
 
-    Rules that leave layers float stay; layers read their own thresholds
+    Layers that a rule leaves float stay so; all read their own thresholds
     (``site='input'``), so that each can be switched on its own.
     """
     try:
         given = quantization_of(cfg)
     except ValueError:  # a float config
         given = {}
-    rules = []
-    for rule in given.get('rules') or ():
-        if not rule.get('skip'):
-            rule = {key: {field: value for field, value in part.items()
-                          if field != 'bits'}
-                    if key in ('weight', 'activation') else part
-                    for key, part in rule.items()}
-        if rule.get('skip') or rule.get('weight') or rule.get('activation'):
-            rules.append(rule)
-    return dict(
-        weight=dict(given.get('weight') or {}, bits=bits),
-        activation=dict(given.get('activation') or {}, bits=max(bits, 2),
-                        site='input'), rules=rules)
+    fields = dict(weight=dict(bits=bits),
+                  activation=dict(bits=max(bits, 2), site='input'))
+    rules = [{key: dict(part, **fields[key])
+              if key in fields and part and part.get('bits', 0) is not None
+              else part for key, part in rule.items()}
+             for rule in given.get('rules') or ()]
+    return dict({side: dict(given.get(side) or {}, **fields[side])
+                 for side in fields}, rules=rules)
 
 
 def _such_as(names: List[str]) -> str:

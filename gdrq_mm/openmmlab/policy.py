@@ -185,6 +185,10 @@ class Policies:
                     f'the config leaves the weights or the inputs of {name} '
                     'float; policies choose both: give both bits, or skip '
                     'the layer')
+            if weight.bits == 1:
+                raise ValueError(
+                    f'the config gives the weights of {name} 1 bit; policies '
+                    'are of 2 to 8: give it 2, or skip the layer')
             found[name] = Bits(weight.bits, activation.bits)
         return found
 

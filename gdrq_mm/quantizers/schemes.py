@@ -49,11 +49,11 @@ class WeightScheme:
         ``group_size`` and ``num_filters``."""
         return _options(self, 'group_size')
 
-    def untrained(self) -> 'WeightScheme':
-        """The scheme that shows what rounding costs weights of a float model.
+    def for_float_weights(self) -> 'WeightScheme':
+        """The scheme to measure weights with that no training has adapted.
 
-        A scheme whose range holds only what was trained for it returns
-        another, of the same bits.
+        Where the range of this one holds only weights that were trained for
+        it, another of the same bits.
         """
         return self
 

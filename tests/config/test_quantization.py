@@ -415,21 +415,21 @@ def test_absurd_values_are_refused(section, field, value, allowed):
             f'{section}.{field} is {value!r}', allowed)
 
 
-def test_untrained_weights_are_rounded_at_the_clip_value_of_least_loss():
+def test_float_weights_are_measured_at_the_clip_values_of_least_loss():
     config = QuantConfig.from_dict(dict(
         weight=dict(bits=2, k=2., levels='even'), activation=dict(bits=4),
         rules=[dict(match='a', weight=dict(bits=8)),
                dict(match='b', weight=dict(type='LSQ', bits=3)),
                dict(match='c', activation=dict(bits=8)),
                dict(match='d', skip=True)]))
-    untrained = config.untrained()
+    measured = config.for_float_weights()
     for name, bits in dict(a=8, c=2, other=2).items():
-        weight, activation = untrained.schemes(name)
+        weight, activation = measured.schemes(name)
         assert (weight.clip, weight.k, weight.bits, weight.levels) == (
             'search', None, bits, 'even')
         assert activation == config.schemes(name)[1]
     # Its step begins where the weights at hand put it.
-    assert untrained.schemes('b') == config.schemes('b')
-    assert untrained.schemes('d')[0].bits is None
-    assert untrained.untrained() == untrained
-    assert QuantConfig.from_dict(untrained.to_dict()) == untrained
+    assert measured.schemes('b') == config.schemes('b')
+    assert measured.schemes('d')[0].bits is None
+    assert measured.for_float_weights() == measured
+    assert QuantConfig.from_dict(measured.to_dict()) == measured

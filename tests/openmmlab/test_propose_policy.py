@@ -56,3 +56,18 @@ def test_a_policy_of_equal_size_is_proposed_measured_and_trained(
     with pytest.raises(ValueError, match='size=0.0001 cannot be met'):
         propose_policy(*files, tmp_path / 'kept.json', dict(size=1e-4),
                        bits=[2, 8], batches=1)
+
+
+@pytest.mark.parametrize('side, words', [
+    (dict(weight=dict(bits=1)), 'gives the weights of backbone.layer1.0.conv1 '
+     '1 bit'),
+    (dict(activation=dict(bits=None)), 'leaves the weights or the inputs of '
+     'backbone.layer1.0.conv1 float')])
+def test_policies_need_bits_to_choose_from(side, words, files, tmp_path):
+    rules = [dict(match='backbone.layer1.0.conv1', **side),
+             *QUANTIZATION['rules']]
+    with pytest.raises(ValueError, match=words):
+        propose_policy(*files, tmp_path / 'kept.json', batches=1, cfg_options={
+            'custom_hooks': [dict(type='GDRQHook', quantization=dict(
+                QUANTIZATION, rules=rules))]})
+    assert not (tmp_path / 'kept.json').exists()

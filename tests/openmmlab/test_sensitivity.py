@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from gdrq_mm.analysis.measurements import Measurements
 from gdrq_mm.analysis.sensitivity import Setting, worst_first
 from gdrq_mm.clip_search import search_clip
+from gdrq_mm.config import QuantConfig
 from gdrq_mm.convert import quantize_
 from gdrq_mm.functional import expand_clip, linear_quantize
-from gdrq_mm.openmmlab.bench import Bench
+from gdrq_mm.openmmlab.bench import Bench, base_quantization
 from gdrq_mm.openmmlab.sensitivity import Sensitivity, measure_sensitivity
 from gdrq_mm.training import calibrate, get_state
 
@@ -39,7 +41,8 @@ def files(load_config, build_model, tmp_path):
 
 def unequal_filters(layer):
     """A change after which no clip value of a group fits its filters: one
-    has the size of a thousand others, as its normalization undoes."""
+    is a thousand times as large as the others, which its normalization
+    undoes."""
 
     def change(model):
         norm = model.get_submodule(layer[:-1] + '1')
@@ -135,6 +138,27 @@ def test_weights_of_a_float_model_are_rounded_not_clipped_at_k(
     assert noises[0] == noises[1]
     for setting, noise in noises[0].items():
         assert noise < 1e-3 if setting.bits == 8 else noise > 1e-3
+
+
+def test_rules_keep_their_order_and_what_they_leave_float():
+    given = dict(
+        weight=dict(bits=2), activation=dict(bits=4, site='relu'),
+        rules=[dict(match='head.fc', weight=dict(bits=8)),
+               dict(match='head.*', skip=True),
+               dict(match='backbone.conv1', weight=dict(bits=None),
+                    activation=dict(bits=8, site='relu')),
+               dict(match='backbone.*', weight=dict(group_size=1))])
+    base = base_quantization(Config(dict(
+        model=dict(type='QuantizedModel', quantization=given))), 3)
+    parsed = QuantConfig.from_dict(base)
+    found = {name: [scheme.bits for scheme in parsed.schemes(name)]
+             for name in ('head.fc', 'head.x', 'backbone.conv1',
+                          'backbone.x', 'neck')}
+    assert found == {
+        'head.fc': [3, 3], 'head.x': [None, None],
+        'backbone.conv1': [None, 3], 'backbone.x': [3, 3], 'neck': [3, 3]}
+    assert parsed.schemes('backbone.x')[0].group_size == 1
+    assert parsed.schemes('backbone.conv1')[1].site == 'input'
 
 
 def test_what_is_measured_is_kept_and_nothing_is_measured_twice(

@@ -61,7 +61,8 @@ def test_the_wheel_brings_all_configs_and_the_tools(installed):
     assert (mim / 'model-index.yml').exists()
     tools = {path.name for path in mim.glob('tools/*')}
     assert {'train.py', 'test.py', 'publish_model.py', 'analyze.py'} < tools
-    assert not {'demo.py', 'setup_env.py', '__pycache__'} & tools
+    assert not {'demo.py', 'setup_env.py', 'publish_zoo.py', 'zoo_page.py',
+                '__pycache__'} & tools
 
 
 def test_configs_inherit_from_the_installed_ones(installed, tmp_path):

@@ -24,8 +24,9 @@ def tool(monkeypatch):
 
 
 @pytest.fixture
-def settings(tool, tmp_path):
+def settings(tool, tmp_path, monkeypatch):
     """A work dir with the records of a model's cells; it is calibrated."""
+    monkeypatch.chdir(tmp_path)  # publishing looks for data below
     settings = tool.Settings(tool.CELLS, tool.FAMILIES, tmp_path / 'work',
                              tmp_path / 'data')
     model = build_model(inference_config(Config.fromfile(
@@ -51,10 +52,16 @@ def test_what_is_published_is_what_the_cells_train(tool):
         assert (ROOT / model.config).stem == name
         *_, own = model.cells()
         assert own == model.cell
-        hook, = tool.CELLS[own].options['custom_hooks']
-        assert QuantConfig.from_dict(hook['quantization']) == \
-            QuantConfig.from_dict(quantization_of(Config.fromfile(
-                ROOT / model.config)))
+        cell = tool.CELLS[own]
+        trained = Config.fromfile(ROOT / cell.config)
+        trained.merge_from_dict(cell.options)
+        published = Config.fromfile(ROOT / model.config)
+        quantizations = []
+        for cfg in (trained, published):
+            quantizations.append(QuantConfig.from_dict(quantization_of(cfg)))
+            cfg.custom_hooks[0].pop('quantization')
+        assert quantizations[0] == quantizations[1]
+        assert trained.to_dict() == published.to_dict()
     assert tool.MODELS['faster-rcnn_r18-w24_fpn_gdrq-w2a4_bccd'].cells() == [
         'tiny/start', 'bccd/start', 'bccd/float', 'bccd/bestk-w2a4']
 
@@ -65,7 +72,7 @@ def test_a_model_is_published_once_with_its_figures(tool, settings, tmp_path):
     assert (entry['metric'], entry['float_metric']) == (42., 43.8)
     assert (out / entry['file']).stat().st_size == entry['bytes'] < 6e5
     assert (out / entry['config']).exists()
-    tool.write_json(out / 'models.json', [entry])
+    assert json.loads((out / 'models.json').read_text()) == [entry]
     files = sorted(out.iterdir())
     assert tool.publish_model(tool.MODELS[NAME], settings, out) == entry
     assert sorted(out.iterdir()) == files
@@ -74,16 +81,27 @@ def test_a_model_is_published_once_with_its_figures(tool, settings, tmp_path):
 def test_another_training_is_not_put_beside_it(tool, settings, tmp_path):
     out = tmp_path / 'zoo'
     entry = tool.publish_model(tool.MODELS[NAME], settings, out)
-    tool.write_json(out / 'models.json', [entry])
     checkpoint = settings.record_path(
         tool.MODELS[NAME].cell, 0).with_suffix('.pth')
     content = torch.load(checkpoint, weights_only=True)
     content['state_dict']['head.fc.bias'] += 1
     torch.save(content, checkpoint)
     files = sorted(out.iterdir())
-    with pytest.raises(tool.JobError, match=f'{entry["file"]} is of another'):
+    with pytest.raises(tool.JobError, match=f'{entry["file"]}, .*not of .*h;'):
         tool.publish_model(tool.MODELS[NAME], settings, out)
     assert sorted(out.iterdir()) == files
+    (out / 'models.json').unlink()  # as if it had been interrupted
+    with pytest.raises(tool.JobError, match=entry['file']):
+        tool.publish_model(tool.MODELS[NAME], settings, out)
+    assert {*out.iterdir()} == {*files} - {out / 'models.json'}
+
+
+def test_what_cannot_be_published_leaves_nothing(tool, settings, tmp_path):
+    settings.record_path(tool.MODELS[NAME].cell, 0).with_suffix(
+        '.pth').write_bytes(b'no checkpoint')
+    with pytest.raises(tool.JobError, match='no checkpoint|not a|cannot|read'):
+        tool.publish_model(tool.MODELS[NAME], settings, tmp_path / 'zoo')
+    assert not list((tmp_path / 'zoo').iterdir())
 
 
 def test_missing_data_and_models_are_named(tool, tmp_path, monkeypatch,

@@ -63,9 +63,9 @@ class ScaleClipWeightScheme(WeightScheme):
                 f'weight.k is {self.k}: below 2 every projection shrinks the '
                 'weights towards zero; use k >= 2', stacklevel=3)
 
-    def untrained(self) -> WeightScheme:
-        # T is right for weights that projections have brought into it; of
-        # others it clips as much at 8 bits as at 2.
+    def for_float_weights(self) -> WeightScheme:
+        # T is right for weights that projections have brought into it. Of
+        # others the same k clips as much at 8 bits as at 2.
         return dataclasses.replace(self, k=None, clip='search')
 
     def num_levels(self) -> int:
