@@ -4,8 +4,9 @@ The file keeps the names of layers: a call in it is looked up by its name.
 """
 import tempfile
 from pathlib import Path
-from typing import Dict, List, Union
+from typing import Dict, List, Optional, Tuple, Union
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -76,6 +77,28 @@ def compare_onnx(model: IntegerModel, path: Union[str, Path],
         difference.own.add(own, theirs)
         found.append(difference)
     return found
+
+
+def images_of_file(path: Union[str, Path]
+                   ) -> Tuple[Optional[Tuple[int, int]], torch.dtype]:
+    """What images a file takes.
+
+    Args:
+        path (str or Path): An ONNX file.
+
+    Returns:
+        tuple: Their height and width, None where these are dynamic, and their
+        dtype.
+
+    Raises:
+        ImportError: A package of the ``deploy`` extra is missing.
+    """
+    onnx = _deploy_packages()[0]
+    kind = onnx.load(str(path)).graph.input[0].type.tensor_type
+    sides = tuple(each.dim_value for each in kind.shape.dim[2:])
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    return (sides if len(sides) == 2 and all(sides) else None,
+            torch.from_numpy(np.zeros(0, dtype)).dtype)
 
 
 def is_qonnx(path: Union[str, Path]) -> bool:

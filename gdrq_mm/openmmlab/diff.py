@@ -53,14 +53,28 @@ def _switch_off(layer: nn.Module) -> None:
 
 def _diff_onnx(checkpoint: str, path: str, config: str, images: int,
                cfg_options: Optional[dict]) -> List[Difference]:
-    from ..analysis.diff_onnx import compare_onnx, compare_qonnx, is_qonnx
+    from ..analysis.diff_onnx import (
+        compare_onnx,
+        compare_qonnx,
+        images_of_file,
+        is_qonnx,
+    )
     from ..integer import to_integer
     from ..merge import merge
-    from .deployable import first_images, load_model, make_deployable
+    from .deployable import (
+        default_size,
+        first_images,
+        load_model,
+        make_deployable,
+        pad_image,
+    )
     cfg, model = load_model(config, checkpoint, cfg_options)
+    size, dtype = images_of_file(path)
     # As tools/export_onnx.py has them: they set the grids of sums.
     examples = first_images(cfg, max(images, 32))
-    model = make_deployable(model, tuple(examples[0].shape[2:])).eval()
+    size = size or default_size(cfg, examples)
+    examples = [pad_image(cfg, image, size).to(dtype) for image in examples]
+    model = make_deployable(model, size).eval()
     merged = merge(model, examples[0])
     if is_qonnx(path):
         return compare_qonnx(merged, path, (examples[0], ))

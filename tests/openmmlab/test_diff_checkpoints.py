@@ -12,6 +12,7 @@ from gdrq_mm.openmmlab.deployable import (
     first_images,
     load_model,
     make_deployable,
+    pad_image,
 )
 from gdrq_mm.openmmlab.diff import FLOAT, diff_checkpoints
 from gdrq_mm.openmmlab.reading import read_checkpoint
@@ -44,12 +45,16 @@ def test_a_checkpoint_is_compared_with_its_float_weights_and_itself(files):
         checkpoint, checkpoint, config, batches=1)) is None
 
 
-@pytest.mark.parametrize('format', ['qdq', 'qonnx'])
-def test_a_checkpoint_is_compared_with_its_file(files, format, tmp_path):
+@pytest.mark.parametrize('format, size, dtype', [
+    ('qdq', (40, 56), torch.uint8), ('qonnx', None, torch.float32)])
+def test_a_checkpoint_is_compared_with_its_file(files, format, size, dtype,
+                                                tmp_path):
     config, checkpoint = files
     cfg, model = load_model(config, checkpoint)
     images = first_images(cfg, 32)
-    model = make_deployable(model, tuple(images[0].shape[2:])).eval()
+    size = size or tuple(images[0].shape[2:])
+    images = [pad_image(cfg, image, size).to(dtype) for image in images]
+    model = make_deployable(model, size).eval()
     merged = merge(model, images[0])
     path = tmp_path / f'{format}.onnx'
     export_onnx(merged if format == 'qonnx' else to_integer(

@@ -1,6 +1,13 @@
 """OpenMMLab models as plain functions of images, to export and to test."""
-from .evaluation import evaluate, first_images, load_model
+from .evaluation import (
+    default_size,
+    evaluate,
+    first_images,
+    load_model,
+    pad_image,
+)
 from .models import DeployableClassifier, DeployableSegmentor, make_deployable
 
-__all__ = ['DeployableClassifier', 'DeployableSegmentor', 'evaluate',
-           'first_images', 'load_model', 'make_deployable']
+__all__ = ['DeployableClassifier', 'DeployableSegmentor', 'default_size',
+           'evaluate', 'first_images', 'load_model', 'make_deployable',
+           'pad_image']
