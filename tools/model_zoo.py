@@ -66,7 +66,7 @@ def metafile(name: str, results: dict, published: list) -> dict:
 
     Args:
         name (str): Folder of the family.
-        results (dict): Of the demo.
+        results (dict): What the demo measured.
         published (list[dict]): Entries of model_zoo/models.json.
     """
     family = FAMILIES[name]
