@@ -16,8 +16,9 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict
 
+from experiments.cells import with_needs
 from experiments.engine import Settings, run_cells
 from experiments.studies import CELLS, FAMILIES
 from experiments.studies.real import TASKS, bits
@@ -48,21 +49,6 @@ class Model:
     @property
     def name(self) -> str:
         return Path(self.config).stem
-
-    def cells(self) -> List[str]:
-        """What has to be trained, in order."""
-        found: List[str] = []
-
-        def need(name):
-            cell = CELLS[name]
-            for other in (cell.start, cell.reference):
-                if other and other not in found:
-                    need(other)
-            if name not in found:
-                found.append(name)
-
-        need(self.cell)
-        return found
 
 
 MODELS: Dict[str, Model] = {each.name: each for each in (
@@ -149,8 +135,7 @@ def main() -> None:
     settings = Settings(CELLS, FAMILIES, args.work_dir.resolve(),
                         args.data.resolve(), jobs=args.jobs)
     lock = Lock(settings.work_dir)
-    names = list(dict.fromkeys(
-        name for model in models for name in model.cells()))
+    names = with_needs(CELLS, [model.cell for model in models])
     make_data(names, settings.data)
     prepare_environment()
     failed = run_cells(settings, [(name, SEED) for name in names])

@@ -3,7 +3,7 @@ import copy
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from demo_stages.tasks import TASKS
 from jobs.checkout import ROOT, gdrq_mm_version
@@ -119,20 +119,31 @@ class Study:
     seeds: int = 3
 
     def cells(self, cells: Dict[str, Cell]) -> List[str]:
-        """All that it needs, each behind the one it begins with."""
-        found = []
+        """All that it needs, in the order of :func:`with_needs`."""
+        return with_needs(cells, (
+            name for part in (*self.rows, *self.claims)
+            for name in part.cells if name))
 
-        def add(name):
-            if name is None or name in found:
-                return
-            add(cells[name].start)
-            add(cells[name].reference)
-            found.append(name)
 
-        for part in (*self.rows, *self.claims):
-            for name in part.cells:
-                add(name)
-        return found
+def with_needs(cells: Dict[str, Cell], names: Iterable[str]) -> List[str]:
+    """Cells and those they need, each behind the one it begins with.
+
+    Args:
+        cells (dict[str, Cell]): Every cell there is.
+        names (iterable of str): The cells that are wanted.
+    """
+    found: List[str] = []
+
+    def add(name):
+        if name is None or name in found:
+            return
+        add(cells[name].start)
+        add(cells[name].reference)
+        found.append(name)
+
+    for name in names:
+        add(name)
+    return found
 
 
 class Configs:
