@@ -11,8 +11,8 @@ from gdrq_mm.plan.macs import has_low_bit_filters, is_evenly_spaced
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
 
 
-def trained(model, x):
-    gdrq_mm.quantize_(model, W4A4)
+def trained(model, x, **config):
+    gdrq_mm.quantize_(model, dict(W4A4, **config))
     gdrq_mm.calibrate(model, [lambda: model(x)])
     return model
 
@@ -94,6 +94,15 @@ class TestCount:
             count = count_macs(model, lambda: model(x), 4)
         assert count.low_bit_share == 1
         assert count.float_parameters() == {}
+
+    @pytest.mark.parametrize('lacks', ['weight', 'activation'])
+    def test_one_operand_on_a_grid_is_not_enough(self, lacks):
+        model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+        x = torch.rand(8, 16)
+        trained(model, x, rules=[dict(match='0', **{lacks: dict(bits=None)})])
+        count = count_macs(model, lambda: model(x), 4)
+        assert set(count.float_parameters()) == {'0.weight'}
+        assert count.low_bit == 8 * 64
 
     def test_a_layer_that_is_left_out_shows(self):
         model = nn.Sequential(nn.Linear(16, 16), nn.LSTM(16, 4))
