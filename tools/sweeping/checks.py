@@ -18,6 +18,8 @@ from gdrq_mm.deploy import pack
 from gdrq_mm.plan import count_macs
 from gdrq_mm.training import get_state
 
+from .batches import as_video
+
 BITS = 4
 QUANTIZATION = dict(weight=dict(bits=BITS, group_size=4),
                     activation=dict(bits=BITS))
@@ -126,6 +128,8 @@ def _test_step(model: nn.Module, batch: dict):
     if isinstance(samples, dict) or isinstance(batch['inputs'], dict) and \
             'sup' in batch['inputs']:
         batch = {key: value['sup'] for key, value in batch.items()}
+    elif hasattr(model, 'tracker') and hasattr(samples[0], 'gt_instances'):
+        batch = as_video(batch)
     return model.test_step(batch)
 
 

@@ -64,14 +64,14 @@ def _first_in_float(record: dict, configs: Dict[str, Callable]) -> tuple:
 
     from gdrq_mm.deployable import make_deployable
 
-    from . import models
+    from . import batches, models
     failures = []
     for name, read in configs.items():
         cfg = read()
         record.update(config=name, shrunk=models.shrink(cfg))
         for size in models.SIZES[cfg.default_scope]:
-            height, width = (size, size) if size else models.own_size(cfg)
-            image = models.images_for(cfg, height, width)[:1].float()
+            height, width = (size, size) if size else batches.own_size(cfg)
+            image = batches.images_for(cfg, height, width)[:1].float()
             record.pop('refused', None)
             try:
                 model = models.build(cfg).eval()

@@ -137,7 +137,7 @@ def _run_float(record: dict, configs: Dict[str, Callable]):
     """The first config and batch that the float model trains with and
     predicts; made for smaller images where it can be. Else, what was wrong
     with the first config at the greatest size."""
-    from . import models
+    from . import batches, models
     failures: Dict[str, Exception] = {}
     for name, read in configs.items():
         for small in (True, False):
@@ -147,7 +147,7 @@ def _run_float(record: dict, configs: Dict[str, Callable]):
                 if small and not shrunk:
                     continue
                 plain = models.build(cfg)
-                tries = list(models.batches(cfg))[:1 if small else None]
+                tries = list(batches.batches(cfg))[:1 if small else None]
             except Exception as error:
                 failures[name] = error
                 continue
