@@ -10,7 +10,6 @@ from .layers import (
     QUANT_LAYERS,
     OutputQuantizer,
     attach_output,
-    leave_fast_paths,
     refuse_switches,
 )
 from .layers.output import HEADROOM as OUTPUT_HEADROOM
@@ -73,7 +72,6 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         for plan in quantized:
             _convert_layer(plan, state, modules)
         state.to(next(model.parameters()).device).train(model.training)
-        leave_fast_paths(model)
         refuse_switches(model)
         model.add_module(NAME, state)
         add_load_gate(model, state)

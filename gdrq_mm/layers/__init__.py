@@ -4,7 +4,6 @@ from torch import nn
 from .attention import QuantMultiheadAttention
 from .base import QuantLayer
 from .conv import QuantConv2d
-from .fast_paths import leave_fast_paths
 from .linear import QuantLinear
 from .output import OutputQuantizer, attach_output
 from .registry import (
@@ -30,5 +29,5 @@ for _layer in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
 __all__ = ['MERGED_FORMS', 'MergedForm', 'OutputQuantizer', 'OwnForward',
            'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer', 'QuantLinear',
            'QuantMultiheadAttention', 'QuantReLU', 'attach_output',
-           'check_layers_are_there', 'leave_fast_paths', 'refuse_switches',
+           'check_layers_are_there', 'refuse_switches',
            'register_quant_layer']

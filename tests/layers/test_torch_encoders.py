@@ -1,4 +1,4 @@
-"""Encoders of torch call their quantized layers in evaluation, too."""
+"""Encoders of torch, whose fused operator reads weights past their layers."""
 import pytest
 import torch
 from torch import nn
