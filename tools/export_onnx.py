@@ -50,7 +50,8 @@ def parse_args() -> argparse.Namespace:
                         default='qdq', dest='format',
                         help='qdq: ONNX Runtime, OpenVINO; tensorrt: int8 '
                         'without zero points; qonnx: true bits; finn: the '
-                        'same, checked after the transformations of FINN')
+                        'same, checked after the transformations of FINN; '
+                        'hls4ml: the same, in the form that hls4ml reads')
     parser.add_argument('--check', choices=('openvino', ),
                         help='run the qdq file in OpenVINO as well: share of '
                         'integer layers, time and, with --eval, the metric')

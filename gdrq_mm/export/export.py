@@ -33,7 +33,7 @@ class ExportReport:
 
     Args:
         path (Path): The file.
-        format (str): 'qdq', 'tensorrt', 'qonnx' or 'finn'.
+        format (str): 'qdq', 'tensorrt', 'qonnx', 'finn' or 'hls4ml'.
         size (int): Bytes.
         kernels (dict[str, str]): For every call of a quantized layer, the
             operator that ONNX Runtime runs ('qdq').
@@ -50,9 +50,10 @@ class ExportReport:
             differs.
         others (dict[str, float]): The same for inputs of other shapes, by
             these (``dynamic``).
-        quant_nodes (int): Number of Quant nodes ('qonnx', 'finn').
+        quant_nodes (int): Number of Quant nodes ('qonnx', 'finn', 'hls4ml').
         steps (dict[str, float]): Greatest change of an output by
-            transformations of qonnx and FINN ('finn').
+            transformations of qonnx and FINN ('finn'), by the form and the
+            arithmetic of hls4ml ('hls4ml').
         cost (dict[str, float]): Multiply-accumulates, those weighted with
             their bits, and bits of weights, as qonnx counts ('finn').
     """
@@ -136,19 +137,21 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
     up to 8 bits, see :func:`to_integer`. 'qonnx': the merged model with
     ``Quant`` nodes of the true bits. 'finn': the same file, if it stands the
     transformations of qonnx and of FINN (where ``finn-plus`` is installed).
+    'hls4ml': that file in the form that hls4ml reads, of one image; where
+    ``hls4ml`` is installed, its compiled emulation gives the same.
 
     The file is written beside its place, loaded, run and compared with the
     PyTorch model, then renamed.
 
     Args:
         model (nn.Module): A quantized or merged model (or, except for
-            'qonnx' and 'finn', an :class:`IntegerModel`); tensors in and
-            out.
+            'qonnx', 'finn' and 'hls4ml', an :class:`IntegerModel`); tensors
+            in and out.
         example (Tensor or tuple): What the model is called with; fixes the
             shapes, except for what ``dynamic`` names.
         path (str): The file; must not exist.
-        format (str): 'qdq', 'tensorrt', 'qonnx' or 'finn'. Defaults to
-            'qdq'.
+        format (str): 'qdq', 'tensorrt', 'qonnx', 'finn' or 'hls4ml'.
+            Defaults to 'qdq'.
         weights (str): Container of weight codes in a 'qdq' file: 'int8',
             'int4' or 'int2'; smaller ones hold the layers whose bits fit.
             They are unpacked when the file is loaded. Defaults to 'int8'.
@@ -207,7 +210,13 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         raise FileExistsError(f'{path} exists; remove it or choose another '
                               'name')
     _require_packages()
-    from . import finn_check, onnx_check, onnx_file, qonnx_check
+    from . import (
+        finn_check,
+        hls4ml_form,
+        onnx_check,
+        onnx_file,
+        qonnx_check,
+    )
     from .metadata import add_metadata
     example = in_float32(
         example if isinstance(example, tuple) else (example, ))
@@ -222,8 +231,9 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         _need_merged(model)
         report.float_layers = float_layers(model)
         proto = onnx_file.qonnx_proto(model, example, **names)
-        check = qonnx_check.check_qonnx if format == 'qonnx' else \
-            finn_check.check_finn
+        check = dict(qonnx=qonnx_check.check_qonnx,
+                     finn=finn_check.check_finn,
+                     hls4ml=hls4ml_form.write_for_hls4ml)[format]
     else:
         container = 'int8' if format == 'tensorrt' else 'uint8'
         if not isinstance(model, IntegerModel):
@@ -248,8 +258,8 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
     add_metadata(proto, model, metadata or {})
     with write_whole(path) as part:
         onnx_file.write(proto, part)
-        report.size = part.stat().st_size
         check(part, model, example, report)
+        report.size = part.stat().st_size
         for other in other_examples(dynamic, example):
             again = ExportReport(path, format)
             try:

@@ -1,0 +1,110 @@
+"""Files for hls4ml: its compiled emulation computes what was trained."""
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from test_finn import Net
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.deploy import export_onnx
+from gdrq_mm.export import hls4ml_form
+
+
+def quantized(model, bits=4, shape=(3, 4, 4)):
+    torch.manual_seed(0)
+    x = torch.rand(4, *shape)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=bits), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    return model.eval(), x[:1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('bits,residual', [(2, True), (4, False)])
+def test_compiled_emulation_equals_the_model(bits, residual, tmp_path):
+    pytest.importorskip('hls4ml', reason='pip install hls4ml')
+    torch.manual_seed(0)
+    model, x = quantized(Net(residual), bits)
+    report = export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
+    assert report.steps['rewriting for hls4ml'] < 1e-6
+    assert report.steps['compiled emulation of hls4ml'] < 1e-3
+    assert 'emulation of hls4ml: outputs change by' in str(report)
+    assert report.size == (tmp_path / 'net.onnx').stat().st_size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('dense', [False, True])
+def test_scales_and_biases_stand_behind_the_layers(dense, tmp_path,
+                                                   monkeypatch):
+    monkeypatch.setattr(hls4ml_form, 'emulated', lambda *_: None)
+    torch.manual_seed(0)
+    model, x = quantized(nn.Sequential(
+        nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), shape=(6, )) \
+        if dense else quantized(Net(True))
+    report = export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
+    assert list(report.steps) == ['rewriting for hls4ml']  # not emulated
+    proto = onnx.load(tmp_path / 'net.onnx')
+    stored = {each.name: numpy_helper.to_array(each)
+              for each in proto.graph.initializer}
+    weights = {node.output[0]: node for node in proto.graph.node
+               if node.op_type == 'Quant' and node.input[0] in stored}
+    layers = [node for node in proto.graph.node
+              if node.op_type in ('Conv', 'MatMul')]
+    assert len(weights) == len(layers) == (2 if dense else 3)
+    for layer in layers:
+        quant = weights[layer.input[1]]
+        codes, scale = (stored[name] for name in quant.input[:2])
+        assert scale.shape == () and scale == 1
+        np.testing.assert_allclose(codes, codes.round(), atol=1e-5)
+        assert 1 < abs(codes).max() < 7.5 and len(layer.input) == 2
+        behind = next(node for node in proto.graph.node
+                      if layer.output[0] in node.input)
+        assert behind.op_type == 'Mul'
+        assert stored[behind.input[1]].shape[-1] in (3, 5, 8)
+
+
+@torch.no_grad()
+def test_images_of_an_output_stay_in_their_order(tmp_path):
+    pytest.importorskip('hls4ml', reason='pip install hls4ml')
+    torch.manual_seed(0)
+    model, x = quantized(nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 1)),
+        shape=(3, 4, 6))
+    report = export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
+    assert report.steps['compiled emulation of hls4ml'] < 1e-3
+
+
+@torch.no_grad()
+def test_another_result_of_hls4ml_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(hls4ml_form, 'emulated', lambda model, inputs: [
+        np.zeros((1, 5), np.float32)])
+    model, x = quantized(Net())
+    with pytest.raises(RuntimeError, match='1.0e.00 in the compiled emulati'):
+        export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
+    assert not list(tmp_path.iterdir())
+
+
+class Sorted(Net):
+
+    def forward(self, x):
+        return super().forward(x).sort(1)[0]
+
+
+@torch.no_grad()
+def test_what_hls4ml_has_no_operators_for_is_said(tmp_path):
+    pytest.importorskip('hls4ml', reason='pip install hls4ml')
+    model, x = quantized(Sorted())
+    with pytest.raises(RuntimeError, match='hls4ml stops at this model .*TopK'
+                       '.*--raw'):
+        export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_several_images_are_refused(tmp_path):
+    model, x = quantized(Net())
+    with pytest.raises(ValueError, match='of one image'):
+        export_onnx(model, x.repeat(2, 1, 1, 1), tmp_path / 'net.onnx',
+                    'hls4ml')
