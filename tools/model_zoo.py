@@ -207,6 +207,7 @@ def main() -> None:
     warnings.filterwarnings('ignore', '.*pkg_resources')
     results = json.loads((ROOT / 'docs/results/demo.json').read_text())
     published = json.loads((ROOT / 'model_zoo/models.json').read_text())
+    starts = json.loads((ROOT / 'model_zoo/starts.json').read_text())
     outdated = []
 
     def write(path, text):
@@ -227,7 +228,8 @@ def main() -> None:
     index.build_models_with_collections()
     for name in FAMILIES:
         write(ROOT / 'configs' / name / 'README.md', readme(name, index))
-    write(ROOT / 'model_zoo/README.md', zoo_readme(published, GENERATED))
+    write(ROOT / 'model_zoo/README.md', zoo_readme(
+        published, list(starts.values()), GENERATED))
     write(ROOT / 'model_zoo/metafile.yml', f'# {GENERATED}.\n' +
           yaml.safe_dump(zoo_metafile(published), sort_keys=False))
     if check and outdated:

@@ -3,11 +3,13 @@
 
 Usage: python tools/publish_zoo.py [MODEL ...] [--jobs 2]
 
-A model is a config on real data; without names, all of them. Its float start,
-the float model that it is compared with and the model itself are trained as by
+A model is a config on real data; without names, all of them. The model and
+the float model that it is compared with are trained as by
 tools/run_experiments.py, which shares its work dir: what is trained is not
-trained again, and after an interruption the same command goes on. The packed
-file and its config go to model_zoo/, the figures to model_zoo/models.json;
+trained again, and after an interruption the same command goes on. Both begin
+with a float model that model_zoo/ has; one that is named is trained (again).
+The packed file and its config go to model_zoo/, the figures to
+model_zoo/models.json, those of float models to model_zoo/starts.json;
 tools/model_zoo.py makes tables and metafiles of these.
 """
 import argparse
@@ -20,6 +22,7 @@ from typing import Dict
 
 from experiments.cells import with_needs
 from experiments.engine import Settings, run_cells
+from experiments.starts import published_starts, write_start
 from experiments.studies import CELLS, FAMILIES
 from experiments.studies.real import TASKS, bits
 from jobs.checkout import ROOT, cores, shown
@@ -27,6 +30,8 @@ from jobs.engine import check_failed
 from jobs.process import prepare_environment
 from jobs.records import JobError, Lock, file_hash, read_json, write_json
 from run_experiments import make_data
+
+from gdrq_mm.writing import write_whole
 
 METHOD = 'bestk'  # of experiments/studies/real.py
 PAIRS = ((4, 4), (2, 4))
@@ -55,6 +60,9 @@ MODELS: Dict[str, Model] = {each.name: each for each in (
     Model(task.config.format(f'gdrq-{bits(pair)}_'),
           f'{family}/{METHOD}-{bits(pair)}', task.metric)
     for family, task in TASKS.items() for pair in PAIRS)}
+STARTS: Dict[str, Model] = {each.name: each for each in (
+    Model(task.config.format(''), f'{family}/start', task.metric)
+    for family, task in TASKS.items())}
 
 
 def publish_model(model: Model, settings: Settings, out: Path) -> dict:
@@ -104,6 +112,41 @@ def publish_model(model: Model, settings: Settings, out: Path) -> dict:
     return entries[model.name]
 
 
+def publish_start(start: Model, settings: Settings, out: Path) -> dict:
+    """Publish a float model that others begin with, in ``starts.json``.
+
+    Returns:
+        dict: Its file and figures.
+
+    Raises:
+        JobError: A file of that name, of another training, is there.
+    """
+    record = read_json(settings.record_path(start.cell, SEED))
+    result, inputs = record['results'], record['inputs']
+    checkpoint, target = Path(result['checkpoint']), out / f'{start.name}.pth'
+    source = file_hash(checkpoint)
+    entries = read_json(out / 'starts.json') or {}
+    if target.exists():
+        if entries.get(start.cell, {}).get('source') == source:
+            return entries[start.cell]
+        raise JobError(f'{shown(target)} is not of {shown(checkpoint)}; '
+                       'remove it to publish that')
+    with write_whole(target) as part:
+        write_start(checkpoint, part)
+    entries[start.cell] = dict(
+        name=start.name, training_config=start.config, file=target.name,
+        bytes=target.stat().st_size, hash=file_hash(target),
+        metric_name=start.metric, seed=SEED, config_hash=inputs['config'],
+        data=FAMILIES[CELLS[start.cell].family].data, stamp=inputs['data'],
+        versions=record['versions'], source=source,
+        **{key: value for key, value in result.items()
+           if key != 'checkpoint'})
+    write_json(out / 'starts.json', {
+        each.cell: entries[each.cell] for each in STARTS.values()
+        if each.cell in entries})
+    return entries[start.cell]
+
+
 def read_list(path: Path) -> Dict[str, dict]:
     """What is published, by name."""
     return {entry['name']: entry for entry in (
@@ -115,7 +158,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('models', nargs='*', metavar='MODEL',
-                        help=f'of {", ".join(MODELS)}')
+                        help=f'of {", ".join(MODELS)}; float ones: '
+                        f'{", ".join(STARTS)}')
     parser.add_argument('--jobs', type=int, default=cores(),
                         help='one-thread processes (default: cores)')
     for name, path, text in (
@@ -125,24 +169,33 @@ def main() -> None:
         parser.add_argument(f'--{name}', type=Path, default=ROOT / path,
                             help=f'{text} (default: {path})')
     args = parser.parse_args()
-    unknown = set(args.models) - set(MODELS)
+    unknown = set(args.models) - {*MODELS, *STARTS}
     if unknown:
         parser.error(f'no model {", ".join(sorted(unknown))}; there are '
-                     f'{", ".join(MODELS)}')
+                     f'{", ".join([*MODELS, *STARTS])}')
     if args.jobs < 1:
         parser.error(f'--jobs must be 1 or more, got {args.jobs}')
-    models = [MODELS[name] for name in args.models or MODELS]
+    names = args.models or MODELS
+    models = [MODELS[name] for name in names if name in MODELS]
+    starts = [STARTS[name] for name in names if name in STARTS]
+    wanted = [each.cell for each in (*starts, *models)]
     settings = Settings(CELLS, FAMILIES, args.work_dir.resolve(),
-                        args.data.resolve(), jobs=args.jobs)
+                        args.data.resolve(), jobs=args.jobs, starts={
+                            cell: entry for cell, entry
+                            in published_starts().items()
+                            if cell not in wanted})
     lock = Lock(settings.work_dir)
-    names = with_needs(CELLS, [model.cell for model in models])
-    make_data(names, settings.data)
+    names = with_needs(CELLS, wanted)
+    make_data([name for name in names if name not in settings.starts],
+              settings.data)
     prepare_environment()
     failed = run_cells(settings, [(name, SEED) for name in names])
     del lock
     check_failed(failed)
-    for model in models:
-        entry = publish_model(model, settings, args.out)
+    for entry in [*(publish_start(each, settings, args.out)
+                    for each in starts),
+                  *(publish_model(each, settings, args.out)
+                    for each in models)]:
         print(f'{shown(args.out / entry["file"])}: {entry["bytes"]} bytes, '
               f'{entry["metric_name"]} {entry["metric"]:.2f}')
 

@@ -88,9 +88,8 @@ def tasks_of(args):
             STUDIES[study].seeds for study in args.studies)):
         for study in args.studies:
             if args.seeds or seed < STUDIES[study].seeds:
-                tasks += [(name, seed)
-                          for name in STUDIES[study].cells(CELLS)]
-    return tasks
+                tasks += STUDIES[study].tasks(CELLS, [seed])
+    return list(dict.fromkeys(tasks))
 
 
 def main():
@@ -107,7 +106,8 @@ def main():
         prepare_environment()
         lock = Lock(settings.work_dir)  # held until the end
         tasks = tasks_of(args)
-        make_data([name for name, _ in tasks], settings.data)
+        make_data([name for name, _ in tasks
+                   if name not in settings.starts], settings.data)
         failed = run_cells(settings, tasks)
         del lock
     for study in args.studies:

@@ -30,11 +30,12 @@ DATA: Dict[str, Data] = {
         'research use', 'mmpretrain.ImageClassificationInferencer')}
 
 
-def zoo_readme(published: list, generated: str) -> str:
+def zoo_readme(published: list, starts: list, generated: str) -> str:
     """The README of the published models.
 
     Args:
         published (list[dict]): Entries of model_zoo/models.json.
+        starts (list[dict]): Entries of model_zoo/starts.json.
         generated (str): Says what wrote it.
     """
     head = ['model', 'data', 'bits [weight, activation]', 'levels of weights',
@@ -49,6 +50,12 @@ def zoo_readme(published: list, generated: str) -> str:
                       in sorted(each['weight_levels'].items())),
             f'{each["metric_name"]} {each["metric"]:.2f}',
             f'{each["float_metric"]:.2f}', f'{each["bytes"] / 1000:.0f}'])
+    floats = [['float model', 'data', 'metric', 'kB'], ['---'] * 4, *(
+        [f'[{each["name"]}](./{each["file"]}), '
+         f'[config](../{each["training_config"]})',
+         DATA[each['data']].title,
+         f'{each["metric_name"]} {each["metric"]:.2f}',
+         f'{each["bytes"] / 1000:.0f}'] for each in starts)]
     sources = [['data', 'source', 'use', 'models open with'], ['---'] * 4, *(
         [each.title, each.url, each.use, f'`{each.opens}`']
         for each in DATA.values())]
@@ -78,11 +85,18 @@ inferencer = ImageClassificationInferencer(
 `classes` and `palette`: those of `inferencer.model.dataset_meta`.
 
 Convert the data ([how](../docs/results.md)), and one command trains a model
-again, with its float start, and publishes it:
+again and publishes it:
 
 ```
 python tools/publish_zoo.py {first["name"]} --out my_zoo
 ```
+
+All of them, and all experiments on these data, begin with a float model, which
+is here as well (weights in float16), so that a training takes minutes. For
+trainings of your own: `load_from = 'model_zoo/{starts[0]["file"]}'`. The same
+command trains one again:
+
+{markdown(floats)}
 
 The data are not included. Where they are for research use, so are weights that
 were trained on them.

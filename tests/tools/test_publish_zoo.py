@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import load_checkpoint
 
 import gdrq_mm
 from gdrq_mm.config import QuantConfig
@@ -93,6 +94,38 @@ def test_another_training_is_not_put_beside_it(tool, settings, tmp_path):
     with pytest.raises(tool.JobError, match=entry['file']):
         tool.publish_model(tool.MODELS[NAME], settings, out)
     assert {*out.iterdir()} == {*files} - {out / 'models.json'}
+
+
+def test_a_float_start_is_published_in_half_its_bytes(tool, tmp_path):
+    start = tool.STARTS['resnet18-w24_tiny-imagenet-100']
+    settings = tool.Settings(tool.CELLS, tool.FAMILIES, tmp_path / 'work',
+                             tmp_path / 'data')
+    model = build_model(Config.fromfile(ROOT / start.config))
+    checkpoint, out = tmp_path / 'trained.pth', tmp_path / 'zoo'
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(
+        dataset_meta=dict(classes=('cat', 'dog')))), checkpoint)
+    path = settings.record_path(start.cell, 0)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(dict(
+        inputs=dict(config='abc', data=None), versions=dict(torch='1'),
+        results=dict(metric=42., checkpoint=str(checkpoint)))))
+    entry = tool.publish_start(start, settings, out)
+    assert entry['bytes'] < .52 * checkpoint.stat().st_size
+    assert json.loads((out / 'starts.json').read_text()) == {
+        'tiny/start': entry}
+    loaded = build_model(Config.fromfile(ROOT / start.config))
+    meta = load_checkpoint(loaded, str(out / entry['file']), strict=True)
+    assert meta['meta']['dataset_meta']['classes'] == ('cat', 'dog')
+    for name, value in model.state_dict().items():
+        found = loaded.state_dict()[name]
+        assert found.dtype == value.dtype
+        exact = value.dim() < 2
+        assert torch.allclose(found, value, rtol=0 if exact else 2**-11,
+                              atol=0 if exact else 2**-25)
+    assert tool.publish_start(start, settings, out) == entry
+    torch.save(dict(state_dict=loaded.state_dict(), meta={}), checkpoint)
+    with pytest.raises(tool.JobError, match=f'{entry["file"]} is not of'):
+        tool.publish_start(start, settings, out)
 
 
 def test_what_cannot_be_published_leaves_nothing(tool, settings, tmp_path):

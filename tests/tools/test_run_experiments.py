@@ -31,6 +31,7 @@ from experiments.cells import (  # noqa: E402
 )
 from experiments.engine import Settings, run_cells  # noqa: E402
 from experiments.results import collect, list_studies  # noqa: E402
+from experiments.starts import published_starts  # noqa: E402
 from experiments.studies import (  # noqa: E402
     CELLS,
     FAMILIES,
@@ -38,7 +39,12 @@ from experiments.studies import (  # noqa: E402
     real,
 )
 from experiments.tables import Results, interval  # noqa: E402
-from jobs.records import JobError, read_json, write_json  # noqa: E402
+from jobs.records import (  # noqa: E402
+    JobError,
+    file_hash,
+    read_json,
+    write_json,
+)
 
 CONFIG = 'tools/experiments/configs/resnet18_signs.py'
 
@@ -82,6 +88,66 @@ def test_cells_begin_with_the_model_of_their_start(settings):
         assert record['inputs']['load_from'] and record['versions']['torch']
     assert 'at work on toy/next' in settings.folder(
         'toy/next', 0).with_suffix('.log').read_text()
+
+
+def test_all_seeds_may_begin_with_one_model(settings):
+    settings.cells['toy/start'] = dataclasses.replace(
+        settings.cells['toy/start'], shared=True)
+    study = Study('A study', '', ['next'], [Row('metric', ['toy/next'])])
+    tasks = study.tasks(settings.cells, range(2))
+    assert tasks == [('toy/start', 0), ('toy/next', 0), ('toy/next', 1)]
+    assert run_cells(settings, tasks) == {}
+    start = settings.folder('toy/start', 0) / 'last.pth'
+    for seed in (0, 1):
+        assert (settings.folder('toy/next', seed) / 'last.pth').read_text() \
+            == f'toy/next {seed} from {start}'
+    assert '  3 of   3' in list_studies(settings, dict(
+        toy=dataclasses.replace(study, seeds=2)))
+
+
+@pytest.fixture
+def published(settings, tmp_path):
+    """Settings with a published ``toy/start``, and its entry."""
+    path = tmp_path / 'zoo' / 'start.pth'
+    path.parent.mkdir()
+    path.write_text('published')
+    entry = dict(
+        seed=0, config_hash=Configs(settings.data).hash(
+            settings.cells['toy/start'], 0), stamp=dict(digest='abc'),
+        file=path.name, hash=file_hash(path), metric=42., by='zoo', threads=1,
+        commit='abc', date='then', seconds=3., versions=dict(torch='1'))
+    write_json(path.with_name('starts.json'), {'toy/start': entry})
+    starts = published_starts(path.with_name('starts.json'))
+    return dataclasses.replace(settings, starts=starts), starts['toy/start']
+
+
+def test_a_published_model_is_taken_over(published):
+    settings, entry = published
+    assert run(settings, 'start', 'next') == {}
+    assert metric(settings, 'start') == 42
+    assert (settings.folder('toy/next', 0) / 'last.pth').read_text() == \
+        f'toy/next 0 from {entry["checkpoint"]}'
+    record = read_json(settings.record_path('toy/start', 0))
+    assert record['versions'] == dict(torch='1')
+    assert not settings.folder('toy/start', 0).exists()
+
+
+@pytest.mark.parametrize('other', ['seed', 'config', 'data', 'file', 'gone'])
+def test_only_the_very_model_is_taken_over(published, other):
+    settings, entry = published
+    if other == 'config':
+        settings.cells['toy/start'] = dataclasses.replace(
+            settings.cells['toy/start'], options={'train_cfg.max_iters': 7})
+    elif other == 'data':
+        write_json(settings.data / 'signs' / 'conversion.json',
+                   dict(digest='another'))
+    elif other == 'file':
+        Path(entry['checkpoint']).write_text('damaged')
+    elif other == 'gone':
+        Path(entry['checkpoint']).unlink()
+    seed = int(other == 'seed')
+    assert run(settings, 'start', seeds=(seed, )) == {}
+    assert metric(settings, 'start', seed) == 1  # it was trained
 
 
 def test_what_is_done_is_not_run_again_and_what_changed_is(settings):

@@ -45,6 +45,8 @@ class Cell:
         latent (bool): Take only the float weights of ``start``, whatever its
             bits. Defaults to False.
         demo (str, optional): Run of the demo that is the same model.
+        shared (bool): All seeds of other cells begin with one training of
+            this one, that of seed 0. Defaults to False.
     """
     name: str
     config: str
@@ -54,10 +56,15 @@ class Cell:
     kind: str = 'train'
     latent: bool = False
     demo: Optional[str] = None
+    shared: bool = False
 
     @property
     def family(self) -> str:
         return self.name.partition('/')[0]
+
+    def seed_for(self, seed: int) -> int:
+        """The seed of its own training that a seed stands for."""
+        return 0 if self.shared else seed
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,13 @@ class Study:
         return with_needs(cells, (
             name for part in (*self.rows, *self.claims)
             for name in part.cells if name))
+
+    def tasks(self, cells: Dict[str, Cell], seeds: Iterable[int]
+              ) -> List[Tuple[str, int]]:
+        """What to train for some seeds: cell and seed, in order."""
+        return list(dict.fromkeys(
+            (name, cells[name].seed_for(seed)) for seed in seeds
+            for name in self.cells(cells)))
 
 
 def with_needs(cells: Dict[str, Cell], names: Iterable[str]) -> List[str]:

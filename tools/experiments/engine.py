@@ -1,7 +1,7 @@
 """Cells and seeds as jobs, each behind the one that it begins with."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 from demo_stages.run_configs import Configs as DemoConfigs
 from demo_stages.run_configs import Settings as DemoSettings
@@ -11,6 +11,7 @@ from jobs.process import MODELS
 from jobs.records import read_done, write_json
 
 from .cells import Cell, Configs, Family, from_demo
+from .starts import published_starts, take_over
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Settings:
         demos (list[Path]): Work dirs of demos, whose models are taken over.
         jobs (int): Processes side by side. Defaults to 1.
         function (str): What runs a cell. Defaults to the training.
+        starts (dict[str, dict]): Cell -> its published model, which is taken
+            over. Defaults to those of model_zoo/.
     """
     cells: Dict[str, Cell]
     families: Dict[str, Family]
@@ -33,6 +36,7 @@ class Settings:
     demos: List[Path] = field(default_factory=list)
     jobs: int = 1
     function: str = 'experiments.train_cell:run_cell'
+    starts: Dict[str, dict] = field(default_factory=published_starts)
 
     def folder(self, name: str, seed: int) -> Path:
         """Folder of a cell's files; its record and log lie beside it."""
@@ -75,23 +79,36 @@ class Plan:
             [], [], settings.work_dir, ROOT / 'data' / 'demo'))
 
     def job(self, name: str, seed: int) -> Job:
-        cell = self.settings.cells[name]
+        cells = self.settings.cells
+        cell = cells[name]
+        start = cell.start and name_of(cell.start,
+                                       cells[cell.start].seed_for(seed))
         return Job(
             name_of(name, seed), self.settings.folder(name, seed),
-            lambda records: self.prepare(cell, seed, records),
-            [name_of(cell.start, seed)] if cell.start else [],
+            lambda records: self.prepare(
+                cell, seed, start and records[start]),
+            [start] if start else [],
             tell=lambda record: f'{record["results"]["metric"]:.2f}')
 
-    def prepare(self, cell: Cell, seed: int, records: dict) -> Task:
-        """How to run a cell; what a demo has of it is taken over."""
-        start = cell.start and records[name_of(cell.start, seed)]['results'][
-            'checkpoint']
+    def prepare(self, cell: Cell, seed: int,
+                start: Optional[dict]) -> Task:
+        """How to run a cell; what a demo or the model zoo has of it is taken
+        over.
+
+        Args:
+            cell (Cell): The cell.
+            seed (int): Its seed.
+            start (dict, optional): Record of the cell that it begins with.
+        """
+        start = start and start['results']['checkpoint']
         family = self.settings.families[cell.family]
         inputs = self.configs.inputs(cell, seed, family, start)
         path = self.settings.record_path(cell.name, seed)
-        if cell.demo and read_done(path, inputs, ROOT) is None:
-            found = from_demo(cell, seed, self.settings.demos, inputs['data'],
-                              self.demo_configs.hash)
+        if read_done(path, inputs, ROOT) is None:
+            found = from_demo(
+                cell, seed, self.settings.demos, inputs['data'],
+                self.demo_configs.hash) if cell.demo else take_over(
+                    cell, seed, self.settings.starts.get(cell.name), inputs)
             if found:
                 write_json(path, dict(status='done', inputs=inputs,
                                       **kept(cell, *found)))

@@ -27,7 +27,8 @@ class Finished:
         return self._known[name, seed]
 
     def _get(self, cell, seed) -> Optional[dict]:
-        start = cell.start and self.get(cell.start, seed)
+        start = cell.start and self.get(
+            cell.start, self.settings.cells[cell.start].seed_for(seed))
         if cell.start and start is None:
             return None
         inputs = self.configs.inputs(
@@ -99,9 +100,8 @@ def list_studies(settings, studies) -> str:
     """How much of every study is there."""
     finished, lines = Finished(settings), []
     for name, study in studies.items():
-        cells = study.cells(settings.cells)
-        done = sum(bool(finished.get(cell, seed)) for cell in cells
-                   for seed in range(study.seeds))
-        lines.append(f'{name:12} {done:3} of {len(cells) * study.seeds:3} '
+        tasks = study.tasks(settings.cells, range(study.seeds))
+        done = sum(bool(finished.get(*task)) for task in tasks)
+        lines.append(f'{name:12} {done:3} of {len(tasks):3} '
                      f'trainings and tests: {study.title}')
     return '\n'.join(lines)

@@ -1,8 +1,9 @@
 """Real data: a classifier, a detector and a segmentor at low bits.
 
 The classifier is trained from scratch; detector and segmentor begin with its
-backbone. All quantized models begin with the float model of their seed, and
-are compared with a float model that was fine-tuned alike.
+backbone. All quantized models of all seeds begin with one float model, which
+is published in model_zoo/, and are compared with a float model that was
+fine-tuned alike, of their seed.
 """
 from dataclasses import dataclass, field
 from typing import Dict, Optional, Tuple
@@ -90,7 +91,8 @@ def bits(pair) -> str:
 def chain(family: str, task: Task) -> str:
     """Start and float model of a task."""
     backbone = 'tiny/start' if family in ('bccd', 'camvid') else None
-    start = add(f'{family}/start', task.config.format(''), start=backbone)
+    start = add(f'{family}/start', task.config.format(''), start=backbone,
+                shared=True)
     return add(f'{family}/float', task.config.format('finetune_'),
                start=start)
 
