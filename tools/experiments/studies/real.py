@@ -100,10 +100,15 @@ def chain(family: str, task: Task) -> str:
 def options(task: Task, method: str, pair) -> dict:
     """The option that quantizes, first and last layers at 8 bits."""
     found = METHODS[method]
-    rules = [dict(match=end, weight=dict(bits=8), activation=dict(bits=8))
-             for end in task.ends]
     return hook(dict(found.weight, bits=pair[0]),
-                dict(found.activation, bits=pair[1]), rules, **found.hook)
+                dict(found.activation, bits=pair[1]), ends(task),
+                **found.hook)
+
+
+def ends(task: Task) -> list:
+    """Rules: first and last layers at 8 bits."""
+    return [dict(match=end, weight=dict(bits=8), activation=dict(bits=8))
+            for end in task.ends]
 
 
 def quantized(family: str, task: Task, method: str, pair) -> str:
@@ -138,7 +143,8 @@ def methods_study(family: str, task: Task, pairs=PAIRS, seeds=3) -> Study:
                    in zip(columns(pairs), names, lsq)]
     return Study(
         FAMILIES[family].title, '', columns(pairs),
-        [Row(f'float start: {task.metric}', [f'{family}/start'], 'metric'),
+        [Row(f'float start, of all seeds: {task.metric}', [f'{family}/start'],
+             'metric'),
          Row(f'float, fine-tuned alike: {task.metric}', [floating], 'metric'),
          *rows], claims, seeds)
 
@@ -184,6 +190,50 @@ def groups_study() -> Study:
                better=list(zip(reshaped, grouped)))], seeds=1)
 
 
+# One change of GDRQ's best settings at a time: where LSQ's lead, if any, is.
+CHANGES = {  # name of cells -> words, and what is changed
+    'clip-a-channel': ('a clip value a channel',
+                       dict(weight=dict(group_size=1))),
+    'learned-clip': ('learned clip values of weights',
+                     dict(weight=dict(clip='learned'))),
+    'lsq-weight': ('weights as LSQ',
+                   dict(weight=dict(type='LSQ', group_size=1))),
+    'mse': ('thresholds of least squared error',
+            dict(activation=dict(threshold='mse'))),
+    'learned-threshold': ('learned thresholds',
+                          dict(activation=dict(threshold='learned'))),
+    'lsq-activation': ('activations as LSQ',
+                       dict(activation=dict(type='LSQ')))}
+
+
+def changes_study() -> Study:
+    """What each part of a method does at [2,2]; one seed."""
+    pair = 2, 2
+
+    def cell(family: str, task: Task, name: str, change: dict) -> str:
+        sides = []
+        for side, each in zip(('weight', 'activation'), pair):
+            fields = change.get(side, {})
+            if 'type' not in fields:
+                fields = {**BEST[side], **fields}
+            sides.append(dict(fields, bits=each))
+        return add(f'{family}/{name}-{bits(pair)}',
+                   task.config.format('finetune_'),
+                   options=hook(*sides, ends(task)),
+                   start=f'{family}/start', reference=f'{family}/float')
+
+    rows = [Row('nothing', [f'{family}/bestk-{bits(pair)}'
+                            for family in TASKS])]
+    rows += [Row(words, [cell(family, task, name, change)
+                         for family, task in TASKS.items()])
+             for name, (words, change) in CHANGES.items()]
+    return Study('Real data at [2,2]: one change of GDRQ with k of the bits, '
+                 'four levels, thresholds of non-zeros',
+                 'drop, by what is changed', [
+                     f'{FAMILIES[family].title}: {task.metric}'
+                     for family, task in TASKS.items()], rows, seeds=1)
+
+
 for family, task in TASKS.items():
     STUDIES[f'real_{family}'] = methods_study(family, task)
 for family, task in TASKS.items():
@@ -192,3 +242,4 @@ for family, task in OTHERS.items():
     STUDIES[f'real_{family}'] = methods_study(
         family, task, ((4, 4), (2, 8), (2, 4), (2, 2)), seeds=1)
 STUDIES['real_groups'] = groups_study()
+STUDIES['real_changes'] = changes_study()
