@@ -203,6 +203,24 @@ def test_results_are_collected_and_those_of_other_configs_left_out(
     assert result['cells']['toy/start']['seeds'].keys() == {'0', '2'}
 
 
+def test_results_of_another_start_are_not_compared(settings, tmp_path, capsys):
+    settings.cells['toy/more'] = Cell(
+        'toy/more', CONFIG, start='toy/start', reference='toy/next')
+    study = Study('A study', '', ['more'], [Row('drop', ['toy/more'])])
+    out = tmp_path / 'out'
+    run(settings, 'start', 'next', 'more', seeds=(0, 1))
+    collect(settings, 'toy', study, out)
+    elsewhere = dataclasses.replace(settings, work_dir=tmp_path / 'elsewhere')
+    run(elsewhere, 'start')
+    (elsewhere.folder('toy/start', 0) / 'last.pth').write_text('another')
+    run(elsewhere, 'start', 'next')
+    path = collect(elsewhere, 'toy', study, out)
+    cells = json.loads(path.read_text())['cells']
+    assert cells['toy/next']['seeds'].keys() == {'0', '1'}
+    assert cells['toy/more']['seeds'].keys() == {'1'}
+    assert 'toy/more seed 0 is left out' in capsys.readouterr().out
+
+
 def test_published_results_are_added_to(settings, tmp_path):
     study = Study('A study', '', ['start', 'next'],
                   [Row('metric', ['toy/start', 'toy/next'], 'metric')])

@@ -49,7 +49,9 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
     """Write ``<name>.json`` of a study.
 
     What that file has of other seeds, of the same configs and data, is kept:
-    a machine need not have them all.
+    a machine need not have them all. A result is not, and that is printed,
+    where the float model that it is compared with now began with another
+    start.
 
     Args:
         settings (Settings): Settings of the engine.
@@ -89,6 +91,17 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
             seeds=dict(sorted(seeds.items())))
     if not new:
         return None
+    for cell_name, cell in cells.items():
+        reference = cells.get(cell['reference'])
+        if reference is None or reference['start'] != cell['start']:
+            continue
+        for seed in list(cell['seeds']):
+            theirs = reference['seeds'].get(seed)
+            if theirs and theirs['start_hash'] != \
+                    cell['seeds'][seed]['start_hash']:
+                print(f'{name}: {cell_name} seed {seed} is left out, as its '
+                      'float model began with another start')
+                del cell['seeds'][seed]
     write_json(path, dict(
         study=name, title=study.title, seeds=study.seeds,
         command=f'python tools/run_experiments.py {name}', data=data,
