@@ -8,14 +8,18 @@ import modelindex
 import numpy as np
 import pytest
 import yaml
+from mmengine.config import Config
+from mmengine.runner import load_checkpoint
 from small import ROOT
 
+from gdrq_mm.openmmlab.scopes import build_model
 from gdrq_mm.plan import QuantReport
 from gdrq_mm.training import get_state
 
 RESULTS = json.loads((ROOT / 'docs/results/demo.json').read_text())
 ZOO = ROOT / 'model_zoo'
 PUBLISHED = json.loads((ZOO / 'models.json').read_text())
+STARTS = json.loads((ZOO / 'starts.json').read_text())
 
 
 @pytest.fixture(scope='module')
@@ -86,13 +90,29 @@ def test_every_published_model_is_listed_with_its_figures(index):
 
 def test_the_zoo_holds_what_its_list_says_and_is_small():
     named = {each[key] for each in PUBLISHED for key in ('file', 'config')}
+    named |= {each['file'] for each in STARTS.values()}
     assert {path.name for path in ZOO.iterdir()} == {
-        'models.json', 'metafile.yml', 'README.md', *named}
+        'models.json', 'starts.json', 'metafile.yml', 'README.md', *named}
     assert sum(path.stat().st_size for path in ZOO.iterdir()) < 30e6
     readme = (ZOO / 'README.md').read_text()
     for each in PUBLISHED:
         assert (ZOO / each['file']).stat().st_size == each['bytes']
         assert each['file'] in readme and each['config'] in readme
+
+
+@pytest.mark.parametrize('cell', STARTS)
+def test_float_starts_are_those_of_the_experiments(cell, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    from experiments.cells import Configs
+    from experiments.starts import published_starts, take_over
+    from experiments.studies import CELLS
+    entry = published_starts()[cell]
+    assert (ZOO / entry['file']).stat().st_size == entry['bytes']
+    result, _ = take_over(CELLS[cell], 0, entry, dict(
+        config=Configs(ZOO).hash(CELLS[cell], 0), data=entry['stamp']))
+    assert result['metric'] > 30
+    model = build_model(Config.fromfile(ROOT / entry['training_config']))
+    load_checkpoint(model, result['checkpoint'], strict=True)
 
 
 @pytest.mark.parametrize('entry', PUBLISHED, ids=lambda each: each['name'])
