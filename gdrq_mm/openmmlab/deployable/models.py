@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from .boxes import check_methods, method_of
 
-# Known data preprocessors: of which package they are, and how they call "the
-# channels are reversed".
-_KNOWN = dict(DetDataPreprocessor=('mmdet', '_channel_conversion'),
-              SegDataPreProcessor=('mmseg', 'channel_conversion'),
-              ClsDataPreprocessor=('mmpretrain', 'to_rgb'))
+# Known data preprocessors, and their packages.
+_KNOWN = dict(DetDataPreprocessor='mmdet', SegDataPreProcessor='mmseg',
+              ClsDataPreprocessor='mmpretrain')
+# How they say that channels are reversed: mmengine's own, mmseg, mmpretrain.
+_REVERSED = '_channel_conversion', 'channel_conversion', 'to_rgb'
 
 
 class Prepare(nn.Module):
@@ -27,14 +27,16 @@ class Prepare(nn.Module):
     def __init__(self, preprocessor: nn.Module) -> None:
         super().__init__()
         kind = method_of(preprocessor, 'forward')
-        if kind not in _KNOWN:
+        flags = [getattr(preprocessor, name) for name in _REVERSED
+                 if hasattr(preprocessor, name)]
+        if kind not in _KNOWN or not flags:
             raise ValueError(
                 f'data_preprocessor is a {type(preprocessor).__name__}, whose '
                 f'forward is not known ({", ".join(_KNOWN)} are); wrap the '
                 'model in a module that takes and gives tensors and call '
                 'gdrq_mm.deploy.export_onnx')
-        self.scope, reverse = _KNOWN[kind]
-        self.reversed = bool(getattr(preprocessor, reverse))
+        self.scope = _KNOWN[kind]
+        self.reversed = any(flags)
         self.enabled = bool(preprocessor._enable_normalize)
         if self.enabled:
             for name in ('mean', 'std'):
