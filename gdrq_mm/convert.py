@@ -113,10 +113,8 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
             parent)
     else:
         weight_quantizer = plan.weight and QUANTIZERS[
-            plan.weight.type].weight(
-                num_filters=plan.parameter.shape[0], bits=plan.weight.bits,
-                group_size=plan.weight.group_size,
-                **plan.weight.options()).to(device)
+            plan.weight.type].weight.build(
+                plan.weight, num_filters=plan.parameter.shape[0]).to(device)
         layer.start_quantizing(
             state, weight_quantizer,
             *(activation_quantizer() if plan.activation else None

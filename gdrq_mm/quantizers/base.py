@@ -16,7 +16,7 @@ start_step        weights               before the forward of a training step
 after_step        weights               after the optimizer stepped the weight
 share             weights               instead, where another layer with the
                                         same weight was asked before
-build             activations           when a model is converted
+build             both                  when a model is converted
 observe           activations           with every input that counts
 update_           activations           after a step, and in ``calibrate``
 restart           both                  where the other phase begins
@@ -152,6 +152,13 @@ class WeightQuantizer(Quantizer):
         super().__init__(bits)
         self.num_filters = num_filters
         self.group_size = group_size
+
+    @classmethod
+    def build(cls, scheme: WeightScheme, num_filters: int
+              ) -> 'WeightQuantizer':
+        """The quantizer of ``num_filters`` that a ``Scheme`` asks for."""
+        return cls(num_filters=num_filters, bits=scheme.bits,
+                   group_size=scheme.group_size, **scheme.options())
 
     def start_step(self, weight: Tensor) -> None:
         """Before the forward of a training step."""

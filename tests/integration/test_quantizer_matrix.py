@@ -32,7 +32,11 @@ OPTIONS = {
         weight=dict(levels='even'),
         activation=dict(threshold='mse', asymmetric=True)),
     'ScaleClip, learned': dict(
-        weight=dict(clip='search'), activation=dict(threshold='learned'))}
+        weight=dict(clip='search'), activation=dict(threshold='learned')),
+    'ScaleClip, learned clip': dict(
+        weight=dict(clip='learned', levels='even')),
+    'ScaleClip, learned clip in the forward': dict(
+        weight=dict(clip='learned', projection=False))}
 NAMES = sorted([*QUANTIZERS, *OPTIONS])
 # Bits, filters a group and site of the activations.
 CASES = [dict(bits=(4, 4), group_size=2, site='input'),
@@ -142,7 +146,7 @@ def test_trains_with_rules_sites_and_groups(name, case):
         quantizer = model[index].weight_quantizer
         assert quantizer.bits == bits
         if pair_of(name).weight:
-            assert type(quantizer) is pair_of(name).weight
+            assert type(quantizer).Scheme is pair_of(name).weight.Scheme
         weight = quantizer(model[index].weight).detach()
         size = len(weight) if case['group_size'] == -1 \
             else case['group_size']

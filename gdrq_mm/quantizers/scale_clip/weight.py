@@ -2,7 +2,7 @@
 import dataclasses
 import warnings
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional, Tuple, Type
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ...errors import check
 from ...kernels import Grid
 from ..base import WeightQuantizer
 from ..schemes import WeightScheme
+from .codes import ClippedWeight, is_even
 from .defaults import check_k, default_weight_k
 
 
@@ -31,12 +32,14 @@ class ScaleClipWeightScheme(WeightScheme):
             by bits, 2 up to 3 bits and 3 from 4 on.
         clip (str): Where the clip values of quantization come from:
             'threshold' is ``T`` (Algorithm 1); 'search' is that of the least
-            quantized loss (Eq. 12), whatever ``k`` is. Defaults to
-            'threshold'.
+            quantized loss (Eq. 12), whatever ``k`` is; 'learned' starts at
+            ``T`` where rounding begins and is trained by gradient, as LSQ's
+            step size is (2 to 8 bits). Defaults to 'threshold'.
         projection (bool): Reshape the stored weights: clip them in place to
-            ``T`` after each optimizer step. False: they keep their values,
-            and only the forward sees them clipped (to ``T``, or to the
-            searched value). Defaults to True.
+            ``T`` after each optimizer step (once it is there, to the learned
+            value). False: they keep their values, and only the forward sees
+            them clipped (to ``T``, or to the searched or learned value).
+            Defaults to True.
         levels (str): 'odd' is the paper's grid (Eq. 2), ``2^bits - 1`` levels
             with zero among them; 'even' has all ``2^bits``, none of them
             zero: 4 in place of 3 at 2 bits. It acts at 2 and 3 bits: from 4
@@ -51,8 +54,11 @@ class ScaleClipWeightScheme(WeightScheme):
     def __post_init__(self):
         super().__post_init__()
         check_k(self.k)
-        check(self.clip in ('threshold', 'search'), 'clip', self.clip,
-              "'threshold' or 'search'")
+        check(self.clip in ('threshold', 'search', 'learned'), 'clip',
+              self.clip, "'threshold', 'search' or 'learned'")
+        check(self.bits != 1 or self.clip != 'learned', 'clip', self.clip,
+              "at 1 bit 'threshold' or 'search', as the two levels are the "
+              'mean of the weights')
         check(isinstance(self.projection, bool), 'projection',
               self.projection, 'True or False')
         check(self.levels in ('odd', 'even'), 'levels', self.levels,
@@ -69,26 +75,22 @@ class ScaleClipWeightScheme(WeightScheme):
         return dataclasses.replace(self, k=None, clip='search')
 
     def num_levels(self) -> int:
-        return 2**self.bits - (self.bits > 1 and not _is_even(
+        return 2**self.bits - (self.bits > 1 and not is_even(
             self.levels, self.bits))
 
     def describe(self) -> str:
         text = super().describe()
-        if self.clip == 'search':
-            text += ', searched clip'
+        if self.clip != 'threshold':
+            text += ', searched clip' if self.clip == 'search' else \
+                ', learned clip'
         elif self.bits == 1:  # the level is clip / k
             text += f', k {self.k or default_weight_k(1)}'
-        if _is_even(self.levels, self.bits):
+        if is_even(self.levels, self.bits):
             text += f', {self.num_levels()} levels'
         return text if self.projection else text + ', no projection'
 
 
-def _is_even(levels: str, bits: int) -> bool:
-    # The rule of 1 bit has two levels by itself.
-    return levels == 'even' and 1 < bits <= F.MAX_EVEN_BITS
-
-
-class ScaleClipWeight(WeightQuantizer):
+class ScaleClipWeight(ClippedWeight):
     """Quantize a weight, one clip value per group of filters.
 
     With ``clip='threshold'`` it is ``T = k * mean|G|`` of the last projection
@@ -123,15 +125,16 @@ class ScaleClipWeight(WeightQuantizer):
     fused = True
     non_negative = ('clip', )
     SEARCH_INTERVAL = 100  # steps between two searches
+    # What to build for a clip value that is neither; the package fills it.
+    KINDS: Dict[str, Type[WeightQuantizer]] = {}
 
     def __init__(self, num_filters: int, bits: int, group_size: int,
                  k: Optional[float], clip: str = 'threshold',
                  projection: bool = True, levels: str = 'odd') -> None:
-        super().__init__(num_filters, bits, group_size)
+        super().__init__(num_filters, bits, group_size, levels)
         self.k = default_weight_k(bits) if k is None else k
         self.searches = clip == 'search'
         self.projection = projection
-        self.even = _is_even(levels, bits)
         self.clip = nn.Parameter(
             torch.zeros(F.num_groups(num_filters, group_size)),
             requires_grad=False)
@@ -142,6 +145,12 @@ class ScaleClipWeight(WeightQuantizer):
         if self.searches:
             self.register_buffer('num_steps', torch.zeros(
                 (), dtype=torch.long))
+
+    @classmethod
+    def build(cls, scheme, num_filters: int) -> WeightQuantizer:
+        kind = cls.KINDS.get(scheme.clip, cls)
+        return kind(num_filters=num_filters, bits=scheme.bits,
+                    group_size=scheme.group_size, **scheme.options())
 
     def extra_repr(self) -> str:
         text = f'bits={self.bits}, group_size={self.group_size}, k={self.k}'
@@ -167,7 +176,6 @@ class ScaleClipWeight(WeightQuantizer):
         return self._known_set
 
     def current_clip(self, weight: Tensor) -> Tensor:
-        """Clip values in force for ``weight``, shape ``(num_groups, )``."""
         if not self._is_set():
             if not self.searches:
                 return F.clip_threshold(
@@ -182,17 +190,9 @@ class ScaleClipWeight(WeightQuantizer):
         self._known_set = False
 
     def top_of_groups(self, clip: Tensor) -> Tensor:
-        """End of the grid of every group, shape ``(num_groups, )``.
-
-        The clip value; at 1 bit the mean, ``sign(w) * mean|G|``, which is
-        ``clip / k`` where the clip is ``T``.
-        """
+        # At 1 bit the mean, sign(w) * mean|G|, which is clip / k where the
+        # clip is T.
         return clip / self.k if self.bits == 1 and not self.searches else clip
-
-    def top(self, weight: Tensor, clip: Tensor) -> Tensor:
-        """The same of every filter, ready to broadcast."""
-        return F.expand_clip(self.top_of_groups(clip), weight,
-                             self.group_size)
 
     def start_step(self, weight: Tensor) -> None:
         # Stored from the first training step on.
@@ -243,35 +243,12 @@ class ScaleClipWeight(WeightQuantizer):
             all_inside=self._projected == (
                 weight.data_ptr(), weight._version))
 
-    @property
-    def code_step(self) -> int:
-        return 2 if self.even or self.bits == 1 else 1
-
-    @property
-    def lowest_code(self) -> int:
-        return 1 - 2**self.bits if self.code_step == 2 else \
-            -F.num_levels(self.bits)
-
-    @property
-    def highest_code(self) -> int:
-        return -self.lowest_code
-
-    def codes(self, weight: Tensor) -> Tuple[Tensor, Tensor]:
-        top = self.top(weight, self.current_clip(weight))
-        return F.quantize_codes(weight.detach(), top, self.bits,
-                                even=self.even)
-
     def packed_state(self, weight: Tensor) -> Dict[str, Tensor]:
         # Without training no clip value is stored yet.
         return dict(self.state_dict(), clip=self.current_clip(weight))
 
-    def decode(self, codes: Tensor, entries: Dict[str, Tensor]) -> Tensor:
-        top = self.top(codes, entries['clip'])
-        _, scale = F.quantize_codes(top, top, self.bits, even=self.even)
-        return codes * scale
-
-    def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
-        return dict(gdrq_weight_clip=self.current_clip(x).mean())
+    def stored_clip(self, entries: Dict[str, Tensor]) -> Tensor:
+        return entries['clip']
 
     def forward(self, weight: Tensor, rounding: bool = True) -> Tensor:
         if not rounding:  # the float model is reshaped
