@@ -36,7 +36,6 @@ class DeployableTwoStage(Deployable):
         ValueError: A part whose computation is not known, by name.
     """
     output_names = ('boxes', 'scores', 'labels')
-    dynamic = ('batch', )
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

@@ -22,6 +22,7 @@ CONFIGS = dict(
     Cascade='cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
     CascadeMask='cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py')
 SIZE = (120, 96)  # no multiple of 32
+OTHER = (100, 150)
 STDS = dict(rpn_cls=2, rpn_reg=.3, fc_cls=2, fc_reg=1, conv_logits=2)
 
 
@@ -58,6 +59,18 @@ def build(name, spread, regions=60):
     return spread(model, STDS, lambda: predicted(model))
 
 
+@pytest.fixture
+def check_masks():
+    """Masks of boxes, pasted into the image, against mmdet's."""
+
+    def check(masks, boxes, theirs):
+        ours = paste(masks, boxes, theirs.shape[1:]) >= .5
+        assert 100 < theirs.sum() < theirs.numel() / 2
+        assert (ours != theirs).sum() < 1e-2 * ours.sum()
+
+    return check
+
+
 def predicted(model):
     sample, = model.test_step(example_batch('mmdet', SIZE))
     return sample.pred_instances
@@ -67,9 +80,16 @@ def image():
     return example_batch('mmdet', SIZE)['inputs'][0][None]
 
 
+def others():
+    """Images of another batch and size."""
+    return torch.randint(0, 256, (3, 3, *OTHER), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(1))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('name', CONFIGS)
-def test_detections_are_those_of_mmdet(name, check_detections, spread):
+def test_detections_are_those_of_mmdet(
+        name, check_detections, check_masks, spread):
     model = build(name, spread)
     deployable = make_deployable(model, SIZE).eval()
     boxes, scores, labels, *masks = (each[0] for each in deployable(image()))
@@ -79,10 +99,7 @@ def test_detections_are_those_of_mmdet(name, check_detections, spread):
     assert len(masks) == ('Mask' in name)
     if masks:
         masks, = masks
-        pasted = paste(masks[rows], boxes[rows], SIZE)
-        ours = pasted >= model.test_cfg.rcnn.mask_thr_binary
-        assert 100 < expected.masks.sum() < expected.masks.numel() / 2
-        assert (ours != expected.masks).sum() < 1e-2 * ours.sum()
+        check_masks(masks[rows], boxes[rows], expected.masks)
         assert not masks[labels < 0].any()
 
 
@@ -94,9 +111,10 @@ def test_onnx_runtime_gives_boxes_and_masks_of_the_integer_model(
         weight=dict(bits=4), activation=dict(bits=4)))
     deployable = make_deployable(model, SIZE).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(x)])
-    integer = to_integer(merge(deployable, x), x, dynamic=['batch'])
+    dynamic = ['batch']
+    integer = to_integer(merge(deployable, x), x, dynamic=dynamic)
     path = tmp_path / 'model.onnx'
-    report = export_onnx(integer, x, path, dynamic=['batch'],
+    report = export_onnx(integer, x, path, dynamic=dynamic,
                          output_names=deployable.output_names)
     assert len(report.others) == 2
     assert len(report.kernels) == len(integer.calls) > 40
@@ -115,33 +133,22 @@ def test_onnx_runtime_gives_boxes_and_masks_of_the_integer_model(
 
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['Faster', 'CascadeMask'])
-def test_a_graph_of_any_batch_gives_the_detections_of_mmdet(
-        name, check_detections, spread):
-    model, x = build(name, spread), image()
+def test_a_graph_of_any_batch_and_size_gives_the_detections_of_mmdet(
+        name, check_detections, check_masks, spread):
+    model = build(name, spread)
     deployable = make_deployable(model, SIZE).eval()
-    graph = capture(deployable, (x, ), ['batch'])
-    batch = example_batch('mmdet', SIZE)
-    images = torch.cat([x, x.flip(3)])
+    graph = capture(deployable, (image(), ), ['batch', 'size'])
+    images = others()
+    sample, = example_batch('mmdet', OTHER)['data_samples']
     expected = model.test_step(dict(
-        inputs=list(images), data_samples=[
-            batch['data_samples'][0].clone() for _ in images]))
+        inputs=list(images), data_samples=[sample.clone() for _ in images]))
     found = graph(images)
     assert all(len(each) == len(images) for each in found)
-    for *ours, theirs in zip(*found[:3], expected):
-        check_detections(ours, theirs.pred_instances)
-
-
-def test_boxes_of_two_stages_are_of_one_size(spread):
-    model = build('Faster', spread)
-    deployable = make_deployable(model, SIZE)
-    with pytest.raises(ValueError, match='for one size: export with '
-                       '--dynamic batch, or .*--raw'):
-        deployable.check_dynamic(['batch', 'size'])
-    with pytest.raises(ValueError, match='for one size: export without '
-                       '--dynamic, or .*--raw'):
-        deployable.check_dynamic(['size'])
-    deployable.check_dynamic([])
-    make_deployable(model, SIZE, True).check_dynamic(['batch', 'size'])
+    for *ours, theirs in zip(*found, expected):
+        theirs = theirs.pred_instances
+        rows = check_detections(ours[:3], theirs)
+        for masks in ours[3:]:
+            check_masks(masks[rows], ours[0][rows], theirs.masks)
 
 
 @pytest.mark.parametrize('part, kind, message', [
