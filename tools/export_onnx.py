@@ -117,7 +117,6 @@ def export(args: argparse.Namespace) -> dict:
         print('calibrated with synthetic images: compare the metric '
               '(--eval) where there is data')
     trained, model = model, make_deployable(model, size, args.raw).eval()
-    model.check_dynamic(args.dynamic)
     if args.raw:
         if args.eval:
             raise ValueError('--eval needs post-processing, which --raw '

@@ -1,5 +1,5 @@
 """Tensors in, tensors out: classifiers and segmentors."""
-from typing import List, Sequence, Tuple
+from typing import List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -78,13 +78,9 @@ class Deployable(nn.Module):
     Images are float32 or uint8 of shape ``(N, 3, H, W)``, 0 to 255, with the
     channels as the dataset's pipeline gives them (BGR for OpenMMLab's own).
     Parts keep their names, so that layers have those of the original model.
-
-    Attributes:
-        dynamic (tuple[str]): What files of such models may leave open.
     """
     input_names = ('images', )
     output_names: Tuple[str, ...] = ()
-    dynamic: Tuple[str, ...] = ('batch', 'size')
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -96,26 +92,6 @@ class Deployable(nn.Module):
     def padded_size(self, size: Tuple[int, int]) -> Tuple[int, int]:
         """Height and width of what the network sees."""
         return tuple(map(self.prepare.padded, size))
-
-    def check_dynamic(self, dynamic: Sequence[str]) -> None:
-        """Raise where outputs at another batch or size were never compared.
-
-        Args:
-            dynamic (sequence of str): 'batch', 'size' or both.
-
-        Raises:
-            ValueError: Names what must be fixed in a model of this kind.
-        """
-        fixed = sorted(set(Deployable.dynamic) & set(dynamic)
-                       - set(self.dynamic))
-        if fixed:
-            left = ','.join(name for name in dynamic if name not in fixed)
-            raise ValueError(
-                f'dynamic is {",".join(dynamic)}, but boxes of a '
-                f'{type(self).__name__} are exported for one '
-                f'{" and ".join(fixed)}: export '
-                f'{f"with --dynamic {left}" if left else "without --dynamic"},'
-                ' or the outputs before post-processing with --raw')
 
     def features(self, images: Tensor):
         return self.neck(self.backbone(self.prepare(images)))

@@ -23,7 +23,6 @@ class DeployableQueryDetector(DeployableWhole):
         ValueError: A head whose post-processing is not known, by name.
     """
     output_names = ('boxes', 'scores', 'labels')
-    dynamic = ()
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -36,7 +35,8 @@ class DeployableQueryDetector(DeployableWhole):
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         height, width = images.shape[2:]
         outputs = self.model.forward_transformer(
-            self.features(images), self.samples(images))
+            self.features(images), self.samples(
+                self.told_apart(images), (height, width)))
         scores, boxes = (each[-1] for each in self.bbox_head(**outputs)[:2])
         number = self.bbox_head.test_cfg.get('max_per_img', boxes.shape[1])
         if self.bbox_head.loss_cls.use_sigmoid:
@@ -49,7 +49,27 @@ class DeployableQueryDetector(DeployableWhole):
             scores, labels = scores.softmax(-1)[..., :-1].max(-1)
             query = OPS.top(scores, number)
             scores, labels = gather(scores, query), gather(labels, query)
-        center, extent = gather(boxes, query).split(2, -1)
-        boxes = torch.cat([center - extent / 2, center + extent / 2], -1)
-        boxes = boxes * boxes.new_tensor([width, height, width, height])
+        x, y, w, h = gather(boxes, query).unbind(-1)
+        boxes = torch.stack([
+            (x - w / 2) * width, (y - h / 2) * height,
+            (x + w / 2) * width, (y + h / 2) * height], -1)
         return clip(boxes, (height, width)), scores, labels
+
+    def told_apart(self, images: Tensor) -> int:
+        """How many images the model must be told of.
+
+        Where nothing is padded mmdet asks no more than whether all images
+        have the same size: one stands for any number of them.
+
+        Raises:
+            ValueError: Padding is to be masked in images of any number or
+                size.
+        """
+        if self.prepare.divisor == 1:
+            return 1
+        if any(isinstance(length, torch.SymInt) for length in images.shape):
+            raise ValueError(
+                'mmdet masks, image by image, what pad_size_divisor='
+                f'{self.prepare.divisor} of the data_preprocessor pads; set '
+                "it to 1, as in mmdet's configs")
+        return len(images)

@@ -4,6 +4,7 @@ from typing import Any, List, Tuple
 
 from torch import Tensor, nn
 
+from .boxes import method_of
 from .whole import DeployableWhole
 
 # The head of a model, by the names that the packages have for it.
@@ -32,6 +33,10 @@ class DeployableRaw(DeployableWhole):
             name for name in (*HEADS, FIRST_STAGE)
             if isinstance(getattr(model, name, None), nn.Module)), None)
         self.first_stage = head == FIRST_STAGE
+        # mmdet's transformers and mask heads; where they are not read, graphs
+        # need no fixed number of images.
+        self.reads_samples = self.prepare.scope == 'mmdet' and method_of(
+            model, '_forward') != 'SingleStageDetector'
         by_feat = getattr(getattr(model, head or '', None),
                           'predict_by_feat', None)
         self.arguments = list(inspect.signature(by_feat).parameters) \
@@ -46,10 +51,8 @@ class DeployableRaw(DeployableWhole):
         if self.first_stage:
             outputs = self.rpn_head(self.model.extract_feat(inputs))
         else:
-            # Only mmdet's transformers and mask heads read what is said of
-            # images there; their sizes are symbols where they are dynamic.
-            samples = self.samples(images) if self.prepare.scope == 'mmdet' \
-                else None
+            samples = self.samples(len(images), tuple(images.shape[2:])) \
+                if self.reads_samples else None
             outputs = self.model.forward(inputs, samples, mode='tensor')
         if isinstance(outputs, (tuple, list)) and len(outputs) <= len(
                 self.arguments):

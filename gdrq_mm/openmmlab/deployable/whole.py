@@ -2,7 +2,7 @@
 import copy
 import importlib
 from collections import OrderedDict
-from typing import List
+from typing import List, Tuple
 
 from torch import Tensor, nn
 
@@ -34,13 +34,16 @@ class DeployableWhole(Deployable):
     def features(self, images: Tensor):
         return self.model.extract_feat(self.prepare(images))
 
-    def samples(self, images: Tensor) -> List[object]:
-        """What the packages tell a model of images."""
-        size = tuple(images.shape[2:])
+    def samples(self, number: int, size: Tuple[int, int]) -> List[object]:
+        """What the packages tell a model of images of a height and width."""
         scope = self.prepare.scope
         structures = importlib.import_module(f'{scope}.structures')
-        return [getattr(structures, SAMPLES[scope])(metainfo=dict(
-            img_shape=size, ori_shape=size, scale_factor=(1., 1.),
-            **dict.fromkeys(('pad_shape', 'batch_input_shape'),
-                            self.padded_size(size))))
-            for _ in range(len(images))]
+        told = dict(img_shape=size, ori_shape=size, scale_factor=(1., 1.),
+                    **dict.fromkeys(('pad_shape', 'batch_input_shape'),
+                                    self.padded_size(size)))
+        samples = [getattr(structures, SAMPLES[scope])()
+                   for _ in range(number)]
+        for sample in samples:  # ``metainfo=`` copies, which symbols refuse
+            for name, value in told.items():
+                sample.set_field(value, name, field_type='metainfo')
+        return samples

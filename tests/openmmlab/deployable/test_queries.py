@@ -11,6 +11,7 @@ import gdrq_mm
 from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.deployable import make_deployable
 from gdrq_mm.export import onnx_check
+from gdrq_mm.integer.graph import capture
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.scopes import example_batch
 
@@ -21,6 +22,7 @@ CONFIGS = dict(
     Deformable='deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     DINO='dino/dino-4scale_r50_8xb2-12e_coco.py')
 SIZE = (96, 64)
+OTHER = (70, 150)
 
 
 def build(name, spread):
@@ -43,6 +45,12 @@ def build(name, spread):
 
 def image():
     return example_batch('mmdet', SIZE)['inputs'][0][None]
+
+
+def others():
+    """Images of another batch and size."""
+    return torch.randint(0, 256, (3, 3, *OTHER), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
@@ -77,12 +85,21 @@ def test_onnx_runtime_gives_the_detections_of_the_integer_model(
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
 
 
-def test_boxes_of_queries_are_of_one_batch_and_size(spread):
-    deployable = make_deployable(build('DETR', spread), SIZE)
-    with pytest.raises(ValueError, match='dynamic is batch,size, but boxes of '
-                       'a DeployableQueryDetector.*for one batch and size: '
-                       'export without --dynamic, or .*--raw'):
-        deployable.check_dynamic(['batch', 'size'])
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['DETR', 'Conditional'])
+def test_graphs_of_any_batch_and_size_give_mmdets_detections(name, spread):
+    model = build(name, spread)
+    deployable = make_deployable(model, SIZE).eval()
+    graph = capture(deployable, (image(), ), ['batch', 'size'])
+    sample, = example_batch('mmdet', OTHER)['data_samples']
+    images = others()
+    expected = model.test_step(dict(
+        inputs=list(images), data_samples=[sample.clone() for _ in images]))
+    for boxes, scores, labels, theirs in zip(*graph(images), expected):
+        theirs = theirs.pred_instances
+        torch.testing.assert_close(boxes, theirs.bboxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(scores, theirs.scores)
+        assert torch.equal(labels, theirs.labels)
 
 
 def test_heads_that_are_not_known_are_refused(spread):
