@@ -124,7 +124,7 @@ def test_unknown_site_is_refused(site):
 @pytest.mark.parametrize('clip', ['max', None, 1.0])
 def test_unknown_clip_is_refused(clip):
     refused(dict(weight=dict(clip=clip)), f'weight.clip is {clip!r}',
-            "'threshold' or 'search'")
+            "'threshold', 'search' or 'learned'")
 
 
 @pytest.mark.parametrize('projection', ['forward', None, 1])
