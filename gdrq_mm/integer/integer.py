@@ -193,8 +193,8 @@ def find_sites(module: GraphModule
 
     Returns:
         tuple: For every call of a layer its node, the node of its activation
-        (the ReLU, if nothing else reads the layer) and the grid of the one
-        quantizer that reads it, or None; the nodes of sums that need a grid.
+        (the last of the clamps behind it) and the grid of the one quantizer
+        that reads it, or None; the nodes of sums that need a grid.
     """
     outputs, sums = [], []
     for node in module.graph.nodes:
@@ -210,7 +210,10 @@ def find_sites(module: GraphModule
 
 def _activation(node: Node) -> Node:
     users = readers(node)
-    return users[0] if len(users) == 1 and clamp_range(users[0]) else node
+    while len(users) == 1 and clamp_range(users[0]):
+        node = users[0]
+        users = readers(node)
+    return node
 
 
 def _only_grid(act: Node) -> Optional[QuantParams]:

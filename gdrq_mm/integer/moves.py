@@ -68,6 +68,8 @@ def clamp_range(node: Node) -> Optional[Tuple[float, float]]:
         low, high = tuple(node.args[1:]) + (None, None)[len(node.args) - 1:]
     elif target is _aten.clamp_min.default:
         low, high = node.args[1], None
+    elif target is _aten.clamp_max.default:
+        low, high = None, node.args[1]
     else:
         return None
     low = -infinity if low is None else low
@@ -78,16 +80,18 @@ def clamp_range(node: Node) -> Optional[Tuple[float, float]]:
 
 
 def clamped(grid: QuantParams, act: Node) -> QuantParams:
-    """The codes of ``grid`` that are left behind an activation.
+    """The codes of ``grid`` that are left behind an activation, or several.
 
     Rounding is monotonic: what is clamped before has the codes of what is
     clamped after, between the codes of the two ends.
     """
     bounds = clamp_range(act)
-    if bounds is None:
-        return grid
-    low, high = grid.quantize(torch.tensor(bounds)).tolist()
-    return QuantParams(grid.scale, int(low), int(high))
+    while bounds is not None:
+        low, high = grid.quantize(torch.tensor(bounds)).tolist()
+        grid = QuantParams(grid.scale, int(low), int(high))
+        act = act.args[0]
+        bounds = clamp_range(act)
+    return grid
 
 
 def code_range(codes: Node) -> Optional[Tuple[int, int]]:
