@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import List, Optional
 
 import numpy as np
+import onnx
 import onnxruntime
 from onnx import helper
 from qonnx.core.modelwrapper import ModelWrapper
@@ -64,7 +65,7 @@ def scales_behind(model: ModelWrapper) -> ModelWrapper:
     Args:
         model (ModelWrapper): A QONNX file; changed in place.
     """
-    graph = model.graph
+    graph, read = model.graph, []
     for node in list(graph.node):
         quant = model.find_producer(node.input[1]) \
             if node.op_type in SCALED else None
@@ -73,15 +74,24 @@ def scales_behind(model: ModelWrapper) -> ModelWrapper:
         weight, scale = map(model.get_initializer, quant.input[:2])
         if weight is None or scale is None:
             continue
+        place, target = list(graph.node).index(node), node.output[0]
+        # One of its own for each call of a layer: channels last transposes
+        # the weights of every convolution.
+        own = onnx.NodeProto()
+        own.CopyFrom(quant)
+        own.output[0] = node.input[1] = f'{target}_weight'
+        for number, value in enumerate((weight / scale, np.ones(()))):
+            own.input[number] = f'{target}_weight_{number}'
+            model.set_initializer(own.input[number],
+                                  value.astype(np.float32))
+        graph.node.insert(place, own)
+        read.append(quant)
         is_conv = node.op_type == 'Conv'
         filters = weight.shape[0 if is_conv else -1]
         behind = [('Mul', np.broadcast_to(scale.reshape(-1), (filters, )))]
         if len(node.input) > 2:
             behind.append(('Add', model.get_initializer(node.input[2])))
             del node.input[2]
-        model.set_initializer(quant.input[0], weight / scale)
-        model.set_initializer(quant.input[1], np.ones((), np.float32))
-        place, target = list(graph.node).index(node), node.output[0]
         source = node.output[0] = f'{target}_codes'
         for number, (operator, values) in enumerate(behind, 1):
             result = target if number == len(behind) else \
@@ -90,9 +100,12 @@ def scales_behind(model: ModelWrapper) -> ModelWrapper:
             shape = (1, -1, 1, 1) if is_conv else (1, -1)
             model.set_initializer(constant, np.ascontiguousarray(
                 values.reshape(shape), np.float32))
-            graph.node.insert(place + number, helper.make_node(
+            graph.node.insert(place + 1 + number, helper.make_node(
                 operator, [source, constant], [result]))
             source = result
+    for quant in read:
+        if quant in graph.node and not model.find_consumers(quant.output[0]):
+            graph.node.remove(quant)
     return model
 
 

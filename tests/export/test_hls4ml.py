@@ -86,6 +86,26 @@ def test_another_result_of_hls4ml_writes_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+class Twice(Net):
+
+    def forward(self, x):
+        x = self.relu(self.conv(self.relu(self.stem(x))))
+        x = self.last(self.conv(x))
+        return self.head(nn.functional.max_pool2d(x, 2).flatten(1))
+
+
+@torch.no_grad()
+def test_a_layer_that_is_called_twice_keeps_its_scales(tmp_path, monkeypatch):
+    monkeypatch.setattr(hls4ml_form, 'emulated', lambda *_: None)
+    torch.manual_seed(0)
+    model, x = quantized(Twice())
+    report = export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
+    assert report.steps['rewriting for hls4ml'] < 1e-6
+    operators = [node.op_type for node in onnx.load(
+        tmp_path / 'net.onnx').graph.node]
+    assert operators.count('Quant') == 4 + 4  # weights, and inputs
+
+
 class Sorted(Net):
 
     def forward(self, x):
