@@ -86,8 +86,10 @@ def _of_segmentor(model: nn.Module) -> Iterator[Output]:
 def _of_detector(model: nn.Module) -> Iterator[Output]:
     for prefix, part in (('rpn_', 'rpn_head'), ('', 'bbox_head')):
         head = getattr(model, part, None)
-        if _is_a(head, 'AnchorHead', 'AnchorFreeHead'):
+        if _is_a(head, 'AnchorHead', 'AnchorFreeHead', 'YOLOXHead'):
             yield from _of_dense_head(head, prefix, part)
+    if _is_a(model, 'DetectionTransformer'):
+        yield from _of_queries(model.bbox_head, 'bbox_head')
     roi_head = getattr(model, 'roi_head', None)
     for name, head in roi_head.named_modules(prefix='roi_head') if isinstance(
             roi_head, nn.Module) else ():
@@ -107,7 +109,7 @@ def _of_dense_head(head: nn.Module, prefix: str, part: str
     """The last convolutions, by the endings of their names; where boxes are
     scaled a level, what comes out of that."""
     for label, ending in (('cls', '_cls'), ('box', '_reg'),
-                          ('centerness', '_centerness')):
+                          ('centerness', '_centerness'), ('obj', '_obj')):
         loss = getattr(head, dict(box='loss_bbox').get(
             label, f'loss_{label}'), None)
         for name, child in head.named_children():
@@ -129,6 +131,16 @@ def _of_dense_head(head: nn.Module, prefix: str, part: str
             yield Output(prefix + label, modules, kind,
                          getattr(loss, 'loss_weight', 1.))
             break
+
+
+def _of_queries(head: nn.Module, part: str) -> Iterator[Output]:
+    """What all layers of a decoder share, as where a query is learned, and the
+    same one in both models; heads of queries that are chosen have none."""
+    for label, name, loss in (('cls', 'fc_cls', head.loss_cls),
+                              ('box', 'fc_reg', head.loss_bbox)):
+        if isinstance(getattr(head, name, None), nn.Module):
+            yield Output(label, (f'{part}.{name}', ), _kind(label, loss),
+                         loss.loss_weight)
 
 
 def _kind(label: str, loss: Optional[nn.Module]) -> str:

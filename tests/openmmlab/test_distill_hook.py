@@ -62,7 +62,7 @@ def test_losses_of_all_heads_join_those_of_the_model(name, make_runner, start,
 
 
 @pytest.mark.parametrize('name', [
-    *LABELS, 'retinanet', 'fcos', 'cascade_rcnn'])
+    *LABELS, 'retinanet', 'fcos', 'cascade_rcnn', 'yolox', 'detr'])
 def test_equal_models_have_nothing_to_learn(name, any_model, load_batch):
     """Another batch, boxes or mode of the teacher would show."""
     task = name if name in LABELS else 'faster_rcnn'
@@ -70,6 +70,7 @@ def test_equal_models_have_nothing_to_learn(name, any_model, load_batch):
     outputs, branches = find_head_outputs(student)
     assert [output.label for output in outputs] == LABELS.get(name) or dict(
         retinanet=['cls', 'box'], fcos=['cls', 'box', 'centerness'],
+        yolox=['cls', 'box', 'obj'], detr=['cls', 'box'],
         cascade_rcnn=[*LABELS['faster_rcnn'][:2], *(
             f'{label}_{stage}' for stage in range(3)
             for label in ('cls', 'box'))])[name]
@@ -105,9 +106,36 @@ def any_model(load_config, build_model):
         stem = dict(retinanet='retinanet/retinanet_r50_fpn_1x_coco.py',
                     fcos='fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
                     cascade_rcnn='cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco'
-                                 '.py')[name]
+                                 '.py',
+                    yolox='yolox/yolox_tiny_8xb8-300e_coco.py',
+                    detr='detr/detr_r50_8xb2-150e_coco.py')[name]
         init_default_scope('mmdet')
         model = get_config(f'mmdet::{stem}').model
+        if name == 'yolox':
+            model.data_preprocessor.batch_augments = None
+            model.backbone.widen_factor = .125
+            model.neck.update(in_channels=[32, 64, 128], out_channels=16,
+                              num_csp_blocks=1)
+            model.bbox_head.update(num_classes=10, in_channels=16,
+                                   feat_channels=16)
+            cfg.model = model
+            return build_model(cfg)
+        if name == 'detr':
+            model.backbone.update(base_channels=4, init_cfg=None)
+            model.update(num_queries=7)
+            model.neck.update(in_channels=[128], out_channels=16)
+            for part, depth in (('encoder', 1), ('decoder', 2)):
+                model[part].num_layers = depth
+                layer = model[part].layer_cfg
+                for key, attention in layer.items():
+                    attention.update(
+                        dict(feedforward_channels=8, embed_dims=16,
+                             ffn_drop=0.) if key == 'ffn_cfg' else
+                        dict(embed_dims=16, num_heads=2, dropout=0.))
+            model.positional_encoding.num_feats = 8
+            model.bbox_head.update(embed_dims=16, num_classes=10)
+            cfg.model = model
+            return build_model(cfg)
         model.backbone.update(base_channels=4, init_cfg=None)
         model.neck.update(in_channels=[16, 32, 64, 128], out_channels=8)
         if name == 'cascade_rcnn':
