@@ -1,7 +1,7 @@
 """Export a trained quantized model to ONNX, check and measure it.
 
 The input is float32 of shape (1, 3, H, W), 0 to 255, channels as the dataset
-gives them; normalization is in the file.
+gives them; normalization is in the file. (hls4ml: normalized, channels last.)
 
 examples:
   gdrq export my_w4a4.py work_dirs/my_w4a4/epoch_2.pth --weights int4 --eval
@@ -104,6 +104,9 @@ def export(args: argparse.Namespace) -> dict:
     if args.check and args.format != 'qdq':
         raise ValueError(f'--check {args.check} runs qdq files; leave out '
                          f'--target {args.format}')
+    if args.format == 'hls4ml' and (args.eval or args.input != 'float32'):
+        raise ValueError('hls4ml files take normalized images with channels '
+                         'last; leave out --eval and --input')
     if args.align and args.format == 'tensorrt':
         raise ValueError('--align rounds biases to those of integer kernels, '
                          'and biases of tensorrt files are float; leave it '
@@ -117,6 +120,9 @@ def export(args: argparse.Namespace) -> dict:
         print('calibrated with synthetic images: compare the metric '
               '(--eval) where there is data')
     trained, model = model, make_deployable(model, size, args.raw).eval()
+    if args.format == 'hls4ml':  # which reverses no channels
+        images = [model.prepare(image) for image in images]
+        model.prepare.leave_out()
     if args.raw:
         if args.eval:
             raise ValueError('--eval needs post-processing, which --raw '
@@ -216,7 +222,9 @@ def _metadata(cfg, args) -> dict:
         known = DATASETS.get(dataset.type)
         classes = getattr(known, 'METAINFO', {}).get('classes')
     return dict(
-        input=f'{args.input}, 0 to 255, channels as the pipeline of the '
+        input='float32, as the data preprocessor gives it, channels last'
+        if args.format == 'hls4ml' else
+        f'{args.input}, 0 to 255, channels as the pipeline of the '
         'dataset gives them; normalization and padding are in the file',
         data_preprocessor=json.dumps(dict(
             cfg.model.get('data_preprocessor') or cfg.get(

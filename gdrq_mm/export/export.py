@@ -1,7 +1,7 @@
 """Deployed models as ONNX files, written only after they were checked."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterable, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterable, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ class ExportReport:
             'tensorrt').
         layers (dict[str, float]): For every call, the greatest difference
             from the merged model given the same input, relative to the
-            greatest value ('qonnx').
+            greatest value ('qonnx', 'finn', 'hls4ml').
         difference (float): Greatest difference of an output of the whole
             from that of the reference (the integer or the merged model),
             relative to its greatest value; of labels, the share that
@@ -210,13 +210,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         raise FileExistsError(f'{path} exists; remove it or choose another '
                               'name')
     _require_packages()
-    from . import (
-        finn_check,
-        hls4ml_form,
-        onnx_check,
-        onnx_file,
-        qonnx_check,
-    )
+    from . import onnx_check, onnx_file
     from .metadata import add_metadata
     example = in_float32(
         example if isinstance(example, tuple) else (example, ))
@@ -231,9 +225,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         _need_merged(model)
         report.float_layers = float_layers(model)
         proto = onnx_file.qonnx_proto(model, example, **names)
-        check = dict(qonnx=qonnx_check.check_qonnx,
-                     finn=finn_check.check_finn,
-                     hls4ml=hls4ml_form.write_for_hls4ml)[format]
+        check = _check_of(format)
     else:
         container = 'int8' if format == 'tensorrt' else 'uint8'
         if not isinstance(model, IntegerModel):
@@ -270,6 +262,18 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
                     f'fails; nothing was written: {error}') from error
             report.others[shapes(other)] = again.difference
     return report
+
+
+def _check_of(format: str) -> Callable:
+    """The check of a QONNX file; packages of the others are not needed."""
+    if format == 'finn':
+        from .finn_check import check_finn
+        return check_finn
+    if format == 'hls4ml':
+        from .hls4ml_form import write_for_hls4ml
+        return write_for_hls4ml
+    from .qonnx_check import check_qonnx
+    return check_qonnx
 
 
 def shapes(example: tuple) -> str:

@@ -3,17 +3,15 @@ from pathlib import Path
 from typing import Callable, List, Tuple
 
 import numpy as np
-import onnxruntime
 from onnx import numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
-from qonnx.core.onnx_exec import execute_onnx
 from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
 from qonnx.transformation.lower_convs_to_matmul import LowerConvsToMatMul
 from qonnx.util.cleanup import cleanup_model
 from qonnx.util.inference_cost import inference_cost
 from torch import nn
 
-from .qonnx_check import QONNX_TOLERANCE, check_qonnx
+from .qonnx_check import QONNX_TOLERANCE, check_qonnx, outputs_by_place
 
 COSTS = ('total_macs', 'total_bops', 'total_mem_w_bits')
 
@@ -29,12 +27,10 @@ def check_finn(path: Path, model: nn.Module, example: tuple, report) -> None:
     check_qonnx(path, model, example, report)
     wrapper = ModelWrapper(str(path))
     _check_nodes(wrapper)
-    # Errors alone: it warns of single nodes that qonnx's executor hands over.
-    onnxruntime.set_default_logger_severity(3)
-    expected = _outputs(wrapper, example)
+    expected = outputs_by_place(wrapper, example)
     for name, step in (*_qonnx_steps(), *_finn_steps()):
         try:
-            result = _outputs(step(ModelWrapper(str(path))), example)
+            result = outputs_by_place(step(ModelWrapper(str(path))), example)
         except Exception as error:
             raise RuntimeError(
                 f'{name} stops at this model ({error}); nothing was written. '
@@ -51,14 +47,6 @@ def check_finn(path: Path, model: nn.Module, example: tuple, report) -> None:
             "this check: format='qonnx'")
     cost = inference_cost(str(path), discount_sparsity=False)['total_cost']
     report.cost = {name: float(cost[name]) for name in COSTS}
-
-
-def _outputs(model: ModelWrapper, example: tuple) -> List[np.ndarray]:
-    # By their place: cleaning up gives inputs and outputs other names.
-    results = execute_onnx(model, {
-        each.name: value.numpy()
-        for each, value in zip(model.graph.input, example)})
-    return [results[each.name] for each in model.graph.output]
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -135,10 +135,13 @@ def _of_dense_head(head: nn.Module, prefix: str, part: str
 
 def _of_queries(head: nn.Module, part: str) -> Iterator[Output]:
     """What all layers of a decoder share, as where a query is learned, and the
-    same one in both models; heads of queries that are chosen have none."""
+    same one in both models; heads of queries that are chosen have none. Of
+    boxes DETR's own: others add a reference to them in place."""
+    own = type(head).forward.__qualname__ == 'DETRHead.forward'
     for label, name, loss in (('cls', 'fc_cls', head.loss_cls),
                               ('box', 'fc_reg', head.loss_bbox)):
-        if isinstance(getattr(head, name, None), nn.Module):
+        if isinstance(getattr(head, name, None), nn.Module) and (
+                own or label == 'cls'):
             yield Output(label, (f'{part}.{name}', ), _kind(label, loss),
                          loss.loss_weight)
 

@@ -1,4 +1,6 @@
 """Files for hls4ml: its compiled emulation computes what was trained."""
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,13 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx
 from gdrq_mm.export import hls4ml_form
+from gdrq_mm.export.qonnx_check import outputs_by_place
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """hls4ml is not installed."""
+    monkeypatch.setitem(sys.modules, 'hls4ml', None)
 
 
 def quantized(model, bits=4, shape=(3, 4, 4)):
@@ -36,9 +45,9 @@ def test_compiled_emulation_equals_the_model(bits, residual, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize('dense', [False, True])
+@pytest.mark.filterwarnings('ignore:hls4ml is not installed')
 def test_scales_and_biases_stand_behind_the_layers(dense, tmp_path,
-                                                   monkeypatch):
-    monkeypatch.setattr(hls4ml_form, 'emulated', lambda *_: None)
+                                                   uncompiled):
     torch.manual_seed(0)
     model, x = quantized(nn.Sequential(
         nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), shape=(6, )) \
@@ -77,11 +86,38 @@ def test_images_of_an_output_stay_in_their_order(tmp_path):
 
 
 @torch.no_grad()
-def test_another_result_of_hls4ml_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(hls4ml_form, 'emulated', lambda model, inputs: [
-        np.zeros((1, 5), np.float32)])
+def test_that_hls4ml_is_missing_is_said(tmp_path, uncompiled):
     model, x = quantized(Net())
-    with pytest.raises(RuntimeError, match='1.0e.00 in the compiled emulati'):
+    with pytest.warns(UserWarning, match='hls4ml is not installed'):
+        export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings('ignore:hls4ml is not installed')
+def test_inputs_and_outputs_keep_their_names(tmp_path, uncompiled):
+    model, x = quantized(Net())
+    export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml',
+                input_names=['images'], output_names=['scores'])
+    graph = onnx.load(tmp_path / 'net.onnx').graph
+    assert [each.name for each in graph.input] == ['images']
+    assert [each.name for each in graph.output] == ['scores']
+    found, = outputs_by_place(hls4ml_form.ModelWrapper(
+        str(tmp_path / 'net.onnx')), [x.movedim(1, -1).contiguous()])
+    torch.testing.assert_close(torch.from_numpy(found), model(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('found, why', [
+    (np.zeros((1, 5)), '1.0e.00 in the compiled emulation'),
+    (np.full((1, 5), np.nan), 'by nan in the compiled emulation'),
+    (np.zeros((1, 4)), 'sizes .4. in place of .5.')])
+def test_another_result_of_hls4ml_writes_nothing(found, why, tmp_path,
+                                                 monkeypatch):
+    monkeypatch.setitem(sys.modules, 'hls4ml', sys)  # it is there
+    monkeypatch.setattr(hls4ml_form, 'emulated', lambda model, inputs: [
+        found.astype(np.float32)])
+    model, x = quantized(Net())
+    with pytest.raises(RuntimeError, match=why):
         export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
     assert not list(tmp_path.iterdir())
 
@@ -95,8 +131,8 @@ class Twice(Net):
 
 
 @torch.no_grad()
-def test_a_layer_that_is_called_twice_keeps_its_scales(tmp_path, monkeypatch):
-    monkeypatch.setattr(hls4ml_form, 'emulated', lambda *_: None)
+@pytest.mark.filterwarnings('ignore:hls4ml is not installed')
+def test_a_layer_that_is_called_twice_keeps_its_scales(tmp_path, uncompiled):
     torch.manual_seed(0)
     model, x = quantized(Twice())
     report = export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
@@ -116,8 +152,8 @@ class Sorted(Net):
 def test_what_hls4ml_has_no_operators_for_is_said(tmp_path):
     pytest.importorskip('hls4ml', reason='pip install hls4ml')
     model, x = quantized(Sorted())
-    with pytest.raises(RuntimeError, match='hls4ml stops at this model .*TopK'
-                       '.*--raw'):
+    with pytest.raises(RuntimeError, match='hls4ml stops at this model: .*TopK'
+                       ".*format='qonnx'"):
         export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
     assert not list(tmp_path.iterdir())
 
@@ -125,6 +161,6 @@ def test_what_hls4ml_has_no_operators_for_is_said(tmp_path):
 @torch.no_grad()
 def test_several_images_are_refused(tmp_path):
     model, x = quantized(Net())
-    with pytest.raises(ValueError, match='of one image'):
+    with pytest.raises(ValueError, match='one input, of shape .1, C, H, W'):
         export_onnx(model, x.repeat(2, 1, 1, 1), tmp_path / 'net.onnx',
                     'hls4ml')

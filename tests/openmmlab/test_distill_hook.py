@@ -62,7 +62,8 @@ def test_losses_of_all_heads_join_those_of_the_model(name, make_runner, start,
 
 
 @pytest.mark.parametrize('name', [
-    *LABELS, 'retinanet', 'fcos', 'cascade_rcnn', 'yolox', 'detr'])
+    *LABELS, 'retinanet', 'fcos', 'cascade_rcnn', 'yolox', 'detr',
+    'conditional_detr'])
 def test_equal_models_have_nothing_to_learn(name, any_model, load_batch):
     """Another batch, boxes or mode of the teacher would show."""
     task = name if name in LABELS else 'faster_rcnn'
@@ -71,6 +72,7 @@ def test_equal_models_have_nothing_to_learn(name, any_model, load_batch):
     assert [output.label for output in outputs] == LABELS.get(name) or dict(
         retinanet=['cls', 'box'], fcos=['cls', 'box', 'centerness'],
         yolox=['cls', 'box', 'obj'], detr=['cls', 'box'],
+        conditional_detr=['cls'],
         cascade_rcnn=[*LABELS['faster_rcnn'][:2], *(
             f'{label}_{stage}' for stage in range(3)
             for label in ('cls', 'box'))])[name]
@@ -108,7 +110,9 @@ def any_model(load_config, build_model):
                     cascade_rcnn='cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco'
                                  '.py',
                     yolox='yolox/yolox_tiny_8xb8-300e_coco.py',
-                    detr='detr/detr_r50_8xb2-150e_coco.py')[name]
+                    detr='detr/detr_r50_8xb2-150e_coco.py',
+                    conditional_detr='conditional_detr/conditional-detr_r50_'
+                                     '8xb2-50e_coco.py')[name]
         init_default_scope('mmdet')
         model = get_config(f'mmdet::{stem}').model
         if name == 'yolox':
@@ -120,7 +124,7 @@ def any_model(load_config, build_model):
                                    feat_channels=16)
             cfg.model = model
             return build_model(cfg)
-        if name == 'detr':
+        if name.endswith('detr'):
             model.backbone.update(base_channels=4, init_cfg=None)
             model.update(num_queries=7)
             model.neck.update(in_channels=[128], out_channels=16)
@@ -131,7 +135,10 @@ def any_model(load_config, build_model):
                     attention.update(
                         dict(feedforward_channels=8, embed_dims=16,
                              ffn_drop=0.) if key == 'ffn_cfg' else
-                        dict(embed_dims=16, num_heads=2, dropout=0.))
+                        dict(embed_dims=16, num_heads=2))
+                    for drop in ('dropout', 'attn_drop', 'proj_drop'):
+                        if drop in attention:
+                            attention[drop] = 0.
             model.positional_encoding.num_feats = 8
             model.bbox_head.update(embed_dims=16, num_classes=10)
             cfg.model = model

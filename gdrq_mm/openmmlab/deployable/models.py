@@ -58,6 +58,11 @@ class Prepare(nn.Module):
         """The length of a side after padding."""
         return (length + self.divisor - 1) // self.divisor * self.divisor
 
+    def leave_out(self) -> None:
+        """Take images from now on as this module gives them."""
+        self.reversed = self.enabled = False
+        self.divisor = 1
+
     def forward(self, images: Tensor) -> Tensor:
         images = images.float()
         if self.reversed:
