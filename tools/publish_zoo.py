@@ -3,8 +3,8 @@
 
 Usage: python tools/publish_zoo.py [MODEL ...] [--jobs 2]
 
-A model is a config on real data; without names, all of them. The model and
-the float model that it is compared with are trained as by
+A model is a config on real data; without names, all quantized ones. The model
+and the float model that it is compared with are trained as by
 tools/run_experiments.py, which shares its work dir: what is trained is not
 trained again, and after an interruption the same command goes on. Both begin
 with a float model that model_zoo/ has; one that is named is trained (again).

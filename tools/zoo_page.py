@@ -91,9 +91,10 @@ again and publishes it:
 python tools/publish_zoo.py {first["name"]} --out my_zoo
 ```
 
-All of them, and all experiments on these data, begin with a float model, which
-is here as well, so that a training takes minutes. (Its weights are stored in
-float16; metrics are of float32.) In a config of your own:
+That begins with a float model, as all experiments on these data do, which is
+here as well, so that a training takes minutes. (Its weights are stored in
+float16; metrics are of float32. The models above began with an earlier
+training of the same config.) In a config of your own:
 `load_from = 'model_zoo/{starts[0]["file"]}'`.
 The same command trains a float model again, in about half an hour:
 

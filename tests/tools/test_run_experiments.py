@@ -206,9 +206,12 @@ def test_results_are_collected_and_those_of_other_configs_left_out(
 def test_results_of_another_start_are_not_compared(settings, tmp_path, capsys):
     settings.cells['toy/more'] = Cell(
         'toy/more', CONFIG, start='toy/start', reference='toy/next')
-    study = Study('A study', '', ['more'], [Row('drop', ['toy/more'])])
+    settings.cells['toy/calibrated'] = Cell(
+        'toy/calibrated', CONFIG, start='toy/start', reference='toy/start')
+    study = Study('A study', '', ['more'], [Row('drop', [
+        'toy/more', 'toy/calibrated'])])
     out = tmp_path / 'out'
-    run(settings, 'start', 'next', 'more', seeds=(0, 1))
+    run(settings, 'start', 'next', 'more', 'calibrated', seeds=(0, 1))
     collect(settings, 'toy', study, out)
     elsewhere = dataclasses.replace(settings, work_dir=tmp_path / 'elsewhere')
     run(elsewhere, 'start')
@@ -218,7 +221,23 @@ def test_results_of_another_start_are_not_compared(settings, tmp_path, capsys):
     cells = json.loads(path.read_text())['cells']
     assert cells['toy/next']['seeds'].keys() == {'0', '1'}
     assert cells['toy/more']['seeds'].keys() == {'1'}
-    assert 'toy/more seed 0 is left out' in capsys.readouterr().out
+    assert cells['toy/calibrated']['seeds'].keys() == {'1'}
+    said = capsys.readouterr().out
+    assert 'toy/more seed 0 is left out' in said
+    assert 'toy/calibrated seed 0 is left out' in said
+
+
+def test_of_a_shared_start_one_seed_is_kept(settings, tmp_path):
+    study = Study('A study', '', ['next'], [Row('metric', ['toy/next'])])
+    out = tmp_path / 'out'
+    run(settings, 'start', 'next', seeds=(0, 1))
+    collect(settings, 'toy', study, out)
+    settings.cells['toy/start'] = dataclasses.replace(
+        settings.cells['toy/start'], shared=True)
+    run(settings, 'start', 'next')
+    cells = json.loads(collect(settings, 'toy', study, out).read_text())[
+        'cells']
+    assert cells['toy/start']['seeds'].keys() == {'0'}
 
 
 def test_published_results_are_added_to(settings, tmp_path):

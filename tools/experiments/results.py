@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Optional
 
 from jobs.checkout import ROOT
-from jobs.records import read_done, read_json, write_json
+from jobs.records import file_hash, read_done, read_json, write_json
 
 from .cells import Configs, Study
 
@@ -41,7 +41,9 @@ class Finished:
         """Seed -> record of a cell."""
         numbers = sorted(int(path.stem.removeprefix('seed')) for path in
                          (self.settings.work_dir / name).glob('seed*.json'))
-        found = {seed: self.get(name, seed) for seed in numbers}
+        cell = self.settings.cells[name]
+        found = {seed: self.get(name, seed) for seed in numbers
+                 if seed == cell.seed_for(seed)}
         return {seed: record for seed, record in found.items() if record}
 
 
@@ -74,7 +76,8 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
         if before['data'].get(cell.family) == data[cell.family]:
             seeds = {seed: result for seed, result in before['cells'].get(
                 cell_name, dict(seeds={}))['seeds'].items()
-                if result['config_hash'] == finished.configs.hash(
+                if int(seed) == cell.seed_for(int(seed))
+                and result['config_hash'] == finished.configs.hash(
                     cell, int(seed))}
         for seed, record in finished.seeds(cell_name).items():
             new += 1
@@ -83,6 +86,9 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
                  if key != 'checkpoint'},
                 config_hash=record['inputs']['config'],
                 start_hash=record['inputs']['load_from'])
+            if 'checkpoint' in record['results']:
+                seeds[str(seed)]['hash'] = file_hash(
+                    record['results']['checkpoint'])
             if record['versions'] not in versions:
                 versions.append(record['versions'])
         cells[cell_name] = dict(
@@ -91,22 +97,32 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
             seeds=dict(sorted(seeds.items())))
     if not new:
         return None
-    for cell_name, cell in cells.items():
-        reference = cells.get(cell['reference'])
-        if reference is None or reference['start'] != cell['start']:
-            continue
-        for seed in list(cell['seeds']):
-            theirs = reference['seeds'].get(seed)
-            if theirs and theirs['start_hash'] != \
-                    cell['seeds'][seed]['start_hash']:
-                print(f'{name}: {cell_name} seed {seed} is left out, as its '
-                      'float model began with another start')
-                del cell['seeds'][seed]
+    _leave_out_other_starts(name, cells)
     write_json(path, dict(
         study=name, title=study.title, seeds=study.seeds,
         command=f'python tools/run_experiments.py {name}', data=data,
         versions=versions, cells=cells))
     return path
+
+
+def _leave_out_other_starts(study: str, cells: dict) -> None:
+    """Results whose float model, as it is now, is not of their start."""
+    for cell_name, cell in cells.items():
+        reference = cells.get(cell['reference'])
+        if reference is None:
+            continue
+        if cell['reference'] == cell['start']:  # of calibrated models
+            key = 'hash'
+        elif reference['start'] == cell['start']:
+            key = 'start_hash'
+        else:
+            continue
+        for seed, result in list(cell['seeds'].items()):
+            theirs = reference['seeds'].get(seed, {}).get(key)
+            if theirs and theirs != result['start_hash']:
+                print(f'{study}: {cell_name} seed {seed} is left out, as its '
+                      'float model began with another start')
+                del cell['seeds'][seed]
 
 
 def list_studies(settings, studies) -> str:

@@ -1,7 +1,8 @@
 """A family's config -> its model, of reduced size.
 
-Reduced are the number of proposals and how often equal layers follow each
-other. Channels and every kind of layer stay: they are what is looked at.
+Reduced are the size that it is built for, the number of proposals and how
+often equal layers follow each other. Channels and every kind of layer stay:
+they are what is looked at.
 """
 import copy
 from pathlib import Path

@@ -32,9 +32,9 @@ class Prepare(nn.Module):
         if kind not in _KNOWN or not flags:
             raise ValueError(
                 f'data_preprocessor is a {type(preprocessor).__name__}, whose '
-                f'forward is not known ({", ".join(_KNOWN)} are); wrap the '
-                'model in a module that takes and gives tensors and call '
-                'gdrq_mm.deploy.export_onnx')
+                f'forward or order of channels is not known '
+                f'({", ".join(_KNOWN)} are); wrap the model in a module that '
+                'takes and gives tensors and call gdrq_mm.deploy.export_onnx')
         self.scope = _KNOWN[kind]
         self.reversed = any(flags)
         self.enabled = bool(preprocessor._enable_normalize)

@@ -125,7 +125,7 @@ class ScaleClipWeight(ClippedWeight):
     fused = True
     non_negative = ('clip', )
     SEARCH_INTERVAL = 100  # steps between two searches
-    # What to build for a clip value that is neither; the package fills it.
+    # What to build for other values of ``clip``; the package fills it.
     KINDS: Dict[str, Type[WeightQuantizer]] = {}
 
     def __init__(self, num_filters: int, bits: int, group_size: int,
