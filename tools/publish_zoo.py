@@ -184,6 +184,12 @@ def main() -> None:
                             cell: entry for cell, entry
                             in published_starts().items()
                             if cell not in wanted})
+    for start in starts:
+        target = args.out / f'{start.name}.pth'
+        if target.exists() and not settings.record_path(start.cell,
+                                                        SEED).exists():
+            raise JobError(f'{shown(target)} is there; to train it again, '
+                           'remove it or give another --out')
     lock = Lock(settings.work_dir)
     names = with_needs(CELLS, wanted)
     make_data([name for name in names if name not in settings.starts],

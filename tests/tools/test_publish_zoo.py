@@ -148,6 +148,10 @@ def test_missing_data_and_models_are_named(tool, tmp_path, monkeypatch,
     with pytest.raises(tool.JobError, match='bccd is missing: convert'):
         run('faster-rcnn_r18-w24_fpn_gdrq-w2a4_bccd')
     assert not (tmp_path / 'zoo').exists()
+    (tmp_path / 'zoo').mkdir()
+    (tmp_path / 'zoo' / 'resnet18-w24_tiny-imagenet-100.pth').touch()
+    with pytest.raises(tool.JobError, match='is there; to train it again'):
+        run('resnet18-w24_tiny-imagenet-100')
     with pytest.raises(SystemExit) as stopped:
         run('no-such-model')
     assert stopped.value.code == 2
