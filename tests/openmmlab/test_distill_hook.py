@@ -63,7 +63,7 @@ def test_losses_of_all_heads_join_those_of_the_model(name, make_runner, start,
 
 @pytest.mark.parametrize('name', [
     *LABELS, 'retinanet', 'fcos', 'cascade_rcnn', 'yolox', 'detr',
-    'conditional_detr'])
+    'dab_detr'])
 def test_equal_models_have_nothing_to_learn(name, any_model, load_batch):
     """Another batch, boxes or mode of the teacher would show."""
     task = name if name in LABELS else 'faster_rcnn'
@@ -72,7 +72,7 @@ def test_equal_models_have_nothing_to_learn(name, any_model, load_batch):
     assert [output.label for output in outputs] == LABELS.get(name) or dict(
         retinanet=['cls', 'box'], fcos=['cls', 'box', 'centerness'],
         yolox=['cls', 'box', 'obj'], detr=['cls', 'box'],
-        conditional_detr=['cls'],
+        dab_detr=['cls'],
         cascade_rcnn=[*LABELS['faster_rcnn'][:2], *(
             f'{label}_{stage}' for stage in range(3)
             for label in ('cls', 'box'))])[name]
@@ -111,8 +111,7 @@ def any_model(load_config, build_model):
                                  '.py',
                     yolox='yolox/yolox_tiny_8xb8-300e_coco.py',
                     detr='detr/detr_r50_8xb2-150e_coco.py',
-                    conditional_detr='conditional_detr/conditional-detr_r50_'
-                                     '8xb2-50e_coco.py')[name]
+                    dab_detr='dab_detr/dab-detr_r50_8xb2-50e_coco.py')[name]
         init_default_scope('mmdet')
         model = get_config(f'mmdet::{stem}').model
         if name == 'yolox':
