@@ -89,3 +89,24 @@ def test_a_step_that_changes_outputs_is_refused(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match='outputs change: doubled by'):
         export_onnx(model, x, tmp_path / 'model.onnx', 'finn')
     assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_a_nan_in_any_output_is_refused(tmp_path, monkeypatch):
+    from gdrq_mm.export import finn_check
+
+    class Two(Net):
+
+        def forward(self, x):
+            x = super().forward(x)
+            return x, x + 1
+
+    differences = iter((0., float('nan')))
+    monkeypatch.setattr(finn_check, '_qonnx_steps',
+                        lambda: [('broken', lambda model: model)])
+    monkeypatch.setattr(finn_check, '_difference',
+                        lambda ours, theirs: next(differences))
+    model, x = quantized(Two())
+    with pytest.raises(RuntimeError, match='outputs change: broken by nan'):
+        export_onnx(model, x, tmp_path / 'model.onnx', 'finn')
+    assert not list(tmp_path.iterdir())
