@@ -41,8 +41,14 @@ from mutants import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[2]
 MODULES = [
-    'functional', 'quantizers/base', 'quantizers/schemes', 'quantizers/lsq',
-    'quantizers/scale_clip/weight', 'quantizers/scale_clip/activation',
+    'functional', 'quantizers/base', 'quantizers/schemes',
+    'quantizers/first_batch', 'quantizers/learned_value',
+    'quantizers/least_squares', 'quantizers/lsq', 'quantizers/lsq_plus',
+    'quantizers/pact', 'quantizers/dorefa', 'quantizers/direct',
+    'quantizers/scale_clip/scheme', 'quantizers/scale_clip/weight',
+    'quantizers/scale_clip/activation', 'quantizers/scale_clip/learned',
+    'quantizers/scale_clip/learned_weight', 'quantizers/scale_clip/codes',
+    'quantizers/scale_clip/least_squares', 'quantizers/scale_clip/running',
     'quantizers/scale_clip/defaults', 'training/state', 'training/step',
     'checkpoint/packing', 'merge/flow', 'integer/integer', 'integer/graph',
     'integer/ranges', 'integer/align', 'integer/moves']
