@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
 
 from jobs.process import Limits  # noqa: E402
+from sweeping import batches, models  # noqa: E402
 from sweeping.engine import (  # noqa: E402
     path_of,
     read,
@@ -21,7 +23,11 @@ from sweeping.exporting import (  # noqa: E402
     check_export,
     write_export_page,
 )
-from sweeping.families import candidates, families  # noqa: E402
+from sweeping.families import (  # noqa: E402
+    candidates,
+    families,
+    mim_folder,
+)
 from sweeping.page import share, verdict_of, write_page  # noqa: E402
 from sweeping.probe import CHECKS  # noqa: E402
 
@@ -47,6 +53,18 @@ class TestFamilies:
     def test_unknown_names_teach(self):
         with pytest.raises(ValueError, match='did you mean.*mask2former'):
             candidates('mmdet', 'mask2formr')
+
+
+@pytest.mark.parametrize('package, name', [
+    ('mmseg', 'pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'),
+    ('mmdet', 'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py')])
+def test_images_are_trained_at_the_size_that_the_page_tells(package, name):
+    cfg = models.read_config(mim_folder(package) / 'configs' / name, package)
+    reduced, batch = next(batches.batches(cfg))
+    with DefaultScope.overwrite_default_scope(package):
+        preprocess = MODELS.build(cfg.model.data_preprocessor)
+    height, width = preprocess(batch(), training=True)['inputs'].shape[2:]
+    assert reduced == f'{height} x {width} pixels'
 
 
 class TestRecords:

@@ -41,7 +41,8 @@ def read_config(path: Path, scope: str, options: Optional[dict] = None
 
 
 def _plain(node: Any) -> Any:
-    """No pretrained weights, BN that runs without GPUs, few proposals."""
+    """No pretrained weights, BN that runs without GPUs, few proposals, images
+    that are not padded."""
     if isinstance(node, (list, tuple)):
         return type(node)(_plain(each) for each in node)
     if not isinstance(node, dict):
@@ -62,7 +63,19 @@ def _plain(node: Any) -> Any:
         changed[key] = _plain(value)
     if changed.get('type') == 'RandomSampler' and 'num' in changed:
         changed['num'] = min(changed['num'], 32)
-    return changed
+    return _unpadded(changed)
+
+
+def _unpadded(node: ConfigDict) -> ConfigDict:
+    """Images keep their size: some preprocessors pad it to one that the
+    config fixes, of a real image."""
+    if node.get('type') == 'SegDataPreProcessor':
+        node.update(size=None, size_divisor=1)
+    if node.get('batch_augments'):
+        node['batch_augments'] = [
+            each for each in node['batch_augments']
+            if each.get('type') != 'BatchFixedSizePad']
+    return node
 
 
 def shrink(cfg: Config) -> str:
