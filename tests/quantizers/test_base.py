@@ -1,4 +1,6 @@
 """What a quantizer is that says nothing of itself."""
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -29,3 +31,31 @@ def test_it_has_its_range_from_the_first_input_on(monkeypatch):
     quantizer = Halves.build(ActivationScheme(bits=4))
     assert quantizer.initialized
     assert quantizer.settled and not quantizer.is_signed
+
+
+@dataclass(frozen=True)
+class PartsScheme(ActivationScheme):
+    """Into how many parts one is divided."""
+    parts: int = 2
+
+
+class Parts(ActivationQuantizer):
+    """Rounds to multiples of a part of one."""
+    Scheme = PartsScheme
+
+    def __init__(self, bits, headroom=1., parts=2):
+        super().__init__(bits, headroom)
+        self.parts = parts
+
+    def forward(self, x, rounding=True):
+        return (self.parts * x).round() / self.parts if rounding else x
+
+
+def test_fields_of_its_scheme_reach_the_quantizer(monkeypatch):
+    monkeypatch.setitem(QUANTIZERS, 'Parts', QuantizerPair(None, Parts))
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    quantize_(model, dict(activation=dict(type='Parts', bits=4, parts=5)))
+    quantizer = model[0].input_quantizer
+    assert quantizer.parts == 5 and quantizer.bits == 4
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(quantizer(x), (5 * x).round() / 5)

@@ -174,3 +174,17 @@ def test_it_trains_and_packs_but_has_no_integer_codes():
     with pytest.raises(ValueError, match='DirectQuantizationWeight has no '
                        'integer codes, .*not equally spaced.*ScaleClip'):
         merge(model, x)
+
+
+def test_a_step_that_saw_no_values_moves_nothing():
+    quantizer = started(normal(64, 5).abs(), 3)
+    before = float(quantizer.step)
+    DirectQuantizationActivation.update_([quantizer])
+    assert float(quantizer.step) == before
+
+
+def test_the_largest_level_is_logged():
+    quantizer, weight = DirectQuantizationWeight(4, 2, -1), normal(4, 6)
+    quantizer.start_step(weight)
+    assert float(quantizer.scalars()['direct_weight_top']) == float(
+        quantizer.levels.detach().abs().max())

@@ -139,3 +139,30 @@ def test_eight_bits_pack_but_their_codes_do_not_fit_integer_kernels():
         merge(model, x)
     assert all(torch.equal(before[key], value)
                for key, value in model.state_dict().items())
+
+
+def test_seven_bits_fit_integer_kernels():
+    quantizer, weight = DoReFaWeight(4, 7, -1), normal(4, 6)
+    codes, scale = quantizer.codes(weight)
+    assert codes.abs().max() == quantizer.highest_code == 127
+    torch.testing.assert_close(codes * scale, quantizer(weight))
+
+
+def test_the_grid_that_was_loaded_stays_until_the_first_step():
+    """As that of a model average, whose maximum is not its weights'."""
+    quantizer, weight = DoReFaWeight(4, 3, -1), normal(4, 6)
+    quantizer.load_state_dict(dict(top=torch.tensor([2.])))
+    quantizer.start_step(weight)
+    assert float(quantizer.top) == 2
+    quantizer.after_step(weight)
+    assert float(quantizer.top) == pytest.approx(
+        float(weight.abs().max().tanh()))
+
+
+def test_a_few_negatives_of_an_unsigned_input_are_clipped_to_zero():
+    quantizer = DoReFaActivation(3)
+    quantizer.start_([], signed=False)
+    x = torch.tensor([-.5, 0., .3, 2.])
+    assert quantizer(x, rounding=False).tolist() == pytest.approx(
+        [0, 0, .3, 1])
+    assert quantizer(x).tolist() == pytest.approx([0, 0, 2 / 7, 1])

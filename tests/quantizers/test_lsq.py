@@ -144,8 +144,6 @@ def test_steps_that_no_optimizer_holds_are_an_error_in_the_first_step():
         optimizer.step()
 
 
-
-
 @pytest.mark.parametrize('weight, activation', [(2, 4), (4, 4), (3, 8)])
 def test_reloads_packs_and_merges(weight, activation):
     config = dict(weight=dict(type='LSQ', bits=weight, group_size=2),
@@ -202,6 +200,8 @@ def test_codes_of_weights_end_at_both_ends_of_their_bits(bits):
     ends = -2**(bits - 1), 2**(bits - 1) - 1
     codes, _ = quantizer.codes(weight)
     assert (codes.min(), codes.max()) == ends
+    assert (quantizer.lowest_code, quantizer.highest_code) == ends
+    assert float(quantizer.scalars()['lsq_weight_step']) == pytest.approx(.1)
     values = quantizer(weight) / .1
     torch.testing.assert_close(
         torch.stack([values.min(), values.max()]), torch.tensor(ends).float())

@@ -142,3 +142,15 @@ def test_offsets_go_through_padding_merging_and_export(padding, tmp_path):
     assert equal == total > 0 and report.difference == 0
     report = export_onnx(model, x, tmp_path / 'qonnx.onnx', 'qonnx')
     assert report.difference < 1e-5
+
+
+def test_the_ends_of_the_range_are_not_clipped():
+    quantizer = LSQPlusActivation(3)
+    assert quantizer.scalars() == {}
+    quantizer.start_([.5, -1.], signed=True)  # codes 0 to 7, that of zero 2
+    assert quantizer.code_range() == (.5, 0, 7, 2)
+    x = torch.tensor([-1.1, -1., 0., 2.5, 2.6])
+    assert float(quantizer.clipped_fraction(x)) == 2 / 4
+    logged = quantizer.scalars()
+    assert float(logged['lsq_plus_act_step']) == .5
+    assert float(logged['lsq_plus_act_offset']) == -1

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gdrq_mm import quantize_
+from gdrq_mm.checkpoint import CheckpointError
 from gdrq_mm.quantizers import DoReFaWeight, PACTActivation
 from gdrq_mm.training import add_learned_parameters, get_state
 
@@ -117,3 +118,22 @@ def test_its_weights_are_those_of_dorefa():
     model = nn.Sequential(nn.Linear(4, 4))
     quantize_(model, dict(weight=dict(type='PACT', bits=3)))
     assert isinstance(model[0].weight_quantizer, DoReFaWeight)
+
+
+@pytest.mark.parametrize('signed', [False, True])
+def test_codes_of_the_range(signed):
+    x = normal(100) if signed else normal(100).abs()
+    quantizer = started(x, 3)
+    clip, levels = float(quantizer.clip.detached), 3 if signed else 7
+    scale, low, high, zero = quantizer.code_range()
+    assert scale == pytest.approx(clip / levels) and zero == 0
+    assert (low, high) == (-levels if signed else 0, levels)
+
+
+def test_a_file_with_a_negative_clip_value_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4))
+    quantize_(model, dict(activation=dict(type='PACT', bits=4)))
+    state = model.state_dict()
+    state['0.input_quantizer.clip.unit'] = torch.tensor(-1.)
+    with pytest.raises(CheckpointError, match='input_quantizer.clip.unit'):
+        model.load_state_dict(state)

@@ -603,3 +603,29 @@ def test_files_hold_what_the_format_says():
     assert quantizer_of(normal(6, 30)).state_dict().keys() == {'clip'}
     assert ScaleClipWeight(6, 4, 4, 2., clip='search').state_dict(
         ).keys() == {'clip', 'num_steps'}
+
+
+def test_what_was_asked_for_stands_in_the_text():
+    plain = dict(num_filters=2, bits=4, group_size=2, k=2.)
+    assert ScaleClipWeight(**plain).extra_repr() == \
+        'bits=4, group_size=2, k=2.0'
+    assert ScaleClipWeight(
+        **plain, clip='search', projection=False).extra_repr() == \
+        "bits=4, group_size=2, k=2.0, clip='search', projection=False"
+    assert ScaleClipActivation(4, None, .01).extra_repr() == \
+        'bits=4, k=None, lr=0.01'
+    assert ScaleClipActivation(
+        4, None, .01, 3., threshold='nonzero').extra_repr() == \
+        "bits=4, k=None, lr=0.01, threshold='nonzero', headroom=3.0"
+
+
+def test_layers_that_share_a_weight_know_that_it_lies_inside():
+    """Also that which did not project it itself."""
+    weight = torch.randn(4, 6)
+    first, second = (ScaleClipWeight(4, 4, 2, k=1.) for _ in range(2))
+    first.after_step(weight)
+    second.share(first, weight)
+    assert torch.equal(first.clip, second.clip)
+    assert second.grid(weight).all_inside
+    weight += 1
+    assert not second.grid(weight).all_inside

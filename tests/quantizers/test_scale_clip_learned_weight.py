@@ -260,3 +260,12 @@ def test_one_bit_is_refused():
     with pytest.raises(ValueError, match="clip is 'learned', allowed: at 1 "
                                          "bit 'threshold' or 'search'"):
         ScaleClipWeightScheme(bits=1, clip='learned')
+
+
+def test_own_k_replaces_the_default():
+    weight = normal(6, 5)
+    quantizer = built(weight, k=2.5)
+    quantizer.start_step(weight)
+    expected = 2.5 * torch.stack([
+        each.abs().mean() for each in weight.split(3)])
+    torch.testing.assert_close(quantizer.current_clip(weight), expected)

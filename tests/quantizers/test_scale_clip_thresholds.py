@@ -270,3 +270,31 @@ def test_what_differs_stands_in_the_scheme():
 def test_what_does_not_go_together_is_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         ScaleClipActivationScheme(bits=4, **options)
+
+
+def test_statistics_of_a_step_are_no_part_of_a_checkpoint():
+    assert built(threshold='mse', asymmetric=True).state_dict().keys() == {
+        'clip', 'signed', 'num_updates', 'zero'}
+
+
+def test_learned_thresholds_are_logged_once_they_are_there():
+    quantizer = built(threshold='learned')
+    assert quantizer.scalars() == {}
+    seen(quantizer, batches(nn.functional.relu, 1))
+    assert float(quantizer.scalars()['gdrq_act_clip']) == float(
+        quantizer.clip.detached) > 0
+
+
+def test_a_zero_point_stands_in_the_text():
+    assert 'asymmetric' not in repr(built(threshold='mse'))
+    assert repr(built(threshold='mse', asymmetric=True)).endswith(
+        "threshold='mse', asymmetric=True)")
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(bits=9), 'activation.bits is 9, allowed: 2 to 8, or None for '),
+    (dict(bits=4, asymmetric=1),
+     'activation.asymmetric is 1, allowed: True or False')])
+def test_a_bad_value_names_its_field(options, message):
+    with pytest.raises(ValueError, match=message):
+        quantize_(nn.Linear(2, 2), dict(activation=options))

@@ -89,7 +89,7 @@ def shrink(cfg: Config) -> str:
     """
     init_default_scope(cfg.default_scope)
     changed = []
-    if cfg.default_scope == 'mmpretrain' and not needs_pipeline(cfg):
+    if cfg.default_scope != 'mmdet' and not needs_pipeline(cfg):
         least = SIZES[cfg.default_scope][0]
         for node in _nodes(cfg.model):
             size = node.get('img_size')

@@ -75,14 +75,18 @@ def test_onnx_runtime_gives_the_detections_of_the_integer_model(
         weight=dict(bits=4), activation=dict(bits=4)))
     deployable = make_deployable(model, SIZE).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(x)])
-    integer = to_integer(merge(deployable, x), x)
+    dynamic = ['batch', 'size']
+    integer = to_integer(merge(deployable, x), x, dynamic=dynamic)
     assert {call.layer for call in integer.calls} >= {
         'backbone.conv1', 'bbox_head.fc_cls'}
     path = tmp_path / 'model.onnx'
-    export_onnx(integer, x, path, output_names=deployable.output_names)
-    theirs = onnx_check.run(onnx_check.session(path), [x])
-    for mine, other in zip(integer(x), map(torch.from_numpy, theirs)):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+    export_onnx(integer, x, path, dynamic=dynamic,
+                output_names=deployable.output_names)
+    runner = onnx_check.session(path)
+    for images in (x, others()):
+        theirs = map(torch.from_numpy, onnx_check.run(runner, [images]))
+        for mine, other in zip(integer(images), theirs):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
 
 
 @torch.no_grad()

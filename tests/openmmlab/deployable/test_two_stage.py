@@ -132,6 +132,26 @@ def test_onnx_runtime_gives_boxes_and_masks_of_the_integer_model(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('name', ['Faster', 'Cascade'])
+def test_an_onnx_file_of_any_batch_and_size(name, spread, tmp_path):
+    model, x = build(name, spread, regions=8), image()
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    deployable = make_deployable(model, SIZE).eval()
+    gdrq_mm.calibrate(model, [lambda: deployable(x)])
+    dynamic = ['batch', 'size']
+    integer = to_integer(merge(deployable, x), x, dynamic=dynamic)
+    path = tmp_path / 'model.onnx'
+    export_onnx(integer, x, path, dynamic=dynamic,
+                output_names=deployable.output_names)
+    ours = integer(others())
+    assert ((ours[2] >= 0).sum(1) > 3).all()
+    for mine, other in zip(ours, map(torch.from_numpy, onnx_check.run(
+            onnx_check.session(path), [others()]))):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('name', ['Faster', 'CascadeMask'])
 def test_a_graph_of_any_batch_and_size_gives_the_detections_of_mmdet(
         name, check_detections, check_masks, spread):
