@@ -589,6 +589,30 @@ def test_metrics_are_means_over_layers():
     assert 'gdrq_clipped' not in metrics(state)  # told once
 
 
+def test_learned_activations_tell_how_much_they_clip():
+    """Their quantizers are called; no kernel serves them."""
+    model = make(dict(activation=dict(type='LSQ', bits=2)))
+    state, optimizer = get_state(model), sgd(model)
+    train_step(model, optimizer, batch())
+    state.collect_clipped = True
+    clipped = []
+    for name in ('conv1', 'conv2', 'fc'):
+        getattr(model, name).register_forward_pre_hook(
+            lambda module, args: clipped.append(float(
+                module.input_quantizer.clipped_fraction(args[0]))))
+    train_step(model, optimizer, batch(1))
+    assert max(clipped) > 0
+    assert metrics(state)['gdrq_clipped'] == pytest.approx(np.mean(clipped))
+
+
+def test_a_weight_that_other_code_reads_starts_to_learn():
+    model = make(dict(weight=dict(type='LSQ', bits=4)))
+    layer = model.conv1
+    assert not layer.weight_quantizer.step.started
+    get_state(model).weight(layer.weight_quantizer, layer.latent_weight)
+    assert layer.weight_quantizer.step.started
+
+
 def test_metrics_before_training_leave_out_what_is_not_there():
     model = make()
     assert set(metrics(get_state(model))) == {

@@ -113,3 +113,22 @@ def test_heads_that_are_not_known_are_refused(spread):
     with pytest.raises(ValueError, match='bbox_head is a MyHead, whose '
                        'predict_by_feat.*--raw'):
         make_deployable(model, SIZE)
+
+
+@torch.no_grad()
+def test_padding_that_mmdet_masks_is_refused_at_any_size(spread):
+    """At the size of the example its mask is known."""
+    model = build('DETR', spread)
+    model.data_preprocessor.pad_size_divisor = 32
+    size = (96, 70)
+    image = example_batch('mmdet', size)['inputs'][0][None]
+    deployable = make_deployable(model, size).eval()
+    boxes, scores, labels = (each[0] for each in deployable(image))
+    expected = model.test_step(
+        example_batch('mmdet', size))[0].pred_instances
+    torch.testing.assert_close(boxes, expected.bboxes)
+    assert torch.equal(labels, expected.labels)
+    for dynamic in ('batch', 'size'):
+        with pytest.raises(RuntimeError, match=f'with dynamic {dynamic}'
+                           '.* pad_size_divisor=32 .* set it to 1'):
+            capture(deployable, (image, ), [dynamic])
