@@ -146,9 +146,9 @@ def test_negatives_that_come_late_make_the_codes_signed_and_are_told_of():
     assert quantizer.settled and not quantizer.is_signed
     late = [x - .5 for x in unsigned(100)]
     with pytest.warns(UserWarning, match=(
-            '0.input_quantizer: the input has negative values, which')) as said:
+            'the input has negative values, which it had not')) as told:
         steps(model, late)
-    assert len(said) == 1
+    assert len(told) == 1
     assert quantizer.is_signed and quantizer.signed
     model.eval()
     with torch.no_grad():
