@@ -118,3 +118,17 @@ def test_added_grids_end_where_the_clamp_does():
     first = integer.calls[0]
     assert first.added and first.grid.low == 0
     assert first.grid.high * first.grid.scale <= 6 + first.grid.scale / 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('mode, value, moves', [
+    ('constant', 0., True), ('constant', None, True),
+    ('constant', .7, False), ('reflect', None, True)])
+def test_padding_moves_values_unless_it_brings_one(mode, value, moves):
+    merged, integer, x = integer_of(
+        lambda x: F.pad(x, (1, 1, 0, 0), mode, value))
+    first = integer.calls[0]
+    assert first.layer == 'first'
+    # Values that are only moved are rounded once, to the reader's codes.
+    assert (first.grid == merged.second.grid) is moves
+    assert (integer(x) - merged(x)).abs().mean() < .02
