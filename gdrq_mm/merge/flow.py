@@ -171,6 +171,11 @@ def _pair(flows: Dict[nn.Module, LayerFlow], watch: _Watch) -> None:
         elif any(each.others or len(each.norms) > 1
                  for each in outputs[layer]):
             flow.reason = 'more than a normalization reads its output'
+        elif any(each.tensor.dim() != layer.weight.dim()
+                 for each in outputs[layer]):
+            # Of a linear layer on (batch, tokens, features) it is tokens.
+            flow.reason = ('its normalization normalizes another dimension '
+                           'than that of its filters')
         else:
             flow.norm, = norms
             if flow.norm in watch.strangers:

@@ -214,7 +214,8 @@ class Odd(nn.Module):
     ('changed before', 'no batch normalization reads'),
     ('norm of a stranger', 'normalizes other tensors'),
     ('norm of two layers', 'normalizes other tensors'),
-    ('norm of a layer that keeps it', 'another layer shares its norm'),
+    ('norm of a layer that keeps it',
+     'another layer shares its normalization'),
     ('batch statistics', 'statistics of the batch')])
 def test_norm_that_cannot_merge_stays(case, reason):
     torch.manual_seed(0)
@@ -227,6 +228,38 @@ def test_norm_that_cannot_merge_stays(case, reason):
     for a, b in zip(ours, theirs) if isinstance(ours, tuple) else [
             (ours, theirs)]:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+class Tokens(nn.Module):
+    """A linear layer on tokens, their normalization, and attention."""
+
+    def __init__(self, attention=False):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.attention = nn.MultiheadAttention(8, 2) if attention else None
+
+    def forward(self, x):
+        y = self.linear(x)
+        if self.attention is None:
+            return self.norm(y)
+        return self.norm(y) + self.attention(y, y, y)[0]
+
+
+@pytest.mark.parametrize('attention, shape, reason', [
+    (False, (4, 8, 8), 'its normalization normalizes another dimension'),
+    (True, (4, 8), 'more than a normalization reads its output'),
+    (False, (4, 8), '')])
+def test_norm_of_tokens_and_tokens_that_attention_reads(
+        attention, shape, reason):
+    """As many tokens as features: shapes alone do not tell."""
+    torch.manual_seed(0)
+    model, x = Tokens(attention), torch.randn(shape)
+    model.norm.running_var.uniform_(.5, 2)
+    model.norm.running_mean.normal_()
+    merged = merge(quantized(model, x), x)
+    assert merged.linear.reason.startswith(reason)
+    assert isinstance(merged.norm, nn.BatchNorm1d) is bool(reason)
+    torch.testing.assert_close(merged(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('options', [
