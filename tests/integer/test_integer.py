@@ -7,6 +7,7 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm.deploy import to_integer
+from gdrq_mm.integer.moves import clamp_range
 from gdrq_mm.integer.ranges import best_grid
 from gdrq_mm.merge import merge
 from gdrq_mm.merge.ops import OPS, UINT8_OFFSET
@@ -236,3 +237,32 @@ def test_grid_of_a_tensor_of_zeros_is_valid():
 def test_a_model_that_is_not_merged_is_refused():
     with pytest.raises(ValueError, match='call .*merge first'):
         to_integer(nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8))
+
+
+class Bounded(nn.Module):
+    """A clamp behind a quantizer, in front of another layer."""
+
+    def __init__(self, top):
+        super().__init__()
+        self.first, self.relu = nn.Conv2d(3, 8, 3), nn.ReLU()
+        self.second, self.top = nn.Conv2d(8, 4, 1), top
+
+    def forward(self, x):
+        return self.second(self.relu(self.first(x)).clamp(0, self.top))
+
+
+@pytest.mark.parametrize('top, acts', [(.1, True), (50., False)])
+def test_a_clamp_of_quantized_values_goes_only_where_it_changes_none(
+        top, acts):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    model = Bounded(top)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4, site='relu')))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    integer = to_integer(merged, x)
+    clamps = [node for node in integer.graph_module.graph.nodes
+              if clamp_range(node) is not None]
+    assert len(clamps) == acts
+    torch.testing.assert_close(integer(x), merged(x), rtol=.02, atol=.02)
