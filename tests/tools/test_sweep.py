@@ -55,13 +55,13 @@ class TestFamilies:
             candidates('mmdet', 'mask2formr')
 
 
-@pytest.mark.parametrize('package, name', [
-    ('mmseg', 'pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'),
-    ('mmdet', 'mask2former/mask2former_r50_8xb2-lsj-50e_coco.py')])
-def test_images_are_trained_at_the_size_that_the_page_tells(package, name):
-    cfg = models.read_config(mim_folder(package) / 'configs' / name, package)
+def test_images_are_trained_at_the_size_that_the_page_tells():
+    """mmseg's preprocessor pads to the size that its config has."""
+    cfg = models.read_config(
+        mim_folder('mmseg') / 'configs' / 'pspnet'
+        / 'pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py', 'mmseg')
     reduced, batch = next(batches.batches(cfg))
-    with DefaultScope.overwrite_default_scope(package):
+    with DefaultScope.overwrite_default_scope('mmseg'):
         preprocess = MODELS.build(cfg.model.data_preprocessor)
     height, width = preprocess(batch(), training=True)['inputs'].shape[2:]
     assert reduced == f'{height} x {width} pixels'

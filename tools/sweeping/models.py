@@ -63,19 +63,9 @@ def _plain(node: Any) -> Any:
         changed[key] = _plain(value)
     if changed.get('type') == 'RandomSampler' and 'num' in changed:
         changed['num'] = min(changed['num'], 32)
-    return _unpadded(changed)
-
-
-def _unpadded(node: ConfigDict) -> ConfigDict:
-    """Images keep their size: some preprocessors pad it to one that the
-    config fixes, of a real image."""
-    if node.get('type') == 'SegDataPreProcessor':
-        node.update(size=None, size_divisor=1)
-    if node.get('batch_augments'):
-        node['batch_augments'] = [
-            each for each in node['batch_augments']
-            if each.get('type') != 'BatchFixedSizePad']
-    return node
+    if changed.get('type') == 'SegDataPreProcessor':  # to a real image's size
+        changed.update(size=None, size_divisor=1)
+    return changed
 
 
 def shrink(cfg: Config) -> str:
