@@ -1,11 +1,12 @@
 """What entries of a checkpoint must be like, before anything is loaded."""
 import math
-from typing import Dict
+from typing import Dict, Set
 
 import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .integrity import digest
 from .keys import PACKED, is_stored
 from .packing import check_codes, packed_shapes
 
@@ -90,6 +91,9 @@ def is_of_other_head(layer: nn.Module, name: str, entries: dict) -> bool:
 def check_architecture(model: nn.Module, entries: dict) -> None:
     """A packed checkpoint must have the model's entries, and no others.
 
+    Code may give a module a second name while it trains (DDQ's decoder):
+    entries that the model has under another name are none of others.
+
     Raises:
         CheckpointError: It is of another architecture.
     """
@@ -98,8 +102,9 @@ def check_architecture(model: nn.Module, entries: dict) -> None:
     ours.update(packed_shapes(model, ours))
     theirs = {key: tuple(value.shape) if is_stored(value) else 'is damaged'
               for key, value in entries.items()}
-    differing = sorted(key for key in {*ours, *theirs}
-                       if ours.get(key) != theirs.get(key))
+    differing = sorted(
+        {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
+        - _second_names(ours, entries))
     if not differing:
         return
     shown = '\n'.join(
@@ -110,6 +115,32 @@ def check_architecture(model: nn.Module, entries: dict) -> None:
         f'or damaged: {len(differing)} entries differ (shapes):\n{shown}\n'
         'Nothing was loaded; use the config published with it. Only latent '
         'and training checkpoints can start models with other heads.')
+
+
+def _second_names(ours: Dict[str, tuple], entries: dict) -> Set[str]:
+    """Entries that stand in the file under a name of the model as well."""
+    own = {key: entries[key] for key in ours if is_stored(entries.get(key))}
+    others = {key: value for key, value in entries.items()
+              if key not in ours and is_stored(value)}
+    if sum(map(_size, others.values())) > sum(map(_size, own.values())):
+        return set()  # claims more than the model: not worth hashing
+    wanted = {_kind_of(key, value) for key, value in others.items()}
+    known = {_hash(key, value) for key, value in own.items()
+             if _kind_of(key, value) in wanted}
+    return {key for key, value in others.items()
+            if _hash(key, value) in known}
+
+
+def _size(value: Tensor) -> int:
+    return value.numel() * value.element_size()
+
+
+def _kind_of(key: str, value: Tensor) -> tuple:
+    return key.rpartition('.')[2], value.dtype, value.shape
+
+
+def _hash(key: str, value: Tensor) -> bytes:
+    return digest({key.rpartition('.')[2]: value})
 
 
 def check_values(model: nn.Module, layers: Dict[str, nn.Module],

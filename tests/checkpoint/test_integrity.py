@@ -162,6 +162,23 @@ def test_a_model_of_another_kind_refuses_a_packed_file(other, message,
     assert_unchanged(model, before)
 
 
+def test_modules_that_got_a_second_name_while_training(trained):
+    """mmdet's DDQ hands its decoder parts of its head in the forward."""
+    model = train(make_model())
+    model[0].part = model[3]
+    packed = pack(model.eval())
+    fresh = make_model(seed=1)
+    assert {'0.part.weight_packed', '3.weight_packed'} <= packed.keys()
+    fresh.load_state_dict(packed, strict=False)  # as the packages load
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(fresh.eval()(x), model(x))
+    packed['0.part.bias'] = packed['0.part.bias'] + 1
+    before = snapshot(fresh)
+    with pytest.raises(RuntimeError, match='0.part.bias: checkpoint .*none'):
+        fresh.load_state_dict(packed, strict=False)
+    assert_unchanged(fresh, before)
+
+
 @pytest.fixture(scope='module')
 def latent(trained, folder):
     """A file that keeps the float weights."""

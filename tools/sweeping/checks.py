@@ -76,6 +76,7 @@ class Training:
                 total = sum(value.sum() for key, value in losses.items()
                             if 'loss' in key)
             self.losses.append(float(total))
+        self.entries = model.state_dict().keys()
         for value in self.losses:
             if not math.isfinite(value):
                 raise Failure(f'the loss is {value}')
@@ -205,13 +206,14 @@ def check_twice(model: nn.Module, batch: Callable) -> List[Tensor]:
     return expected
 
 
-def loads_strictly(model: nn.Module) -> bool:
-    """Whether a float model loads its own weights."""
+def loads_strictly(model: nn.Module, training: Training) -> bool:
+    """Whether a float model that is built anew loads its own weights, and has
+    the entries that training leaves (code may give a module another name)."""
     try:
         model.load_state_dict(model.state_dict())
     except RuntimeError:
         return False
-    return True
+    return model.state_dict().keys() == training.entries
 
 
 def check_reload(model: nn.Module, build: Callable, batch: Callable,

@@ -101,7 +101,7 @@ def check_first(record: dict, configs: Dict[str, Callable],
     if quantized is None:
         return
     check('gradients', lambda: checks.check_gradients(quantized, training))
-    strict = checks.loads_strictly(plain)
+    strict = checks.loads_strictly(build(), training)
     expected = check('predict twice', lambda: checks.check_twice(
         model, batch))
     if expected is None:
