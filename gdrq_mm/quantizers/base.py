@@ -86,8 +86,7 @@ class Quantizer(nn.Module):
             result = fn(x)
             if result.dtype in (torch.float16, torch.bfloat16) \
                     and x.dtype is torch.float32:
-                return torch.empty_like(result, dtype=x.dtype) \
-                    if x.is_meta or result.is_meta else x.to(result.device)
+                return x.to(result.device)
             return result
 
         return super()._apply(keep_digits, *args, **kwargs)

@@ -181,6 +181,10 @@ def test_a_step_that_saw_no_values_moves_nothing():
     before = float(quantizer.step)
     DirectQuantizationActivation.update_([quantizer])
     assert float(quantizer.step) == before
+    quantizer.observe(torch.zeros(64, 5))  # they tell no step either
+    assert quantizer.fitted.tolist() == [0, 0]
+    DirectQuantizationActivation.update_([quantizer])
+    assert float(quantizer.step) == before
 
 
 def test_the_largest_level_is_logged():

@@ -166,3 +166,19 @@ def test_a_few_negatives_of_an_unsigned_input_are_clipped_to_zero():
     assert quantizer(x, rounding=False).tolist() == pytest.approx(
         [0, 0, .3, 1])
     assert quantizer(x).tolist() == pytest.approx([0, 0, 2 / 7, 1])
+
+
+def test_layers_that_share_a_weight_have_its_grid():
+    weight = normal(4, 6)
+    first, second = (DoReFaWeight(4, 3, -1) for _ in range(2))
+    first.after_step(weight)
+    second.share(first, weight)
+    assert torch.equal(first.top, second.top) and float(second.top) > 0
+
+
+def test_the_clipped_share_is_of_the_values_that_are_not_zero():
+    quantizer = DoReFaActivation(3)
+    quantizer.start_([], signed=False)
+    assert quantizer.clipped_fraction(torch.tensor([0., 0., 3.])) == 1
+    assert quantizer.clipped_fraction(torch.tensor([.5, 0., 3., -4.])) == \
+        pytest.approx(2 / 3)

@@ -90,3 +90,10 @@ def test_adamw_at_a_learning_rate_for_weights_keeps_8_bit_layers_alive(kind):
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < .2 * losses[0]
+
+
+def test_a_value_that_has_not_started_has_the_gradient_of_its_ratio():
+    value = LearnedValue(least=None)
+    assert not value.started
+    (3 * value()).backward()
+    assert float(value.ratio.grad) == 3

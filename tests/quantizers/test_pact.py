@@ -137,3 +137,38 @@ def test_a_file_with_a_negative_clip_value_is_refused():
     state['0.input_quantizer.clip.unit'] = torch.tensor(-1.)
     with pytest.raises(CheckpointError, match='input_quantizer.clip.unit'):
         model.load_state_dict(state)
+
+
+def test_values_at_the_ends_move_the_clip_value():
+    """Eq. 3: the gradient is 1 from ``a`` on."""
+    quantizer = PACTActivation(4)
+    quantizer.start_([0., 2.], signed=True)
+    quantizer.signed.fill_(True)
+    quantizer.forget()
+    x = torch.tensor([-2., 0., 2.], requires_grad=True)
+    quantizer(x).backward(torch.tensor([5., 7., 11.]))
+    assert x.grad.tolist() == [0., 7., 0.]
+    assert 2 * float(quantizer.clip.ratio.grad) == pytest.approx(11 - 5)
+
+
+@pytest.mark.parametrize('signed', [False, True])
+def test_starts_at_the_least_squared_error_of_its_codes(signed):
+    x = normal(3000) if signed else normal(3000).abs()
+    clip = float(started(x, 3).clip.detached)
+    low, high = (-3, 3) if signed else (0, 7)
+
+    def error(clip):
+        step = clip / high
+        return float(((x / step).round().clamp(low, high) * step
+                      - x).square().mean())
+
+    best = min(map(error, np.geomspace(.1, 9, 400).tolist()))
+    assert error(clip) <= 1.01 * best
+
+
+def test_the_clipped_share_is_of_the_values_that_are_not_zero():
+    quantizer = PACTActivation(4)
+    quantizer.start_([2., 0.], signed=False)
+    assert quantizer.clipped_fraction(torch.tensor([0., 0., 3.])) == 1
+    assert quantizer.clipped_fraction(torch.tensor([1., 0., 3., -4.])) == \
+        pytest.approx(2 / 3)

@@ -292,9 +292,27 @@ def test_a_zero_point_stands_in_the_text():
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(bits=9), 'activation.bits is 9, allowed: 2 to 8, or None for '),
-    (dict(bits=4, asymmetric=1),
-     'activation.asymmetric is 1, allowed: True or False')])
+    (dict(activation=dict(bits=9)),
+     'activation.bits is 9, allowed: 2 to 8, or None for '),
+    (dict(activation=dict(bits=4, asymmetric=1)),
+     'activation.asymmetric is 1, allowed: True or False'),
+    (dict(weight=dict(bits=4, projection=1)),
+     'weight.projection is 1, allowed: True or False'),
+    (dict(weight=dict(bits=4, levels='three')),
+     "weight.levels is 'three', allowed: 'odd' or 'even'")])
 def test_a_bad_value_names_its_field(options, message):
     with pytest.raises(ValueError, match=message):
-        quantize_(nn.Linear(2, 2), dict(activation=options))
+        quantize_(nn.Linear(2, 2), options)
+
+
+@pytest.mark.parametrize('asymmetric', [False, True])
+def test_the_clipped_share_of_least_squared_error(asymmetric):
+    data = batches(nn.functional.silu, 3)
+    quantizer = seen(built(threshold='mse', asymmetric=asymmetric), data)
+    scale, low, high, zero = quantizer.code_range()
+    assert (zero > 0) == asymmetric
+    x = data[0]
+    outside = (x < (low - zero) * scale) | (x > (high - zero) * scale)
+    assert float(quantizer.clipped_fraction(x)) == pytest.approx(
+        float(outside.sum() / x.count_nonzero()), rel=1e-3)
+    assert outside.any()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from gdrq_mm import quantize_
+from gdrq_mm.quantizers import LSQActivation, PACTActivation
 from gdrq_mm.training import get_state, step_
 
 QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
@@ -174,3 +175,21 @@ def test_outputs_of_a_relu_stay_unsigned(recwarn):
     quantizer, = model[1].site_quantizers
     assert quantizer.settled and not quantizer.is_signed
     assert not [each for each in recwarn if 'negative' in str(each.message)]
+
+
+@pytest.mark.parametrize('kind', [LSQActivation, PACTActivation])
+def test_a_first_batch_that_is_not_finite_does_not_count(kind):
+    """Nor does a share of negatives of a thousandth make codes signed."""
+    x = torch.rand(1000) + .1
+    x[0] = -.1
+    quantizer, clean = kind(4), kind(4)
+    for bad in (float('inf'), float('nan')):
+        quantizer.observe(torch.full((8, ), bad))
+        kind.update_([quantizer])
+        assert not quantizer.initialized
+    for each in (quantizer, clean):
+        each.observe(x)
+        kind.update_([each])
+        assert each.initialized and not each.is_signed
+    assert quantizer.code_range() == clean.code_range()
+    assert 'seen' not in quantizer.state_dict()
