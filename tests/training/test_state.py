@@ -725,9 +725,10 @@ def test_an_overflown_step_that_a_fused_optimizer_skips_changes_nothing():
     optimizer.found_inf, optimizer.grad_scale = torch.ones(()), torch.ones(())
     optimizer.step()
     assert same(model.state_dict(), before)
-    del optimizer.found_inf, optimizer.grad_scale
+    optimizer.found_inf = torch.zeros(())
     optimizer.step()
     assert not same(model.state_dict(), before)
+    assert model.conv1.input_quantizer.num_updates == 1
 
 
 class Attention(nn.Module):
