@@ -5,8 +5,15 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm.integer import to_integer
-from gdrq_mm.integer.graph import LAYERS, capture, layer_of, target_of
+from gdrq_mm.integer.graph import (
+    LAYERS,
+    capture,
+    fold_grids,
+    layer_of,
+    target_of,
+)
 from gdrq_mm.merge import merge
+from gdrq_mm.merge.ops import OPS
 
 
 class Inner(nn.Module):
@@ -104,3 +111,29 @@ def test_a_layer_without_a_graph_is_named():
         gdrq_mm.calibrate(model, [lambda: model(x)])
         with pytest.raises(RuntimeError, match='no graph: in 1.0: .*--raw'):
             to_integer(merge(model.eval(), x), x)
+
+
+def quantize_again(scale, low, high):
+    """A graph that quantizes what was quantized to codes of -2 to 5."""
+    graph = torch.fx.Graph()
+    x = graph.placeholder('x')
+    codes = graph.call_function(OPS.quantize.default, (x, .5, -2, 5))
+    value = graph.call_function(OPS.dequantize.default, (codes, .5, -2))
+    again = graph.call_function(OPS.quantize.default,
+                                (value, scale, low, high))
+    graph.output(graph.call_function(OPS.dequantize.default,
+                                     (again, scale, low)))
+    return torch.fx.GraphModule({}, graph)
+
+
+@pytest.mark.parametrize('grid, stays', [
+    ((.5, -2, 5), False), ((.5, -2, 6), False), ((.5, -2, 4), True),
+    ((.5, -1, 5), True), ((.25, -2, 5), True)])
+def test_a_quantizer_goes_only_where_it_changes_nothing(grid, stays):
+    module, x = quantize_again(*grid), torch.randn(100) * 2
+    expected = module(x)
+    fold_grids(module.graph)
+    module.recompile()
+    assert torch.equal(module(x), expected)
+    assert sum(target_of(node) is OPS.quantize.default
+               for node in module.graph.nodes) == 1 + stays

@@ -222,14 +222,15 @@ def tests_of(module: str, mutant: Mutant, covered: dict) -> List[str]:
 
     every = [test for test in sorted(covered, key=order)
              if covered[test][0] <= SLOWEST and covered[test][1]]
+    hit = every  # of a line that runs at import
     for first, last in mutant.spans:
-        hit = [test for test in every
-               if any(first <= line <= last for line in covered[test][1])]
-        if hit:
-            seconds = itertools.accumulate(covered[test][0] for test in hit)
-            return [test for test, total in zip(hit, seconds)
-                    if total <= MOST]
-    return every[:20]  # what runs at import
+        those = [test for test in every
+                 if any(first <= line <= last for line in covered[test][1])]
+        if those:
+            hit = those
+            break
+    seconds = itertools.accumulate(covered[test][0] for test in hit)
+    return [test for test, total in zip(hit, seconds) if total <= MOST]
 
 
 def run_module(module: str, chosen: List[Mutant], covered: dict,
