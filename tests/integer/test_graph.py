@@ -137,3 +137,33 @@ def test_a_quantizer_goes_only_where_it_changes_nothing(grid, stays):
     assert torch.equal(module(x), expected)
     assert sum(target_of(node) is OPS.quantize.default
                for node in module.graph.nodes) == 1 + stays
+
+
+class Twins(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.one(x) + self.two(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('changed, calls', [('nothing', 1), ('bias', 2),
+                                            ('weight', 2)])
+def test_layers_of_equal_weights_on_one_input_are_one_call(changed, calls):
+    torch.manual_seed(0)
+    model, x = Twins(), torch.randn(1, 3, 4, 4)
+    model.two.load_state_dict(model.one.state_dict())
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    if changed == 'weight':
+        merged.two.weight[0, 0] = 5 - merged.two.weight[0, 0]
+    elif changed == 'bias':
+        merged.two.bias += 1
+    module = capture(merged, (x, ))
+    assert torch.equal(module(x), merged(x))
+    assert sum(target_of(node) in LAYERS
+               for node in module.graph.nodes) == calls

@@ -132,9 +132,8 @@ def test_onnx_runtime_gives_boxes_and_masks_of_the_integer_model(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('name', ['Faster', 'Cascade'])
-def test_an_onnx_file_of_any_batch_and_size(name, spread, tmp_path):
-    model, x = build(name, spread, regions=8), image()
+def test_an_onnx_file_of_any_batch_and_size(spread, tmp_path):
+    model, x = build('Faster', spread, regions=8), image()
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4)))
     deployable = make_deployable(model, SIZE).eval()
