@@ -316,3 +316,11 @@ def test_the_clipped_share_of_least_squared_error(asymmetric):
     assert float(quantizer.clipped_fraction(x)) == pytest.approx(
         float(outside.sum() / x.count_nonzero()), rel=1e-3)
     assert outside.any()
+
+
+def test_a_zero_point_follows_data_that_lose_their_negatives():
+    quantizer = seen(built(threshold='mse', asymmetric=True),
+                     batches(nn.functional.silu, 12, 500))
+    assert quantizer.code_range().zero_point > 0
+    seen(quantizer, batches(nn.functional.relu, 300, 500))
+    assert quantizer.is_signed and quantizer.code_range().zero_point == 0
