@@ -232,6 +232,7 @@ def make_tasks(root: Path) -> dict:
 
 def run(numbers: range, seed: int) -> dict:
     """Returns figures; the failures among them are described."""
+    torch.set_num_threads(1)  # a fork has none of the other threads
     failures, sizes = [], {}
     with tempfile.TemporaryDirectory() as root:
         tasks = make_tasks(Path(root))
