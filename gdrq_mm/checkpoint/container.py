@@ -77,9 +77,15 @@ class _Verified(io.FileIO):
     """
 
     def expect(self, parts: List[zipfile.ZipInfo]) -> None:
-        """Begin to compare what is read with the checksums of parts."""
+        """Begin to compare what is read with the checksums of parts.
+
+        Raises:
+            CheckpointError: Two parts are said to be in one place.
+        """
         self.parts = sorted(parts, key=lambda part: part.header_offset)
         self.starts = [part.header_offset for part in self.parts]
+        if len(set(self.starts)) < len(parts):
+            raise CheckpointError('two of its parts begin at one place')
         self.verified: Set[int] = set()  # header offsets
 
     def readinto(self, buffer) -> int:

@@ -106,6 +106,23 @@ def test_loading_verifies_what_it_reads_and_reads_nothing_twice(
         assert torch.equal(loaded['state_dict'][key], value)
 
 
+@pytest.mark.parametrize('number', [1, 5])
+def test_parts_in_one_place_are_refused(checkpoint, number):
+    """The checksum of one would stand for that of the other."""
+    content = bytearray(checkpoint.read_bytes())
+    with zipfile.ZipFile(checkpoint) as archive:
+        part = archive.infolist()[number]
+    # The offset is the last field of an entry in the directory at the end.
+    name = content.rindex(part.filename.encode() + b'PK')
+    offset = slice(name - 4, name)
+    assert content[offset] == struct.pack('<I', part.header_offset)
+    content[offset] = bytes(4)
+    checkpoint.write_bytes(content)
+    for read in (check_container, load):
+        with pytest.raises(CheckpointError, match='begin at one place'):
+            read(str(checkpoint))
+
+
 def test_a_file_that_ends_while_it_is_read_is_refused(checkpoint):
     with pytest.raises(CheckpointError, match='cut off|checksum'), \
             open_verified(str(checkpoint)):
