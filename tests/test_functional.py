@@ -235,6 +235,14 @@ def test_linear_quantize_equals_brute_force(seed, signed_and_bits, clip):
         F.linear_quantize(x, clip, bits, signed), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize('bits, signed', [(0, True), (9, True), (1, False),
+                                          (9, False)])
+def test_bits_that_have_no_grid_are_errors(bits, signed):
+    with pytest.raises(ValueError, match=f'bits is {bits}, allowed: 1 to 8, '
+                       'and 2 to 8 for unsigned codes'):
+        F.quantize_codes(torch.ones(2), torch.ones(()), bits, signed)
+
+
 @pytest.mark.parametrize('group_size', [1, 3, 4, 16, -1])
 @pytest.mark.parametrize('bits', [1, 2, 4, 8])
 def test_groups_are_quantized_with_their_own_clip(bits, group_size):
