@@ -147,7 +147,7 @@ def _compare(path: Path, model: IntegerModel, example: tuple, report,
             f'{report.codes[worst]}. Nothing was written.')
     report.difference = difference(
         model(*example), run(session(path, **options), example))
-    if not model.calls and report.difference > FLOAT_TOLERANCE:
+    if not model.calls and not report.difference <= FLOAT_TOLERANCE:
         raise RuntimeError(
             f'outputs differ by {report.difference:.1e} from those of the '
             'model, which computes in float; nothing was written')
@@ -208,13 +208,17 @@ def _from_zero(stored: np.ndarray, low: int) -> Tensor:
 def difference(expected, results: Sequence[np.ndarray]) -> float:
     """Greatest difference of outputs, relative to their greatest values; of
     integers the share that differs."""
-    greatest = 0.
-    for ours, theirs in zip(tree_flatten(expected)[0], results):
+    found, expected = [0.], tree_flatten(expected)[0]
+    if len(expected) != len(results):
+        raise ValueError(f'the file has {len(results)} outputs, the model '
+                         f'{len(expected)}')
+    for ours, theirs in zip(expected, results):
         theirs = torch.from_numpy(theirs)
         if not ours.is_floating_point():  # labels: the share that differs
-            greatest = max(greatest, float((ours != theirs).float().mean()))
+            found.append(float((ours != theirs).float().mean()))
         elif ours.numel():
             ours, theirs = ours.double(), theirs.double()
-            greatest = max(greatest, float(
+            found.append(float(
                 (ours - theirs).abs().max() / ours.abs().max().clamp(1e-30)))
-    return greatest
+    # Python's max() loses a NaN.
+    return float(torch.tensor(found, dtype=torch.float64).max())

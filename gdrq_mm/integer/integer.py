@@ -166,7 +166,7 @@ def to_integer(model: nn.Module, example: Example,
         name = layer_of(node)
         if name not in weights:
             weights[name] = store_integers(
-                layers[name], module.get_submodule(name), container)
+                name, layers[name], module.get_submodule(name), container)
         kind = LAYERS[target_of(node)]
         call = IntegerCall(node.name, name, kind, grid, False)
         if grid is None and kind == 'conv2d':

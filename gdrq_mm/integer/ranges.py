@@ -1,6 +1,6 @@
 """Scales of the 8-bit quantizers that an integer model adds."""
 import copy
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from ..merge.layers import TINY, QuantParams, map_grids
 from ..merge.ops import OPS
-from .moves import clamp_range, moved_from, target_of
+from .moves import clamp_range, moved_from, readers, target_of
 
 SAMPLES = 2**14  # values kept of a tensor
 CANDIDATES = 40
@@ -78,13 +78,35 @@ def observe(module: GraphModule, nodes: List[Node], examples: Iterable[tuple],
         observer.run(*example)
     return {node: best_grid(
                 torch.cat(values), codes.unsigned if _is_positive(node)
-                else codes.signed, _finest_reader(node))
+                or _loses_negatives(node) else codes.signed,
+                _finest_reader(node))
             for node, values in observer.samples.items()}
 
 
-def _is_positive(node: Node) -> bool:
-    bounds = clamp_range(node)
-    return bounds is not None and bounds[0] == 0
+def _is_positive(value: Any) -> bool:
+    """Whether no value of a node is negative: half of the signed codes would
+    be of no use, and the other half end where a quantizer of 8 bits does not.
+    """
+    if not isinstance(value, Node):
+        return False
+    target, bounds = target_of(value), clamp_range(value)
+    if bounds is not None:
+        return bounds[0] == 0 or _is_positive(value.args[0])
+    if target is OPS.dequantize.default:
+        return value.args[2] >= 0
+    if target is torch.ops.aten.add.Tensor:
+        return value.kwargs.get('alpha', 1) == 1 and all(
+            map(_is_positive, value.args[:2]))
+    sources = moved_from(value)
+    return bool(sources) and all(map(_is_positive, sources))
+
+
+def _loses_negatives(node: Node) -> bool:
+    """Whether all that read a node are quantizers of unsigned codes."""
+    users = readers(node)
+    return bool(users) and all(
+        target_of(user) is OPS.quantize.default and user.args[2] >= 0
+        for user in users)
 
 
 def _finest_reader(node: Node) -> Optional[float]:
@@ -108,7 +130,8 @@ def best_grid(values: Tensor, codes: Tuple[int, int],
         reader (float, optional): Scale of a quantizer that reads the rounded
             values. The grid's scale is then an odd fraction of it: its
             bounds between codes are bounds of the grid as well, so that
-            rounding first to 8 bits changes none of its codes.
+            rounding first to 8 bits changes none of its codes. But where it
+            ends before the greatest value, others are tried as well.
 
     Examples:
         >>> best_grid(torch.rand(1000), (0, 255)).high
@@ -118,10 +141,12 @@ def best_grid(values: Tensor, codes: Tuple[int, int],
     top = float(values.abs().max()) if values.numel() else 0.
     if top < 2**8 * TINY:
         return QuantParams(1., low, high)
-    if reader is None:
-        scales = torch.linspace(1., 1 / CANDIDATES, CANDIDATES) * top / high
-    else:
+    scales = torch.zeros(0)
+    if reader is not None:
         scales = reader / torch.arange(1., 2**8, 2)
+    if reader is None or reader * high < top:  # others may read what is above
+        scales = torch.cat([scales, torch.linspace(
+            1., 1 / CANDIDATES, CANDIDATES) * top / high])
     scales = scales.tolist()  # float32 values
     values = values.double()
     errors = [float(((values / scale).round().clamp(low, high) * scale

@@ -27,16 +27,20 @@ class IntegerWeight:
     stored: Tensor
 
 
-def store_integers(layer: MergedLayer, submodule: nn.Module,
+def store_integers(name: str, layer: MergedLayer, submodule: nn.Module,
                    container: str) -> IntegerWeight:
     """Write integer weight, scale and bias of a layer into the graph's
     submodule.
 
     Args:
+        name (str): That of the layer.
         layer (MergedLayer): The layer.
         submodule (nn.Module): What the graph has in its place.
         container (str): What holds codes of activations, see
             :func:`to_integer`.
+
+    Raises:
+        ValueError: Sums of the layer may leave int32.
     """
     codes, grid = layer.weight.long(), layer.grid
     span = grid.high - grid.low  # activations are stored as 0 .. span
@@ -48,9 +52,16 @@ def store_integers(layer: MergedLayer, submodule: nn.Module,
     step = layer.w_scale.double() * grid.scale
     bias = layer.bias.double()
     # Neither the bias nor a sum may leave int32.
-    reach = bias.abs() / step + span * codes.abs().flatten(1).sum(1)
+    sums = span * codes.abs().flatten(1).sum(1)
+    reach = bias.abs() / step + sums
+    lost = reach > INT32_MAX  # next to this bias the weights are nothing
+    if bool((lost & (256 * sums > reach)).any()):
+        raise ValueError(
+            f'{name} sums {codes[0].numel()} products of {layer.bits}-bit '
+            f'weights and inputs of {span + 1} codes, which may leave int32; '
+            'train it with fewer bits, or leave it float with '
+            f'dict(match={name!r}, skip=True) in the rules')
     factor = (INT32_MAX / 2 / reach.clamp(min=1)).floor()
-    lost = factor < 1  # next to this bias the weights are nothing
     codes = torch.where(lost.view(channels), 0, codes)
     factor = factor.clamp(1, most).int()
     step = torch.where(lost, bias.abs() / 2**20, step / factor)

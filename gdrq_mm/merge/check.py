@@ -36,7 +36,8 @@ def merge_errors(model: nn.Module, merged: nn.Module, *args, **kwargs
             # Past a quantizer of the output: forward() calls no hooks.
             error = (layer.forward(inputs[name]) - output).abs().max()
             scale = output.abs().max().clamp(min=1e-30)
-            errors[name] = max(errors.get(name, 0.), float(error / scale))
+            errors[name] = float(torch.maximum(
+                torch.tensor(errors.get(name, 0.)), error / scale))
         return hook
 
     for name, layer in layers.items():

@@ -8,7 +8,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from ..layers import OutputQuantizer, QuantLayer, QuantReLU
+from ..layers import (
+    MERGED_FORMS,
+    OutputQuantizer,
+    QuantLayer,
+    QuantReLU,
+)
 from ..layers.relu import is_on_grid
 
 
@@ -130,7 +135,7 @@ def trace_flow(model: nn.Module, forward: Callable
             handles.append(module.register_forward_hook(watch.after_relu))
         elif isinstance(module, OutputQuantizer):
             handles.append(module.register_forward_hook(watch.after_output))
-        elif isinstance(module, _BatchNorm):
+        elif _is_batch_norm(module):
             handles += [module.register_forward_pre_hook(watch.before_norm),
                         module.register_forward_hook(watch.after_norm)]
     try:
@@ -145,6 +150,22 @@ def trace_flow(model: nn.Module, forward: Callable
         flows[layer].quantizers = list(dict.fromkeys(quantizers))
     _pair(flows, watch)
     return flows, watch.rounded
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    """Whether it computes no more than batch normalization; that of a
+    subclass may have an activation inside."""
+    return isinstance(module, _BatchNorm) and 'forward' not in vars(
+        module) and type(module).forward in (
+            _BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+def _overflows(layer: QuantLayer, norm: nn.Module) -> bool:
+    """Whether a negative factor meets a code without an opposite one."""
+    if norm.weight is None or layer.weight_quantizer.lowest_code != -128:
+        return False
+    codes, _ = layer.weight_quantizer.codes(layer.weight)
+    return bool(((codes.flatten(1).amin(1) < -127) & (norm.weight < 0)).any())
 
 
 def _pair(flows: Dict[nn.Module, LayerFlow], watch: _Watch) -> None:
@@ -163,6 +184,8 @@ def _pair(flows: Dict[nn.Module, LayerFlow], watch: _Watch) -> None:
         elif layer.weight_quantizer is None or not set(
                 flow.quantizers) - {None}:
             flow.reason = 'it stays float'
+        elif MERGED_FORMS[type(layer)].integer is None:
+            flow.reason = 'no integer kernel takes it'
         elif not norms:
             flow.reason = 'no batch normalization reads its output'
         elif len(norms) > 1 or not every:
@@ -184,6 +207,9 @@ def _pair(flows: Dict[nn.Module, LayerFlow], watch: _Watch) -> None:
             elif flow.norm.training or flow.norm.running_mean is None:
                 flow.reason = ('its normalization uses the statistics of '
                                'the batch')
+            elif _overflows(layer, flow.norm):
+                flow.reason = ('its normalization would turn codes of -128 '
+                               'into 128, which int8 does not hold')
     # A normalization goes away for all of its layers or for none.
     kept = {norm for each in watch.outputs.values() for norm in each.norms
             if flows[each.layer].reason}

@@ -50,6 +50,11 @@ def merged_form(layer: QuantLayer, flow: LayerFlow,
             raise ValueError(
                 f'{name}: the threshold of its input is not set; load a '
                 'trained checkpoint, train, or call gdrq_mm.calibrate')
+    if quantizers and None in flow.quantizers:
+        raise ValueError(
+            f'{name} is called with inputs that are quantized and with some '
+            'that are not; give its input bits in its rule, or train it with '
+            'site=\'input\'')
     if len(quantizers) > 1:
         raise ValueError(
             f'{name} is called {flow.calls} times with inputs of '

@@ -9,7 +9,8 @@ scale``. A zero point is a matter of how codes are stored, see
 with an offset of 128. Accumulators are exact: sums of integer products in
 float32 as long as they stay below 2^24, else (``wide``) in float64.
 """
-from typing import List
+import contextlib
+from typing import ContextManager, List
 
 import torch
 import torch.nn.functional as F
@@ -74,13 +75,21 @@ def pad_codes(codes: Tensor, pad: List[int], low: int) -> Tensor:
 
 def _conv_accumulate(codes, weight, stride, padding, dilation, groups, wide):
     weight = _integer_weight(weight, wide)
-    return F.conv2d(codes.to(weight.dtype), weight, None, stride, padding,
-                    dilation, groups)
+    with _without_autocast(codes):
+        return F.conv2d(codes.to(weight.dtype), weight, None, stride, padding,
+                        dilation, groups)
 
 
 def _linear_accumulate(codes, weight, wide):
     weight = _integer_weight(weight, wide)
-    return F.linear(codes.to(weight.dtype), weight)
+    with _without_autocast(codes):
+        return F.linear(codes.to(weight.dtype), weight)
+
+
+def _without_autocast(codes: Tensor) -> ContextManager:
+    # Sums of half precision would not be exact.
+    return contextlib.nullcontext() if codes.is_meta else torch.autocast(
+        codes.device.type, enabled=False)
 
 
 def _scale(acc, x_scale, w_scale, bias, conv):

@@ -66,11 +66,12 @@ class LearnedValue(nn.Module):
             value (Tensor or float, optional): Defaults to ``unit``.
         """
         unit = torch.as_tensor(unit)
-        # Groups of nothing but zeros would stay what they are for ever.
-        positive = unit[unit > 0]
-        if not len(positive):
+        # Groups of nothing but zeros would stay what they are for ever, and
+        # float32 divides by nothing that is less.
+        is_there = unit >= TINY
+        if not is_there.any():
             return
-        self.unit.copy_(torch.where(unit > 0, unit, positive.mean()))
+        self.unit.copy_(torch.where(is_there, unit, unit[is_there].mean()))
         self.ratio.copy_(torch.as_tensor(
             1. if value is None else value / self.unit))
 

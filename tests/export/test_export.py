@@ -285,3 +285,18 @@ def test_files_say_nothing_about_the_machine(tmp_path):
     export_onnx(model, x, tmp_path / 'model.onnx')
     text = (tmp_path / 'model.onnx').read_bytes()
     assert b'.py' not in text and b'stack_trace' not in text
+
+
+@pytest.mark.parametrize('first', [0., 1.])
+def test_a_nan_is_a_difference(first):
+    ours = torch.tensor([first, 1.]), torch.tensor([2.])
+    theirs = [np.array([first, np.nan], np.float32), np.ones(1, np.float32)]
+    assert math.isnan(onnx_check.difference(ours, theirs))
+    assert onnx_check.difference(ours, [each.numpy() for each in ours]) == 0
+
+
+def test_a_missing_output_is_no_agreement():
+    x = torch.ones(2)
+    with pytest.raises(ValueError, match='the file has 1 outputs, the model '
+                       '2'):
+        onnx_check.difference((x, x), [x.numpy()])

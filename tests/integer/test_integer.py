@@ -266,3 +266,50 @@ def test_a_clamp_of_quantized_values_goes_only_where_it_changes_none(
               if clamp_range(node) is not None]
     assert len(clamps) == acts
     torch.testing.assert_close(integer(x), merged(x), rtol=.02, atol=.02)
+
+
+class Sums(nn.Module):
+    """Sums of what no ReLU follows, and of which none is negative."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.third = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        y = y + self.second(y).relu()
+        return y + self.third(y).relu()
+
+
+@pytest.mark.parametrize('kind', ['ScaleClip', 'PACT', 'LSQ'])
+def test_sums_of_positive_values_keep_the_range_of_8_bit_readers(kind):
+    torch.manual_seed(0)
+    model, x = Sums(), torch.randn(2, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=8),
+                                  activation=dict(type=kind, bits=8)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    integer = to_integer(merged, x)
+    assert (integer(x) - merged(x)).abs().max() < .02 * merged(x).abs().max()
+    assert all(grid.low == 0 for grid in integer.sums.values())
+
+
+def wide_linear(features, bias):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(features, 2)), torch.rand(1, features)
+    nn.init.constant_(model[0].bias, bias)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=8),
+                                  activation=dict(bits=8)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    return merge(model.eval(), x), x
+
+
+def test_wide_layers_are_right_or_refused():
+    merged, x = wide_linear(100352, .01)  # 2048 * 7 * 7
+    torch.testing.assert_close(to_integer(merged, x)(x), merged(x),
+                               rtol=1e-3, atol=1e-3)
+    merged, x = wide_linear(300000, .01)
+    with pytest.raises(ValueError, match='0 sums 300000 products of 8-bit '
+                       'weights and inputs of 256 codes.* skip=True'):
+        to_integer(merged, x)

@@ -429,3 +429,85 @@ def test_openmmlab_models_merge_layer_by_layer(name, build_model, load_batch):
                    for module in merged.modules()
                    if module not in set(getattr(
                        merged, 'auxiliary_head', nn.Module()).modules()))
+
+
+class Activated(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def forward(self, x):
+        return nn.functional.relu(super().forward(x))
+
+
+def randomized(*layers):
+    torch.manual_seed(0)
+    for layer in layers:
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(.3, 2)
+            nn.init.uniform_(layer.weight, -1.5, 1.5)
+            nn.init.normal_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize('layers, shape', [
+    ((nn.Conv1d(3, 5, 3), nn.BatchNorm1d(5)), (2, 3, 9)),
+    ((nn.Conv3d(3, 5, 3), nn.BatchNorm3d(5)), (2, 3, 5, 5, 5)),
+    ((nn.ConvTranspose2d(3, 5, 3), nn.BatchNorm2d(5)), (2, 3, 6, 6)),
+    ((nn.Conv2d(3, 5, 3), Activated(5)), (2, 3, 6, 6))])
+def test_norms_that_no_kernel_takes_stay(layers, shape):
+    model, x = randomized(*layers), torch.randn(shape)
+    merged = merge(quantized(model, x), x)
+    torch.testing.assert_close(merged(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_code_of_minus_128_keeps_its_sign():
+    """Its opposite is no int8: the norm of such a filter is not merged."""
+    model, x = randomized(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)), \
+        torch.randn(2, 3, 6, 6)
+    nn.init.constant_(model[1].weight, -1)
+    model[0].weight.data[:, 0, 0, 0] = -100
+    gdrq_mm.quantize_(model, dict(weight=dict(type='LSQ', bits=8),
+                                  activation=dict(bits=8)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    assert merged[0].weight.min() == -128
+    assert 'codes of -128' in merged[0].reason
+    torch.testing.assert_close(merged(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_sums_are_exact_under_autocast(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    model = quantized(nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3), nn.Flatten(),
+        nn.Linear(128, 4)), x, bits=8)
+    merged = merge(model, x)
+    with torch.autocast('cpu', dtype):
+        inside = merged(x)
+    assert torch.equal(inside, merged(x))
+
+
+class TwoInputs(nn.Module):
+    """One layer on the output of a ReLU, and on one without."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+        self.shared = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.shared(self.relu(x)), self.shared(x)
+
+
+def test_a_layer_with_quantized_and_float_inputs_is_refused():
+    torch.manual_seed(0)
+    model, x = TwoInputs(), torch.randn(2, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4, site='relu'),
+        rules=[dict(match='shared', activation=dict(bits=None))]))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    with pytest.raises(ValueError, match='shared is called with inputs that '
+                       'are quantized and with some that are not'):
+        merge(model.eval(), x)
