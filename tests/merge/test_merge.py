@@ -188,6 +188,8 @@ class Odd(nn.Module):
         y = self.conv(x)
         if self.case == 'read twice':
             return self.norm(y) + y
+        if self.case == 'normalized twice':
+            return self.norm(y) + self.norm(y)
         if self.case == 'returned':
             return self.norm(y), y
         if self.case == 'read by a layer':
@@ -208,6 +210,7 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize('case, reason', [
     ('read twice', 'more than a normalization reads'),
+    ('normalized twice', 'more than a normalization reads'),
     ('returned', 'more than a normalization reads'),
     ('read by a layer', 'more than a normalization reads'),
     ('not the next', 'no batch normalization reads'),

@@ -192,3 +192,17 @@ def test_the_largest_level_is_logged():
     quantizer.start_step(weight)
     assert float(quantizer.scalars()['direct_weight_top']) == float(
         quantizer.levels.detach().abs().max())
+
+
+@pytest.mark.parametrize('signed', [False, True])
+def test_the_clipped_share_is_of_the_values_that_are_not_zero(signed):
+    x = normal(300, 4) if signed else normal(300, 4).abs()
+    quantizer = started(x, 3)
+    low, high = (-4, 3) if signed else (0, 7)
+    step = float(quantizer.step)
+    ends = torch.tensor([low * step, 0., high * step, high * step * 1.1])
+    assert quantizer.clipped_fraction(ends) == pytest.approx(
+        1 / (3 if signed else 2))
+    assert quantizer.clipped_fraction(
+        torch.tensor([0., 0., 9 * high * step])) == 1
+    assert quantizer.state_dict().keys() == {'step', 'signed'}

@@ -182,3 +182,11 @@ def test_the_clipped_share_is_of_the_values_that_are_not_zero():
     assert quantizer.clipped_fraction(torch.tensor([0., 0., 3.])) == 1
     assert quantizer.clipped_fraction(torch.tensor([.5, 0., 3., -4.])) == \
         pytest.approx(2 / 3)
+
+
+def test_weights_beyond_the_grid_that_was_loaded_take_its_last_codes():
+    quantizer, weight = DoReFaWeight(4, 3, -1), 5 * normal(4, 6)
+    quantizer.load_state_dict(dict(top=torch.tensor([.2])))
+    codes = quantizer.packed_codes(weight)
+    assert codes.abs().max() == quantizer.highest_code == 7
+    assert float(quantizer(weight).abs().max()) == pytest.approx(.2)

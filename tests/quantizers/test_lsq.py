@@ -247,3 +247,12 @@ def test_the_ends_of_the_range_are_inside():
     x.requires_grad_()
     quantizer(x).sum().backward()
     assert x.grad.tolist() == [0., 1., 1., 1., 0.]
+
+
+def test_before_training_the_step_is_that_of_the_weight_at_hand():
+    quantizer, weight = LSQWeight(4, 4, -1), normal(4, 6)
+    started = LSQWeight(4, 4, -1)
+    started.start_step(weight)
+    assert not quantizer.step.started
+    assert torch.equal(quantizer(weight), started(weight))
+    assert not torch.equal(quantizer(2 * weight), started(2 * weight))

@@ -170,5 +170,5 @@ def test_the_clipped_share_is_of_the_values_that_are_not_zero():
     quantizer = PACTActivation(4)
     quantizer.start_([2., 0.], signed=False)
     assert quantizer.clipped_fraction(torch.tensor([0., 0., 3.])) == 1
-    assert quantizer.clipped_fraction(torch.tensor([1., 0., 3., -4.])) == \
+    assert quantizer.clipped_fraction(torch.tensor([2., 0., 3., -4.])) == \
         pytest.approx(2 / 3)

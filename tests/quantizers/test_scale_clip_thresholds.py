@@ -324,3 +324,13 @@ def test_a_zero_point_follows_data_that_lose_their_negatives():
     assert quantizer.code_range().zero_point > 0
     seen(quantizer, batches(nn.functional.relu, 300, 500))
     assert quantizer.is_signed and quantizer.code_range().zero_point == 0
+
+
+def test_the_ends_of_a_range_with_a_zero_point_are_inside():
+    quantizer = seen(built(threshold='mse', asymmetric=True),
+                     batches(nn.functional.silu, 3))
+    quantizer.clip.fill_(15.)  # a step of 1
+    quantizer.zero.fill_(2.)
+    x = torch.tensor([-2., 0., 13.])
+    assert quantizer.clipped_fraction(x) == 0
+    assert quantizer.clipped_fraction(torch.tensor([0., 0., 13.1])) == 1

@@ -825,3 +825,10 @@ def test_checkpoint_of_a_searched_clip_is_refused_without_search():
     trained = make(dict(weight=dict(bits=2, clip='search')))
     with pytest.raises(RuntimeError, match='searched clip'):
         make(dict(weight=dict(bits=2))).load_state_dict(trained.state_dict())
+
+
+@pytest.mark.parametrize('kind', ['ScaleClip', 'LSQ'])
+def test_evaluation_without_thresholds_warns_whatever_the_type(kind):
+    model = make(dict(activation=dict(type=kind, bits=4))).eval()
+    with pytest.warns(UserWarning, match='threshold is not set yet'):
+        model(batch())
