@@ -9,6 +9,7 @@ from gdrq_mm.integer.graph import (
     LAYERS,
     capture,
     fold_grids,
+    is_sum,
     layer_of,
     target_of,
 )
@@ -167,3 +168,43 @@ def test_layers_of_equal_weights_on_one_input_are_one_call(changed, calls):
     assert torch.equal(module(x), merged(x))
     assert sum(target_of(node) in LAYERS
                for node in module.graph.nodes) == calls
+
+
+def test_equal_quantizers_of_a_value_are_one():
+    graph = torch.fx.Graph()
+    x = graph.placeholder('x')
+    codes = [graph.call_function(OPS.quantize.default, (x, scale, -2, 5))
+             for scale in (.5, .5, .25)]
+    graph.output(tuple(codes))
+    module, x = torch.fx.GraphModule({}, graph), torch.randn(50)
+    expected = module(x)
+    fold_grids(graph)
+    module.recompile()
+    for ours, theirs in zip(module(x), expected):
+        assert torch.equal(ours, theirs)
+    assert sum(target_of(node) is OPS.quantize.default
+               for node in graph.nodes) == 2
+
+
+class Sums(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        one, two = self.one(x), self.two(2 * x)
+        return (one + two, one + x, one + 1, torch.add(one, two, alpha=2),
+                one.relu() + two.flip(2), one.sigmoid() + two)
+
+
+@torch.no_grad()
+def test_sums_are_those_of_what_layers_gave():
+    torch.manual_seed(0)
+    model, x = Sums(), torch.randn(1, 3, 4, 4)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    module = capture(merge(model.eval(), x), (x, ))
+    output, = [node for node in module.graph.nodes if node.op == 'output']
+    assert [is_sum(node) for node in output.args[0]] == [
+        True, False, False, False, True, False]

@@ -7,6 +7,8 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx, merge, to_integer
 from gdrq_mm.export import onnx_check
+from gdrq_mm.integer.graph import capture
+from gdrq_mm.integer.moves import clamp_range
 
 
 class Between(nn.Module):
@@ -132,3 +134,28 @@ def test_padding_moves_values_unless_it_brings_one(mode, value, moves):
     # Values that are only moved are rounded once, to the reader's codes.
     assert (first.grid == merged.second.grid) is moves
     assert (integer(x) - merged(x)).abs().mean() < .02
+
+
+INF = float('inf')
+
+
+@pytest.mark.parametrize('function, expected', [
+    (F.relu, (0, INF)), (F.relu6, (0, 6)), (F.hardtanh, (-1, 1)),
+    (lambda x: F.hardtanh(x, 0., 2.), (0, 2)),
+    (lambda x: x.clamp(-1., 3.), (-1, 3)),
+    (lambda x: x.clamp(-1., 0.), (-1, 0)),
+    (lambda x: x.clamp(min=0.), (0, INF)),
+    (lambda x: x.clamp(max=2.), (-INF, 2)),
+    (lambda x: torch.clamp_min(x, -2.), (-2, INF)),
+    (lambda x: torch.clamp_max(x, 0.), (-INF, 0)),
+    # Zero would not stay zero.
+    (lambda x: x.clamp(1., 2.), None), (lambda x: x.clamp(-2., -1.), None),
+    (torch.sigmoid, None)])
+def test_what_an_activation_lets_through(function, expected):
+    class Module(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    graph = capture(Module(), (torch.randn(3), )).graph
+    node, = [node for node in graph.nodes if node.op == 'call_function']
+    assert clamp_range(node) == expected
