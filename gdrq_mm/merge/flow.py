@@ -52,6 +52,7 @@ class _Watch(TorchDispatchMode):
         self.outputs: Dict[int, _Output] = {}
         self.grids: Dict[int, tuple] = {}  # outputs of QuantReLU
         self.calls: Dict[nn.Module, List[nn.Module]] = {}
+        self.forwards: Dict[nn.Module, int] = {}  # also without __call__
         self.strangers = set()  # norms that read something else
         self.rounded: Set[nn.Module] = set()  # output quantizers
         self.inside = 0
@@ -68,6 +69,16 @@ class _Watch(TorchDispatchMode):
                 self.outputs[id(value)].others += 1
 
     # -- hooks ---------------------------------------------------------------
+
+    def count_forwards(self, layer) -> Callable:
+        self.forwards[layer] = 0
+        forward = layer.forward
+
+        def counted(*args, **kwargs):
+            self.forwards[layer] += 1
+            return forward(*args, **kwargs)
+
+        return counted
 
     def before_layer(self, layer, args) -> None:
         x = args[0]
@@ -138,12 +149,19 @@ def trace_flow(model: nn.Module, forward: Callable
         elif _is_batch_norm(module):
             handles += [module.register_forward_pre_hook(watch.before_norm),
                         module.register_forward_hook(watch.after_norm)]
+    own = {layer: vars(layer).get('forward') for layer in flows}
+    for layer in flows:
+        layer.forward = watch.count_forwards(layer)
     try:
         with watch:
             result = forward()
     finally:
         for handle in handles:
             handle.remove()
+        for layer, before in own.items():
+            del layer.forward
+            if before is not None:
+                layer.forward = before
     watch.read(tree_flatten(result)[0])
     for layer, quantizers in watch.calls.items():
         flows[layer].calls = len(quantizers)
@@ -181,6 +199,8 @@ def _pair(flows: Dict[nn.Module, LayerFlow], watch: _Watch) -> None:
             flow.reason = 'not called'
         elif layer.past_reads:
             flow.reason = 'other code reads its weight'
+        elif watch.forwards[layer] > flow.calls:
+            flow.reason = 'other code calls its forward past its hooks'
         elif layer.weight_quantizer is None or not set(
                 flow.quantizers) - {None}:
             flow.reason = 'it stays float'

@@ -3,7 +3,7 @@
 Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Fig. 4b.
 """
 import copy
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,21 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
         if flow.norm is not None:
             replaced[flow.norm] = nn.Identity()
             take_hooks(flow.norm, replaced[flow.norm])
+            for part in (layer, flow.norm):
+                part.forward = _left_behind(names[part])
     return _replace(merged, replaced)
+
+
+def _left_behind(name: str) -> Callable:
+    """The forward of a module that a merged one took the place of."""
+
+    def forward(*args, **kwargs):
+        raise RuntimeError(
+            f'{name} was merged, but the model calls it through a reference '
+            'that is no submodule, such as a list of layers; make that an '
+            'nn.ModuleList')
+
+    return forward
 
 
 def in_float32(inputs: Any) -> Any:

@@ -514,3 +514,44 @@ def test_a_layer_with_quantized_and_float_inputs_is_refused():
     with pytest.raises(ValueError, match='shared is called with inputs that '
                        'are quantized and with some that are not'):
         merge(model.eval(), x)
+
+
+class Referred(nn.Module):
+    """A layer that is called past its place in the model, or its hooks."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.norm, self.how = \
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), how
+        self.layers = [self.conv] if how == 'list' else nn.ModuleList(
+            [self.conv])
+
+    def forward(self, x):
+        y = self.layers[0](x)
+        return self.norm(y), self.conv.forward(x) if self.how == 'forward' \
+            else x
+
+
+def test_a_forward_past_the_hooks_keeps_its_norm():
+    x = torch.randn(2, 3, 8, 8)
+    model = quantized(Referred('forward'), x)
+    merged = merge(model, x)
+    assert 'past its hooks' in merged.conv.reason
+    for ours, theirs in zip(merged(x), model(x)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_reference_that_merging_cannot_replace_is_an_error():
+    x = torch.randn(2, 3, 8, 8)
+    for how, match in (('list', 'conv was merged, but .* nn.ModuleList'),
+                       ('modules', None)):
+        model = quantized(Referred(how), x)
+        merged = merge(model, x)
+        assert merged.conv.norm == 'norm'
+        model(x)  # is as it was
+        if match is None:
+            torch.testing.assert_close(merged(x)[0], model(x)[0], rtol=1e-4,
+                                       atol=1e-5)
+        else:
+            with pytest.raises(RuntimeError, match=match):
+                merged(x)
