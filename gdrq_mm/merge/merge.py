@@ -33,7 +33,9 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     quantized layer gets an explicit rescale: its group scales as one scale a
     channel. Quantized layers then compute with integer codes of one range.
     Output quantizers stay, also where the module they belong to goes away,
-    and so do your own forward hooks.
+    and so do your own forward hooks. But where a normalization was merged,
+    what its layer returns is normalized: hooks on that layer, attributes that
+    keep its output and results that torch's pytree does not know see that.
 
     Layers that the example does not call, and layers with float weights or
     inputs, compute in float and are listed by :func:`float_layers`; quantized
@@ -53,7 +55,8 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     Raises:
         ValueError: Nothing is quantized, weights are still float ('reshape'
             phase), the threshold of a layer's input or of an output is not
-            set, or a layer reads inputs of several scales.
+            set, or a layer reads inputs of several scales, or quantized and
+            float ones.
 
     Examples:
         >>> import gdrq_mm
