@@ -278,7 +278,7 @@ class Sums(nn.Module):
 
     def forward(self, x):
         y = self.first(x).relu()
-        y = y + self.second(y).relu()
+        y = y + self.second(y).relu().clamp(max=50.)
         return y + self.third(y).relu()
 
 
