@@ -250,6 +250,8 @@ def _removing_last(save: Callable) -> Callable:
 
     @functools.wraps(save)
     def wrapped(self, *args, **kwargs):
+        if not hasattr(self, 'file_backend'):  # a validation before training
+            return save(self, *args, **kwargs)
         self.file_backend = waiting = _RemovesLast(self.file_backend)
         try:
             result = save(self, *args, **kwargs)

@@ -140,3 +140,9 @@ def test_configs_of_a_renamed_fork_are_found(tmp_path, monkeypatch):
     finally:
         patches.patch_mmengine()
     assert MODULE2PACKAGE['mmdet'] == 'mmdet'
+
+
+def test_a_validation_without_training_needs_no_checkpoint():
+    """CheckpointHook knows where it saves from the training on."""
+    hook = checkpoint_hook.CheckpointHook(interval=1)
+    assert hook._save_best_checkpoint(None, dict(acc=1.)) is None
