@@ -8,12 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from ..layers import (
-    MERGED_FORMS,
-    OutputQuantizer,
-    QuantLayer,
-    QuantReLU,
-)
+from ..layers import MERGED_FORMS, OutputQuantizer, QuantLayer, QuantReLU
 from ..layers.relu import is_on_grid
 
 

@@ -41,6 +41,7 @@ class Training:
         losses (list[float]): Losses of each step.
         gradients (dict[str, Tensor]): Gradients of the first step.
         learning (set[str]): Parameters that got a gradient in the last one.
+        entries (set[str]): Names in the state dict afterwards.
     """
 
     def __init__(self, model: nn.Module, batch: Callable, steps: int = 2
@@ -76,7 +77,7 @@ class Training:
                 total = sum(value.sum() for key, value in losses.items()
                             if 'loss' in key)
             self.losses.append(float(total))
-        self.entries = model.state_dict().keys()
+        self.entries = set(model.state_dict())  # names: no tensor is kept
         for value in self.losses:
             if not math.isfinite(value):
                 raise Failure(f'the loss is {value}')
