@@ -99,6 +99,7 @@ class GDRQHook(Hook):
         self.distributions: Optional[Hook] = None
         self.norms: Optional[NormStatisticsHook] = None
         self.averages = AveragedModels()
+        self.state = self.found_phase = None  # none before a run begins
 
     def before_run(self, runner) -> None:
         """Convert the model."""
@@ -124,7 +125,6 @@ class GDRQHook(Hook):
                 print_log('GDRQHook: nothing is quantized, no bits are asked '
                           f'for\n{report}', 'current', logging.WARNING)
         self.state = get_state(self.model)
-        self.found_phase = None  # of the checkpoint; 'float' has none
         if self.state is None:
             check(self.distill is None, 'GDRQHook: distill', self.distill,
                   'None, as nothing is quantized')

@@ -36,7 +36,7 @@ def train_learned_parameters(runner, state, lr_mult: float) -> None:
             for group in groups:
                 key = scheduler.param_name
                 group.setdefault(f'initial_{key}', group.get(key))
-                scheduler.base_values.append(group[f'initial_{key}'])
+            _extend(scheduler, groups, wrapper)
         print_log(
             f'GDRQHook: the optimizer trains {len(learned)} learned '
             f'parameters of quantizers, lr_mult {lr_mult}, weight decay '
@@ -56,14 +56,31 @@ def _optim_wrappers(runner) -> Iterator[tuple]:
     """The optimizer that trains the model, with its name where there are
     several: the one that holds the most of it."""
     wrapper = getattr(runner, 'optim_wrapper', None)
-    if isinstance(wrapper, OptimWrapper):
-        yield '', wrapper
-    elif isinstance(wrapper, OptimWrapperDict):
+    if isinstance(wrapper, OptimWrapperDict):  # an OptimWrapper as well
         sizes = {name: sum(len(group['params'])
                            for group in each.param_groups)
                  for name, each in wrapper.items()}
         name = max(sizes, key=sizes.get)
         yield name, wrapper[name]
+    elif isinstance(wrapper, OptimWrapper):
+        yield '', wrapper
+
+
+def _extend(scheduler, groups: List[dict], wrapper: OptimWrapper) -> None:
+    """Tell a scheduler of added groups.
+
+    What it keeps stands in the order of the wrapper's groups, of which the
+    last one is none of the optimizer's where there is a ``paramwise_cfg``.
+    """
+    if hasattr(scheduler, 'base_values'):
+        kept = scheduler.base_values
+        values = [group[f'initial_{scheduler.param_name}']
+                  for group in groups]
+    else:  # ReduceOnPlateau: where each group ends
+        kept = scheduler.min_values
+        values = [min(kept)] * len(groups)
+    at = len(kept) - (wrapper.base_param_settings is not None)
+    kept[at:at] = values
 
 
 def _schedulers(runner, name: str) -> list:

@@ -62,8 +62,8 @@ def add_learned_parameters(state, optimizer: Optimizer,
                                if id(parameter) not in moved]
         options = {key: value for key, value in groups[index].items()
                    if key != 'params'}
-        for key in ('lr', 'initial_lr'):
-            if key in options:
+        for key in ('lr', 'initial_lr', 'max_lr', 'min_lr'):
+            if key in options:  # the last two of a OneCycleLR
                 options[key] = options[key] * lr_mult
         if not decays:
             options['weight_decay'] = 0.

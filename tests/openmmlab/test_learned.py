@@ -103,3 +103,65 @@ def test_two_processes_learn_the_same_steps(load_config, run_processes,
     for key in ours:
         if 'running_' not in key and 'num_batches' not in key:
             assert torch.equal(ours[key], theirs[key]), key
+
+
+PARAMWISE = dict(
+    optimizer=dict(type='SGD', lr=.01, momentum=.9),
+    paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=.1)}))
+
+
+def rates(runner):
+    """Learning rate of every parameter, by name."""
+    names = {id(value): name for name, value in
+             runner.model.named_parameters(remove_duplicate=False)}
+    return {names[id(parameter)]: group['lr']
+            for group in runner.optim_wrapper.optimizer.param_groups
+            for parameter in group['params']}
+
+
+@pytest.mark.parametrize('scheduler', [
+    dict(type='CosineRestartLR', periods=[1, 1], restart_weights=[1, .5],
+         eta_min=0., by_epoch=False),
+    dict(type='CosineAnnealingLR', T_max=1, eta_min_ratio=.1,
+         by_epoch=False),
+    dict(type='OneCycleLR', eta_max=.1, total_steps=9, by_epoch=False)])
+@pytest.mark.parametrize('lr_mult', [1., .5])
+def test_every_schedule_moves_them_as_their_weights(
+        scheduler, lr_mult, make_runner):
+    runner = make_runner(
+        'resnet', dict(HOOK, lr_mult=lr_mult), train_cfg=dict(max_epochs=1),
+        param_scheduler=[scheduler], optim_wrapper=dict(PARAMWISE))
+    runner.train()
+    found = rates(runner)
+    for layer in ('backbone.conv1', 'head.fc'):
+        assert found[f'{layer}.weight_quantizer.step.ratio'] == \
+            pytest.approx(lr_mult * found[f'{layer}.weight'])
+    # OneCycleLR itself gives all groups one rate.
+    assert scheduler['type'] == 'OneCycleLR' or \
+        found['head.fc.weight'] > found['backbone.conv1.weight']
+
+
+def test_a_plateau_lowers_theirs_as_well(make_runner):
+    runner = make_runner(
+        'resnet', HOOK, train_cfg=dict(max_epochs=1),
+        param_scheduler=[dict(type='ReduceOnPlateauLR', rule='greater',
+                              monitor='accuracy/top1', patience=0,
+                              end=9)],
+        optim_wrapper=dict(PARAMWISE))
+    runner.train()
+    for score in (2., 1.):
+        runner.param_schedulers[0].step({'accuracy/top1': score})
+    found = rates(runner)
+    assert found['head.fc.weight'] == pytest.approx(.001)
+    for layer in ('backbone.conv1', 'head.fc'):
+        assert found[f'{layer}.weight_quantizer.step.ratio'] == \
+            found[f'{layer}.weight']
+
+
+def test_a_checkpoint_may_be_loaded_before_the_run(make_runner, tmp_path):
+    torch.save(dict(state_dict=make_runner('resnet').model.state_dict()),
+               tmp_path / 'float.pth')
+    runner = make_runner('resnet', HOOK, train_cfg=dict(max_epochs=1))
+    runner.load_checkpoint(str(tmp_path / 'float.pth'))
+    runner.train()
+    assert len(learned_of(runner)) == 2 * 54
