@@ -94,6 +94,8 @@ class QuantizationState(nn.Module):
 
     def enter_loaded_phase(self, index: int) -> None:
         """The phase that a checkpoint was saved in; its buffers follow."""
+        if PHASES[index] == 'reshape' != self._phase:
+            _warn_of_reshape()
         self._phase = PHASES[index]
 
     @property
@@ -219,3 +221,10 @@ def get_state(model: nn.Module) -> Optional[QuantizationState]:
     """The state of a quantized model, None for a float one."""
     return next((child for child in model.children()
                  if isinstance(child, QuantizationState)), None)
+
+
+def _warn_of_reshape() -> None:
+    warnings.warn(
+        "the checkpoint was saved in the 'reshape' phase: this model computes "
+        'in float until GDRQHook begins to round, or you call '
+        "gdrq_mm.training.get_state(model).set_phase('quantize')")

@@ -832,3 +832,19 @@ def test_evaluation_without_thresholds_warns_whatever_the_type(kind):
     model = make(dict(activation=dict(type=kind, bits=4))).eval()
     with pytest.warns(UserWarning, match='threshold is not set yet'):
         model(batch())
+
+
+def test_a_reshaped_checkpoint_says_that_nothing_is_rounded(recwarn):
+    """Without the hook nothing else would begin to."""
+    source = make()
+    get_state(source).set_phase('reshape')
+    model = make()
+    with pytest.warns(UserWarning, match="saved in the 'reshape' phase.*"
+                      "set_phase\\('quantize'\\)"):
+        model.load_state_dict(source.state_dict())
+    assert get_state(model).phase == 'reshape'
+    recwarn.clear()
+    model.load_state_dict(source.state_dict())  # it is in that phase
+    get_state(model).set_phase('quantize')
+    model.load_state_dict(make().state_dict())
+    assert not [each for each in recwarn if 'phase' in str(each.message)]
