@@ -1,13 +1,13 @@
 """Models that ``EMAHook`` averages."""
 import logging
-from typing import Dict, Iterator, Optional, Set
+from typing import Iterator
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..training import PHASES, QuantizationState, get_state
+from ..training import PHASES, get_state
 from .resumed import META
 
 
@@ -17,64 +17,27 @@ def averaging_hooks(runner) -> Iterator[Hook]:
             if getattr(hook, 'ema_model', None) is not None)
 
 
-class AveragedModels:
-    """Keeps what ``EMAHook`` does not average in step with the model.
+def sync_averages(runner, model: nn.Module) -> None:
+    """Give averaged models the phase and the signs of the model.
 
-    Where it averages buffers, it leaves those that hold no floats as it first
-    copied them. And of a quantizer that had no range yet (step sizes of
-    weights, before rounding begins) it has copied zeros: their average with
-    what came later would be next to nothing.
+    Where ``EMAHook`` averages buffers, it leaves those that hold no floats as
+    it first copied them.
+
+    Args:
+        runner (Runner): With the hooks.
+        model (nn.Module): The quantized model.
     """
-
-    def __init__(self) -> None:
-        # Names of the quantizers whose averages had a range the last time;
-        # None where nothing was averaged yet.
-        self._ranges: Optional[Set[str]] = None
-
-    def sync(self, runner, model: nn.Module) -> None:
-        """Give averaged models the phase and the signs of the model, and the
-        ranges that were set since the last time.
-
-        Args:
-            runner (Runner): With the hooks.
-            model (nn.Module): The quantized model.
-        """
-        state = get_state(model)
-        for hook in averaging_hooks(runner):
-            averaged = get_state(hook.ema_model.module)
-            for ours, theirs in [(state, averaged), *(
-                    (state.layers[name], layer)
-                    for name, layer in averaged.layers.items())]:
-                source = dict(ours.named_buffers())
-                for name, buffer in theirs.named_buffers():
-                    if not buffer.is_floating_point():
-                        buffer.copy_(source[name])
-            averaged.enter_loaded_phase(PHASES.index(state.phase))
-            if hook.ema_model.steps:  # its first step copies all
-                self._copy_new_ranges(state, averaged)
-
-    def _copy_new_ranges(self, state: QuantizationState,
-                         averaged: QuantizationState) -> None:
-        theirs = _quantizers(averaged)
-        if self._ranges is not None:
-            for name, quantizer in _quantizers(state).items():
-                if name not in self._ranges and _has_range(quantizer):
-                    theirs[name].load_state_dict(quantizer.state_dict())
-                    theirs[name].forget()
-        self._ranges = {name for name, quantizer in theirs.items()
-                        if _has_range(quantizer)}
-
-
-def _quantizers(state: QuantizationState) -> Dict[str, nn.Module]:
-    return {f'{name}.{part}': quantizer
-            for name, layer in state.layers.items()
-            for part, quantizer in layer.quantizers()}
-
-
-def _has_range(quantizer: nn.Module) -> bool:
-    """Whether clip values or step sizes are set: none is zero then."""
-    return any(bool(value.any()) for value in
-               quantizer.state_dict().values() if value.is_floating_point())
+    state = get_state(model)
+    for hook in averaging_hooks(runner):
+        averaged = get_state(hook.ema_model.module)
+        for ours, theirs in [(state, averaged), *(
+                (state.layers[name], layer)
+                for name, layer in averaged.layers.items())]:
+            source = dict(ours.named_buffers())
+            for name, buffer in theirs.named_buffers():
+                if not buffer.is_floating_point():
+                    buffer.copy_(source[name])
+        averaged.enter_loaded_phase(PHASES.index(state.phase))
 
 
 def warn_of_averaging(runner, model: nn.Module, bn_batches: int) -> None:

@@ -12,7 +12,7 @@ from ..convert import check_weights, quantize_
 from ..errors import check
 from ..quantizers import is_int, is_number
 from ..training import DistillConfig, any_threshold, get_state, metrics
-from .averaging import AveragedModels, warn_of_averaging
+from .averaging import sync_averages, warn_of_averaging
 from .checks import check_begin, check_hooks, check_model
 from .distill import DistillHook
 from .finite import FiniteWatch
@@ -98,7 +98,6 @@ class GDRQHook(Hook):
         self.teaching: Optional[DistillHook] = None
         self.distributions: Optional[Hook] = None
         self.norms: Optional[NormStatisticsHook] = None
-        self.averages = AveragedModels()
         self.state = self.found_phase = None  # none before a run begins
 
     def before_run(self, runner) -> None:
@@ -179,8 +178,6 @@ class GDRQHook(Hook):
         phase = 'quantize' if begun else 'reshape'
         if phase != self.state.phase or not self.phase_entered:
             self._enter(runner, phase)
-        if self.iterations == 1:  # the first step was averaged
-            self.averages.sync(runner, self.model)
         self.state.collect_clipped = _log_is_due(self, runner, batch_idx)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
@@ -204,7 +201,7 @@ class GDRQHook(Hook):
         before = self.state.phase if self.phase_entered else self.found_phase
         self.phase_entered = True
         self.state.set_phase(phase)
-        self.averages.sync(runner, self.model)
+        sync_averages(runner, self.model)
         print_log(f'GDRQHook: phase {phase!r} from iteration {runner.iter} '
                   f'(epoch {runner.epoch}) on', 'current')
         if phase == 'reshape':
@@ -219,7 +216,7 @@ class GDRQHook(Hook):
 
     def before_val_epoch(self, runner) -> None:
         if self.state is not None:
-            self.averages.sync(runner, self.model)
+            sync_averages(runner, self.model)
             log_evaluation(self.state)
 
     def before_test_epoch(self, runner) -> None:
@@ -228,7 +225,7 @@ class GDRQHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if self.state is not None:
-            self.averages.sync(runner, self.model)
+            sync_averages(runner, self.model)
             self.finite.report(runner.iter, weights=True)
             checkpoint['meta'][META] = self._settings()
 

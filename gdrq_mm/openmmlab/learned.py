@@ -4,11 +4,11 @@ A hook converts the model when the optimizer, its schedulers and the
 distributed wrapper are there already; all three have to hear of parameters
 that come later.
 """
-from typing import Iterator, List
+from typing import List
 
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from torch import nn
 
 from ..training import (
@@ -16,6 +16,7 @@ from ..training import (
     average_gradients_over_ranks,
     learned_parameters,
 )
+from .wrappers import optim_wrappers, param_schedulers
 
 
 def train_learned_parameters(runner, state, lr_mult: float) -> None:
@@ -30,18 +31,21 @@ def train_learned_parameters(runner, state, lr_mult: float) -> None:
     learned = learned_parameters(state)
     if not learned:
         return
-    for name, wrapper in _optim_wrappers(runner):
+    schedulers = param_schedulers(runner)
+    for name, wrapper in optim_wrappers(runner).items():
         groups = add_learned_parameters(state, wrapper.optimizer, lr_mult)
-        for scheduler in _schedulers(runner, name):
+        for scheduler in schedulers.get(name, []):
             for group in groups:
                 key = scheduler.param_name
                 group.setdefault(f'initial_{key}', group.get(key))
             _extend(scheduler, groups, wrapper)
-        print_log(
-            f'GDRQHook: the optimizer trains {len(learned)} learned '
-            f'parameters of quantizers, lr_mult {lr_mult}, weight decay '
-            + ', '.join(sorted({f'{group.get("weight_decay", 0.):g}'
-                                for group in groups})), 'current')
+        if groups:
+            print_log(
+                f'GDRQHook: the optimizer{name and f" {name!r}"} trains '
+                f'{sum(len(group["params"]) for group in groups)} learned '
+                f'parameters of quantizers, lr_mult {lr_mult}, weight decay '
+                + ', '.join(sorted({f'{group.get("weight_decay", 0.):g}'
+                                    for group in groups})), 'current')
     if is_model_wrapper(runner.model):
         known = {id(parameter) for parameter in
                  getattr(runner.model, '_module_parameters', ())}
@@ -50,20 +54,6 @@ def train_learned_parameters(runner, state, lr_mult: float) -> None:
             if id(parameter) not in known]
         if late:
             average_gradients_over_ranks(late)
-
-
-def _optim_wrappers(runner) -> Iterator[tuple]:
-    """The optimizer that trains the model, with its name where there are
-    several: the one that holds the most of it."""
-    wrapper = getattr(runner, 'optim_wrapper', None)
-    if isinstance(wrapper, OptimWrapperDict):  # an OptimWrapper as well
-        sizes = {name: sum(len(group['params'])
-                           for group in each.param_groups)
-                 for name, each in wrapper.items()}
-        name = max(sizes, key=sizes.get)
-        yield name, wrapper[name]
-    elif isinstance(wrapper, OptimWrapper):
-        yield '', wrapper
 
 
 def _extend(scheduler, groups: List[dict], wrapper: OptimWrapper) -> None:
@@ -81,10 +71,3 @@ def _extend(scheduler, groups: List[dict], wrapper: OptimWrapper) -> None:
         values = [min(kept)] * len(groups)
     at = len(kept) - (wrapper.base_param_settings is not None)
     kept[at:at] = values
-
-
-def _schedulers(runner, name: str) -> list:
-    schedulers = runner.param_schedulers or []
-    if isinstance(schedulers, dict):
-        schedulers = schedulers.get(name, [])
-    return list(schedulers)

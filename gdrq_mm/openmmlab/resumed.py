@@ -38,7 +38,11 @@ def log_differences(checkpoint: dict, settings: dict) -> None:
                if before.get(name) != now.get(name)]
     if changed:
         print_log('GDRQHook: the resumed run has other settings: '
-                  + '; '.join(changed), 'current', logging.WARNING)
+                  + '; '.join(changed) + (
+                      '. Another lr_mult does not act: the optimizer goes on '
+                      'with the learning rates of the checkpoint'
+                      if before.get('lr_mult') != now.get('lr_mult') else ''),
+                  'current', logging.WARNING)
 
 
 def _flat(settings, name: str = '') -> Iterator[Tuple[str, object]]:

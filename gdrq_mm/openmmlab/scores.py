@@ -2,18 +2,35 @@
 
 A reshaped float model scores better than the quantized one that it becomes:
 the best checkpoint of a run would be that of its first phase, and early
-stopping would take the beginning of rounding for a plateau.
+stopping and ``ReduceOnPlateauLR`` would take the beginning of rounding for a
+plateau.
 """
 from typing import List
 
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.hooks import (
+    CheckpointHook,
+    EarlyStoppingHook,
+    Hook,
+    ParamSchedulerHook,
+)
 from mmengine.logging import print_log
+
+from .wrappers import param_schedulers
 
 
 def _deciders(runner) -> List[Hook]:
     return [hook for hook in runner.hooks
             if isinstance(hook, EarlyStoppingHook)
-            or isinstance(hook, CheckpointHook) and hook.save_best]
+            or isinstance(hook, CheckpointHook) and hook.save_best
+            # After a validation it asks no others.
+            or isinstance(hook, ParamSchedulerHook) and _by_score(runner)]
+
+
+def _by_score(runner) -> list:
+    """Schedulers that go by validation scores."""
+    return [scheduler for schedulers in param_schedulers(runner).values()
+            for scheduler in schedulers
+            if getattr(scheduler, 'need_val_args', False)]
 
 
 def hold_scores_back(runner) -> None:
@@ -51,7 +68,11 @@ def forget_scores(runner, model: str) -> None:
     for key in [key for key in info if key.startswith('best_score')]:
         del info[key]
     for hook in _deciders(runner):
-        if isinstance(hook, CheckpointHook):
+        if isinstance(hook, ParamSchedulerHook):
+            for scheduler in _by_score(runner):
+                scheduler.best = scheduler.rule_worse
+                scheduler.num_bad_epochs = scheduler.cooldown_counter = 0
+        elif isinstance(hook, CheckpointHook):
             if len(hook.key_indicators) == 1:
                 hook.best_ckpt_path = None
             else:

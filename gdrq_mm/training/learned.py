@@ -4,7 +4,9 @@ Whatever converts a model before its optimizer is built needs nothing of this:
 ``model.parameters()`` has them. Where the optimizer was there first, it takes
 them by :func:`add_learned_parameters`.
 """
-from typing import Dict, Iterable, List, Tuple
+import os
+import warnings
+from typing import Container, Dict, Iterable, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
@@ -26,15 +28,18 @@ def add_learned_parameters(state, optimizer: Optimizer,
                            lr_mult: float = 1.) -> List[dict]:
     """Let ``optimizer`` train the learned parameters of a model.
 
-    Each gets the options of the group that holds the weight of its layer,
-    without weight decay, which would pull a step size towards zero, unless
-    its quantizer says that it ``decays``. Those that the optimizer holds
-    already move, so that what it holds is in the same order whichever way the
-    model was converted, and a resumed run finds it again.
+    It takes those of the layers whose weight it holds, with the options of
+    the group of that weight, but without weight decay, which would pull a
+    step size towards zero, unless its quantizer says that it ``decays``.
+    Those of ReLUs, of outputs, and of layers with a frozen weight go with the
+    layer that is nearest by name. What the optimizer holds already moves, so
+    that it is in the same order whichever way the model was converted, and a
+    resumed run finds it again.
 
     Args:
         state (QuantizationState): State of the model.
-        optimizer (Optimizer): One of ``torch.optim``; changed in place.
+        optimizer (Optimizer): One of ``torch.optim``; changed in place. Where
+            several train the model, call this for each.
         lr_mult (float): Their learning rate over that of the weight. Defaults
             to 1.
 
@@ -50,11 +55,13 @@ def add_learned_parameters(state, optimizer: Optimizer,
                 for parameter in quantizer.learned_parameters()}
     members: Dict[Tuple[int, bool], List[nn.Parameter]] = {}
     for plan in state.plans:
-        index = home.get(id(plan.parameter), 0)
+        index = home.get(id(_weight_beside(plan, state.plans, home)))
         for parameter in plan.learned_parameters().values():
-            members.setdefault((index, id(parameter) in decaying),
-                               []).append(parameter)
+            if index is not None:
+                members.setdefault((index, id(parameter) in decaying),
+                                   []).append(parameter)
     groups = list(optimizer.param_groups)
+    _warn_of_own_rates(state, groups, members, home)
     for (index, decays), parameters in members.items():
         moved = {id(parameter) for parameter in parameters}
         for group in groups:
@@ -71,10 +78,51 @@ def add_learned_parameters(state, optimizer: Optimizer,
     return optimizer.param_groups[len(groups):]
 
 
+def _warn_of_own_rates(state, groups: List[dict], members: dict,
+                       home: Dict[int, int]) -> None:
+    """Say so where learned parameters had another rate than their weight."""
+    names = {id(parameter): name
+             for name, parameter in learned_parameters(state).items()}
+    rates = {key: groups[index].get('lr') for key, index in home.items()}
+    own = [names[id(parameter)] for (index, _), parameters in members.items()
+           for parameter in parameters
+           if rates.get(id(parameter), groups[index].get('lr'))
+           != groups[index].get('lr')]
+    if own:
+        warnings.warn(
+            f'the learning rate of {own[0]} and {len(own) - 1} more learned '
+            'parameters of quantizers was another than that of their '
+            "layers' weights (paramwise_cfg?) and is lr_mult times that now: "
+            'set lr_mult of GDRQHook, or of add_learned_parameters, for all '
+            'of them')
+
+
+def _weight_beside(plan, plans: list, held: Container[int]
+                   ) -> Optional[nn.Parameter]:
+    """The weight that what a layer learns goes with.
+
+    Args:
+        plan (LayerPlan): The layer.
+        plans (list[LayerPlan]): All layers.
+        held (container of int): ``id`` of what an optimizer holds.
+    """
+    own = plan.parameter
+    if own is not None and (own.requires_grad or id(own) in held):
+        return own
+    trained = [other for other in plans if other.parameter is not None
+               and (other.parameter.requires_grad
+                    or id(other.parameter) in held)]
+    parts = plan.name.split('.')
+    nearest = max(trained, default=None, key=lambda other: len(
+        os.path.commonprefix([parts, other.name.split('.')])))
+    return nearest and nearest.parameter
+
+
 def check_learned_parameters(state, optimizer: Optimizer) -> None:
     """A learned parameter that no optimizer holds would stay a constant.
 
-    Looked at once an optimizer, at its first step.
+    Looked at once an optimizer, at its first step; weight decay of step sizes
+    is a warning.
 
     Args:
         state (QuantizationState): State of the model.
@@ -103,6 +151,22 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
                     'not hold it: build the optimizer after quantize_, or '
                     'call gdrq_mm.training.add_learned_parameters('
                     'get_state(model), optimizer) before the first step')
+    _warn_of_decay(state, optimizer)
+
+
+def _warn_of_decay(state, optimizer: Optimizer) -> None:
+    decayed = {id(parameter) for group in optimizer.param_groups
+               if group.get('weight_decay') for parameter in group['params']}
+    pulled = [f'{name}.{part}' for name, layer in state.layers.items()
+              for part, quantizer in layer.quantizers() if not quantizer.decays
+              for parameter in quantizer.learned_parameters()
+              if id(parameter) in decayed]
+    if pulled:
+        warnings.warn(
+            f'weight decay pulls what {pulled[0]} and {len(pulled) - 1} more '
+            'quantizers learn (step sizes) towards zero: train with GDRQHook, '
+            'or call gdrq_mm.training.add_learned_parameters(get_state(model)'
+            ', optimizer), which takes them out of it')
 
 
 def keep_in_graph(x: Tensor, quantizer: nn.Module) -> Tensor:

@@ -1,5 +1,6 @@
 """What the quantized layers of one model share."""
 import json
+import uuid
 import warnings
 import weakref
 from typing import Dict, Iterable, List, Optional
@@ -42,8 +43,9 @@ class QuantizationState(nn.Module):
         self._first_inputs: list = []  # (layer, weak tensor, its version)
         self.checked_optimizers = weakref.WeakSet()  # see .learned
         self.has_stepped = False  # an optimizer stepped the model
-        self.calibrating = False
-        self._warned = False
+        self.family = uuid.uuid4().hex  # copies have it as well, see .copies
+        self.ranges: Optional[set] = None
+        self.calibrating = self._warned = False
         self.collect_clipped = False
         self.clipped: List[Tensor] = []
         self.register_buffer('phase_index', torch.tensor(1))

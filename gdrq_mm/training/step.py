@@ -17,6 +17,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from .copies import hand_on_ranges
 from .learned import check_learned_parameters
 
 _LIVE = weakref.WeakSet()  # every QuantizationState there is
@@ -111,6 +112,7 @@ def step_(state, weights: Optional[Set[int]] = None) -> None:
             quantizer.after_step(weight)
             done[id(weight)] = quantizer
     update_thresholds_(state)
+    hand_on_ranges(state, list(_LIVE))
 
 
 @torch.no_grad()

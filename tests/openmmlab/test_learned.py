@@ -3,6 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import MODELS
 
 from gdrq_mm.training import get_state, learned_parameters
 
@@ -165,3 +169,62 @@ def test_a_checkpoint_may_be_loaded_before_the_run(make_runner, tmp_path):
     runner.load_checkpoint(str(tmp_path / 'float.pth'))
     runner.train()
     assert len(learned_of(runner)) == 2 * 54
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class BackboneAndHead:
+    """An optimizer for each, as people build them for GANs."""
+
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        pass
+
+    def __call__(self, model):
+        return OptimWrapperDict(
+            backbone=OptimWrapper(torch.optim.SGD(
+                model.backbone.parameters(), lr=.01)),
+            head=OptimWrapper(torch.optim.Adam(
+                model.head.parameters(), lr=.001)))
+
+
+@MODELS.register_module()
+class TwoOptimizers(ImageClassifier):
+
+    def train_step(self, data, optim_wrapper):
+        data = self.data_preprocessor(data, True)
+        loss, logs = self.parse_losses(self._run_forward(data, mode='loss'))
+        loss.backward()
+        for each in optim_wrapper.values():
+            each.step()
+            each.zero_grad()
+        return logs
+
+
+def test_each_optimizer_gets_those_of_its_layers(make_runner, run_log):
+    runner = make_runner(
+        'resnet', HOOK, train_cfg=dict(max_epochs=1),
+        model=dict(type='TwoOptimizers'), param_scheduler=None,
+        optim_wrapper=dict(constructor='BackboneAndHead'))
+    runner.train()
+    found = {name: wrapper.optimizer.param_groups[1]
+             for name, wrapper in runner.optim_wrapper.items()}
+    assert len(found['head']['params']) == 2
+    assert len(found['backbone']['params']) == 2 * 53
+    assert found['head']['lr'] == .001 and found['backbone']['lr'] == .01
+    assert "the optimizer 'head' trains 2 learned" in run_log(runner)
+    assert all(float(each) != 1 for each in found['head']['params'])
+
+
+def test_another_rate_of_theirs_is_not_dropped_without_a_word(make_runner):
+    model = dict(type='QuantizedModel', architecture='ImageClassifier',
+                 quantization=LSQ)
+    with pytest.warns(UserWarning, match='set lr_mult of GDRQHook'):
+        runner = make_runner(
+            'resnet', dict(type='GDRQHook'), model=model,
+            train_cfg=dict(max_epochs=1), optim_wrapper=dict(
+                optimizer=dict(type='SGD', lr=.01),
+                paramwise_cfg=dict(custom_keys={
+                    'quantizer': dict(lr_mult=.01)})))
+        runner.train()
+    found = rates(runner)
+    assert found['head.fc.weight_quantizer.step.ratio'] == \
+        found['head.fc.weight']

@@ -46,6 +46,18 @@ def test_other_settings_of_a_resumed_run_are_in_the_log(
     assert 'begin_iter' not in line
 
 
+def test_another_rate_of_step_sizes_is_told_not_to_act(
+        first, make_runner, run_log):
+    learned = dict(activation=dict(bits=4, type='LSQ'))
+    runner = make_runner('resnet', hook(learned, lr_mult=.1),
+                         **first(hook(learned)))
+    runner.train()
+    assert ('lr_mult: 1.0 -> 0.1. Another lr_mult does not act'
+            in run_log(runner))
+    ordinary, learned = runner.optim_wrapper.optimizer.param_groups
+    assert learned['lr'] == ordinary['lr']
+
+
 def test_equal_settings_are_not_mentioned(first, make_runner, run_log):
     runner = make_runner('resnet', hook(), **first(hook()))
     runner.train()

@@ -136,3 +136,32 @@ def test_best_checkpoint_publishes(validated, make_runner, tmp_path):
         str(tmp_path / 'config.py'),
         f'{runner.work_dir}/best_acc_epoch_2.pth', str(tmp_path / 'out'))
     assert published.exists()
+
+
+def test_a_plateau_is_one_of_the_quantized_model(validated, make_runner):
+    """Four reshaped scores, each below the one before, would have lowered the
+    rate three times."""
+    runner = make_runner(
+        validated(train_cfg=dict(max_epochs=6), param_scheduler=[dict(
+            type='ReduceOnPlateauLR', monitor='acc', rule='greater',
+            patience=0, end=99)]),
+        hook(begin_epoch=4))
+    rate = runner.cfg.optim_wrapper.optimizer.lr
+    runner.train()
+    plateau, = runner.param_schedulers
+    assert plateau.best == 95  # of the fifth evaluation; the sixth is worse
+    group, = runner.optim_wrapper.optimizer.param_groups
+    assert group['lr'] == pytest.approx(.1 * rate)
+
+
+def test_a_plateau_of_a_resumed_float_run_is_forgotten(
+        validated, make_runner, tmp_path):
+    plateau = dict(type='ReduceOnPlateauLR', monitor='acc', rule='greater',
+                   patience=9, end=99)
+    make_runner(validated(train_cfg=dict(max_epochs=2),
+                          param_scheduler=[plateau]),
+                work_dir=tmp_path / 'run').train()
+    runner = make_runner(validated(start=50, param_scheduler=[plateau]),
+                         hook(), work_dir=tmp_path / 'run', resume=True)
+    runner.train()
+    assert runner.param_schedulers[0].best == 49

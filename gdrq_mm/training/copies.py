@@ -1,0 +1,58 @@
+"""Copies of a model that average it, as ``EMAHook`` and others make them.
+
+Of a quantizer that has no range yet they have copied zeros, and their average
+with what comes later would be next to nothing: steps that do not happen
+(accumulation, AMP overflow, the phase before rounding) leave it so for long.
+"""
+from typing import Dict, Iterable, Set
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def hand_on_ranges(state, live: Iterable) -> None:
+    """Give the copies of a model the ranges that were set since the last time.
+
+    A copy is what ``copy.deepcopy`` made of it and no gradient trains.
+
+    Args:
+        state (QuantizationState): State of the model, which has stepped.
+        live (iterable of QuantizationState): All there are.
+    """
+    copies = [other for other in live if other.family == state.family
+              and other is not state
+              and not any(each.requires_grad for each in other.parameters_)]
+    for other in copies:
+        ours = _quantizers(state, called=True)
+        theirs = _quantizers(other, called=False)
+        if other.ranges is None:  # it has not averaged anything yet
+            other.ranges = _with_range(theirs)
+        new = _with_range({name: quantizer for name, quantizer in ours.items()
+                           if name not in other.ranges})
+        for name in new:
+            theirs[name].load_state_dict(ours[name].state_dict())
+            theirs[name].forget()
+        other.ranges |= new
+
+
+def _quantizers(state, called: bool) -> Dict[str, nn.Module]:
+    """All of a model, or those of the layers that were called: no others get
+    a range."""
+    return {f'{name}.{part}': quantizer
+            for name, layer in state.layers.items()
+            if not called or getattr(layer, 'called', True)
+            for part, quantizer in layer.quantizers()}
+
+
+def _with_range(quantizers: Dict[str, nn.Module]) -> Set[str]:
+    """Names of those that have started: before that all entries are zero.
+    Reads from the device once."""
+    if not quantizers:
+        return set()
+    found = torch.stack([
+        torch.stack([value.any() for value in
+                     quantizer.state_dict().values()]).any()
+        for quantizer in quantizers.values()]).tolist()
+    return {name for name, has_started in zip(quantizers, found)
+            if has_started}

@@ -1,0 +1,85 @@
+"""Averages of a model whose quantizers had no range when it was copied."""
+import copy
+
+import pytest
+import torch
+from mmengine.model import ExponentialMovingAverage
+from torch import nn
+
+from gdrq_mm import quantize_
+from gdrq_mm.training import get_state
+
+TYPES = dict(
+    ScaleClip=dict(weight=dict(bits=4), activation=dict(bits=4)),
+    LSQ=dict(weight=dict(type='LSQ', bits=4),
+             activation=dict(type='LSQ', bits=4)),
+    LSQPlus=dict(weight=dict(type='LSQPlus', bits=4),
+                 activation=dict(type='LSQPlus', bits=4)),
+    PACT=dict(weight=dict(type='DoReFa', bits=4),
+              activation=dict(type='PACT', bits=4)),
+    Direct=dict(weight=dict(type='DirectQuantization', bits=4),
+                activation=dict(type='DirectQuantization', bits=4)))
+
+
+def make_model(config):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    quantize_(model, config)
+    return model
+
+
+def train(model, steps, skipped=0, averaged=None):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for index in range(steps):
+        model(torch.randn(2, 3, 9, 9)).square().mean().backward()
+        if index >= skipped:
+            optimizer.step()
+            optimizer.zero_grad()
+        if averaged is not None:
+            averaged.update_parameters(model)
+
+
+def entries(model):
+    return {f'{name}.{key}': value
+            for name, layer in get_state(model).layers.items()
+            for key, value in layer.quantizer_state().items()}
+
+
+@pytest.mark.parametrize('update_buffers', [False, True])
+@pytest.mark.parametrize('name', TYPES)
+def test_an_average_starts_where_the_quantizers_start(name, update_buffers):
+    """Steps are skipped at first (accumulation, AMP overflow), while the
+    average goes on."""
+    model = make_model(TYPES[name])
+    averaged = ExponentialMovingAverage(
+        model, momentum=.01, update_buffers=update_buffers)
+    train(model, steps=6, skipped=3, averaged=averaged)
+    ours, theirs = entries(model), entries(averaged.module)
+    for key, value in ours.items():
+        if value.is_floating_point():
+            assert torch.allclose(theirs[key], value, rtol=.15,
+                                  atol=1e-3), key
+        elif not key.endswith('num_updates'):
+            assert torch.equal(theirs[key], value), key
+    x = torch.randn(2, 3, 9, 9)
+    ours, theirs = model.eval()(x), averaged.module.eval()(x)
+    assert (ours - theirs).norm() < .2 * ours.norm()
+
+
+def test_a_copy_that_trains_finds_ranges_of_its_own():
+    model = make_model(TYPES['LSQ'])
+    other = copy.deepcopy(model)
+    train(model, steps=2)
+    assert not any(value.any() for value in entries(other).values())
+
+
+def test_ranges_are_handed_on_once():
+    """Afterwards the average is that of mmengine alone."""
+    model = make_model(TYPES['LSQ'])
+    averaged = ExponentialMovingAverage(model, momentum=.01)
+    train(model, steps=2, averaged=averaged)
+    ratio = get_state(averaged.module).layers['0'].weight_quantizer.step.ratio
+    with torch.no_grad():
+        ratio.fill_(3.)
+    train(model, steps=1)
+    assert float(ratio) == 3.

@@ -1,0 +1,103 @@
+"""Which optimizer trains what quantizers learn, and with which options."""
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from gdrq_mm import quantize_
+from gdrq_mm.training import (
+    add_learned_parameters,
+    get_state,
+    learned_parameters,
+)
+
+LSQ = dict(weight=dict(type='LSQ', bits=4),
+           activation=dict(type='LSQ', bits=4))
+
+
+def make_model(config=LSQ):
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    for name in ('body', 'head'):
+        model.add_module(name, nn.Sequential(
+            nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()))
+    quantize_(model, config)
+    return model
+
+
+def step(model, optimizer):
+    model(torch.randn(2, 3, 5, 5)).square().mean().backward()
+    optimizer.step()
+
+
+def names_of(model, groups):
+    names = {id(each): name for name, each in
+             learned_parameters(get_state(model)).items()}
+    return {names[id(each)] for group in groups for each in group['params']}
+
+
+
+def float_parameters(model):
+    return [value for name, value in model.named_parameters()
+            if 'quantizer' not in name]
+
+
+def test_relus_go_with_the_layer_beside_them():
+    """Not with the first group."""
+    model = make_model(dict(weight=dict(bits=4), activation=dict(
+        type='LSQ', bits=4, site='relu')))
+    groups = [[value for name, value in model[part][0].named_parameters()
+               if name in ('weight', 'bias')] for part in (0, 1)]
+    optimizer = torch.optim.SGD([
+        dict(params=groups[0], lr=.01), dict(params=groups[1], lr=.1)])
+    added = add_learned_parameters(get_state(model), optimizer)
+    assert {group['lr']: names_of(model, [group]) for group in added} == {
+        .01: {f'body.{part}.step.ratio' for part in
+              ('0.input_quantizer', '1.site_quantizers.0')},
+        .1: {f'head.{part}.step.ratio' for part in
+             ('0.input_quantizer', '1.site_quantizers.0')}}
+
+
+def test_an_optimizer_gets_those_of_the_weights_it_holds():
+    model = make_model()
+    weight, bias = model.body[0].weight, model.body[0].bias
+    optimizer = torch.optim.SGD([weight, bias], lr=.1)
+    added = add_learned_parameters(get_state(model), optimizer)
+    assert names_of(model, added) == {
+        'body.0.input_quantizer.step.ratio',
+        'body.0.weight_quantizer.step.ratio'}
+
+
+def test_those_of_a_frozen_layer_go_with_the_nearest_one():
+    model = make_model()
+    model.body[0].weight.requires_grad = False
+    optimizer = torch.optim.SGD(
+        [value for value in float_parameters(model) if value.requires_grad],
+        lr=.1)
+    added = add_learned_parameters(get_state(model), optimizer)
+    assert names_of(model, added) == set(learned_parameters(get_state(model)))
+
+
+def test_weight_decay_of_step_sizes_is_told():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=.1, weight_decay=.1)
+    with pytest.warns(UserWarning, match=(
+            r'weight decay pulls what body.0.weight_quantizer and 3 more '
+            '.*add_learned_parameters')):
+        step(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        step(model, optimizer)  # once an optimizer
+        add_learned_parameters(get_state(model), optimizer)
+        optimizer = torch.optim.SGD(optimizer.param_groups, lr=.1)
+        step(model, optimizer)
+
+
+def test_decay_that_a_quantizer_asks_for_is_none_to_tell():
+    model = make_model(dict(weight=dict(bits=4),
+                            activation=dict(type='PACT', bits=4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        step(model, torch.optim.SGD(model.parameters(), lr=.1,
+                                    weight_decay=.1))
