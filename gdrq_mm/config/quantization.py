@@ -136,7 +136,7 @@ class QuantConfig:
     def for_float_weights(self) -> 'QuantConfig':
         """The same with :meth:`WeightScheme.for_float_weights` everywhere."""
         rules = tuple(
-            rule if rule.skip else dataclasses.replace(
+            rule if rule.skip or not rule.weight else dataclasses.replace(
                 rule, weight=dataclasses.asdict(
                     self._apply(rule)[0].for_float_weights()))
             for rule in self.rules)

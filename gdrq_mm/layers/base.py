@@ -43,6 +43,7 @@ class QuantLayer(Mixin):
                          *input_quantizers: Optional[nn.Module]) -> None:
         """Take the quantizers of a freshly converted layer."""
         self.called = False  # nothing may use it
+        self.reads_grid = False  # its first input came from a QuantReLU
         self.same_input = []  # names of layers that read the same tensor
         self.past_reads: Set[str] = set()
         self.weight_quantizer = weight_quantizer
@@ -124,6 +125,7 @@ class QuantLayer(Mixin):
     def _quantizes_input(self, x: Tensor) -> bool:
         if not self.called:
             self.state.first_call(self, x)
+            self.reads_grid = is_on_grid(x)
         return self.input_quantizer is not None and not is_on_grid(x)
 
     def quantized_weight(self) -> Tensor:

@@ -1,17 +1,21 @@
 """Quantization without training: a float checkpoint -> a quantized one."""
+import copy
+import functools
 import itertools
 from pathlib import Path
-from typing import Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, List, Optional
 
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 
 from ..checkpoint import NAME
+from ..modes import eval_mode
 from ..quantizers import is_int
-from ..training import calibrate, update_bn_stats
+from ..training import QuantizationState, calibrate, update_bn_stats
 from ..version import __version__
 from ..writing import save_whole
 from .publish import inference_config, load_all
@@ -24,16 +28,52 @@ def training_forwards(model: nn.Module, dataloader: DataLoader,
     """What a training iteration computes, on the first batches of a loader.
 
     The forward of ``mode='loss'``, because it calls all layers, those of
-    auxiliary heads too.
+    auxiliary heads too. Some models have no loss in eval mode, in which
+    callers put them (PIDNet's heads return less then, DINO makes no noisy
+    queries): those run in training mode, but for normalization and dropout.
 
     Args:
         model (nn.Module): A model of OpenMMLab.
         dataloader (DataLoader): Gives training batches.
         batches (int): At most this many.
     """
+    switched: Optional[List[nn.Module]] = None
     for batch in itertools.islice(dataloader, batches):
         data = model.data_preprocessor(batch, True)
-        yield lambda data=data: model._run_forward(data, mode='loss')
+        if switched is None:
+            switched = [] if _has_eval_loss(model, data) else [
+                module for module in model.modules() if not _is_random(module)]
+        yield functools.partial(_loss, model, data, switched)
+
+
+def _loss(model: nn.Module, data: Any, switched: List[nn.Module]) -> None:
+    modes = [module.training for module in switched]
+    try:
+        for module in switched:
+            module.training = True
+        model._run_forward(data, mode='loss')
+    finally:
+        for module, training in zip(switched, modes):
+            module.training = training
+
+
+@torch.no_grad()
+def _has_eval_loss(model: nn.Module, data: Any) -> bool:
+    try:
+        with eval_mode(model):
+            model._run_forward(copy.deepcopy(data), mode='loss')
+    except Exception:  # whatever code raises that expects training mode
+        return False
+    return True
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether training mode changes values: normalization, dropout (also
+    DropPath and DropBlock), and attention, which has a dropout inside; of our
+    state, whether thresholds move."""
+    return isinstance(module, (
+        _NormBase, nn.MultiheadAttention, nn.RNNBase, QuantizationState)
+        ) or 'Drop' in type(module).__name__
 
 
 def calibrate_checkpoint(config: str,

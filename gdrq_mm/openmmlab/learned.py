@@ -9,8 +9,10 @@ from typing import List
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
+from mmengine.runner import FlexibleRunner
 from torch import nn
 
+from ..errors import check
 from ..training import (
     add_learned_parameters,
     average_gradients_over_ranks,
@@ -27,9 +29,18 @@ def train_learned_parameters(runner, state, lr_mult: float) -> None:
         state (QuantizationState): State of its model.
         lr_mult (float): Their learning rate over that of their layer's
             weight.
+
+    Raises:
+        ValueError: ``lr_mult`` cannot act.
     """
     learned = learned_parameters(state)
     if not learned:
+        return
+    if isinstance(runner, FlexibleRunner):  # its optimizer is loaded already
+        check(lr_mult == 1, 'GDRQHook: lr_mult', lr_mult,
+              '1 with a FlexibleRunner, whose optimizer has to hold learned '
+              'parameters as it was built: use paramwise_cfg=dict(custom_keys='
+              "{'_quantizer': dict(lr_mult=..., decay_mult=0.)})")
         return
     schedulers = param_schedulers(runner)
     for name, wrapper in optim_wrappers(runner).items():

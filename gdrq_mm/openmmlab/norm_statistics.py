@@ -85,9 +85,12 @@ class NormStatisticsHook(Hook):
             return
         for model in (self.model, *(hook.ema_model.module for hook in
                                     averaging_hooks(runner))):
-            # Not the loader of the run, whose iterator may be in use.
-            loader = runner.build_dataloader(runner.cfg.train_dataloader,
-                                             seed=runner.seed)
+            # Not the loader of the run, whose iterator may be in use, but its
+            # data set, whose pipeline a hook may have switched.
+            loader = runner.build_dataloader(
+                dict(runner.cfg.train_dataloader,
+                     dataset=_Uncopied(runner.train_dataloader.dataset)),
+                seed=runner.seed)
             used = update_bn_stats(model, training_forwards(
                 model, loader, self.batches))
         self.fits = True
@@ -120,6 +123,16 @@ class NormStatisticsHook(Hook):
                 kept = averaged.clone()
                 averaged.copy_(ours)
                 ours.copy_(kept)
+
+
+class _Uncopied:
+    """A data set that ``build_dataloader`` would copy with its config."""
+
+    def __init__(self, dataset) -> None:
+        self.dataset = dataset
+
+    def __deepcopy__(self, memo):
+        return self.dataset
 
 
 def _statistics(model: nn.Module) -> Iterator[Tensor]:

@@ -119,7 +119,7 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
 
     Raises:
         ValueError: The config quantizes nothing, or the checkpoint is a float
-            one or none at all.
+            one, a reshaped one, or none at all.
         RuntimeError: The checkpoint is damaged, or does not fit the config.
         FileExistsError: A file of that name is there.
     """
@@ -134,6 +134,10 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
             'QuantizedModel.')
     model = build_model(cfg)
     load_all(model, trained['state_dict'])
+    if get_state(model).phase != 'quantize':
+        raise ValueError(
+            f"{checkpoint} is of the 'reshape' phase, in which nothing is "
+            'rounded: publish one of the epochs after rounding began')
     warn_of_averaged(model, trained)
     meta = {key: _primitive(trained['meta'][key])
             for key in ('dataset_meta', 'epoch', 'iter')

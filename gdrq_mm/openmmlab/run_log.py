@@ -47,6 +47,7 @@ def log_first_iteration(state: QuantizationState) -> None:
     print_log('GDRQHook: signed inputs: '
               f'{", ".join(signed) or "none"}; layers that read the same '
               f'tensor: {"; ".join(shared) or "none"}', 'current')
+    _warn_of_rules(state, report)
     reads = [f'{plan.name}: {"; ".join(found)}' for plan in report.layers
              for found in [report.reads_of(plan)] if found]
     if reads:
@@ -79,6 +80,21 @@ def log_first_iteration(state: QuantizationState) -> None:
             'calls their forward directly (mmseg does so with decode '
             'heads), their output is not quantized: name the module '
             'inside whose output it is.', 'current', logging.WARNING)
+
+
+def _warn_of_rules(state: QuantizationState, report: QuantReport) -> None:
+    """Rules about inputs that another quantizer has in its hands."""
+    rules = {plan.name: state.config.rule_of(plan.name)
+             for plan in report.layers
+             if report.input_of(plan) == 'from a ReLU'}
+    idle = [f'{rule.match!r} ({name})' for name, rule in rules.items()
+            if rule and rule.activation]
+    if idle:
+        print_log(
+            f'GDRQHook: the activation fields of rules {", ".join(idle[:5])} '
+            'do nothing: these inputs come from ReLUs that quantize them '
+            "(site='relu'). Give the rule of the ReLU these fields.",
+            'current', logging.WARNING)
 
 
 def log_missing_steps(state: QuantizationState, iterations: int) -> None:

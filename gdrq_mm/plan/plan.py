@@ -98,9 +98,9 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
         list[LayerPlan]: In the order of ``model.named_modules()``.
 
     Raises:
-        ValueError: A rule matches no layer, two layers share one weight but
-            get different schemes, a part is quantized already, or a pattern
-            of ``residual`` matches no module.
+        ValueError: A rule matches no layer or acts on none, two layers share
+            one weight but get different schemes, a part is quantized already,
+            or a pattern of ``residual`` matches no module.
     """
     modules = dict(model.named_modules())
     plans = []
@@ -112,6 +112,7 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
             plans.append(_plan_layer(name, module, config))
     aliases = _name_aliases(model, plans)
     config.check_rules([plan.name for plan in plans], aliases)
+    _check_rules_act(plans, config)
     _check_shared_weights(plans)
     return plans + _plan_outputs(model, config.residual)
 
@@ -208,6 +209,27 @@ def _plan_relu(name, module, modules, config) -> LayerPlan:
     plan.activation = activation
     plan.sites = count_call_sites(modules[parent], attribute)
     return plan
+
+
+def _check_rules_act(plans: List[LayerPlan], config: QuantConfig) -> None:
+    """Fields of a rule must act on a layer that it decides."""
+    for rule in config.rules:
+        decided = [plan for plan in plans if config.rule_of(plan.name) is rule]
+        for side in ('weight', 'activation'):
+            fields = getattr(rule, side)
+            turned_off = fields and fields.get('bits', '') is None
+            if not fields or turned_off or any(
+                    getattr(plan, side) for plan in decided):
+                continue
+            first = decided[0]
+            why = ('a ReLU has no weight' if _kind(first.module) == 'relu'
+                   and side == 'weight' else
+                   first.reason if not first.quantized else
+                   f'its {side} has no bits')
+            raise ValueError(
+                f'rule {rule.match!r}: {side}={fields} acts on none of its '
+                f'layers ({first.name}: {why}): give it bits, or leave '
+                f'{side} out')
 
 
 def _check_shared_weights(plans: List[LayerPlan]) -> None:

@@ -57,7 +57,8 @@ class QuantReport:
         return before, -(-weight.numel() * plan.weight.bits // 8) + 4 * groups
 
     def input_of(self, plan: LayerPlan) -> str:
-        """'signed' or 'unsigned', if data has shown it."""
+        """'signed' or 'unsigned', if data has shown it; 'from a ReLU' that
+        has quantized it."""
         if self.traces is not None:
             trace = self.traces[plan.name]
             return ('not called' if not trace.calls else
@@ -67,8 +68,11 @@ class QuantReport:
         quantizers = getattr(layer, 'activation_quantizers', tuple)()
         signs = [quantizer.is_signed for _, quantizer in quantizers
                  if quantizer.initialized]
+        if not signs and plan.activation:
+            return 'from a ReLU' if getattr(layer, 'reads_grid', False) else \
+                'not seen yet'
         if not signs:
-            return 'not seen yet' if plan.activation else ''
+            return ''
         return 'signed' if any(signs) else 'unsigned'
 
     def same_input(self, plan: LayerPlan) -> List[str]:

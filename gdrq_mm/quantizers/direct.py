@@ -197,6 +197,10 @@ class DirectQuantizationActivation(FirstBatchActivation):
     def start_(self, means: List[float], signed: bool) -> None:
         self.step.fill_(means[signed])
 
+    def turn_signed_(self) -> None:
+        self.step *= self.codes_between(False)[1] / \
+            self.codes_between(True)[1]  # the greatest value stays
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         super().observe(x)

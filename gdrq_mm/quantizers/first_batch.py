@@ -21,17 +21,20 @@ class FirstBatchActivation(ActivationQuantizer):
 
     Until then the input passes unchanged. The first batch, of all ranks
     together, also says whether codes are signed: a share of negative values
-    that is no accident makes them so.
+    that is no accident makes them so. Where it comes later, they turn signed
+    then; negative values are counted once in ``SIGN_INTERVAL`` steps.
 
     Subclasses say what they need of an input (:meth:`statistics`), how they
     start from its mean over the values of all forwards and ranks
-    (:meth:`start_`), and whether they have (:meth:`has_started`).
+    (:meth:`start_`), whether they have (:meth:`has_started`), and what a
+    sign that comes late changes (:meth:`turn_signed_`).
 
     Args:
         bits (int): 2 to 8.
         headroom (float): See :class:`ActivationQuantizer`. Defaults to 1.
     """
     NEGATIVE_SHARE = 1e-3
+    SIGN_INTERVAL = 100
     NUM_STATISTICS = 0
 
     def __init__(self, bits: int, headroom: float = 1.) -> None:
@@ -42,6 +45,7 @@ class FirstBatchActivation(ActivationQuantizer):
         self.register_buffer('seen', torch.zeros(2 + self.NUM_STATISTICS),
                              persistent=False)
         self._initialized = self._is_signed = False
+        self._counts_negatives, self._updates = False, 0
 
     def extra_repr(self) -> str:
         return f'bits={self.bits}'
@@ -56,6 +60,9 @@ class FirstBatchActivation(ActivationQuantizer):
     def has_started(self) -> bool:
         """Whether there is a range; reads from the device."""
         raise NotImplementedError
+
+    def turn_signed_(self) -> None:
+        """Change what stands for the range; ``signed`` says so already."""
 
     def codes_between(self, signed: bool) -> Tuple[int, int]:
         """The least and the greatest code."""
@@ -84,26 +91,46 @@ class FirstBatchActivation(ActivationQuantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        if not self.initialized and x.numel():
-            x = x.detach().float()
-            count = x.numel()
-            negative = (x < 0).sum() / count
-            self.seen += count * torch.cat([
-                torch.stack([torch.ones_like(negative), negative]),
-                self.statistics(x).to(self.seen)])
+        if not x.numel() or self.initialized and not self._counts_negatives:
+            return
+        x = x.detach().float()
+        count = x.numel()
+        negative = (x < 0).sum() / count
+        self.seen[:2] += count * torch.stack([
+            torch.ones_like(negative), negative])
+        if not self.initialized:
+            self.seen[2:] += count * self.statistics(x).to(self.seen)
 
     @classmethod
     @torch.no_grad()
     def update_(cls, quantizers: Iterable['ActivationQuantizer']) -> None:
-        waiting = [each for each in quantizers if not each.initialized]
-        if not waiting:
-            return
-        seen = torch.stack([each.seen for each in waiting])
-        sum_over_ranks_(seen)
-        for each, (count, negative, *sums) in zip(waiting, seen.tolist()):
-            means = [total / count for total in sums] if count else []
-            if count and all(map(math.isfinite, means)):
-                signed = negative / count > cls.NEGATIVE_SHARE
-                each.signed.fill_(signed)
-                each.start_(means, signed)
-            each.seen.zero_()
+        quantizers = list(quantizers)
+        waiting = [each for each in quantizers if each._counts_negatives
+                   or not each.initialized]
+        if waiting:
+            seen = torch.stack([each.seen for each in waiting])
+            sum_over_ranks_(seen)
+            for each, (count, negative, *sums) in zip(waiting, seen.tolist()):
+                if count:
+                    each._use(negative / count > cls.NEGATIVE_SHARE,
+                              [total / count for total in sums])
+                each.seen.zero_()
+        for each in quantizers:
+            each._count_update()
+
+    def _use(self, signed: bool, means: List[float]) -> None:
+        """What was seen since the last update, on all ranks."""
+        if not self.initialized:
+            if all(map(math.isfinite, means)):
+                self.signed.fill_(signed)
+                self.start_(means, signed)
+        elif signed:
+            self.signed.fill_(True)
+            self.turn_signed_()
+            self._is_signed = self.turned_signed = True
+
+    def _count_update(self) -> None:
+        self._updates += 1
+        self._counts_negatives = (
+            self._updates % self.SIGN_INTERVAL == 0 and self.initialized
+            and not self.is_signed)

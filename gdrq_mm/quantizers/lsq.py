@@ -156,6 +156,10 @@ class LSQActivation(FirstBatchActivation):
         high = self.codes_between(signed)[1]
         self.step.start_(self.headroom * 2 * means[0] / math.sqrt(high))
 
+    def turn_signed_(self) -> None:
+        self.step.unit *= self.codes_between(False)[1] / \
+            self.codes_between(True)[1]  # the greatest value stays
+
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
         if not (rounding and self.initialized):
             return x

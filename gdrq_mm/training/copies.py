@@ -11,7 +11,7 @@ from torch import nn
 
 
 @torch.no_grad()
-def hand_on_ranges(state, live: Iterable) -> None:
+def hand_on_ranges(state, live: Iterable, turned: Iterable[str]) -> None:
     """Give the copies of a model the ranges that were set since the last time.
 
     A copy is what ``copy.deepcopy`` made of it and no gradient trains.
@@ -19,6 +19,8 @@ def hand_on_ranges(state, live: Iterable) -> None:
     Args:
         state (QuantizationState): State of the model, which has stepped.
         live (iterable of QuantizationState): All there are.
+        turned (iterable of str): Quantizers whose codes have come to be
+            signed, which changed their range.
     """
     copies = [other for other in live if other.family == state.family
               and other is not state
@@ -28,6 +30,7 @@ def hand_on_ranges(state, live: Iterable) -> None:
         theirs = _quantizers(other, called=False)
         if other.ranges is None:  # it has not averaged anything yet
             other.ranges = _with_range(theirs)
+        other.ranges -= set(turned)
         new = _with_range({name: quantizer for name, quantizer in ours.items()
                            if name not in other.ranges})
         for name in new:

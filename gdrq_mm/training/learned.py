@@ -164,9 +164,11 @@ def _warn_of_decay(state, optimizer: Optimizer) -> None:
     if pulled:
         warnings.warn(
             f'weight decay pulls what {pulled[0]} and {len(pulled) - 1} more '
-            'quantizers learn (step sizes) towards zero: train with GDRQHook, '
-            'or call gdrq_mm.training.add_learned_parameters(get_state(model)'
-            ', optimizer), which takes them out of it')
+            'quantizers learn (step sizes) towards zero: train with GDRQHook '
+            '(with a FlexibleRunner, use paramwise_cfg=dict(custom_keys='
+            "{'_quantizer': dict(decay_mult=0.)})), or call "
+            'gdrq_mm.training.add_learned_parameters(get_state(model), '
+            'optimizer), which takes them out of it')
 
 
 def keep_in_graph(x: Tensor, quantizer: nn.Module) -> Tensor:

@@ -9,7 +9,7 @@ alone (no gradient, a learning rate of 0) is left alone as well.
 import threading
 import warnings
 import weakref
-from typing import Any, Dict, Optional, Set
+from typing import Any, Dict, List, Optional, Set
 
 import torch
 from torch.optim.optimizer import (
@@ -111,16 +111,19 @@ def step_(state, weights: Optional[Set[int]] = None) -> None:
         else:
             quantizer.after_step(weight)
             done[id(weight)] = quantizer
-    update_thresholds_(state)
-    hand_on_ranges(state, list(_LIVE))
+    turned = update_thresholds_(state)
+    hand_on_ranges(state, list(_LIVE), turned)
 
 
 @torch.no_grad()
-def update_thresholds_(state) -> None:
+def update_thresholds_(state) -> List[str]:
     """Let activation quantizers of every type use their statistics.
 
     Args:
         state (QuantizationState): State of the model.
+
+    Returns:
+        list[str]: Names of those whose codes have come to be signed.
     """
     kinds: Dict[Any, list] = {}
     for quantizer in state.activation_quantizers.values():
@@ -136,3 +139,4 @@ def update_thresholds_(state) -> None:
             f'{", ".join(turned)}: the input has negative values, which it '
             'had not in the first steps; it is quantized to signed codes '
             'from now on')
+    return turned

@@ -7,6 +7,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner, set_random_seed
+from mmpretrain.models import LinearClsHead
+from mmpretrain.registry import MODELS
 
 from gdrq_mm.checkpoint import CheckpointError
 from gdrq_mm.clip_search import search_clip
@@ -146,6 +148,52 @@ def test_values_that_no_training_gives_are_not_calibrated(
     with pytest.raises(CheckpointError, match=f'^{entry} {message}'):
         calibrate_checkpoint(config, checkpoint, str(tmp_path / 'out.pth'), 1)
     assert not (tmp_path / 'out.pth').exists()
+
+
+@MODELS.register_module()
+class TwoOutputs(LinearClsHead):
+    """As PIDNet's head: it has a loss in training mode only. Its dropout
+    would show."""
+
+    def __init__(self, two=True, **kwargs):
+        super().__init__(**kwargs)
+        self.two = two
+        self.dropout = torch.nn.Dropout(.5)
+
+    def forward(self, feats):
+        score = super().forward([self.dropout(feats[-1])])
+        return (score, score) if self.training and self.two else score
+
+    def _get_loss(self, cls_score, *args, **kwargs):
+        if self.two:
+            cls_score, _ = cls_score
+            assert cls_score.dim() == 2
+        return super()._get_loss(cls_score, *args, **kwargs)
+
+
+def test_a_model_that_has_a_loss_in_training_mode_only(
+        float_model, load_config, tmp_path):
+    """It gets what the same model gets whose loss does not depend on that."""
+    found = []
+    for two in (False, True):
+        config, checkpoint = float_model('resnet')
+        out = tmp_path / f'{two}.pth'
+        calibrate_checkpoint(config, checkpoint, str(out), batches=2,
+                             cfg_options={'model.head.type': 'TwoOutputs',
+                                          'model.head.two': two})
+        found.append(torch.load(out, weights_only=True)['state_dict'])
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key])
+
+
+def test_modes_are_as_before_after_a_loss_in_training_mode(
+        load_config, build_model, load_batch):
+    cfg = load_config('resnet')
+    cfg.model.head.type = 'TwoOutputs'
+    model = build_model(cfg).eval()
+    for forward in training_forwards(model, [load_batch('resnet')], 1):
+        forward()
+    assert not any(module.training for module in model.modules())
 
 
 def test_the_tool_says_what_it_did_and_what_is_wrong(

@@ -497,6 +497,47 @@ def test_model_inside_test_time_augmentation_is_found(
     assert state is not None and any_threshold(state)
 
 
+def test_a_rule_about_what_a_relu_has_quantized_is_warned_of(
+        make_runner, run_log):
+    quantization = dict(
+        weight=dict(bits=4), activation=dict(bits=4, site='relu'),
+        rules=[dict(match='backbone.layer1.0.conv2',
+                    activation=dict(bits=8))])
+    runner = make_runner('resnet', hook(quantization),
+                         train_cfg=dict(max_epochs=1))
+    runner.train()
+    assert ("fields of rules 'backbone.layer1.0.conv2' "
+            '(backbone.layer1.0.conv2) do nothing' in run_log(runner))
+
+
+def test_a_flexible_runner_resumes_with_learned_parameters(
+        load_config, tmp_path):
+    from mmengine.runner import FlexibleRunner
+    cfg = load_config('resnet')
+
+    def runner(epochs, **kwargs):
+        return FlexibleRunner(
+            model=dict(cfg.model, type='QuantizedModel',
+                       architecture=cfg.model.type, quantization=dict(
+                           activation=dict(bits=4, type='LSQ'))),
+            work_dir=str(tmp_path), train_dataloader=cfg.train_dataloader,
+            strategy=dict(type='SingleDeviceStrategy'),
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=.01)),
+            default_scope=cfg.default_scope,
+            experiment_name=f'flexible_{epochs}',
+            custom_hooks=[dict(type='GDRQHook', **kwargs)],
+            resume=epochs > 1)
+
+    first, second = runner(1), runner(2)
+    first.train()
+    second.train()
+    assert second.epoch == 2
+    with pytest.raises(ValueError, match=(
+            r'lr_mult is 0.1, allowed: 1 with a FlexibleRunner')):
+        runner(3, lr_mult=.1).train()
+
+
 def test_a_flexible_runner_is_refused_with_the_way_out(load_config, tmp_path):
     from mmengine.runner import FlexibleRunner
     cfg = load_config('resnet')

@@ -128,3 +128,27 @@ def test_averaged_weights_that_are_not_recalibrated_are_warned_of(
             [dict(type='EMAHook')] if ema else []))
         runner.train()
         assert run_log(runner).count(warning) == expected
+
+
+def test_the_data_that_a_hook_has_switched_to_are_used(
+        make_runner, load_config):
+    """mmdet's PipelineSwitchHook changes the data set of the run."""
+    cfg = with_validation(load_config('resnet'))
+    switched = copy.deepcopy(cfg.train_dataloader.dataset.pipeline)
+    switched.insert(1, dict(type='Resize', scale=8))
+    runner = make_runner(cfg, hook(), dict(
+        type='mmdet.PipelineSwitchHook', switch_epoch=1,
+        switch_pipeline=switched))
+    runner.train()
+    dataset = runner.train_dataloader.dataset
+    saved = torch.load(f'{runner.work_dir}/epoch_3.pth',
+                       weights_only=True)['state_dict']
+    model = build_model(inference_config(runner.cfg))
+    model.load_state_dict(saved)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=cfg.train_dataloader.batch_size,
+        collate_fn=runner.train_dataloader.collate_fn)
+    assert next(iter(loader))['inputs'][0].shape[-1] == 8
+    update_bn_stats(model, training_forwards(model, loader, 2))
+    for key, value in statistics(model.state_dict()).items():
+        torch.testing.assert_close(saved[key], value)

@@ -407,6 +407,18 @@ def test_a_float_checkpoint_is_refused(trained, build_model, tmp_path):
     assert not (tmp_path / 'zoo').exists()
 
 
+@pytest.mark.parametrize('latent', [True, False])
+def test_a_reshaped_checkpoint_is_refused(latent, trained, tmp_path):
+    config, checkpoint = trained('resnet')
+    saved = torch.load(checkpoint, weights_only=False)
+    saved['state_dict']['quantization_state.phase_index'].fill_(0)
+    torch.save(saved, tmp_path / 'reshaped.pth')
+    with pytest.raises(ValueError, match="reshaped.pth is of the 'reshape'"):
+        publish(config, str(tmp_path / 'reshaped.pth'),
+                str(tmp_path / 'zoo'), latent=latent)
+    assert not (tmp_path / 'zoo').exists()
+
+
 def test_a_checkpoint_of_other_bits_is_refused(trained, tmp_path):
     config, checkpoint = trained('resnet')
     cfg = Config.fromfile(config)

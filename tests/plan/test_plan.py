@@ -89,6 +89,36 @@ def test_relu_can_be_left_float_by_rule(rule, reason):
     assert not plan['relu'].quantized and plan['relu'].reason == reason
 
 
+RELU_SITE = dict(weight=dict(bits=4), activation=dict(bits=4, site='relu'))
+
+
+@pytest.mark.parametrize('config, rule, why', [
+    (RELU_SITE, dict(match='relu', weight=dict(bits=8)),
+     r"'relu': weight=.*none of its layers \(relu: a ReLU has no weight\)"),
+    (dict(weight=dict(bits=4)), dict(match='conv*', activation=dict(k=3.)),
+     r'conv1: its activation has no bits\): give it bits'),
+    ({}, dict(match='conv1', weight=dict(group_size=2)),
+     "conv1: rule 'conv1': no bits asked for"),
+    (RELU_SITE, dict(match='relu', weight=dict(bits=8),
+                     activation=dict(bits=8)), 'relu: a ReLU has no weight')])
+def test_fields_of_a_rule_that_act_on_nothing_are_refused(config, rule, why):
+    with pytest.raises(ValueError, match=why):
+        plan_of(Block(), dict(config, rules=[rule]))
+
+
+def test_a_rule_for_a_layer_that_stays_float_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match='no quantized form of Bilinear'):
+        plan_of(nn.Sequential(nn.Bilinear(3, 4, 3)), dict(
+            rules=[dict(match='0', weight=dict(bits=8))]))
+
+
+def test_a_rule_acts_where_one_of_its_layers_has_bits():
+    plan = plan_of(Block(), dict(RELU_SITE, rules=[
+        dict(match='*', weight=dict(bits=8), activation=dict(bits=2))]))
+    assert plan['relu'].activation.bits == 2
+    assert plan['conv1'].weight.bits == 8
+
+
 def test_no_bits_is_said():
     plan = plan_of(Block(), {})
     assert not any(layer.quantized for layer in plan.values())

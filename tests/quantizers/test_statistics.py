@@ -193,3 +193,56 @@ def test_a_first_batch_that_is_not_finite_does_not_count(kind):
         assert each.initialized and not each.is_signed
     assert quantizer.code_range() == clean.code_range()
     assert 'seen' not in quantizer.state_dict()
+
+
+# -- first batches -----------------------------------------------------------
+
+
+def learned_layer(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8))
+    quantize_(model, dict(activation=dict(bits=4, type=kind)))
+    return model, model[0].input_quantizer
+
+
+@pytest.mark.parametrize('kind', [
+    'LSQ', 'PACT', 'DoReFa', 'DirectQuantization'])
+def test_a_sign_that_the_first_batch_had_not_is_found_and_told_of(kind):
+    model, quantizer = learned_layer(kind)
+    steps(model, unsigned(2))
+    greatest = quantizer(torch.full((1, ), 9.)).item()
+    assert quantizer(torch.tensor([-.5])).item() == 0
+    with pytest.warns(UserWarning, match='0.input_quantizer.*signed codes'):
+        steps(model, [x - .5 for x in unsigned(101)])
+    assert quantizer.is_signed and bool(quantizer.signed)
+    assert quantizer(torch.tensor([-9.])).item() <= -.9 * greatest
+    # The range stays what it was.
+    top = quantizer(torch.full((1, ), 9.)).item()
+    assert top == pytest.approx(greatest, rel=.2)
+
+
+@pytest.mark.parametrize('kind', [
+    'LSQ', 'PACT', 'DoReFa', 'DirectQuantization'])
+def test_a_few_negatives_turn_no_sign(kind, recwarn):
+    model, quantizer = learned_layer(kind)
+    steps(model, unsigned(1))
+    some = unsigned(150)
+    for x in some[::2]:
+        x[0, 0] = -1e-3 if x is not some[100] else 0.
+    steps(model, [torch.cat([x] * 20) if x[0, 0] >= 0 else torch.cat(
+        [x, *unsigned(19)]) for x in some])
+    assert not quantizer.is_signed
+    assert not [each for each in recwarn if 'signed codes' in str(
+        each.message)]
+
+
+def test_an_offset_needs_no_sign(recwarn):
+    """LSQ+ learns it."""
+    model, quantizer = learned_layer('LSQPlus')
+    before = [x - .5 for x in unsigned(150)]
+    steps(model, unsigned(1))
+    unit = quantizer.step.unit.clone()
+    steps(model, before)
+    assert torch.equal(quantizer.step.unit, unit)
+    assert not [each for each in recwarn if 'signed codes' in str(
+        each.message)]

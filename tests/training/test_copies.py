@@ -66,6 +66,23 @@ def test_an_average_starts_where_the_quantizers_start(name, update_buffers):
     assert (ours - theirs).norm() < .2 * ours.norm()
 
 
+def test_an_average_turns_signed_with_its_model():
+    model = make_model(TYPES['LSQ'])
+    averaged = ExponentialMovingAverage(model, momentum=.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    with pytest.warns(UserWarning, match='signed codes'):
+        for index in range(101):
+            x = torch.rand(2, 3, 9, 9)
+            model(x if index < 2 else x - .5).mean().backward()
+            optimizer.step()
+            averaged.update_parameters(model)
+    ours, theirs = (
+        get_state(each).layers['0'].input_quantizer.code_range()
+        for each in (model, averaged.module))
+    assert ours.low == theirs.low == -8
+    assert theirs.scale == pytest.approx(ours.scale)
+
+
 def test_a_copy_that_trains_finds_ranges_of_its_own():
     model = make_model(TYPES['LSQ'])
     other = copy.deepcopy(model)
