@@ -59,6 +59,9 @@ class DistillHook(Hook):
         teacher.to(next(self.model.parameters()).device)
         self.distillation = Distillation(self.model, teacher, outputs,
                                          self.config, branches)
+        # Deformable DETR computes what its losses need where the detector,
+        # not its parts, is in training mode.
+        teacher.training = True
         compared = '; '.join(f'{output.label}: {", ".join(output.modules)} '
                              f'({output.kind}, {output.weight:g})'
                              for output in outputs)

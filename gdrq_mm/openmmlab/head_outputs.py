@@ -108,8 +108,10 @@ def _of_dense_head(head: nn.Module, prefix: str, part: str
                    ) -> Iterator[Output]:
     """The last convolutions, by the endings of their names; where boxes are
     scaled a level, what comes out of that."""
-    for label, ending in (('cls', '_cls'), ('box', '_reg'),
-                          ('centerness', '_centerness'), ('obj', '_obj')):
+    endings = dict(cls='cls_convs', box='reg_convs') if _is_a(
+        head, 'SSDHead') else dict(cls='_cls', box='_reg',
+                                   centerness='_centerness', obj='_obj')
+    for label, ending in endings.items():
         loss = getattr(head, dict(box='loss_bbox').get(
             label, f'loss_{label}'), None)
         for name, child in head.named_children():
@@ -123,21 +125,24 @@ def _of_dense_head(head: nn.Module, prefix: str, part: str
                 f'{part}.{name}.{index}' for index in range(len(child))
             ) if isinstance(child, nn.ModuleList) else (f'{part}.{name}', )
             kind = _kind(label, loss)
-            if kind == 'softmax':
-                raise ValueError(
-                    f'GDRQHook: distill cannot tell the classes of {part}.'
-                    f'{name}, whose anchors share the channels of a softmax; '
-                    'name other outputs, distill=dict(outputs=...)')
             yield Output(prefix + label, modules, kind,
-                         getattr(loss, 'loss_weight', 1.))
+                         getattr(loss, 'loss_weight', 1.),
+                         head.cls_out_channels if kind == 'softmax' else None)
             break
 
 
 def _of_queries(head: nn.Module, part: str) -> Iterator[Output]:
     """What all layers of a decoder share, as where a query is learned, and the
-    same one in both models; heads of queries that are chosen have none. Of
-    boxes DETR's own: others add a reference to them in place."""
+    same one in both models; where the encoder chooses queries (two stages)
+    there are none. Of boxes DETR's own: others add a reference to them in
+    place."""
     own = type(head).forward.__qualname__ == 'DETRHead.forward'
+    branches = getattr(head, 'cls_branches', None)
+    if branches is not None and not head.as_two_stage:
+        names = [name for name, child in head.named_modules(prefix=part)
+                 if any(child is each for each in branches)]
+        yield Output('cls', tuple(names), _kind('cls', head.loss_cls),
+                     head.loss_cls.loss_weight)
     for label, name, loss in (('cls', 'fc_cls', head.loss_cls),
                               ('box', 'fc_reg', head.loss_bbox)):
         if isinstance(getattr(head, name, None), nn.Module) and (

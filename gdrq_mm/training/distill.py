@@ -137,7 +137,7 @@ class Distillation:
             output.kind,
             [each for name in output.modules for each, _ in ours[name]],
             [each for name in output.modules for each in theirs[name]],
-            self.config.temperature, dim=-1 if last else 1)
+            self.config.temperature, -1 if last else 1, output.classes)
 
     @torch.no_grad()
     def _teach(self, args: tuple, kwargs: dict, wanted: Dict[str, int],

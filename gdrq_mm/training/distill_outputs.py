@@ -80,11 +80,14 @@ class Output:
         kind (str): One of ``KINDS``.
         weight (float): Times ``weight`` of :class:`DistillConfig`. Defaults
             to 1.
+        classes (int, optional): Of ``'softmax'``, where several anchors share
+            the channels. Defaults to None: all channels are classes.
     """
     label: str
     modules: Tuple[str, ...]
     kind: str
     weight: float = 1.
+    classes: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Branch:
 
 def divergence(kind: str, student: Sequence[Tensor],
                teacher: Sequence[Tensor], temperature: float,
-               dim: int = 1) -> Tensor:
+               dim: int = 1, classes: Optional[int] = None) -> Tensor:
     """How far outputs of the student are from those of the teacher.
 
     With softmax or sigmoid, the Kullback-Leibler divergence of the student's
@@ -129,6 +132,8 @@ def divergence(kind: str, student: Sequence[Tensor],
             it.
         dim (int): Classes of ``'softmax'``, as many in all tensors. Defaults
             to 1.
+        classes (int, optional): How many of them are those of one anchor.
+            Defaults to None: all.
 
     Returns:
         Tensor: Scalar; 0 where there are no elements.
@@ -136,7 +141,8 @@ def divergence(kind: str, student: Sequence[Tensor],
     def joined(tensors: Sequence[Tensor]) -> Tensor:
         dtype = torch.promote_types(tensors[0].dtype, torch.float32)
         return torch.cat([
-            each.to(dtype).movedim(dim, -1).flatten(0, -2)
+            each.to(dtype).movedim(dim, -1).reshape(
+                -1, classes or each.shape[dim])
             if kind == 'softmax' else each.to(dtype).flatten()
             for each in tensors])
 

@@ -63,7 +63,7 @@ def test_losses_of_all_heads_join_those_of_the_model(name, make_runner, start,
 
 @pytest.mark.parametrize('name', [
     *LABELS, 'retinanet', 'fcos', 'cascade_rcnn', 'yolox', 'detr',
-    'dab_detr'])
+    'dab_detr', 'ssd', 'deformable_detr'])
 def test_equal_models_have_nothing_to_learn(name, any_model, load_batch):
     """Another batch, boxes or mode of the teacher would show."""
     task = name if name in LABELS else 'faster_rcnn'
@@ -72,7 +72,7 @@ def test_equal_models_have_nothing_to_learn(name, any_model, load_batch):
     assert [output.label for output in outputs] == LABELS.get(name) or dict(
         retinanet=['cls', 'box'], fcos=['cls', 'box', 'centerness'],
         yolox=['cls', 'box', 'obj'], detr=['cls', 'box'],
-        dab_detr=['cls'],
+        dab_detr=['cls'], ssd=['cls', 'box'], deformable_detr=['cls'],
         cascade_rcnn=[*LABELS['faster_rcnn'][:2], *(
             f'{label}_{stage}' for stage in range(3)
             for label in ('cls', 'box'))])[name]
@@ -82,6 +82,7 @@ def test_equal_models_have_nothing_to_learn(name, any_model, load_batch):
             module.eval()
     distillation = Distillation(student, teacher, outputs, DistillConfig(),
                                 branches)
+    teacher.training = True  # as the hook has it
     distillation.start()
     data = student.data_preprocessor(load_batch(task), True)
     found = entries(student(**data, mode='loss'))
@@ -111,7 +112,10 @@ def any_model(load_config, build_model):
                                  '.py',
                     yolox='yolox/yolox_tiny_8xb8-300e_coco.py',
                     detr='detr/detr_r50_8xb2-150e_coco.py',
-                    dab_detr='dab_detr/dab-detr_r50_8xb2-50e_coco.py')[name]
+                    dab_detr='dab_detr/dab-detr_r50_8xb2-50e_coco.py',
+                    ssd='ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
+                    deformable_detr='deformable_detr/'
+                    'deformable-detr_r50_16xb2-50e_coco.py')[name]
         init_default_scope('mmdet')
         model = get_config(f'mmdet::{stem}').model
         if name == 'yolox':
@@ -123,10 +127,24 @@ def any_model(load_config, build_model):
                                    feat_channels=16)
             cfg.model = model
             return build_model(cfg)
+        if name == 'ssd':
+            model.backbone.widen_factor = .25
+            model.neck.update(in_channels=(24, 1280),
+                              out_channels=(24, 1280, 16, 16, 8, 8))
+            model.bbox_head.update(in_channels=(24, 1280, 16, 16, 8, 8),
+                                   num_classes=10)
+            cfg.model = model
+            model = build_model(cfg)
+            for module in model.modules():  # narrow and deep: it would vanish
+                if isinstance(module, torch.nn.Conv2d):
+                    torch.nn.init.kaiming_normal_(module.weight)
+            return model
         if name.endswith('detr'):
             model.backbone.update(base_channels=4, init_cfg=None)
             model.update(num_queries=7)
-            model.neck.update(in_channels=[128], out_channels=16)
+            model.neck.update(
+                out_channels=16, norm_cfg=None, in_channels=[128]
+                if name != 'deformable_detr' else [32, 64, 128])
             for part, depth in (('encoder', 1), ('decoder', 2)):
                 model[part].num_layers = depth
                 layer = model[part].layer_cfg
@@ -135,6 +153,8 @@ def any_model(load_config, build_model):
                         dict(feedforward_channels=8, embed_dims=16,
                              ffn_drop=0.) if key == 'ffn_cfg' else
                         dict(embed_dims=16, num_heads=2))
+                    if name == 'deformable_detr' and key != 'ffn_cfg':
+                        attention.dropout = 0.
                     for drop in ('dropout', 'attn_drop', 'proj_drop'):
                         if drop in attention:
                             attention[drop] = 0.
@@ -401,9 +421,16 @@ def test_classes_of_many_labels_are_each_by_themselves(build_model,
     assert output.kind == 'sigmoid'
 
 
-def test_a_softmax_over_anchors_is_refused(any_model):
-    model = any_model('retinanet')
-    model.bbox_head.loss_cls.use_sigmoid = False
-    with pytest.raises(ValueError, match='cannot tell the classes of '
-                       'bbox_head.retina_cls'):
+def test_a_softmax_over_anchors_knows_its_classes(any_model):
+    model = any_model('ssd')
+    found = {output.label: output for output in find_head_outputs(model)[0]}
+    assert found['cls'].classes == 11  # background as well
+    assert found['box'].classes is None
+    assert len(found['cls'].modules) == 6  # levels
+
+
+def test_queries_that_are_chosen_have_no_teacher(any_model):
+    model = any_model('deformable_detr')
+    model.bbox_head.as_two_stage = True
+    with pytest.raises(ValueError, match='finds no class scores'):
         find_head_outputs(model)

@@ -36,6 +36,16 @@ def test_softmax_is_the_mean_divergence_of_all_places(shapes, dim):
         pytest.approx(9 * np.concatenate(each).mean(), rel=1e-5))
 
 
+def test_classes_of_anchors_that_share_channels_are_apart():
+    """Channels are those of the first anchor, then those of the second."""
+    student, teacher = (torch.randn(2, 3 * 4, 5, 5) for _ in range(2))
+    apart = [[each for level in maps for each in level.split(4, dim=1)]
+             for maps in ([student], [teacher])]
+    found = divergence('softmax', [student], [teacher], 2., classes=4)
+    assert float(found) == pytest.approx(float(divergence(
+        'softmax', *apart, 2.)), rel=1e-5)
+
+
 def test_sigmoid_is_the_divergence_over_what_the_teacher_sees():
     shapes = [(2, 6, 4, 4), (2, 6, 2, 2)]
     student, teacher = tensors(*shapes), tensors(*shapes, seed=1)
