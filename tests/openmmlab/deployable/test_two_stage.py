@@ -1,15 +1,21 @@
 """Two-stage detectors: boxes and masks of mmdet's own test."""
 from pathlib import Path
 
+import mmcv
 import mmdet
+import mmengine
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from pycocotools.mask import area, encode, toBbox
 
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx, to_integer
-from gdrq_mm.deployable import make_deployable
+from gdrq_mm.deployable import evaluate, make_deployable
 from gdrq_mm.export import onnx_check
 from gdrq_mm.integer.graph import capture
 from gdrq_mm.merge import merge
@@ -101,6 +107,71 @@ def test_detections_are_those_of_mmdet(
         masks, = masks
         check_masks(masks[rows], boxes[rows], expected.masks)
         assert not masks[labels < 0].any()
+
+
+def coco_of(tmp_path, found, images):
+    """Write images, and some of the detections as their ground truth."""
+    annotations = []
+    for number, (image, instances) in enumerate(zip(images, found)):
+        mmcv.imwrite(image, str(tmp_path / f'{number}.png'))
+        for index in range(0, len(instances), 3):
+            mask = instances.masks[index].numpy()
+            if index % 2:  # not quite what is found
+                mask = np.roll(mask, 3, axis=1)
+            rle = encode(np.asfortranarray(mask.astype(np.uint8)))
+            annotations.append(dict(
+                id=len(annotations) + 1, image_id=number, iscrowd=0,
+                category_id=int(instances.labels[index]),
+                bbox=toBbox(rle).tolist(), area=float(area(rle)),
+                segmentation=dict(rle, counts=rle['counts'].decode())))
+    height, width = SIZE
+    mmengine.dump(dict(
+        images=[dict(id=number, file_name=f'{number}.png', height=height,
+                     width=width) for number in range(len(images))],
+        categories=[dict(id=index, name=name)
+                    for index, name in enumerate('abc')],
+        annotations=[each for each in annotations if each['area'] > 0]),
+        tmp_path / 'found.json')
+    return str(tmp_path / 'found.json')
+
+
+@torch.no_grad()
+def test_masks_are_evaluated_as_mmdet_evaluates_them(spread, tmp_path):
+    model = build('Mask', spread)
+    images = [np.random.default_rng(seed).integers(
+        0, 256, (*SIZE, 3), dtype=np.uint8) for seed in range(3)]
+    found = [model.test_step(dict(
+        inputs=[torch.from_numpy(each).permute(2, 0, 1)],
+        data_samples=example_batch('mmdet', SIZE)['data_samples'])
+        )[0].pred_instances for each in images]
+    file = coco_of(tmp_path, found, images)
+    cfg = Config.fromfile(
+        Path(mmdet.__file__).parent / '.mim' / 'configs' / CONFIGS['Mask'])
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+    cfg.test_dataloader.dataset.update(
+        data_root='', ann_file=file, data_prefix=dict(img=str(tmp_path)),
+        metainfo=dict(classes=tuple('abc')), pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=SIZE[::-1], keep_ratio=True),
+            dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+            dict(type='PackDetInputs', meta_keys=(
+                'img_id', 'img_path', 'ori_shape', 'img_shape',
+                'scale_factor'))])
+    cfg.test_evaluator.ann_file = file
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        loader = Runner.build_dataloader(cfg.test_dataloader)
+        evaluator = Evaluator(cfg.test_evaluator)
+        evaluator.dataset_meta = loader.dataset.metainfo
+        for batch in loader:
+            evaluator.process(model.test_step(batch), batch)
+        theirs = evaluator.evaluate(len(loader.dataset))
+        deployable = make_deployable(model, SIZE).eval()
+        ours = evaluate(cfg, dict(model=deployable), SIZE)['model']
+    for kind in ('bbox', 'segm'):
+        assert .05 < theirs[f'coco/{kind}_mAP'] < .95
+        for key in ('mAP', 'mAP_50', 'mAP_75'):
+            assert ours[f'coco/{kind}_{key}'] == pytest.approx(
+                theirs[f'coco/{kind}_{key}'], abs=.02), (kind, key)
 
 
 @torch.no_grad()
