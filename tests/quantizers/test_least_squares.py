@@ -6,8 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdrq_mm.quantizers.least_squares import (
+    balance,
+    few,
     least_squares_grid,
     least_squares_step,
+    quick_grid,
     sample,
 )
 
@@ -68,3 +71,63 @@ def test_samples_are_spread_and_know_channels():
         assert row[-1] > x[1].min()  # of the last image, too
     assert torch.equal(sample(torch.ones(5, 7, 3), True),
                        torch.ones(3, 35).double())
+
+
+def test_channels_of_zeros_do_not_count():
+    values, weights = balance(torch.tensor([[0., 0.], [1., 2.], [-3., 0.]]))
+    assert values.tolist() == [[1., 2.], [-3., 0.]]
+    assert weights.flatten().tolist() == pytest.approx([1 / 5, 1 / 9])
+
+
+def grid_error(values, step, low, high):
+    return float(((values / step).round().clamp(low, high) * step - values
+                  ).square().mean())
+
+
+@pytest.mark.parametrize('high', [3, 15])
+@pytest.mark.parametrize('offset', [-1., -.3, 0., .4])
+def test_no_zero_point_of_all_is_much_better(high, offset):
+    """Of all codes, not only of those that are tried."""
+    values = torch.tensor(np.random.default_rng(high).normal(
+        offset, .5, size=(1, 400)))
+    step, zero = least_squares_grid(values, high)
+    found = grid_error(values, step, -zero, high - zero)
+    best = min(
+        grid_error(values, each, -code, high - code)
+        for code in range(high + 1)
+        for each in np.geomspace(.02, 2., 300))
+    assert found <= 1.15 * best
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+@pytest.mark.parametrize('signed', [False, True])
+def test_the_quick_step_is_near_the_best(bits, signed):
+    levels = 2**(bits - 1) - 1 if signed else 2**bits - 1
+    low = -levels if signed else 0
+    for seed in range(5):
+        values = torch.tensor(np.random.default_rng(seed).standard_t(
+            5, size=2000), dtype=torch.float32)
+        values = values if signed else values.relu()
+        step, row = quick_grid(values, torch.tensor([float(low)]),
+                               torch.tensor([float(levels)]))
+        found = grid_error(values, step, low, levels)
+        best = min(grid_error(values, each, low, levels) for each in
+                   np.geomspace(.05, 1.5, 400) * float(
+                       values.abs().max()) / levels)
+        assert found <= 1.03 * best and row.tolist() == [0]
+
+
+def test_the_quick_range_is_the_better_one():
+    values = torch.linspace(-.2, 1, 1001)
+    low, high = torch.tensor([0., -3., -7.]), torch.tensor([15., 12., 8.])
+    step, row = quick_grid(values, low, high)
+    assert row.tolist() == [1]
+    assert float(step) == pytest.approx(1.2 / 15, rel=.1)
+
+
+def test_few_values_are_spread_and_enough():
+    x = torch.arange(64 * 10**4).float()
+    values = few(x, bits=4)
+    assert 2**10 <= len(values) <= 2**11 and float(values[-1]) > .99 * len(x)
+    assert len(few(x, bits=8)) > 2**14
+    assert torch.equal(few(x[:500], bits=4), x[:500])

@@ -62,6 +62,11 @@ def test_the_range_acts_before_rounding_begins():
     quantizer = started(x)
     clip = float(quantizer.clip.detached)
     assert torch.equal(quantizer(x, rounding=False), x.clamp(max=clip))
+    x = normal(50)
+    quantizer = started(x)
+    clip = float(quantizer.clip.detached)
+    assert torch.equal(quantizer(x, rounding=False), x.clamp(-clip, clip))
+    assert (x < -clip).any()
 
 
 @settings(max_examples=40, deadline=None)

@@ -177,6 +177,11 @@ def test_even_levels_are_2_to_the_bits_and_odd_ones_one_less(
 
 def test_levels_stand_in_the_scheme_where_they_differ():
     Scheme = ScaleClipWeight.Scheme
+    assert Scheme(bits=2, clip='search').describe() == \
+        'ScaleClip 2 bits, group size 4, searched clip'
+    with pytest.raises(ValueError, match='bits is 9, allowed: 1 to 8, or '
+                                         'None for float$'):
+        Scheme(bits=9)
     assert Scheme(bits=2, levels='even').describe() == \
         'ScaleClip 2 bits, group size 4, 4 levels'
     for bits in (1, 4, 8):

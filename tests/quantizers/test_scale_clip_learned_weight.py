@@ -243,6 +243,15 @@ def test_an_optimizer_that_was_there_before_takes_it():
     assert [group['weight_decay'] for group in groups] == [0.]
 
 
+def test_it_starts_once():
+    weight = normal(6, 5)
+    quantizer = built(weight)
+    quantizer.start_step(weight)
+    before = quantizer.clip.detached
+    quantizer.start_step(3 * weight)
+    assert torch.equal(quantizer.clip.detached, before)
+
+
 def test_what_it_is_stands_in_checkpoints_and_in_its_text():
     assert ScaleClipWeightScheme(bits=2, clip='learned', levels='even'
                                  ).describe() == \
@@ -251,6 +260,8 @@ def test_what_it_is_stands_in_checkpoints_and_in_its_text():
                       projection=False)).startswith(
         "LearnedClipWeight(\n  bits=2, group_size=3, k=2.0, clip='learned', "
         "levels='even', projection=False")
+    assert repr(built(normal(3, 2), bits=2)).splitlines()[1] == \
+        "  bits=2, group_size=3, k=2.0, clip='learned'"
     trained, _ = make()
     with pytest.raises(RuntimeError, match='learned clip'):
         make(clip='threshold')[0].load_state_dict(trained.state_dict())

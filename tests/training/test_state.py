@@ -848,3 +848,13 @@ def test_a_reshaped_checkpoint_says_that_nothing_is_rounded(recwarn):
     get_state(model).set_phase('quantize')
     model.load_state_dict(make().state_dict())
     assert not [each for each in recwarn if 'phase' in str(each.message)]
+
+
+def test_a_step_forgets_the_inputs_it_compared():
+    """Which layers read the same tensor is asked within one step."""
+    model = make()
+    state = get_state(model)
+    model(batch()).sum().backward()
+    assert state._first_inputs
+    sgd(model).step()
+    assert not state._first_inputs

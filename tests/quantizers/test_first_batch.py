@@ -1,0 +1,58 @@
+"""Activation quantizers that start from what they first see."""
+import pytest
+import torch
+import torch.distributed as dist
+
+from gdrq_mm.quantizers import LSQActivation, PACTActivation
+from gdrq_mm.quantizers.first_batch import sum_over_ranks_
+
+
+@pytest.fixture
+def two_ranks(monkeypatch):
+    """The other rank has twice as much of everything."""
+    monkeypatch.setattr(dist, 'is_initialized', lambda: True)
+    monkeypatch.setattr(dist, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(dist, 'all_reduce', lambda x: x.mul_(3))
+
+
+def test_sums_are_those_of_all_ranks(two_ranks):
+    values = torch.tensor([1., 2.])
+    sum_over_ranks_(values)
+    assert values.tolist() == [3., 6.]
+
+
+def test_one_process_sums_nothing(monkeypatch):
+    monkeypatch.setattr(dist, 'is_initialized', lambda: True)
+    monkeypatch.setattr(dist, 'get_world_size', lambda: 1)
+    monkeypatch.setattr(dist, 'all_reduce', lambda x: x.mul_(3))
+    values = torch.tensor([1., 2.])
+    sum_over_ranks_(values)
+    assert values.tolist() == [1., 2.]
+
+
+def test_the_start_is_the_mean_over_forwards_and_ranks(monkeypatch):
+    """The other rank saw three times the values, all of them 4."""
+    monkeypatch.setattr(dist, 'is_initialized', lambda: True)
+    monkeypatch.setattr(dist, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(dist, 'all_reduce', lambda x: x.add_(
+        torch.tensor([[60., 0., 60. * 4.]])))
+    quantizer = LSQActivation(bits=4)
+    for value in (1., 2.):
+        quantizer.observe(torch.full((10, ), value))
+    LSQActivation.update_([quantizer])
+    mean = (10 * 1 + 10 * 2 + 60 * 4) / 80
+    assert float(quantizer.step.detached) == pytest.approx(
+        2 * mean / 15**.5)
+
+
+@pytest.mark.parametrize('kind', [LSQActivation, PACTActivation])
+def test_entries_that_were_written_are_read_again(kind):
+    quantizer, fresh = kind(bits=4), kind(bits=4)
+    quantizer.observe(torch.randn(50))
+    kind.update_([quantizer])
+    assert quantizer.initialized and quantizer.is_signed
+    quantizer.load_state_dict(fresh.state_dict())
+    quantizer.forget()
+    assert not quantizer.initialized and not quantizer.is_signed
+    x = torch.rand(9)
+    assert quantizer(x) is x
