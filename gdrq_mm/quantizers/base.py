@@ -22,7 +22,7 @@ update_           activations           after a step, and in ``calibrate``
 restart           both                  where the other phase begins
 forget            both                  after buffers were written (a load)
 scalars           both                  when the log is due
-clipped_fraction  activations           when the log is due
+ends              activations           when the log is due
 codes             weights               to merge, to export
 packed_codes      weights               to pack
 packed_state      weights               to pack
@@ -290,6 +290,16 @@ class ActivationQuantizer(Quantizer):
             'and tested; to merge or export, train with a type that has one, '
             f'such as {DEFAULT_TYPE}')
 
+    def ends(self) -> Optional[Tuple[Tensor, Tensor]]:
+        """The least and the greatest value that is not clipped; None where
+        all pass."""
+        return None
+
+    @torch.no_grad()
     def clipped_fraction(self, x: Tensor) -> Tensor:
-        """Share of the non-zero elements beyond the range."""
-        return x.new_zeros(())
+        """Share of the non-zero elements beyond :meth:`ends`."""
+        ends = self.ends()
+        if ends is None:
+            return x.new_zeros(())
+        low, high = ends
+        return ((x < low) | (x > high)).sum() / x.count_nonzero().clamp(min=1)

@@ -8,7 +8,7 @@ activations take the errors of individual channels into account, as a few
 channels of high variance would else decide. Ours: all formulas below.
 """
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -240,11 +240,9 @@ class DirectQuantizationActivation(FirstBatchActivation):
         return CodeRange(float(self.step),
                          *self.codes_between(self.is_signed))
 
-    @torch.no_grad()
-    def clipped_fraction(self, x: Tensor) -> Tensor:
+    def ends(self) -> Tuple[Tensor, Tensor]:
         low, high = self.codes_between(self.is_signed)
-        outside = (x < low * self.step) | (x > high * self.step)
-        return outside.sum() / x.count_nonzero().clamp(min=1)
+        return low * self.step, high * self.step
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
         return dict(direct_act_step=self.step) if self.initialized else {}

@@ -204,7 +204,6 @@ class DoReFaActivation(FirstBatchActivation):
         return CodeRange(float(scale), -levels if self.is_signed else 0,
                          levels)
 
-    @torch.no_grad()
-    def clipped_fraction(self, x: Tensor) -> Tensor:
-        return (x.abs() > self.headroom).sum() / \
-            x.count_nonzero().clamp(min=1)
+    def ends(self) -> Tuple[Tensor, Tensor]:
+        top = torch.tensor(self.headroom)
+        return -top * self.is_signed, top

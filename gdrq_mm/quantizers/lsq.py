@@ -171,12 +171,10 @@ class LSQActivation(FirstBatchActivation):
         return CodeRange(float(self.step.detached),
                          *self.codes_between(self.is_signed))
 
-    @torch.no_grad()
-    def clipped_fraction(self, x: Tensor) -> Tensor:
+    def ends(self) -> Tuple[Tensor, Tensor]:
         low, high = self.codes_between(self.is_signed)
-        step = self.step()
-        outside = (x < low * step) | (x > high * step)
-        return outside.sum() / x.count_nonzero().clamp(min=1)
+        step = self.step.detached
+        return low * step, high * step
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
         return dict(lsq_act_step=self.step.detached) if self.initialized \

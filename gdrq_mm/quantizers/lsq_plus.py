@@ -5,7 +5,7 @@ better initialization" (Bhalgat et al., 2020), arXiv 2004.09576: unsigned
 codes with an offset for activations, symmetric weights (its configuration 4).
 """
 import math
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -125,12 +125,10 @@ class LSQPlusActivation(FirstBatchActivation):
         return CodeRange(float(step), 0, self.high, int(
             zero_point(step, self.offset.detached, self.high)))
 
-    @torch.no_grad()
-    def clipped_fraction(self, x: Tensor) -> Tensor:
-        step = self.step()
-        zero = zero_point(step, self.offset(), self.high)
-        outside = (x < -zero * step) | (x > (self.high - zero) * step)
-        return outside.sum() / x.count_nonzero().clamp(min=1)
+    def ends(self) -> Tuple[Tensor, Tensor]:
+        step = self.step.detached
+        zero = zero_point(step, self.offset.detached, self.high)
+        return -zero * step, (self.high - zero) * step
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Any]:
         return dict(lsq_plus_act_step=self.step.detached,

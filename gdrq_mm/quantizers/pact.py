@@ -3,7 +3,7 @@
 Paper: "PACT: Parameterized Clipping Activation for Quantized Neural Networks"
 (Choi et al., 2018), arXiv 1805.06085. Its weights are those of DoReFa.
 """
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -92,9 +92,9 @@ class PACTActivation(FirstBatchActivation):
         return CodeRange(float(scale), -levels if self.is_signed else 0,
                          levels)
 
-    @torch.no_grad()
-    def clipped_fraction(self, x: Tensor) -> Tensor:
-        return (x.abs() > self.clip()).sum() / x.count_nonzero().clamp(min=1)
+    def ends(self) -> Tuple[Tensor, Tensor]:
+        clip = self.clip.detached
+        return -clip * self.is_signed, clip
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
         return dict(pact_act_clip=self.clip.detached) if self.initialized \

@@ -80,8 +80,9 @@ class Output:
         kind (str): One of ``KINDS``.
         weight (float): Times ``weight`` of :class:`DistillConfig`. Defaults
             to 1.
-        classes (int, optional): Of ``'softmax'``, where several anchors share
-            the channels. Defaults to None: all channels are classes.
+        classes (int, optional): Number of classes of ``'softmax'`` where
+            several anchors share the channels. Defaults to None: all channels
+            are classes.
     """
     label: str
     modules: Tuple[str, ...]

@@ -8,7 +8,12 @@ import gdrq_mm
 from gdrq_mm.deploy import export_onnx, merge, to_integer
 from gdrq_mm.export import onnx_check
 from gdrq_mm.integer.graph import capture
-from gdrq_mm.integer.moves import clamp_range
+from gdrq_mm.integer.moves import (
+    SPLITS,
+    clamp_range,
+    code_range,
+    target_of,
+)
 
 
 class Between(nn.Module):
@@ -109,6 +114,9 @@ def test_concatenations_and_splits_work_on_codes(tmp_path):
     # The two parts of a split have readers of two scales.
     assert added == dict(left=False, right=False, both=True, one=True,
                          two=True)
+    split, = [node for node in integer.graph_module.graph.nodes
+              if target_of(node) in SPLITS]
+    assert code_range(split.args[0]) is not None
     report = export_onnx(integer, x, tmp_path / 'model.onnx')
     equal, total = report.equal_codes()
     assert equal == total and set(report.kernels.values()) == {'QLinearConv'}

@@ -121,13 +121,11 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         step, low, _ = self._range()
         return CodeRange(float(step), 0, self.levels, -int(low))
 
-    @torch.no_grad()
-    def clipped_fraction(self, x: Tensor) -> Tensor:
+    def ends(self) -> Tuple[Tensor, Tensor]:
         if not self.has_zero_point:
-            return super().clipped_fraction(x)
+            return super().ends()
         step, low, high = self._range()
-        outside = (x < low * step) | (x > high * step)
-        return outside.sum() / x.count_nonzero().clamp(min=1)
+        return low * step, high * step
 
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
         if not (self.initialized and self.has_zero_point):

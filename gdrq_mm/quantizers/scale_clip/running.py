@@ -99,9 +99,8 @@ class RunningClip(ActivationQuantizer):
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
         return dict(gdrq_act_clip=self.clip) if self.initialized else {}
 
-    @torch.no_grad()
-    def clipped_fraction(self, x: Tensor) -> Tensor:
-        return (x.abs() > self.clip).sum() / x.count_nonzero().clamp(min=1)
+    def ends(self) -> Tuple[Tensor, Tensor]:
+        return -self.clip * self.is_signed, self.clip
 
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
         if not self.initialized:
