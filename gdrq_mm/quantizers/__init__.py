@@ -1,7 +1,8 @@
 """Quantizers by name: the ``type`` of ``weight=`` and ``activation=``."""
 from typing import Dict, NamedTuple, Optional, Type
 
-from .base import ActivationQuantizer, CodeRange, Quantizer, WeightQuantizer
+from .base import ActivationQuantizer, Quantizer, WeightQuantizer
+from .code_range import CodeRange
 from .direct import DirectQuantizationActivation, DirectQuantizationWeight
 from .dorefa import DoReFaActivation, DoReFaWeight
 from .lsq import LSQActivation, LSQWeight

@@ -30,31 +30,15 @@ decode            weights               to load what was packed
 code_range        activations           to merge, to export
 ================= ===================== =====================================
 """
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple, Type
+from typing import Dict, Iterable, List, Optional, Tuple, Type
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels import Grid
+from .code_range import CodeRange
 from .learned_value import LearnedValue
 from .schemes import DEFAULT_TYPE, ActivationScheme, WeightScheme
-
-
-class CodeRange(NamedTuple):
-    """The grid of a uniform activation quantizer, for export.
-
-    A code ``c`` stands for ``(c - zero_point) * scale``.
-
-    Args:
-        scale (float): Step between codes, a float32 value.
-        low (int): The least code.
-        high (int): The greatest code.
-        zero_point (int): The code of zero. Defaults to 0.
-    """
-    scale: float
-    low: int
-    high: int
-    zero_point: int = 0
 
 
 class Quantizer(nn.Module):

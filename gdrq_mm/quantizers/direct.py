@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .base import ActivationQuantizer, CodeRange, WeightQuantizer
+from .base import ActivationQuantizer, WeightQuantizer
+from .code_range import CodeRange
 from .first_batch import FirstBatchActivation, sum_over_ranks_
 from .least_squares import (
     balance,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional as F
-from .base import CodeRange, WeightQuantizer
+from .base import WeightQuantizer
+from .code_range import CodeRange
 from .first_batch import FirstBatchActivation
 from .schemes import WeightScheme
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .. import functional as F
 from ..errors import check
-from .base import CodeRange, WeightQuantizer
+from .base import WeightQuantizer
+from .code_range import CodeRange
 from .first_batch import FirstBatchActivation
 from .learned_value import LearnedValue
 from .schemes import WeightScheme

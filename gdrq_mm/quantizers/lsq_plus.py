@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import functional as F
-from .base import CodeRange
+from .code_range import CodeRange
 from .first_batch import FirstBatchActivation
 from .learned_value import LearnedValue
 from .least_squares import least_squares_grid, sample

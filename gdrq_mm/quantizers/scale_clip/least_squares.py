@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ... import functional as F
-from ..base import CodeRange
+from ..code_range import CodeRange
 from ..least_squares import ZERO_POINTS, few, quick_grid
 from ..lsq import LearnedStep
 from .activation import ScaleClipActivation

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ... import functional as F
 from ...kernels import Grid
-from ..base import ActivationQuantizer, CodeRange
+from ..base import ActivationQuantizer
+from ..code_range import CodeRange
 
 HALF_AVERAGED = (
     'a model average left the integers of an activation quantizer '
