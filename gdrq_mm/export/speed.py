@@ -9,6 +9,7 @@ from typing import Callable, Dict, List, Sequence, Union
 import torch
 from torch import Tensor, nn
 
+from ..layers import InputFirst
 from ..merge.layers import (
     MergedConv2d,
     MergedLayer,
@@ -23,7 +24,7 @@ from .onnx_check import run, session
 Opener = Callable[[Path, int], Callable[[Sequence[Tensor]], list]]
 
 
-class _Float(nn.Module):
+class _Float(InputFirst, nn.Module):
     """A merged layer without quantization: float weight, float input."""
 
     def __init__(self, layer: MergedLayer) -> None:
@@ -35,6 +36,7 @@ class _Float(nn.Module):
                         layer.groups) if isinstance(
                             layer, MergedConv2d) else None
         self.pad = layer if getattr(layer, 'pad_first', None) else None
+        self.input_keywords = layer.input_keywords
 
     def forward(self, x: Tensor) -> Tensor:
         if self.options is None:

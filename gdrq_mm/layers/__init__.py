@@ -2,7 +2,7 @@
 from torch import nn
 
 from .attention import QuantMultiheadAttention
-from .base import QuantLayer
+from .base import InputFirst, QuantLayer
 from .conv import QuantConv2d
 from .linear import QuantLinear
 from .output import OutputQuantizer, attach_output
@@ -26,8 +26,8 @@ for _layer in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
                nn.ConvTranspose3d):
     register_quant_layer(_layer)
 
-__all__ = ['MERGED_FORMS', 'MergedForm', 'OutputQuantizer', 'OwnForward',
-           'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer', 'QuantLinear',
-           'QuantMultiheadAttention', 'QuantReLU', 'attach_output',
-           'check_layers_are_there', 'refuse_switches',
+__all__ = ['InputFirst', 'MERGED_FORMS', 'MergedForm', 'OutputQuantizer',
+           'OwnForward', 'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer',
+           'QuantLinear', 'QuantMultiheadAttention', 'QuantReLU',
+           'attach_output', 'check_layers_are_there', 'refuse_switches',
            'register_quant_layer']

@@ -11,7 +11,24 @@ from .relu import is_on_grid
 Mixin: Any = nn.Module if TYPE_CHECKING else object
 
 
-class QuantLayer(Mixin):
+class InputFirst(Mixin):
+    """Mixin of layers that take the place of a float one, and whose input may
+    be given by the keyword that the float one has for it.
+
+    Hooks, and whatever else looks at calls, find it in the first place.
+
+    Attributes:
+        input_keywords (tuple[str]): Names of the input.
+    """
+    input_keywords: Tuple[str, ...] = ()
+
+    def __call__(self, *args, **kwargs):
+        named = [] if args else [
+            name for name in self.input_keywords if name in kwargs]
+        return super().__call__(*map(kwargs.pop, named), *args, **kwargs)
+
+
+class QuantLayer(InputFirst):
     """Mixin of quantized layers that have a weight.
 
     A float layer turns into a quantized one by changing its class: Parameter

@@ -13,8 +13,8 @@ from .base import QuantLayer
 class QuantLinear(QuantLayer, nn.Linear):
     """``nn.Linear`` on a quantized input with a quantized weight."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if self.is_plain():
-            return F.linear(
-                self.quantized_input(x), self.quantized_weight(), self.bias)
-        return self.run_fused(fused.Linear(), x)
+            return F.linear(self.quantized_input(input),
+                            self.quantized_weight(), self.bias)
+        return self.run_fused(fused.Linear(), input)

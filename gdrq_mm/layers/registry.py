@@ -1,4 +1,5 @@
 """Which layer becomes which; layers of your own: see docs/extend.md."""
+import inspect
 from typing import Callable, Dict, NamedTuple, Optional, Type
 
 from torch import Tensor, nn
@@ -82,10 +83,19 @@ def register_quant_layer(
             f'class {quant_class.__name__}(QuantLayer, '
             f'{float_class.__name__})')
     QUANT_LAYERS[float_class] = quant_class
+    if issubclass(quant_class, QuantLayer) and len(
+            quant_class.input_names) == 1:
+        quant_class.input_keywords = tuple(dict.fromkeys((
+            *quant_class.input_keywords, _input_keyword(float_class))))
     known = MERGED_FORMS.get(quant_class)
     if integer is not None or known is None:
         MERGED_FORMS[quant_class] = MergedForm(
             known.float_class if known else float_class, integer)
+
+
+def _input_keyword(float_class: Type[nn.Module]) -> str:
+    _, name, *_ = inspect.signature(float_class.forward).parameters
+    return name
 
 
 def _own_forward(float_class: Type[nn.Module]) -> Type[nn.Module]:

@@ -119,9 +119,9 @@ class QuantReLU(nn.ReLU):
         for quantizer in self.site_quantizers:
             quantizer.forget()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         self.count_call()
-        quantizer, state = self.last_quantizer, self.state
+        x, quantizer, state = input, self.last_quantizer, self.state
         if state.is_plain or state.collect_clipped or not (
                 quantizer.fused and quantizer.settled):
             x = state.activation(quantizer, F.relu(x))

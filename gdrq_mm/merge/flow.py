@@ -95,10 +95,11 @@ class _Watch(TorchDispatchMode):
     def after_output(self, quantizer, args, output) -> None:
         self.rounded.add(quantizer)
 
-    def before_norm(self, norm, args) -> None:
+    def before_norm(self, norm, args, kwargs) -> None:
         self.inside += 1
-        output = self.outputs.get(id(args[0]))
-        if output is None or output.version != args[0]._version:
+        x = args[0] if args else kwargs['input']
+        output = self.outputs.get(id(x))
+        if output is None or output.version != x._version:
             self.strangers.add(norm)
         else:
             output.norms.append(norm)
@@ -142,7 +143,8 @@ def trace_flow(model: nn.Module, forward: Callable
         elif isinstance(module, OutputQuantizer):
             handles.append(module.register_forward_hook(watch.after_output))
         elif _is_batch_norm(module):
-            handles += [module.register_forward_pre_hook(watch.before_norm),
+            handles += [module.register_forward_pre_hook(watch.before_norm,
+                                                         with_kwargs=True),
                         module.register_forward_hook(watch.after_norm)]
     own = {layer: vars(layer).get('forward') for layer in flows}
     for layer in flows:

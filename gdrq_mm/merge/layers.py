@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import QuantReLU
+from ..layers import InputFirst, QuantReLU
 from ..layers.output import NAME as OUTPUT_QUANTIZER
 from .ops import OPS
 
@@ -64,7 +64,7 @@ class QuantParams:
             self.quantize(x), self.scale, self.low)
 
 
-class MergedLayer(nn.Module):
+class MergedLayer(InputFirst, nn.Module):
     """What merged convolutions and linear layers share.
 
     ``y = sum(codes of x * codes of w) * (x_scale * w_scale) + bias`` (the
@@ -151,9 +151,9 @@ class MergedReLU(QuantReLU):
         del self.site_quantizers, self._shared
         self.grids = grids
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         grid = self.grids[self.count_call() % len(self.grids)]
-        x = F.relu(x)
+        x = F.relu(input)
         return x if grid is None else grid.round(x)
 
 
@@ -173,7 +173,7 @@ class RoundedOutput(nn.Module):
         return x if self.grid is None else self.grid.round(x)
 
 
-class WeightOnly(nn.Module):
+class WeightOnly(InputFirst, nn.Module):
     """A float layer with codes for a weight.
 
     Args:
@@ -212,7 +212,7 @@ class FixedGrid(nn.Module):
         return self.grid.round(x)
 
 
-class RoundedInput(nn.Sequential):
+class RoundedInput(InputFirst, nn.Sequential):
     """A float layer whose first argument is a quantized activation."""
 
     def __init__(self, grid: QuantParams, layer: nn.Module) -> None:

@@ -90,6 +90,7 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
                     name, child, child in outputs)
     for layer, flow in flows.items():
         replaced[layer] = merged_form(layer, flow, names)
+        replaced[layer].input_keywords = layer.input_keywords
         take_hooks(layer, replaced[layer])
         if flow.norm is not None:
             replaced[flow.norm] = nn.Identity()
