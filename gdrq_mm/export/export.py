@@ -45,9 +45,8 @@ class ExportReport:
             from the merged model given the same input, relative to the
             greatest value ('qonnx', 'finn', 'hls4ml').
         difference (float): Greatest difference of an output of the whole
-            from that of the reference (the integer or the merged model),
-            relative to its greatest value; of labels, the share that
-            differs.
+            from the reference's (the integer or the merged model), relative
+            to its greatest value; of labels, the share that differs.
         others (dict[str, float]): The same for inputs of other shapes, by
             these (``dynamic``).
         quant_nodes (int): Number of Quant nodes ('qonnx', 'finn', 'hls4ml').
@@ -119,6 +118,7 @@ class ExportReport:
         return '\n'.join(lines)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
                 format: str = 'qdq', *, weights: str = 'int8',

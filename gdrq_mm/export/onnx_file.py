@@ -6,22 +6,19 @@ from typing import (
     Iterable,
     Iterator,
     NamedTuple,
-    Optional,
-    Sequence,
     Set,
     Tuple,
 )
 
 import numpy as np
 import onnx
-import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.transformation.infer_shapes import InferShapes
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from ..integer.graph import LAYERS, capture, exported, layer_of, target_of
+from ..integer.graph import LAYERS, capture, layer_of, target_of
 from ..integer.integer import IntegerModel, IntegerWeight
 from ..merge import MergedLayer, WeightOnly, merged_layers
 from ..merge.ops import OPS
@@ -30,9 +27,8 @@ from .formats import CONTAINERS, OPSET
 from .onnx_ops import QONNX_DOMAIN, QONNX_TRANSLATIONS
 from .opset import in_opset
 from .qdq_ops import QDQ_TRANSLATIONS
+from .to_proto import Names, to_proto
 
-Names = Optional[Sequence[str]]
-IR_VERSION = 10
 LAYER_OPS = ('Conv', 'Gemm')
 CLAMPS = ('Relu', 'Clip')  # of float values that are to be codes
 BITS = 6  # place of the bits among the arguments of a merged layer
@@ -61,7 +57,7 @@ def qdq_proto(model: IntegerModel, example: tuple, weights: str,
             layer's weights fit.
     """
     bits = CONTAINERS[weights]
-    proto = _export(
+    proto = to_proto(
         model.graph_module, example, QDQ_TRANSLATIONS[model.container],
         input_names, output_names, model.dynamic)
     proto = in_opset(proto, opset)
@@ -99,7 +95,7 @@ def qonnx_proto(model: nn.Module, example: tuple, input_names: Names = None,
             layer = layers[name]
             top = int(layer.weight.abs().max())
             node.update_arg(place, max(layer.bits, top.bit_length() + 1))
-    proto = _export(module, example, QONNX_TRANSLATIONS, input_names,
+    proto = to_proto(module, example, QONNX_TRANSLATIONS, input_names,
                     output_names)
     if not any(each.domain == QONNX_DOMAIN for each in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(QONNX_DOMAIN, 1))
@@ -116,25 +112,6 @@ def _spell_out(part: nn.Module, layer: MergedLayer) -> None:
     shape = (-1, *[1] * (layer.weight.dim() - 1))
     part.w_scale = layer.w_scale.view(shape)
     part.weight = layer.weight * part.w_scale
-
-
-def _export(module: GraphModule, example: tuple, translations: dict,
-            input_names: Names, output_names: Names,
-            dynamic: Sequence[str] = ()) -> ModelProto:
-    program = exported(module, example, dynamic)
-    proto = torch.onnx.export(
-        program, (), dynamo=True, verbose=False, opset_version=OPSET,
-        custom_translation_table=translations, input_names=input_names,
-        output_names=output_names).model_proto
-    # Codes are float32 in PyTorch and integers here; and where in whose
-    # files the model was written is nobody's business.
-    del proto.graph.value_info[:]
-    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.input,
-                 *proto.graph.output, *proto.graph.initializer):
-        part.ClearField('metadata_props')
-        part.ClearField('doc_string')
-    proto.ir_version = IR_VERSION
-    return proto
 
 
 def layer_nodes(proto: ModelProto) -> Iterator[LayerNode]:

@@ -78,15 +78,10 @@ def open_onnxruntime(path: Path, threads: int = 1
 @torch.no_grad()
 def export_float(model: nn.Module, example: Tensor, path: Path) -> None:
     """Write the float form of a merged model as ONNX."""
+    from .onnx_file import write
     from .onnx_ops import COMMON_TRANSLATIONS
-    # Captured first: code that asks whether it is exported to ONNX would take
-    # ways of its own.
-    program = torch.export.export(float_form(model), (example, ),
-                                  strict=False)
-    torch.onnx.export(
-        program, (), str(path), dynamo=True, verbose=False,
-        opset_version=18, external_data=False,
-        custom_translation_table=COMMON_TRANSLATIONS)
+    from .to_proto import to_proto
+    write(to_proto(float_form(model), (example, ), COMMON_TRANSLATIONS), path)
 
 
 def speed_against_float(model: nn.Module, path: Path, example: Tensor,

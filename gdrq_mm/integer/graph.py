@@ -48,7 +48,6 @@ def capture(model: nn.Module, example: Tuple[Any, ...],
     program = exported(model, example, dynamic)
     if 'size' in dynamic:
         check_least(program, example)
-    _name_indexing(program.graph_module)
     module = program.run_decompositions({}).module(check_guards=False)
     for part in module.modules():  # eval() is refused here
         part.training = False
@@ -64,7 +63,7 @@ def exported(model: nn.Module, example: Tuple[Any, ...],
              dynamic: Sequence[str] = ()) -> torch.export.ExportedProgram:
     """What ``torch.export`` makes of a model, see :func:`capture`."""
     try:
-        return torch.export.export(
+        program = torch.export.export(
             model, traced_example(dynamic, example),
             dynamic_shapes=dynamic_shapes(dynamic, example), strict=False)
     except Exception as error:  # whatever torch raises
@@ -78,6 +77,8 @@ def exported(model: nn.Module, example: Tuple[Any, ...],
         raise RuntimeError(
             f'the model has {graph}: {_failing(error, model)}{reason[0]}; '
             f'{remedy}') from error
+    _spell_out(program.graph_module)
+    return program
 
 
 def _failing(error: Exception, model: nn.Module) -> str:
@@ -139,13 +140,18 @@ def _move(source: nn.Module, target: nn.Module, key: str) -> None:
         target.register_buffer(key, value)
 
 
-def _name_indexing(module: GraphModule) -> None:
-    """Say how ``torch.meshgrid`` indexes: without a word it is 'ij', but
-    torch's own decomposition wants the word."""
+def _spell_out(module: GraphModule) -> None:
+    """Say what torch's own decompositions stumble over otherwise: how
+    ``torch.meshgrid`` indexes ('ij' without a word), and that both ends of a
+    clamp of float values are float."""
     for node in module.graph.nodes:
         if target_of(node) is _aten.meshgrid.default:
             node.target, node.kwargs = _aten.meshgrid.indexing, dict(
                 indexing='ij')
+        elif target_of(node) is _aten.clamp.default and \
+                node.meta['val'].is_floating_point():
+            node.args = tuple(float(each) if isinstance(each, int) else each
+                              for each in node.args)
     module.recompile()
 
 

@@ -96,6 +96,7 @@ class IntegerModel(nn.Module):
         return self.graph_module(*args)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def to_integer(model: nn.Module, example: Example,
                calibration: Iterable[Example] = (),

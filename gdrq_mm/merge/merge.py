@@ -23,6 +23,7 @@ from .layers import (
 )
 
 
+@torch.inference_mode(False)  # whose tensors could never be changed again
 @torch.no_grad()
 def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     """Merge group scales and batch normalization into a copy of ``model``.
@@ -113,9 +114,16 @@ def _left_behind(name: str) -> Callable:
 
 
 def in_float32(inputs: Any) -> Any:
-    """Floating point tensors in float32, all else as it is."""
-    return tree_map(lambda each: each.float() if isinstance(
-        each, Tensor) and each.is_floating_point() else each, inputs)
+    """Floating point tensors in float32, all else as it is; copies of what
+    was made in inference mode, which nothing may write to."""
+
+    def ready(value):
+        if not isinstance(value, Tensor):
+            return value
+        value = value.float() if value.is_floating_point() else value
+        return value.clone() if value.is_inference() else value
+
+    return tree_map(ready, inputs)
 
 
 def _grid_of(quantizer: nn.Module, name: str) -> Optional[QuantParams]:

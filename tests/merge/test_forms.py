@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import gdrq_mm
-from gdrq_mm.deploy import export_onnx, float_layers, merge
+from gdrq_mm.deploy import export_onnx, float_layers, merge, to_integer
 from gdrq_mm.export import onnx_check, qonnx_check
 from gdrq_mm.layers import (
     MERGED_FORMS,
@@ -139,3 +139,27 @@ def test_models_of_other_dtypes_become_float32(dtype):
         torch.float32, torch.int8}
     torch.testing.assert_close(merged(x), model(x.to(dtype)).float(),
                                rtol=.2, atol=.2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('built_inside', [False, True])
+def test_inference_mode_is_left(built_inside, tmp_path):
+
+    class Doubled(nn.Sequential):
+        def forward(self, x):  # writes to its input
+            return super().forward(x.mul_(2))
+
+    torch.manual_seed(0)
+    with torch.inference_mode(built_inside):
+        model, x = Doubled(nn.Conv2d(3, 8, 3)), torch.randn(1, 3, 6, 6)
+        gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                      activation=dict(bits=4)))
+        gdrq_mm.calibrate(model, [lambda: model(x.clone())])
+        expected = model.eval()(x.clone())
+    with torch.inference_mode():
+        merged = merge(model, x.clone())
+        integer = to_integer(merged, x.clone(), [torch.randn(1, 3, 6, 6)])
+        export_onnx(merged, x.clone(), tmp_path / 'model.onnx')
+    torch.testing.assert_close(merged(x.clone()), expected)
+    assert not any(value.is_inference() for each in (merged, integer)
+                   for value in each.state_dict().values())

@@ -240,7 +240,8 @@ class ScaleClipWeight(ClippedWeight):
         return Grid(
             self.top_of_groups(self.current_clip(weight)), self.bits,
             group_size=self.group_size, even=self.even,
-            all_inside=self._projected == (
+            # What was made in inference mode counts no changes.
+            all_inside=not weight.is_inference() and self._projected == (
                 weight.data_ptr(), weight._version))
 
     def packed_state(self, weight: Tensor) -> Dict[str, Tensor]:

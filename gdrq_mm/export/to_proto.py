@@ -1,0 +1,93 @@
+"""Captured graphs -> ONNX protos, by torch's own exporter."""
+import re
+from typing import Callable, Dict, Optional, Sequence
+
+import torch
+from onnx import ModelProto
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from ..integer.graph import exported, target_of
+from ..merge.ops import OPS
+from .formats import OPSET
+
+Names = Optional[Sequence[str]]
+IR_VERSION = 10
+CONVOLUTIONS = OPS.conv2d.default, OPS.integer_conv2d.default
+_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+_REMEDY = 'compute it otherwise, or wrap the model in a module that leaves ' \
+    'it out'
+
+
+def to_proto(module: torch.nn.Module, example: tuple,
+             translations: Dict[Callable, Callable],
+             input_names: Names = None, output_names: Names = None,
+             dynamic: Sequence[str] = ()) -> ModelProto:
+    """A model as ONNX, in opset :data:`OPSET`.
+
+    Args:
+        module (nn.Module): The model.
+        example (tuple): What it is called with.
+        translations (dict): How operators look in ONNX, by operator.
+        input_names (sequence of str, optional): Names in the file.
+        output_names (sequence of str, optional): Names in the file.
+        dynamic (sequence of str): See :func:`gdrq_mm.deploy.to_integer`.
+
+    Raises:
+        RuntimeError: There is no ONNX form of the model.
+    """
+    # Captured first: code that asks whether it is exported to ONNX would take
+    # ways of its own.
+    program = exported(module, example, dynamic)
+    _check_batched(program)
+    try:
+        proto = torch.onnx.export(
+            program, (), dynamo=True, verbose=False, opset_version=OPSET,
+            custom_translation_table=translations, input_names=input_names,
+            output_names=output_names).model_proto
+    except Exception as error:  # whatever torch raises
+        raise RuntimeError('the model has no ONNX form: '
+                           f'{_reason(error, module)}; {_REMEDY}') from error
+    # Codes are float32 in PyTorch and integers here; and where in whose
+    # files the model was written is nobody's business.
+    del proto.graph.value_info[:]
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.input,
+                 *proto.graph.output, *proto.graph.initializer):
+        part.ClearField('metadata_props')
+        part.ClearField('doc_string')
+    proto.ir_version = IR_VERSION
+    return proto
+
+
+def _check_batched(program: ExportedProgram) -> None:
+    """Raise on convolutions of one image: ONNX knows batches alone."""
+    buffers = program.graph_signature.inputs_to_buffers
+    for node in program.graph.nodes:
+        if target_of(node) in CONVOLUTIONS and node.meta['val'].dim() == 3:
+            name = buffers[node.args[1].name].rpartition('.')[0]
+            shape = ' x '.join(map(str, node.args[0].meta['val'].shape))
+            raise RuntimeError(
+                f'{name} reads {shape} values without a batch, which ONNX has '
+                'no convolution for; export the model with one of 1 (an '
+                'example of shape (1, C, H, W))')
+
+
+def _reason(error: BaseException, module: torch.nn.Module) -> str:
+    """What stops torch's exporter, in few words."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    missing = _MISSING.search(str(error))
+    if not missing:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    name = missing[1].rpartition('.')[2]
+    nodes = module.graph.nodes if isinstance(module, GraphModule) else ()
+    layers = filter(None, {_layer_of(node) for node in nodes
+                           if name in str(target_of(node))})
+    return f'no operator of ONNX computes {name}' + ''.join(
+        f', which {layer} does' for layer in sorted(layers))
+
+
+def _layer_of(node: Node) -> str:
+    """Name of the innermost module that a node was captured in."""
+    *_, (name, _) = [('', ''), *node.meta.get('nn_module_stack', {}).values()]
+    return name

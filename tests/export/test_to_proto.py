@@ -1,0 +1,89 @@
+"""What torch's exporter makes of captured graphs, and what it cannot."""
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import gdrq_mm
+from gdrq_mm.deploy import export_onnx, merge
+from gdrq_mm.export.onnx_check import run, session
+from gdrq_mm.export.speed import export_float, float_form
+
+
+def calibrated(between, x):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), between, nn.Conv2d(8, 4, 3))
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    return model.eval()
+
+
+class Clamp(nn.Module):
+    """``nn.Hardtanh`` turns its ends into numbers of one kind."""
+
+    def __init__(self, *ends):
+        super().__init__()
+        self.ends = ends
+
+    def forward(self, x):
+        return x.clamp(*self.ends)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('ends, format', [
+    ((-2, -.1), 'qdq'), ((-1, .5), 'qonnx')])
+def test_ends_of_clamps_may_be_of_two_kinds(ends, format, tmp_path):
+    x = torch.randn(1, 3, 8, 8)
+    merged = merge(calibrated(Clamp(*ends), x), x)
+    report = export_onnx(merged, x, tmp_path / 'model.onnx', format)
+    assert report.difference < 1e-5
+    export_float(merged, x, tmp_path / 'float')
+    result, = run(session(tmp_path / 'float'), [x])
+    torch.testing.assert_close(torch.from_numpy(result),
+                               float_form(merged)(x))
+
+
+@torch.no_grad()
+def test_whole_numbers_that_are_clamped_stay_whole(tmp_path):
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y, y.argmax(1).clamp(1, 3)
+
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(1, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    report = export_onnx(model.eval(), x, tmp_path / 'model.onnx', 'qonnx')
+    assert report.difference < 1e-5
+    kind = onnx.load(str(report.path)).graph.output[1].type.tensor_type
+    assert kind.elem_type == onnx.TensorProto.INT64
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('format', ['qdq', 'qonnx'])
+def test_convolutions_without_a_batch_are_refused_by_name(format, tmp_path):
+    x = torch.randn(3, 8, 8)
+    model = calibrated(nn.ReLU(), x)
+    torch.testing.assert_close(merge(model, x)(x), model(x))
+    with pytest.raises(RuntimeError, match='^0 reads 3 x 8 x 8 values .* of '
+                       r'shape \(1, C, H, W\)'):
+        export_onnx(model, x, tmp_path / 'model.onnx', format)
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_operators_that_onnx_does_not_have_are_named(tmp_path):
+    x = torch.randn(1, 3, 8, 8)
+    model = calibrated(nn.AdaptiveMaxPool2d(4), x)
+    with pytest.raises(RuntimeError, match='computes adaptive_max_pool2d, '
+                       'which 1 does; compute it otherwise'):
+        export_onnx(model, x, tmp_path / 'model.onnx', 'qonnx')
+    assert not list(tmp_path.iterdir())
