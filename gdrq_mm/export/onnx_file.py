@@ -24,6 +24,7 @@ from ..merge import MergedLayer, WeightOnly, merged_layers
 from ..merge.ops import OPS
 from .codes import pack_codes
 from .formats import CONTAINERS, OPSET
+from .keep_apart import keep_apart
 from .onnx_ops import QONNX_DOMAIN, QONNX_TRANSLATIONS
 from .opset import in_opset
 from .qdq_ops import QDQ_TRANSLATIONS
@@ -61,6 +62,8 @@ def qdq_proto(model: IntegerModel, example: tuple, weights: str,
         model.graph_module, example, QDQ_TRANSLATIONS[model.container],
         input_names, output_names, model.dynamic)
     proto = in_opset(proto, opset)
+    if model.container == 'uint8':
+        keep_apart(proto)
     # Not by their weights: equal ones are stored once.
     names = numbered(call.layer for call in model.calls)
     for each, name in zip(layer_nodes(proto), names):

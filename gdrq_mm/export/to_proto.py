@@ -89,5 +89,5 @@ def _reason(error: BaseException, module: torch.nn.Module) -> str:
 
 def _layer_of(node: Node) -> str:
     """Name of the innermost module that a node was captured in."""
-    *_, (name, _) = [('', ''), *node.meta.get('nn_module_stack', {}).values()]
-    return name
+    stack = list(node.meta.get('nn_module_stack', {}).values())
+    return stack[-1][0] if stack else ''

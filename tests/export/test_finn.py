@@ -1,4 +1,5 @@
 """Files for FINN: transformations leave the outputs, or nothing is written."""
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -49,6 +50,10 @@ def test_outputs_stand_the_transformations(name, tmp_path):
     macs = 16 * 9 * 8 * (3 + (1 if name == 'depthwise' else 8)) + 32 * 5
     assert report.cost['total_macs'] == macs
     assert report.cost['total_bops'] == 16 * macs
+    shapes = [attribute.ints for node in onnx.load(str(report.path)).graph.node
+              for attribute in node.attribute
+              if attribute.name == 'kernel_shape' and node.op_type == 'Conv']
+    assert shapes == [[3, 3], [3, 3]]
     assert f'total_macs: {macs}' in str(report)
 
 
@@ -104,6 +109,7 @@ def test_a_nan_in_any_output_is_refused(tmp_path, monkeypatch):
     differences = iter((0., float('nan')))
     monkeypatch.setattr(finn_check, '_qonnx_steps',
                         lambda: [('broken', lambda model: model)])
+    monkeypatch.setattr(finn_check, '_finn_steps', lambda: [])
     monkeypatch.setattr(finn_check, '_difference',
                         lambda ours, theirs: next(differences))
     model, x = quantized(Two())

@@ -1,0 +1,70 @@
+"""Where ONNX Runtime would mix up layers on integers and those in float."""
+from typing import Dict, List
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+ROUNDED = 'Conv', 'ConvTranspose'  # whose float weights it rounds
+FUSED = ('Clip', 'Elu', 'HardSigmoid', 'LeakyRelu', 'Relu', 'Selu', 'Sigmoid',
+         'Softplus', 'Softsign', 'Tanh', 'ThresholdedRelu')
+SAME_SHAPE = 'rows.same_shape'
+
+
+def keep_apart(proto: ModelProto) -> None:
+    """Let layers in float stay so, and layers on integers as well, in place.
+
+    Between a DequantizeLinear and a QuantizeLinear, ONNX Runtime rounds the
+    float weights of a convolution to 8 bits, one scale for all filters: it
+    gets the same values in other words. And of a Gemm and an activation right
+    behind it, ONNX Runtime makes one operator, in float: something goes
+    between them.
+
+    Args:
+        proto (ModelProto): A file with codes as uint8.
+    """
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    readers: Dict[str, List[str]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+
+    def is_dequantized(name: str) -> bool:
+        return name in makers and makers[name].op_type == 'DequantizeLinear'
+
+    nodes: List[NodeProto] = []
+    plain: Dict[str, str] = {}  # dequantized values -> the same, in float
+    renamed: Dict[str, str] = {}
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+        if node.op_type in ROUNDED and is_dequantized(
+                node.input[0]) and not is_dequantized(node.input[1]):
+            name = node.input[0]
+            if name not in plain:
+                nodes += _in_float(makers[name])
+                plain[name] = nodes[-1].output[0]
+            node.input[0] = plain[name]
+        nodes.append(node)
+        if node.op_type == 'Gemm' and is_dequantized(node.input[1]) and any(
+                each in FUSED for each in readers.get(node.output[0], ())):
+            name = node.output[0]
+            renamed[name] = f'{name}.apart'
+            nodes.append(helper.make_node(
+                'Reshape', [name, SAME_SHAPE], [renamed[name]]))
+    if renamed:
+        proto.graph.initializer.append(numpy_helper.from_array(
+            np.array([0, -1]), SAME_SHAPE))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def _in_float(dequantize: NodeProto) -> List[NodeProto]:
+    """Nodes that compute what a DequantizeLinear does."""
+    (codes, scale, zero), (name, ) = dequantize.input, dequantize.output
+    return [
+        helper.make_node(kind, inputs, [f'{name}.{output}'], **attributes)
+        for kind, inputs, output, attributes in (
+            ('Cast', [codes], 'codes', dict(to=TensorProto.FLOAT)),
+            ('Cast', [zero], 'zero', dict(to=TensorProto.FLOAT)),
+            ('Sub', [f'{name}.codes', f'{name}.zero'], 'from_zero', {}),
+            ('Mul', [f'{name}.from_zero', scale], 'float', {}))]
