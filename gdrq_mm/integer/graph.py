@@ -42,13 +42,20 @@ def capture(model: nn.Module, example: Tuple[Any, ...],
         ValueError: ``dynamic`` does not fit the inputs.
         RuntimeError: torch has no graph of the model, such as of one that
             computes with a batch or size of its own, or none for images as
-            small as the example.
+            small as the example; or it writes to its input.
     """
     check_dynamic(dynamic, example)
     program = exported(model, example, dynamic)
     if 'size' in dynamic:
         check_least(program, example)
-    module = program.run_decompositions({}).module(check_guards=False)
+    program = program.run_decompositions({})
+    changed = program.graph_signature.user_inputs_to_mutate.values()
+    if changed:
+        raise RuntimeError(
+            f'the model changes its input in place ({", ".join(changed)}), '
+            'which no file does: compute a new tensor (x = x - mean, not '
+            'x -= mean)')
+    module = program.module(check_guards=False)
     for part in module.modules():  # eval() is refused here
         part.training = False
     _use_first_names(module, model)

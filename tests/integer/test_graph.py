@@ -103,6 +103,24 @@ class Deciding(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class WritesToItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, image):
+        image[:, :1].sub_(.5)
+        return self.conv(image)
+
+
+@torch.no_grad()
+def test_a_model_that_writes_to_its_input_is_refused():
+    """What it is compared with would have been changed before."""
+    with pytest.raises(RuntimeError, match=r'its input in place \(image\), '
+                                           'which no file does'):
+        capture(WritesToItsInput(), (torch.rand(1, 3, 4, 4), ))
+
+
 def test_a_layer_without_a_graph_is_named():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(Deciding()))
     x = torch.randn(1, 3, 8, 8)
