@@ -22,7 +22,7 @@ update_           activations           after a step, and in ``calibrate``
 restart           both                  where the other phase begins
 forget            both                  after buffers were written (a load)
 scalars           both                  when the log is due
-ends              activations           when the log is due
+value_range       activations           when the log is due
 codes             weights               to merge, to export
 packed_codes      weights               to pack
 packed_state      weights               to pack
@@ -274,15 +274,15 @@ class ActivationQuantizer(Quantizer):
             'and tested; to merge or export, train with a type that has one, '
             f'such as {DEFAULT_TYPE}')
 
-    def ends(self) -> Optional[Tuple[Tensor, Tensor]]:
+    def value_range(self) -> Optional[Tuple[Tensor, Tensor]]:
         """The least and the greatest value that is not clipped; None where
         all pass."""
         return None
 
     @torch.no_grad()
     def clipped_fraction(self, x: Tensor) -> Tensor:
-        """Share of the non-zero elements beyond :meth:`ends`."""
-        ends = self.ends()
+        """Share of the non-zero elements beyond :meth:`value_range`."""
+        ends = self.value_range()
         if ends is None:
             return x.new_zeros(())
         low, high = ends

@@ -241,7 +241,7 @@ class DirectQuantizationActivation(FirstBatchActivation):
         return CodeRange(float(self.step),
                          *self.codes_between(self.is_signed))
 
-    def ends(self) -> Tuple[Tensor, Tensor]:
+    def value_range(self) -> Tuple[Tensor, Tensor]:
         low, high = self.codes_between(self.is_signed)
         return low * self.step, high * self.step
 

@@ -205,6 +205,6 @@ class DoReFaActivation(FirstBatchActivation):
         return CodeRange(float(scale), -levels if self.is_signed else 0,
                          levels)
 
-    def ends(self) -> Tuple[Tensor, Tensor]:
+    def value_range(self) -> Tuple[Tensor, Tensor]:
         top = torch.tensor(self.headroom)
         return -top * self.is_signed, top

@@ -172,7 +172,7 @@ class LSQActivation(FirstBatchActivation):
         return CodeRange(float(self.step.detached),
                          *self.codes_between(self.is_signed))
 
-    def ends(self) -> Tuple[Tensor, Tensor]:
+    def value_range(self) -> Tuple[Tensor, Tensor]:
         low, high = self.codes_between(self.is_signed)
         step = self.step.detached
         return low * step, high * step

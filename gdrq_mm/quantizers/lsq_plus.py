@@ -125,7 +125,7 @@ class LSQPlusActivation(FirstBatchActivation):
         return CodeRange(float(step), 0, self.high, int(
             zero_point(step, self.offset.detached, self.high)))
 
-    def ends(self) -> Tuple[Tensor, Tensor]:
+    def value_range(self) -> Tuple[Tensor, Tensor]:
         step = self.step.detached
         zero = zero_point(step, self.offset.detached, self.high)
         return -zero * step, (self.high - zero) * step

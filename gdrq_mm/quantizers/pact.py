@@ -92,7 +92,7 @@ class PACTActivation(FirstBatchActivation):
         return CodeRange(float(scale), -levels if self.is_signed else 0,
                          levels)
 
-    def ends(self) -> Tuple[Tensor, Tensor]:
+    def value_range(self) -> Tuple[Tensor, Tensor]:
         clip = self.clip.detached
         return -clip * self.is_signed, clip
 

@@ -54,10 +54,11 @@ def test_the_clipped_share_is_that_beyond_the_ends_of_the_grid(name, shift):
         len(outside) / (len(inside) + len(outside)))
     assert float(quantizer.clipped_fraction(torch.zeros(3))) == 0
     # The ends themselves are levels.
-    least, greatest = (float(each) for each in quantizer.ends())
+    least, greatest = (float(each) for each in quantizer.value_range())
     assert (least, greatest) == (
         pytest.approx(low, rel=1e-5, abs=1e-9), pytest.approx(high, rel=1e-5))
-    ends = torch.stack([torch.as_tensor(each) for each in quantizer.ends()])
+    ends = torch.stack([torch.as_tensor(each)
+                        for each in quantizer.value_range()])
     assert float(quantizer.clipped_fraction(ends)) == 0
 
 

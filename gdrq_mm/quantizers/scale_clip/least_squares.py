@@ -121,9 +121,9 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         step, low, _ = self._range()
         return CodeRange(float(step), 0, self.levels, -int(low))
 
-    def ends(self) -> Tuple[Tensor, Tensor]:
+    def value_range(self) -> Tuple[Tensor, Tensor]:
         if not self.has_zero_point:
-            return super().ends()
+            return super().value_range()
         step, low, high = self._range()
         return low * step, high * step
 

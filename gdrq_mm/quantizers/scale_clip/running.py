@@ -100,7 +100,7 @@ class RunningClip(ActivationQuantizer):
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
         return dict(gdrq_act_clip=self.clip) if self.initialized else {}
 
-    def ends(self) -> Tuple[Tensor, Tensor]:
+    def value_range(self) -> Tuple[Tensor, Tensor]:
         return -self.clip * self.is_signed, self.clip
 
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
