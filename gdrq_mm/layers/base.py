@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Optional, Set, Tuple
 from torch import Tensor, nn
 
 from . import fused
-from .read import LatentWeight
+from .read import MOVED, LatentWeight
 from .relu import is_on_grid
 
 # A mixin of modules: what they have is there.
@@ -153,12 +153,5 @@ class QuantLayer(InputFirst):
     def __setattr__(self, name, value):
         if name == self.weight_name and \
                 value is not self._parameters.get(name):
-            raise RuntimeError(
-                f'the weight Parameter of {self.state.name_of(self)} is '
-                'quantized and cannot be replaced. What does that: '
-                'fuse_conv_bn (fuse the float model before), tying weights '
-                '(tie them before), load_state_dict(assign=True) (leave it '
-                'out), nn.DataParallel and FSDP (use DistributedDataParallel)'
-                ', torch.nn.utils.prune (prune before). New values go in by '
-                'weight.data.copy_(...).')
+            raise RuntimeError(MOVED.format(self.state.name_of(self)))
         super().__setattr__(name, value)

@@ -19,6 +19,23 @@ _FORWARD = nn.Module._call_impl.__code__
 # What multiplies an input with a weight: that input is quantized, too.
 _OPERATIONS = (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
                F.conv_transpose2d, F.conv_transpose3d)
+# What gives the same values, to read them or to write to them.
+_ALIASES = Tensor.detach, Tensor.data.__get__
+# What is about the Parameter, whose values stay.
+_FLAGS = (Tensor.requires_grad_,
+          Tensor.requires_grad.__set__)
+# What asks for its shape or dtype only, as most attributes do.
+_SHAPES = ('__get__', '__len__', 'dim', 'ndimension', 'size', 'stride',
+           'numel', 'nelement', 'is_floating_point', 'type_as', 'new_zeros',
+           'new_ones', 'new_empty', 'new_full', 'new_tensor', 'zeros_like',
+           'ones_like', 'empty_like', 'full_like', 'rand_like', 'randn_like')
+MOVED = (
+    'the weight Parameter of {} is quantized and cannot be replaced. What '
+    'does that: fuse_conv_bn (fuse the float model before), tying weights '
+    '(tie them before), load_state_dict(assign=True) (leave it out), '
+    'nn.DataParallel and FSDP (use DistributedDataParallel), '
+    'torch.nn.utils.prune and weight_norm (before quantize_). New values go '
+    'in by weight.data.copy_(...).')
 
 
 class ReadWeight(Tensor):
@@ -51,21 +68,25 @@ class ReadWeight(Tensor):
         name = getattr(func, '__name__', '')
         read = [each for each in tree_flatten((args, kwargs))[0]
                 if isinstance(each, ReadWeight)]
-        if name.endswith('_') and not name.endswith('__') \
-                and read and read[0] is args[0]:
-            layer = read[0].layer
+        layer = read[0].layer if read and read[0] is args[0] else None
+        if layer is not None and func in _FLAGS:
+            func(layer.latent_weight, *args[1:], **kwargs)
+            return read[0]
+        if layer is not None and _writes(name):
             raise RuntimeError(
                 'code in the forward of the model writes to the weight of '
                 f'{layer.state.name_of(layer)} ({name}); it is quantized, '
                 'and what is written to the quantized values is lost: leave '
                 'the layer float with a rule, dict(match=..., skip=True), or '
                 'write to the Parameter outside of the forward')
-        if name != '__get__':  # its shape or dtype is no use of it
+        if name not in _SHAPES and func not in _ALIASES:
             for each in read:
                 each.layer.note_read(func in _OPERATIONS)
         if func in _OPERATIONS:
             args, kwargs = _quantize_input(list(args), dict(kwargs))
-        return _of_values(func, args, kwargs)
+        result = _of_values(func, args, kwargs)
+        return cls.of(layer, result) if layer is not None and \
+            func in _ALIASES else result
 
 
 class TracedReadWeight(ReadWeight):
@@ -74,6 +95,11 @@ class TracedReadWeight(ReadWeight):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _of_values(func, args, kwargs or {})
+
+
+def _writes(name: str) -> bool:
+    return name in ('__setitem__', '__set__') or \
+        name.endswith('_') and not name.endswith('__')
 
 
 def _of_values(func: Callable, args: Any, kwargs: Any) -> Any:
@@ -111,7 +137,9 @@ class LatentWeight:
     def __get__(self, layer: Optional[nn.Module], owner=None) -> Any:
         if layer is None:
             return self
-        weight = layer._parameters[self.name]
+        weight = layer._parameters.get(self.name)
+        if weight is None:
+            raise RuntimeError(MOVED.format(layer.state.name_of(layer)))
         if not any(True for _ in layer.quantizers()):
             return weight
         if is_traced_by_dynamo():  # it knows no frames

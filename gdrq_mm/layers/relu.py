@@ -124,12 +124,16 @@ class QuantReLU(nn.ReLU):
         x, quantizer, state = input, self.last_quantizer, self.state
         if state.is_plain or state.collect_clipped or not (
                 quantizer.fused and quantizer.settled):
-            x = state.activation(quantizer, F.relu(x))
+            quantized = state.activation(quantizer, F.relu(x))
+            # In place or not: code may go on with the input.
+            x = x.copy_(quantized) if self.inplace else quantized
         else:
             x = _QuantizeReLU.apply(
                 x, state.activation_and_grid(quantizer, x)[1], self.inplace)
-        if not x.is_inference():  # those do not count their changes
-            x._on_grid_version = x._version
+        if x.is_inference():  # it would not count its changes
+            with torch.inference_mode(False):
+                x = x.clone()
+        x._on_grid_version = x._version
         return x
 
 

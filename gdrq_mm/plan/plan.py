@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..config import (
     ActivationScheme,
@@ -14,6 +15,8 @@ from ..layers import QUANT_LAYERS
 from ..layers.output import NAME as OUTPUT_QUANTIZER
 from ..layers.relu import count_call_sites
 from .outputs import find_outputs
+
+_TABLES = nn.Embedding, nn.EmbeddingBag
 
 
 @dataclass
@@ -100,21 +103,31 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
     Raises:
         ValueError: A rule matches no layer or acts on none, two layers share
             one weight but get different schemes, a part is quantized already,
-            or a pattern of ``residual`` matches no module.
+            a lazy module has no shape yet, or a pattern of ``residual``
+            matches no module.
     """
     modules = dict(model.named_modules())
     plans = []
     for name, module in modules.items():
+        _check_shaped(name, module)
         kind = _kind(module)
         if kind == 'relu' and config.schemes(name)[1].site == 'relu':
             plans.append(_plan_relu(name, module, modules, config))
         elif kind == 'layer':
             plans.append(_plan_layer(name, module, config))
+    _leave_tables(model, plans)
     aliases = _name_aliases(model, plans)
     config.check_rules([plan.name for plan in plans], aliases)
     _check_rules_act(plans, config)
     _check_shared_weights(plans)
     return plans + _plan_outputs(model, config.residual)
+
+
+def _check_shaped(name: str, module: nn.Module) -> None:
+    if any(map(is_lazy, module._parameters.values())):
+        raise ValueError(
+            f'{name} is a {type(module).__name__} that has no shape yet: run '
+            'the model once, so that it gets its weights, then quantize it')
 
 
 def _plan_outputs(model: nn.Module, residual: ResidualScheme
@@ -150,7 +163,7 @@ def _kind(module: nn.Module) -> Optional[str]:
 def _matrices(module: nn.Module) -> List[Tensor]:
     """``weight``; ``weight_ih_l0`` and the like of recurrent layers;
     ``in_proj_weight`` of attention. Tables are looked up, not multiplied."""
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+    if isinstance(module, _TABLES):
         return []
     own = dict(module.named_parameters(recurse=False))
     weight = getattr(module, 'weight', None)
@@ -211,10 +224,30 @@ def _plan_relu(name, module, modules, config) -> LayerPlan:
     return plan
 
 
+def _leave_tables(model: nn.Module, plans: List[LayerPlan]) -> None:
+    """A layer whose weight is a table that is looked up as well stays float,
+    as the table does."""
+    tables = {id(module.weight): name for name, module in
+              model.named_modules() if isinstance(module, _TABLES)}
+    for plan in plans:
+        table = tables.get(id(plan.parameter))
+        if table is not None and plan.quantized:
+            plan.weight, plan.activation, plan.sites = None, None, 0
+            plan.reason += f'; its weight is the table of {table}, which ' \
+                'stays float'
+
+
 def _check_rules_act(plans: List[LayerPlan], config: QuantConfig) -> None:
     """Fields of a rule must act on a layer that it decides."""
     for rule in config.rules:
         decided = [plan for plan in plans if config.rule_of(plan.name) is rule]
+        if (rule.activation or {}).get('site') == 'relu' and not any(
+                _kind(plan.module) == 'relu' for plan in decided):
+            raise ValueError(
+                f"rule {rule.match!r}: site='relu' acts on ReLUs, and it "
+                f'decides none ({decided[0].name} is a '
+                f'{type(decided[0].module).__name__}): match the ReLU, or '
+                'leave site out')
         for side in ('weight', 'activation'):
             fields = getattr(rule, side)
             turned_off = fields and fields.get('bits', '') is None

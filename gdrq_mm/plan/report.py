@@ -106,13 +106,16 @@ class QuantReport:
     def totals(self) -> dict:
         """Share of weights that is quantized, that of MACs where it was
         measured, bytes in all."""
-        weights = [(plan, _size(plan)) for plan in self.layers
-                   if plan.matrices]
+        weighted = [plan for plan in self.layers if plan.matrices]
+        # A weight that layers share is there once.
+        weights = [(plan, _size(plan)) for plan in {
+            id(plan.parameter if plan.parameter is not None else plan): plan
+            for plan in weighted}.values()]
         total = sum(number for _, number in weights)
-        sizes = [self.bytes_of(plan) for plan in self.layers]
+        sizes = [self.bytes_of(plan) for plan, _ in weights]
         totals = dict(
-            layers=len(weights),
-            quantized_layers=sum(bool(plan.weight) for plan, _ in weights),
+            layers=len(weighted),
+            quantized_layers=sum(bool(plan.weight) for plan in weighted),
             weight_share=sum(number for plan, number in weights
                              if plan.weight) / max(total, 1),
             bytes_before=sum(before for before, _ in sizes),

@@ -93,9 +93,10 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
             else:  # recurrent layers: all of them a token
                 trace.macs += x.shape[:-1].numel() * sum(
                     matrix.numel() for matrix in plan.matrices)
-            version = 0 if x.is_inference() else x._version
-            readers.setdefault((id(x), version), (x, []))[1].append(
-                plan.name)
+            if output is not x:  # else nothing reads what was there before
+                version = 0 if x.is_inference() else x._version
+                readers.setdefault((id(x), version), (x, []))[1].append(
+                    plan.name)
 
         return hook
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 import gdrq_mm
 from gdrq_mm.checkpoint import pack
@@ -201,3 +202,71 @@ def test_compiled_models_compute_the_same(make):
             gradients.append(model.qkv.weight.grad)
         assert torch.equal(*gradients)
     torch._dynamo.reset()
+
+
+WRITES = dict(
+    mul_=lambda layer: layer.weight.mul_(0),
+    data=lambda layer: layer.weight.data.mul_(0),
+    set_data=lambda layer: setattr(layer.weight, 'data', torch.zeros(8, 8)),
+    item=lambda layer: layer.weight.__setitem__(0, 0.),
+    detached=lambda layer: layer.weight.detach().zero_())
+
+
+class Does(nn.Module):
+    """Something with the layer, inside a forward."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.fc, self.what = nn.Linear(8, 8), what
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.what(self.fc)
+        return self.fc(x)
+
+
+@pytest.mark.parametrize('name', WRITES)
+def test_every_write_in_a_forward_is_refused(name):
+    """It would be lost: the values are quantized ones."""
+    model = Does(WRITES[name])
+    gdrq_mm.quantize_(model, W4A4)
+    with pytest.raises(RuntimeError, match='writes to the weight of fc'):
+        model(torch.randn(2, 8))
+
+
+@pytest.mark.parametrize('freeze', [
+    lambda layer: layer.weight.requires_grad_(False),
+    lambda layer: setattr(layer.weight, 'requires_grad', False)])
+def test_a_weight_may_be_frozen_in_a_forward(freeze):
+    model = Does(freeze)
+    gdrq_mm.quantize_(model, W4A4)
+    model(torch.randn(2, 8))
+    assert not model.fc.weight.requires_grad
+
+
+@pytest.mark.parametrize('look', [
+    lambda layer: layer.weight.size(0), lambda layer: layer.weight.shape,
+    lambda layer: torch.ones(2).type_as(layer.weight),
+    lambda layer: layer.weight.new_zeros(3),
+    lambda layer: torch.zeros_like(layer.weight)])
+def test_a_look_at_the_shape_is_no_use_of_the_weight(look):
+    model = Does(look)
+    gdrq_mm.quantize_(model, W4A4)
+    model(torch.randn(2, 8))
+    assert not model.fc.past_reads
+
+
+def test_a_use_of_detached_values_is_one():
+    model = Does(lambda layer: layer.weight.detach() * 2)
+    gdrq_mm.quantize_(model, W4A4)
+    model(torch.randn(2, 8))
+    assert model.fc.past_reads == {'value'}
+
+
+def test_weights_that_were_taken_away_are_told_of():
+    model = nn.Sequential(nn.Linear(8, 8))
+    gdrq_mm.quantize_(model, W4A4)
+    with pytest.raises(RuntimeError, match='0 is quantized and cannot be '
+                                           'replaced.*before quantize_'):
+        l1_unstructured(model[0], 'weight', .5)
+        model(torch.randn(2, 8))

@@ -272,12 +272,59 @@ def test_reshape_phase_clips_the_output_without_rounding():
     assert torch.equal(model[0].relu(x), x.clamp(0, clip))
 
 
-def test_input_of_an_inplace_relu_is_left_alone():
-    model = train(make(), image()).eval()
+@pytest.mark.parametrize('inplace', [True, False])
+@pytest.mark.parametrize('steps', [0, 2, 12])
+@pytest.mark.parametrize('phase', ['reshape', 'quantize'])
+def test_an_inplace_relu_is_so_in_every_step(inplace, steps, phase):
+    """Before it has a threshold, while signs are counted, and after: code may
+    go on with the input."""
+    model = make()
+    for _ in range(steps):
+        train(model, image())
+    model.quantization_state.set_phase(phase)
+    relu = model.eval()[0].relu
+    relu.inplace = inplace
     x = image(1)
     before = x.clone()
-    model[0].relu(x)
-    assert torch.equal(x, before)
+    out = relu(x)
+    assert torch.equal(x, out if inplace else before)
+    assert not torch.equal(out, before)
+
+
+def test_an_inplace_relu_has_the_gradient_of_one_that_is_not():
+    grads = []
+    for inplace in (True, False):
+        model = train(make(), image())
+        model[0].relu.inplace = inplace
+        x = image(1).requires_grad_()
+        model[0].relu(2 * x).square().sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(*grads) and grads[0].any()
+
+
+def test_a_layer_that_reads_more_than_a_relu_is_the_same_in_inference():
+    """An input on the grid is not quantized twice; inference tensors count
+    no changes."""
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.conv = nn.ReLU(), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            out = self.relu(self.conv(x))
+            first = self.conv(out)
+            out = out + 1 if self.training else out.add_(1)  # off the grid
+            return first + self.conv(out)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Shared())
+    quantize_(model, RELU)
+    model = train(model, image()).eval()
+    with torch.no_grad():
+        expected = model(image(1))
+    with torch.inference_mode():
+        assert torch.equal(model(image(1)), expected)
 
 
 def test_copy_counts_its_own_sites():

@@ -225,3 +225,34 @@ def test_weight_tied_to_a_layer_that_stays_float_names_the_way_out():
         plan_of(model)
     rules = [dict(match='0', skip=True), dict(match='1', skip=True)]
     assert not plan_of(model, dict(W4A4, rules=rules))['0'].quantized
+
+
+class Tied(nn.Module):
+    """The head of a language model reads the table of the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+        self.fc, self.head = nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+        self.head.weight = self.table.weight
+
+
+def test_a_layer_tied_to_a_table_stays_float():
+    """Else the table would be clipped, and packed as codes."""
+    plan = plan_of(Tied())
+    assert plan['fc'].quantized and not plan['head'].quantized
+    assert plan['head'].sites == 0 and plan['head'].reason == (
+        'default; its weight is the table of table, which stays float')
+
+
+def test_a_lazy_module_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match='0 is a LazyLinear .*run the model '
+                                         'once'):
+        plan_of(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_the_site_of_a_rule_is_for_relus():
+    with pytest.raises(ValueError, match="rule 'conv1': site='relu' acts on "
+                       'ReLUs, and it decides none'):
+        plan_of(Block(), dict(RELU_SITE, rules=[
+            dict(match='conv1', activation=dict(site='relu', bits=8))]))

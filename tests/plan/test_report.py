@@ -117,3 +117,14 @@ def test_macs_of_the_projections_of_attention(quantized):
     traces = trace_layers(model, plans, lambda: model(torch.rand(5, 3, 8)))
     assert traces['attention'].macs == (2 + 5 + 5) * 3 * 64
     assert traces['attention.out_proj'].macs == 2 * 3 * 64
+
+
+def test_a_weight_that_layers_share_counts_once():
+    model = nn.Sequential(nn.Linear(16, 16, bias=False),
+                          nn.Linear(16, 16, bias=False))
+    model[1].weight = model[0].weight
+    totals = quantize_(model, dict(weight=dict(bits=4, group_size=-1))
+                       ).totals()
+    assert totals['layers'] == totals['quantized_layers'] == 2
+    assert totals['bytes_before'] == 4 * 256
+    assert totals['bytes_after'] == 256 // 2 + 4
