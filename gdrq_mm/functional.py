@@ -23,7 +23,14 @@ def num_levels(bits: int, signed: bool = True) -> int:
 
 
 def num_groups(num_filters: int, group_size: int) -> int:
-    """Number of groups; ``group_size=-1`` is one group for the whole layer."""
+    """Number of groups; ``group_size=-1`` is one group for the whole layer.
+
+    Raises:
+        ValueError: It is neither -1 nor positive.
+    """
+    if group_size < 1 and group_size != -1:
+        raise ValueError(f'group_size is {group_size}, allowed: 1 or more, or '
+                         '-1 for the whole layer')
     if group_size == -1:
         return min(num_filters, 1)
     return -(-num_filters // group_size)

@@ -236,3 +236,9 @@ def test_even_numbers_of_levels_equal_brute_force(
 def test_even_numbers_of_levels_have_few_bits(options, message):
     with pytest.raises(ValueError, match=message):
         search_clip(draw('normal', (2, 3)), **options)
+
+
+@pytest.mark.parametrize('group_size', [0, -2])
+def test_groups_of_no_size_are_refused(group_size):
+    with pytest.raises(ValueError, match='group_size is .*allowed: 1 or more'):
+        search_clip(torch.randn(4, 3), 4, group_size=group_size)
