@@ -150,13 +150,13 @@ def _move(source: nn.Module, target: nn.Module, key: str) -> None:
 def _spell_out(module: GraphModule) -> None:
     """Say what torch's own decompositions stumble over otherwise: how
     ``torch.meshgrid`` indexes ('ij' without a word), and that both ends of a
-    clamp of float values are float."""
+    clamp are float where one is."""
     for node in module.graph.nodes:
         if target_of(node) is _aten.meshgrid.default:
             node.target, node.kwargs = _aten.meshgrid.indexing, dict(
                 indexing='ij')
-        elif target_of(node) is _aten.clamp.default and \
-                node.meta['val'].is_floating_point():
+        elif target_of(node) is _aten.clamp.default and any(
+                isinstance(each, float) for each in node.args):
             node.args = tuple(float(each) if isinstance(each, int) else each
                               for each in node.args)
     module.recompile()
