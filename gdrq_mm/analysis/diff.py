@@ -7,26 +7,43 @@ from typing import Callable, Dict, List, Optional
 import torch
 from torch import Tensor, nn
 
+from ..plan.trace import first_tensor
+
 PARTED = 60.  # decibels; float32 of another order of sums has over 100
 
 
 @dataclass
 class Energy:
-    """Energies of signals and of their differences."""
+    """Energies of signals and of their differences.
+
+    Args:
+        signal (float): Of what is expected, where that is finite.
+        noise (float): Of the difference; not finite where a value is not,
+            unless both are the same infinity.
+        values (int): How many were compared.
+    """
     signal: float = 0.
     noise: float = 0.
+    values: int = 0
 
     def add(self, expected: Tensor, found: Tensor) -> None:
         expected, found = expected.double(), found.double()
-        self.signal += float(expected.square().sum())
-        self.noise += float((expected - found).square().sum())
+        difference = (expected - found).where(expected != found, 0.)
+        self.signal += float(expected[expected.isfinite()].square().sum())
+        self.noise += float(difference.square().sum())
+        self.values += found.numel()
 
     @property
     def decibels(self) -> float:
         """Signal-to-quantization-noise ratio; infinite where all is equal,
-        NaN where nothing was compared."""
+        minus infinity where only one is finite or either is no number, NaN
+        where nothing was compared."""
+        if not self.values:
+            return math.nan
+        if not math.isfinite(self.noise):
+            return -math.inf
         if self.noise == 0:
-            return math.inf if self.signal else math.nan
+            return math.inf
         return 10 * math.log10(max(self.signal, 1e-300) / self.noise)
 
 
@@ -115,10 +132,11 @@ def _run_first(model, modules, others, forward, found) -> Dict[str, list]:
 
     def hook(name):
         def compare(module, args, kwargs, output):
-            if isinstance(output, Tensor):
-                outputs.setdefault(name, []).append(output.clone())
-                own = others[name].forward(*args, **kwargs)
-                found.setdefault(name, Difference(name)).own.add(output, own)
+            value = first_tensor(output)  # attention returns its map, too
+            if value is not None:
+                outputs.setdefault(name, []).append(value.clone())
+                own = first_tensor(others[name].forward(*args, **kwargs))
+                found.setdefault(name, Difference(name)).own.add(value, own)
         return compare
 
     with ExitStack() as stack:
@@ -134,10 +152,12 @@ def _run_second(model, modules, forward, outputs, found) -> None:
 
     def hook(name):
         def compare(module, args, output):
+            value = first_tensor(output)
+            if value is None:
+                return
             expected = next(left.get(name, iter(())), None)
-            if expected is not None and isinstance(output, Tensor) \
-                    and output.shape == expected.shape:
-                found[name].whole.add(expected, output)
+            if expected is not None and value.shape == expected.shape:
+                found[name].whole.add(expected, value)
         return compare
 
     with ExitStack() as stack:

@@ -9,8 +9,14 @@ from onnx import numpy_helper
 from torch import nn
 
 from gdrq_mm import quantize_
-from gdrq_mm.analysis.diff import compare_models, first_parted, largest
+from gdrq_mm.analysis.diff import (
+    Energy,
+    compare_models,
+    first_parted,
+    largest,
+)
 from gdrq_mm.analysis.diff_onnx import compare_onnx, compare_qonnx, is_qonnx
+from gdrq_mm.analysis.tables import diff_table
 from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.merge import merge
 from gdrq_mm.training import calibrate
@@ -88,6 +94,53 @@ def test_the_ratio_is_that_of_the_definition(net, x):
     assert by_name['bn'].own.decibels == math.inf  # it is not quantized
     assert by_name['bn'].whole.decibels < math.inf
     assert not [each for each in found if 'quantizer' in each.name]
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+@pytest.mark.parametrize('other_way', [False, True])
+def test_outputs_that_are_not_finite_part_most(bad, other_way, net, x):
+    broken = copy.deepcopy(net)
+    broken.conv.weight.data[0, 0, 0, 0] = bad
+    found, by_name = compare(*((broken, net) if other_way else
+                               (net, broken)), x)
+    assert by_name['conv'].own.decibels == -math.inf
+    assert by_name['bn'].own.decibels == math.inf
+    assert first_parted(found).name == largest(found).name == 'conv'
+    assert 'they part first at conv (-inf dB)' in diff_table(found)
+
+
+def test_equal_values_part_nowhere_be_they_zero_or_infinite():
+    energy = Energy()
+    assert math.isnan(energy.decibels)  # nothing was compared
+    energy.add(torch.zeros(2), torch.zeros(2))
+    assert energy.decibels == math.inf
+    energy.add(torch.tensor([1., -math.inf]), torch.tensor([1., -math.inf]))
+    assert energy.decibels == math.inf and energy.signal == 1
+    energy.add(torch.ones(1), torch.full((1, ), .9))
+    assert energy.decibels == pytest.approx(10 * math.log10(2 / .01),
+                                            rel=1e-5)
+
+
+class Attends(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x)[0])
+
+
+def test_modules_that_return_tuples_are_compared_by_the_first():
+    torch.manual_seed(0)
+    model = Attends().eval()
+    faulty = copy.deepcopy(model)
+    faulty.attention.in_proj_weight.data.mul_(1.1)
+    found, by_name = compare(model, faulty, torch.randn(2, 6, 8))
+    assert first_parted(found).name == 'attention'
+    assert by_name['attention'].whole.noise > 0
+    assert by_name['head'].own.decibels == math.inf
 
 
 def test_models_of_other_configs_are_refused(net, x):
