@@ -6,7 +6,9 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..config import QuantConfig
+from ..config import QuantConfig, Rule
+from ..plan import LayerPlan
+from .rules import SIDES, acting_rules
 
 FLOAT = 32
 
@@ -32,6 +34,7 @@ class Layer:
         activation_noise (dict[int, float]): The same of the inputs.
         activation_bits (int): What the inputs keep where they are not chosen.
         fixed (bool): It stays float.
+        kept (Bits, optional): What it keeps, where nothing is to choose.
     """
     names: List[str]
     weights: int
@@ -41,6 +44,7 @@ class Layer:
     activation_noise: Dict[int, float]
     activation_bits: int
     fixed: bool = False
+    kept: Optional[Bits] = None
 
     def noise(self, bits: Bits) -> float:
         """Noise of weights and inputs, which are taken to add up."""
@@ -60,10 +64,12 @@ class Layer:
 
 def _never_falling(noises: Dict[int, float]) -> Dict[int, float]:
     """More bits are never worse: where they were measured to be, that is
-    noise of the measurement."""
+    noise of the measurement. What broke the outputs stays infinite."""
     order = sorted(noises)
-    return dict(zip(order, np.minimum.accumulate(
-        [noises[bits] for bits in order])))
+    found = np.array([noises[bits] for bits in order], dtype=float)
+    found[~np.isfinite(found)] = np.inf
+    least = np.minimum.accumulate(found)
+    return dict(zip(order, np.where(np.isinf(found), found, least).tolist()))
 
 
 def relative_cost(layers: Sequence[Layer], kind: str,
@@ -117,16 +123,18 @@ def propose(layers: Sequence[Layer], budgets: Dict[str, float],
                           ) from error
     free = [layer for layer in layers if not layer.fixed]
     weight_bits = sorted(weight_bits)
-    options = [[Bits(*each) for each in itertools.product(
-        weight_bits, [layer.activation_bits] if activation_bits is None
-        else sorted(activation_bits))] for layer in free]
-    if not free or not options[0]:
+    if activation_bits is not None:
+        activation_bits = sorted(activation_bits)
+    if not free or not weight_bits or activation_bits == []:
         raise ValueError('no layer is quantized, or no bits are allowed: '
                          'there is nothing to choose')
-    noise = np.array([[layer.noise(bits) for bits in row]
-                      for layer, row in zip(free, options)])
+    options = [_options(layer, weight_bits, activation_bits)
+               for layer in free]
+    noise = np.array([0. if layer.kept else layer.noise(bits)
+                      for layer, row in zip(free, options) for bits in row])
+    owner = np.repeat(np.arange(len(free)), [len(row) for row in options])
     constraints = [LinearConstraint(
-        np.kron(np.eye(len(free)), np.ones(noise.shape[1])), 1, 1)]
+        (owner == np.arange(len(free))[:, None]).astype(float), 1, 1)]
     for kind, ratio in budgets.items():
         if kind not in ('size', 'bops'):
             raise ValueError(f"a budget of {kind!r} is unknown, allowed: "
@@ -134,21 +142,38 @@ def propose(layers: Sequence[Layer], budgets: Dict[str, float],
         _check_budget(layers, free, options, kind, ratio)
         whole = sum(layer.cost(kind, None) for layer in layers)
         rest = sum(layer.cost(kind, None) for layer in layers if layer.fixed)
-        costs = np.array([[layer.cost(kind, bits) for bits in row]
-                          for layer, row in zip(free, options)])
+        costs = np.array([layer.cost(kind, bits) for layer, row
+                          in zip(free, options) for bits in row])
         # A hair of room, so that a budget that is met exactly is met.
         constraints.append(LinearConstraint(
-            costs.ravel() / whole, -np.inf, ratio - rest / whole + 1e-12))
-    result = milp(noise.ravel() / max(noise.max(), 1e-300),
+            costs / whole, -np.inf, ratio - rest / whole + 1e-12))
+    result = milp(noise / max(noise.max(), 1e-300),
                   constraints=constraints, bounds=Bounds(0, 1),
                   integrality=np.ones(noise.size),
                   options=dict(mip_rel_gap=0.))
     if result.x is None:
         raise ValueError(f'the budgets {budgets} cannot be met together: '
                          'each one can; give one of them more room')
-    chosen = result.x.reshape(noise.shape).argmax(1)
-    return {layer.names[0]: row[index]
-            for layer, row, index in zip(free, options, chosen)}
+    return {layer.names[0]: row[result.x[owner == index].argmax()]
+            for index, (layer, row) in enumerate(zip(free, options))}
+
+
+def _options(layer: Layer, weight_bits: Sequence[int],
+             activation_bits: Optional[Sequence[int]]) -> List[Bits]:
+    """What a layer may have; nothing that broke the outputs."""
+    if layer.kept is not None:
+        return [layer.kept]
+    every = [Bits(*each) for each in itertools.product(
+        weight_bits, [layer.activation_bits] if activation_bits is None
+        else activation_bits)]
+    usable = [bits for bits in every if np.isfinite(layer.noise(bits))]
+    if not usable:
+        raise ValueError(
+            f'the outputs with {layer.names[0]} at '
+            f'{", ".join(str(list(bits)) for bits in every)} bits of weights '
+            'and inputs are not finite, so that none can be chosen: allow '
+            'more bits, or skip the layer by a rule')
+    return usable
 
 
 def _check_budget(layers, free, options, kind: str, ratio: float) -> None:
@@ -163,34 +188,49 @@ def _check_budget(layers, free, options, kind: str, ratio: float) -> None:
 
 
 def make_rules(layers: Sequence[Layer], choice: Dict[str, Bits],
-               config: dict) -> List[dict]:
+               config: dict, plans: Iterable[LayerPlan] = ()) -> List[dict]:
     """The ``rules`` of a policy, to put in place of those of a config.
+
+    Those of single layers come first: the first one that matches wins.
 
     Args:
         layers (list[Layer]): All layers.
         choice (dict[str, Bits]): From :func:`propose`.
         config (dict): The ``quantization`` that they are for; what its rules
             say of layers besides bits stays.
+        plans (iterable of LayerPlan): Of the model with this config: its
+            rules decide ReLUs and layers without a quantized form as well.
     """
     parsed = QuantConfig.from_dict(config)
-    rules = [rule for rule in config.get('rules') or () if rule.get('skip')]
+    rules: List[dict] = []
+    acting: Dict[str, Sequence[str]] = {
+        plan.name: [side for side in SIDES if getattr(plan, side)]
+        for plan in plans if not plan.output}
     for layer in layers:
         bits = choice.get(layer.names[0])
-        for name in layer.names if bits else ():
-            old = parsed.rule_of(name)
-            if old is not None and old.skip:
+        for name in layer.names:
+            acting.setdefault(name, SIDES if bits else ())
+            own = Bits(*(scheme.bits for scheme in parsed.schemes(name)))
+            if bits in (None, own):
                 continue
-            sides = dict(weight=dict(old.weight or {}) if old else {},
-                         activation=dict(old.activation or {}) if old else {})
-            sides['weight']['bits'] = bits.weight
-            sides['activation']['bits'] = bits.activation
-            for side, scheme in (('weight', parsed.weight),
-                                 ('activation', parsed.activation)):
-                if sides[side] == dict(bits=scheme.bits):
-                    del sides[side]
-            if sides:
-                rules.append(dict(match=glob.escape(name), **sides))
-    return rules
+            old = parsed.rule_of(name)
+            rules.append(_rule_of_bits(name, bits, old, parsed))
+            del acting[name]
+    return rules + acting_rules(config, acting)
+
+
+def _rule_of_bits(name: str, bits: Bits, old: Optional[Rule],
+                  config: QuantConfig) -> dict:
+    """The rule of one layer, with what the old one says besides bits."""
+    sides = {}
+    for side in SIDES:
+        fields = dict(getattr(old, side, None) or {},
+                      bits=getattr(bits, side))
+        if fields != dict(bits=getattr(config, side).bits):
+            sides[side] = fields
+    # A rule must say something, if only what holds without any.
+    return dict(match=glob.escape(name),
+                **(sides or dict(weight=dict(bits=bits.weight))))
 
 
 def format_rules(rules: Iterable[dict]) -> str:
@@ -210,7 +250,8 @@ def predict_metric(noise: float, measured: Iterable[Tuple[float, float]]
     """The metric that goes with a noise, from what was measured.
 
     More noise never gives a better metric (isotonic regression); beyond the
-    greatest noise that was measured, the metric there.
+    greatest noise that was measured, the metric there. No metric is as bad
+    as the worst one.
 
     Args:
         noise (float): Noise of the outputs.
@@ -218,6 +259,13 @@ def predict_metric(noise: float, measured: Iterable[Tuple[float, float]]
             that of the float model among them.
     """
     from scipy.optimize import isotonic_regression
-    noises, metrics = (np.array(each) for each in zip(*sorted(measured)))
+    known = [each for each in measured if np.isfinite(each[0])]
+    worst = min((metric for _, metric in known if np.isfinite(metric)),
+                default=float('nan'))
+    if np.isnan(worst):
+        return worst
+    noises, metrics = (np.array(each) for each in zip(*sorted(
+        (each, metric if np.isfinite(metric) else worst)
+        for each, metric in known)))
     fitted = isotonic_regression(metrics, increasing=False).x
     return float(np.interp(noise, noises, fitted))

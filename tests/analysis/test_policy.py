@@ -1,10 +1,13 @@
 """Bits by an integer program, against brute force."""
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from gdrq_mm import quantize_
 from gdrq_mm.analysis.policy import (
     Bits,
     Layer,
@@ -15,6 +18,8 @@ from gdrq_mm.analysis.policy import (
     propose,
     relative_cost,
 )
+from gdrq_mm.config import QuantConfig
+from gdrq_mm.plan import make_plan
 
 BITS = (2, 3, 4, 8)
 
@@ -114,7 +119,6 @@ def test_costs_are_those_of_packed_files_and_of_bit_operations():
 
 
 def test_rules_give_the_chosen_bits_and_keep_what_else_was_said():
-    from gdrq_mm.config import QuantConfig
     config = dict(
         weight=dict(bits=2), activation=dict(bits=4),
         rules=[dict(match='skipped', skip=True),
@@ -134,9 +138,83 @@ def test_rules_give_the_chosen_bits_and_keep_what_else_was_said():
     assert parsed.rule_of('a') is None  # as the config has it
 
 
+QUANTIZATION = dict(
+    weight=dict(bits=4), activation=dict(bits=4, site='relu'),
+    rules=[dict(match='body.0', weight=dict(bits=8)),
+           dict(match='body.1', activation=dict(bits=8)),
+           dict(match='body.[23]', weight=dict(bits=2),
+                activation=dict(bits=8)),
+           dict(match='body.*', skip=True),
+           dict(match='head', weight=dict(bits=None),
+                activation=dict(bits=None))])
+
+
+@pytest.mark.parametrize('first', [2, 4, 8])
+@pytest.mark.parametrize('third', [2, 4])
+def test_rules_can_be_pasted_whatever_was_chosen(first, third):
+    """Narrow ones stand before wide ones, and none decides nothing."""
+    model = nn.Module()
+    model.body = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(),
+        nn.Conv2d(4, 4, 3))
+    model.tail, model.head = nn.Linear(4, 4), nn.Linear(4, 4)
+    plans = make_plan(model, QuantConfig.from_dict(QUANTIZATION))
+    choice = {'body.0': Bits(first, 4), 'body.2': Bits(third, 8),
+              'tail': Bits(4, 4)}
+    layers = [Layer([name], 10, 1, 10, {}, {}, 4, name not in choice)
+              for name in ('body.0', 'body.2', 'body.4', 'tail', 'head')]
+    rules = make_rules(layers, choice, QUANTIZATION, plans)
+    found = {plan.name: plan for plan in quantize_(
+        model, dict(QUANTIZATION, rules=rules)).layers}
+    for name, bits in choice.items():
+        assert (found[name].weight.bits, found[name].activation.bits) == bits
+    assert not found['head'].quantized and not found['body.4'].quantized
+    for name in ('body.1', 'body.3'):
+        assert found[name].activation.bits == 8
+
+
+def test_rules_for_the_default_bits_stand_before_wider_ones():
+    config = dict(weight=dict(bits=4), activation=dict(bits=4),
+                  rules=[dict(match='*', weight=dict(bits=8))])
+    layers = [Layer([name], 10, 1, 10, {}, {}, 4) for name in 'ab']
+    assert make_rules(layers, {'a': Bits(4, 4), 'b': Bits(8, 4)}, config) == [
+        dict(match='a', weight=dict(bits=4)), *config['rules']]
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_bits_that_broke_the_outputs_are_not_chosen(bad):
+    layers = make_layers(5)
+    for layer in layers:
+        layer.weights, layer.groups = 1000, 10
+    layers[0].weight_noise = {2: bad, 3: .1, 4: .2, 8: .01}
+    assert [layers[0].noise(Bits(bits, 4)) for bits in BITS] == \
+        pytest.approx([math.inf, .1, .1, .01], abs=.1)
+    assert propose(layers, dict(size=.12), BITS)['layer0'].weight > 2
+    layers[0].weight_noise[8] = bad
+    assert propose(layers, dict(size=1), BITS)['layer0'].weight in (3, 4)
+    with pytest.raises(ValueError, match=r'with layer0 at \[2, 4\], \[8, 4'
+                       r'\] bits .* are not finite, .*: allow more bits'):
+        propose(layers, dict(size=1), [2, 8])
+
+
+def test_a_layer_may_keep_its_bits():
+    layers = make_layers(6)
+    layers[2].kept, layers[2].weight_noise = Bits(4, 8), {}
+    choice = propose(layers, dict(size=.13), BITS, [2, 4])
+    assert choice['layer2'] == (4, 8)
+    assert {bits.activation for bits in choice.values()} <= {2, 4, 8}
+
+
 def test_the_metric_is_predicted_between_measured_ones():
     measured = [(0., 80.), (.1, 70.), (.2, 74.), (.4, 50.)]
     assert predict_metric(0., measured) == 80.
     assert predict_metric(.15, measured) == 72.  # the two are made one
     assert predict_metric(.3, measured) == 61.
     assert predict_metric(9., measured) == 50.
+
+
+def test_no_metric_is_as_bad_as_the_worst_one():
+    measured = [(0., 80.), (.1, 70.), (.2, math.nan), (math.nan, 3.)]
+    assert predict_metric(.2, measured) == 70.
+    assert predict_metric(math.inf, measured) == 70.
+    assert math.isnan(predict_metric(.2, [(0., math.nan)]))
