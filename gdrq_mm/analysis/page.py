@@ -1,5 +1,6 @@
 """One self-contained page about a quantized model."""
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Union
@@ -7,7 +8,7 @@ from typing import Dict, List, Union
 from ..writing import write_whole
 from .layer_figures import LIMIT, LayerFigures
 from .sensitivity import Figures, Setting, worst_first
-from .tables import SIDES, bits_text
+from .tables import SIDES, bits_text, number_text
 
 TEMPLATE = Path(__file__).with_name('page.html')
 
@@ -44,11 +45,12 @@ class Page:
         except ImportError as error:
             raise ImportError('plotly is missing, which draws the page: pip '
                               'install "gdrq_mm[analysis]"') from error
-        data = json.dumps(dict(
+        data = json.dumps(_finite(dict(
             title=self.title, summary=self.summary, rows=self.rows,
             figures={name: each.to_dict()
                      for name, each in self.figures.items()},
-            trouble=self.trouble, sections=self.sections, limit=LIMIT))
+            trouble=self.trouble, sections=self.sections, limit=LIMIT)),
+            allow_nan=False)
         page = TEMPLATE.read_text()
         # No text of ours may end a script.
         for mark, text in (('/*PLOTLY*/', get_plotlyjs()),
@@ -65,6 +67,16 @@ class Page:
         page = self.html()
         with write_whole(path) as part:
             part.write_text(page)
+
+
+def _finite(value):
+    """The same with null for numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) \
+        else value
 
 
 def _layout(title: str, x: str, y: str, **more) -> dict:
@@ -86,7 +98,7 @@ def sensitivity_section(figures: Dict[Setting, Figures]) -> dict:
             data=[dict(type='bar', orientation='h',
                        y=[each.group for each in order],
                        x=[100 * part[each].noise for each in order],
-                       text=[f'{part[each].metric:.4g}' for each in order],
+                       text=[number_text(part[each].metric) for each in order],
                        hovertemplate='%{y}: noise %{x:.3g}%, metric '
                        '%{text}<extra></extra>')],
             layout=_layout(

@@ -106,8 +106,8 @@ def plot_diff(differences: List[Difference], path: Target) -> None:
     axis = image.subplots()
     for kind, label in (('own', 'of its own'), ('whole', 'up to here')):
         values = [getattr(each, kind).decibels for each in differences]
-        axis.plot(names, [max(min(value, 120.), -120.) for value in values], '.-',
-                  label=label)
+        axis.plot(names, [max(min(value, 120.), -120.)
+                          for value in values], '.-', label=label)
     axis.set_ylabel('signal-to-noise ratio, dB (120: equal, '
                     '-120: not finite)')
     axis.tick_params(axis='x', rotation=90, labelsize='small')

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config import QuantConfig, Rule
 from ..plan import LayerPlan
-from .rules import SIDES, acting_rules
+from .rules import SIDES, acting_rules, quantized_sides
 
 FLOAT = 32
 
@@ -203,9 +203,7 @@ def make_rules(layers: Sequence[Layer], choice: Dict[str, Bits],
     """
     parsed = QuantConfig.from_dict(config)
     rules: List[dict] = []
-    acting: Dict[str, Sequence[str]] = {
-        plan.name: [side for side in SIDES if getattr(plan, side)]
-        for plan in plans if not plan.output}
+    acting: Dict[str, Sequence[str]] = {**quantized_sides(plans)}
     for layer in layers:
         bits = choice.get(layer.names[0])
         for name in layer.names:

@@ -1,12 +1,15 @@
 """Rules of a config, of which each must act on something."""
-from typing import Dict, Iterable, List
+from typing import Dict, Iterable, List, Mapping, Sequence
+
+from torch import nn
 
 from ..config import QuantConfig
+from ..plan import LayerPlan, make_plan
 
 SIDES = ('weight', 'activation')
 
 
-def acting_rules(config: dict, acting: Dict[str, Iterable[str]]
+def acting_rules(config: dict, acting: Mapping[str, Sequence[str]]
                  ) -> List[dict]:
     """The rules that still decide a layer, with the fields that still act.
 
@@ -14,8 +17,8 @@ def acting_rules(config: dict, acting: Dict[str, Iterable[str]]
 
     Args:
         config (dict): A ``quantization`` that is allowed.
-        acting (dict[str, iterable of str]): Names that rules are to decide
-            -> what of these is quantized, of 'weight' and 'activation'.
+        acting (mapping): Names that rules are to decide -> what of
+            these is quantized, of 'weight' and 'activation'.
     """
     parsed = QuantConfig.from_dict(config)
     kept = []
@@ -29,3 +32,21 @@ def acting_rules(config: dict, acting: Dict[str, Iterable[str]]
         if decided and any(left.get(key) for key in ('skip', *SIDES)):
             kept.append(left)
     return kept
+
+
+def quantized_sides(plans: Iterable[LayerPlan]) -> Dict[str, List[str]]:
+    """What is quantized of all that rules decide, by its name."""
+    return {plan.name: [side for side in SIDES if getattr(plan, side)]
+            for plan in plans if not plan.output}
+
+
+def rules_of_layers(config: dict, model: nn.Module) -> List[dict]:
+    """The rules of a config, without what they say of ReLUs alone.
+
+    Args:
+        config (dict): A ``quantization`` of this model.
+        model (nn.Module): A float model.
+    """
+    plans = make_plan(model, QuantConfig.from_dict(config))
+    return acting_rules(config, quantized_sides(
+        plan for plan in plans if not isinstance(plan.module, nn.ReLU)))

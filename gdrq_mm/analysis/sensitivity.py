@@ -2,9 +2,10 @@
 import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Dict, Iterable, Iterator, List, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..plan import LayerPlan
 from ..training import get_state
@@ -90,19 +91,30 @@ def float_parts(model: nn.Module, layers: Dict[str, Iterable[str]]):
     Args:
         model (nn.Module): A quantized model.
         layers (dict[str, iterable of str]): Name of a layer -> its quantizers
-            that are not to act, of ``SIDES['both']``.
+            that are not to act, of ``SIDES['both']``. ReLUs and outputs
+            that are quantized are float as a whole.
     """
     state = get_state(model)
     converted = state.layers if state else {}
     with ExitStack() as stack:
         for name, quantizers in layers.items():
+            module = converted[name]
+            if not hasattr(module, 'weight_quantizer'):
+                module.forward = partial(nn.ReLU.forward, module) if \
+                    isinstance(module, nn.ReLU) else _unchanged
+                stack.callback(delattr, module, 'forward')
+                continue
             for quantizer in quantizers:
-                module = converted[name]
                 there = getattr(module, quantizer, None)
                 if there is not None:
                     setattr(module, quantizer, None)
                     stack.callback(setattr, module, quantizer, there)
         yield
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    """An output that is not rounded."""
+    return x
 
 
 def float_in(setting: Setting, members: Iterable[str],
@@ -112,7 +124,7 @@ def float_in(setting: Setting, members: Iterable[str],
     Args:
         setting (Setting): What is quantized.
         members (iterable of str): The layers of its group.
-        layers (iterable of str): All quantized layers.
+        layers (iterable of str): All that is quantized.
     """
     members = set(members)
     if setting.way == 'rest':

@@ -26,6 +26,11 @@ def noise_text(figures: Figures) -> str:
     return f'{figures.noise:.2%} +- {figures.error:.2%}'
 
 
+def number_text(value: float, form: str = '{:.4g}') -> str:
+    """'none' where an evaluator gave no number."""
+    return 'none' if math.isnan(value) else form.format(value)
+
+
 def bits_text(bits: int) -> str:
     """0 stands for those of a training."""
     return f'{bits} bits' if bits else 'the trained bits'
@@ -57,11 +62,12 @@ def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
                                  bits_text(bits))
         whole = figures.get(Setting('', 'both', bits, 'rest'))
         if way == 'rest' and whole:
-            title += (f'\n(nothing float: {metric} {whole.metric:.4g}, noise '
+            title += (f'\n(nothing float: {metric} '
+                      f'{number_text(whole.metric)}, noise '
                       f'{noise_text(whole)})')
         order = worst_first(part)[:most or None]
-        rows = [(setting.group, f'{part[setting].metric:.4g}',
-                 f'{part[setting].metric - float_metric:+.4g}',
+        rows = [(setting.group, number_text(part[setting].metric),
+                 number_text(part[setting].metric - float_metric, '{:+.4g}'),
                  noise_text(part[setting])) for setting in order]
         texts.append(f'{title}\n' + format_table(
             rows, ('what', metric, 'against float', 'noise of outputs')))
@@ -111,17 +117,21 @@ def policy_table(proposal) -> str:
     Args:
         proposal: A :class:`gdrq_mm.openmmlab.policy.Proposal`.
     """
-    def written(value, form='{:.4g}'):
-        return 'not measured' if value is None else form.format(value)
+    def written(value):
+        return 'not measured' if value is None else number_text(value)
 
     name = proposal.metric_name
     rows = [(each.name, f'{each.size:.2%}', f'{each.bops:.3%}',
-             f'{each.noise:.1%}', f'{each.metric:.4g}',
+             f'{each.noise:.1%}', number_text(each.metric),
              written(each.calibrated and each.calibrated.metric),
              written(each.trained)) for each in proposal.policies]
     table = format_table(rows, (
         'policy', 'size', 'bit operations', 'noise, predicted',
         f'{name}, predicted', 'after calibration', 'after training'))
+    kept = [each for layer in proposal.layers if layer.kept
+            for each in layer.names]
+    more = ('\na prediction does not call these, which keep their bits: '
+            f'{", ".join(kept)}' if kept else '')
     return (f'float: {name} {proposal.float_metric:.4g}; size and bit '
-            f'operations relative to it\n{table}\n'
+            f'operations relative to it\n{table}{more}\n'
             f'{format_rules(proposal.rules)}')

@@ -14,13 +14,14 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
+from ..analysis.rules import rules_of_layers
 from ..checkpoint import NAME
 from ..config import QuantConfig
 from ..convert import quantize_
 from ..training import calibrate, update_bn_stats
 from ..version import __version__
 from .calibrate import training_forwards
-from .evaluating import one_process, quiet
+from .evaluating import one_process, quiet, scalars
 from .publish import inference_config, quantization_of
 from .reading import read_checkpoint
 from .scopes import build_model, scope_of
@@ -199,8 +200,7 @@ class Bench:
                 metric.img_ids = images
         with quiet(), one_process():
             metrics = evaluator.evaluate(seen)
-        return {name: float(value) for name, value in metrics.items()
-                if isinstance(value, (int, float)) or hasattr(value, 'item')}
+        return scalars(metrics)
 
     def metric_of(self, metrics: Dict[str, float]) -> str:
         """The name of the one that counts.
@@ -264,11 +264,19 @@ def float_config(cfg: Config) -> Config:
     return cfg
 
 
-def base_quantization(cfg: Config, bits: int) -> dict:
+def base_quantization(cfg: Config, bits: int,
+                      model: Optional[nn.Module] = None) -> dict:
     """The quantization of a config with all layers at some bits.
 
     Layers that a rule leaves float stay so; all read their own thresholds
     (``site='input'``), so that each can be switched on its own.
+
+    Args:
+        cfg (Config): Of a float or a quantized model.
+        bits (int): Of weights and inputs.
+        model (nn.Module, optional): The float model, to leave out what rules
+            say of its ReLUs alone, which no layer is. Defaults to None: no
+            rule does.
     """
     try:
         given = quantization_of(cfg)
@@ -279,7 +287,8 @@ def base_quantization(cfg: Config, bits: int) -> dict:
     rules = [{key: dict(part, **fields[key])
               if key in fields and part and part.get('bits', 0) is not None
               else part for key, part in rule.items()}
-             for rule in given.get('rules') or ()]
+             for rule in (given.get('rules') or () if model is None
+                          else rules_of_layers(given, model))]
     return dict({side: dict(given.get(side) or {}, **fields[side])
                  for side in fields}, rules=rules)
 

@@ -3,7 +3,7 @@ import itertools
 import logging
 import sys
 from contextlib import contextmanager
-from typing import Any, Callable, Iterable, Iterator, List
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping
 
 from mmengine.logging import MMLogger
 
@@ -52,3 +52,11 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def scalars(metrics: Mapping[str, Any]) -> Dict[str, float]:
+    """What is one number of an evaluator's metrics; some give a matrix, or
+    one for each class."""
+    return {name: float(value) for name, value in metrics.items()
+            if isinstance(value, (int, float))
+            or getattr(value, 'ndim', None) == 0}

@@ -1,5 +1,6 @@
 """A mixed-precision policy for a config, from measured sensitivities."""
 import copy
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional
@@ -21,8 +22,9 @@ from ..analysis.policy import (
 from ..analysis.sensitivity import Figures, shared_weights
 from ..config import QuantConfig
 from ..functional import num_groups
-from ..plan import trace_layers
+from ..plan import make_plan, trace_layers
 from .bench import Bench
+from .evaluating import scalars
 from .publish import quantization_of
 from .sensitivity import Sensitivity
 
@@ -136,7 +138,10 @@ class Policies:
                 noises(name, 'weight') if quantized else {},
                 noises(name, 'activation') if quantized else {},
                 own[name].activation if quantized else FLOAT,
-                fixed=not quantized))
+                fixed=not quantized,
+                # Its noise of nothing is no reason for few bits.
+                kept=own[name] if quantized and not any(
+                    traces[member].calls for member in members) else None))
         return layers
 
     def propose(self, budgets: Optional[Dict[str, float]] = None,
@@ -167,7 +172,8 @@ class Policies:
             predicted_noise(layers, bits_of),
             predict_metric(predicted_noise(layers, bits_of), points))
             for name, bits_of in (('proposed', choice), ('config', own))]
-        rules = make_rules(layers, choice, self.config)
+        rules = make_rules(layers, choice, self.config, make_plan(
+            self.bench.model, QuantConfig.from_dict(self.config)))
         return Proposal(policies, rules, dict(self.config, rules=rules),
                         self.sensitivity.metric, self._float_metric, layers)
 
@@ -216,7 +222,8 @@ class Policies:
             if kept is None:
                 kept = self._train(config, Path(folder) / policy.name)
                 self.measurements.put(key, kept)
-            policy.trained = kept[self.bench.metric_of(kept)]
+            policy.trained = kept[self.bench.metric_of(kept)] if kept \
+                else math.nan  # a detector that finds nothing
 
     def _train(self, quantization: dict, folder: Path) -> Dict[str, float]:
         cfg = with_quantization(self.bench.cfg, quantization)
@@ -227,7 +234,7 @@ class Policies:
         cfg.experiment_name = f'policy_{folder.name}'
         runner = Runner.from_cfg(cfg)
         runner.train()
-        return {name: float(value) for name, value in runner.test().items()}
+        return scalars(runner.test())
 
 
 def with_quantization(cfg: Config, quantization: dict) -> Config:

@@ -1,4 +1,5 @@
 """Sensitivity of a config's layers, by the metric of its task."""
+import math
 import sys
 from typing import Callable, Dict, Iterable, List, Optional, Tuple
 
@@ -43,10 +44,13 @@ class Sensitivity:
         else:
             self._trained = None
             self.example = bench.model  # converted, to look at
-            quantize_(self.example, base_quantization(bench.cfg, 8))
+            quantize_(self.example, self._base_quantization(8))
         self.plans = get_state(self.example).plans
         self.layers = [plan.name for plan in self.plans
                        if plan.quantized and plan.parameter is not None]
+        # ReLUs and outputs of a trained model, which are no part of a layer.
+        self.others = [plan.name for plan in self.plans
+                       if plan.quantized and plan.parameter is None]
         self._model: Optional[nn.Module] = None
         self._made: tuple = ()
         self._reference: Optional[Reference] = None
@@ -108,6 +112,7 @@ class Sensitivity:
                 if value not in allowed:
                     raise ValueError(f'{name} is {value!r}, allowed: '
                                      f'{", ".join(allowed)}')
+        self._check_sides(sides)
         groups = self.groups(by, only)
         bits = self.bits_of(bits)
         settings = list(all_settings(groups, sides, bits, ways))
@@ -127,6 +132,18 @@ class Sensitivity:
             print(file=sys.stderr)
         return {setting: Figures(**self.measurements.get(setting.key))
                 for setting in settings}
+
+    def _check_sides(self, sides: Iterable[str]) -> None:
+        """Inputs that ReLUs have rounded are no layer's own."""
+        relus = [plan.name for plan in self.plans if plan.quantized
+                 and plan.parameter is None and not plan.output]
+        for side in sides if relus else ():
+            if side != 'weight':
+                raise ValueError(
+                    f'--sides has {side!r}, but in {self.bench.checkpoint} '
+                    f'ReLUs ({relus[0]}) round what layers read, which '
+                    'cannot be switched on for one layer: give --sides '
+                    'weight, or the checkpoint of the float model')
 
     def _order(self, settings: List[Setting], groups: Dict[str, List[str]]
                ) -> List[Setting]:
@@ -170,8 +187,10 @@ class Sensitivity:
     @staticmethod
     def _all_float(model: nn.Module) -> Dict[str, tuple]:
         state = get_state(model)
-        return {name: SIDES['both'] for name, layer in state.layers.items()
-                if hasattr(layer, 'weight_quantizer')} if state else {}
+        return dict.fromkeys(state.layers, SIDES['both']) if state else {}
+
+    def _base_quantization(self, bits: int) -> dict:
+        return base_quantization(self.bench.cfg, bits, self.bench.model)
 
     @property
     def reference(self) -> Reference:
@@ -193,7 +212,7 @@ class Sensitivity:
         if self._made != made:
             self._model = self._trained if self._trained is not None else \
                 self.bench.quantized(
-                    base_quantization(self.bench.cfg, setting.bits),
+                    self._base_quantization(setting.bits),
                     # A model that is quantized as a whole is off without.
                     recalibrate=setting.way == 'rest')
             self._replay = Replay(self._model, self.reference.calls,
@@ -203,25 +222,27 @@ class Sensitivity:
 
     def _base(self, setting: Setting) -> Dict[str, tuple]:
         """What is float before the group of a setting."""
-        return {name: SIDES['both'] for name in self.layers} \
+        return {name: SIDES['both'] for name in self.layers + self.others} \
             if setting.way == 'alone' else {}
 
     @torch.no_grad()
     def _measure(self, setting: Setting, members: Iterable[str]) -> Figures:
         model = self._prepare(setting)
         # What is tied to ReLUs would be lost with a copy of their output.
-        replay = None if any(plan.sites and plan.parameter is None
-                             for plan in self.plans) else self._replay
+        replay = None if self.others else self._replay
         if replay is not None:
             with float_parts(model, self._base(setting)):
                 replay.advance(members)
-        with float_parts(model, float_in(setting, members, self.layers)):
+        with float_parts(model, float_in(setting, members,
+                                         self.layers + self.others)):
             return self._figures(model, replay)
 
     def _figures(self, model: nn.Module, replay: Optional[Replay] = None
                  ) -> Figures:
         metrics, noise = self.reference.compare(model, replay)
-        return Figures(metrics[self.metric], noise.mean, noise.error)
+        # COCO's evaluator gives nothing where a detector finds nothing.
+        return Figures(metrics.get(self.metric, math.nan), noise.mean,
+                       noise.error)
 
 
 def measure_sensitivity(config: str, checkpoint: str, json_path: str,

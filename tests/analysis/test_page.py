@@ -1,5 +1,6 @@
 """The page: what is measured, and that a browser shows it."""
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -97,6 +98,20 @@ def test_the_page_is_whole_and_needs_no_network(page):
     with pytest.raises(FileExistsError):
         Page('', '', [], {}).write(page)
     assert page.read_text() == text
+
+
+def test_what_is_no_number_leaves_the_page_readable(tmp_path):
+    nan = math.nan
+    text = Page('', '', [], {}, sections=[
+        curves_section([dict(step=1, loss=nan), dict(step=2, loss=1.)]),
+        sensitivity_section({Setting('2', 'both', 4, 'alone'):
+                             Figures(nan, math.inf, nan)})]).html()
+    data = re.search(r'type="application/json">(.*?)</script>', text,
+                     re.DOTALL)
+    curves, bars = json.loads(data[1], parse_constant=pytest.fail)['sections']
+    assert curves['plots'][0]['data'][0]['y'] == [None, 1]
+    assert bars['plots'][0]['data'][0]['x'] == [None]
+    assert bars['plots'][0]['data'][0]['text'] == ['none']
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='no chromium: on Debian, '

@@ -3,8 +3,9 @@ import multiprocessing
 
 import numpy as np
 import pytest
+import torch
 
-from gdrq_mm.openmmlab.evaluating import one_process
+from gdrq_mm.openmmlab.evaluating import one_process, scalars
 
 
 @pytest.fixture
@@ -46,3 +47,13 @@ def test_it_is_over_after_an_error(mean_ap):
             assert mean_ap.Pool is not multiprocessing.Pool
             raise KeyError
     assert mean_ap.Pool is multiprocessing.Pool
+
+
+def test_scalars_are_what_is_one_number():
+    """A confusion matrix is none, nor are figures of each class."""
+    found = scalars(dict(
+        top1=np.float32(50), loss=torch.tensor(2.), count=3,
+        matrix=torch.zeros(2, 2), one=torch.zeros(1), classes=[1., 2.],
+        nothing=None, words='x', parts=dict(a=1.)))
+    assert found == dict(top1=50., loss=2., count=3.)
+    assert {type(value) for value in found.values()} == {float}

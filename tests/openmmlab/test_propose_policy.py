@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from gdrq_mm.analysis.tables import policy_table
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.openmmlab.policy import propose_policy
 
@@ -71,3 +72,25 @@ def test_policies_need_bits_to_choose_from(side, words, files, tmp_path):
             'custom_hooks': [dict(type='GDRQHook', quantization=dict(
                 QUANTIZATION, rules=rules))]})
     assert not (tmp_path / 'kept.json').exists()
+
+
+def test_layers_that_no_prediction_calls_keep_their_bits(
+        load_config, build_model, tmp_path):
+    """The noise of an auxiliary head is none, at any bits."""
+    cfg = load_config('pspnet')
+    torch.save(dict(state_dict=build_model(copy.deepcopy(cfg)).state_dict()),
+               tmp_path / 'float.pth')
+    cfg.custom_hooks = [dict(type='GDRQHook', quantization=dict(
+        weight=dict(bits=4), activation=dict(bits=4), rules=[
+            dict(match='backbone.*', skip=True),
+            dict(match='auxiliary_head.conv_seg', weight=dict(bits=8))]))]
+    cfg.dump(str(tmp_path / 'w4a4.py'))
+    proposal = propose_policy(
+        str(tmp_path / 'w4a4.py'), str(tmp_path / 'float.pth'),
+        tmp_path / 'kept.json', bits=[2, 4], batches=1)
+    found = {name: bits for name, bits in proposal.policies[0].choice.items()
+             if name.startswith('auxiliary_head')}
+    assert found.pop('auxiliary_head.conv_seg') == (8, 4)
+    assert set(found.values()) == {(4, 4)}
+    table = policy_table(proposal)
+    assert 'does not call these, which keep their bits: auxiliary_' in table

@@ -1,13 +1,17 @@
 """Sensitivity of layers, by the metric and the outputs of the model."""
 import copy
 import json
+import math
+import re
 
 import pytest
 import torch
 from mmengine.config import Config
+from torch import nn
 
 from gdrq_mm.analysis.measurements import Measurements
 from gdrq_mm.analysis.sensitivity import Setting, worst_first
+from gdrq_mm.analysis.tables import sensitivity_tables
 from gdrq_mm.clip_search import search_clip
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.convert import quantize_
@@ -159,6 +163,67 @@ def test_rules_keep_their_order_and_what_they_leave_float():
         'backbone.conv1': [None, 3], 'backbone.x': [3, 3], 'neck': [3, 3]}
     assert parsed.schemes('backbone.x')[0].group_size == 1
     assert parsed.schemes('backbone.conv1')[1].site == 'input'
+
+
+def test_rules_of_relus_alone_are_no_rules_of_layers():
+    given = dict(
+        weight=dict(bits=4), activation=dict(bits=4, site='relu'),
+        rules=[dict(match='1', activation=dict(bits=8)),
+               dict(match='[03]', weight=dict(bits=8),
+                    activation=dict(bits=8)),
+               dict(match='*', activation=dict(bits=6))])
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1),
+                          nn.ReLU())
+    quantize_(copy.deepcopy(model), given)
+    base = base_quantization(Config(dict(
+        model=dict(type='QuantizedModel', quantization=given))), 3, model)
+    assert [rule['match'] for rule in base['rules']] == ['[03]', '*']
+    report = quantize_(model, base)
+    assert [(plan.name, plan.weight.bits, plan.activation.bits)
+            for plan in report.layers] == [('0', 3, 3), ('2', 3, 3)]
+
+
+def test_a_detector_that_finds_nothing_has_no_metric(files, tmp_path,
+                                                     monkeypatch):
+    """COCO's evaluator then gives an empty dict."""
+    bench = Bench(*files('resnet'), batches=1)
+    sensitivity = Sensitivity(bench, Measurements(tmp_path / 'a.json', {}))
+    metric, evaluate = sensitivity.baseline(), Bench.evaluate
+    monkeypatch.setattr(Bench, 'evaluate', lambda self, model, around: (
+        evaluate(self, model, around), {})[1])
+    found = sensitivity.run([4], only=['head.fc'], ways=['alone'])
+    figures, = found.values()
+    assert math.isnan(figures.metric) and figures.noise > 0
+    table = sensitivity_tables(found, *list(metric.items())[0])
+    assert re.search(r'head.fc +none +none +\d', table)
+
+
+def test_what_relus_round_is_no_input_of_one_layer(files, tmp_path):
+    paths = files('resnet')
+    quantization = dict(weight=dict(bits=4),
+                        activation=dict(bits=2, site='relu'))
+    bench = Bench(*paths, batches=1)
+    model = bench.model
+    plain = bench.evaluate(model)
+    quantize_(model, quantization)
+    with torch.no_grad():
+        calibrate(model, bench.forwards(model))
+    checkpoint = str(tmp_path / 'trained.pth')
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    options = dict(custom_hooks=[dict(type='GDRQHook',
+                                      quantization=quantization)])
+    arguments = dict(by='stage', batches=1, only=['head.fc'],
+                     ways=['alone'], cfg_options=options)
+    with pytest.raises(ValueError, match=r"--sides has 'both', but in .*ReLUs "
+                       r'\(backbone.relu\) round .*give --sides weight'):
+        measure_sensitivity(paths[0], checkpoint, tmp_path / 'a.json',
+                            **arguments)
+    sensitivity, figures = measure_sensitivity(
+        paths[0], checkpoint, tmp_path / 'a.json', sides=['weight'],
+        **arguments)
+    assert sensitivity.baseline() == plain
+    figures, = figures.values()
+    assert 0 < figures.noise < .1  # that of the last layer's weights alone
 
 
 def test_what_is_measured_is_kept_and_nothing_is_measured_twice(

@@ -1,8 +1,10 @@
 """gdrq compare: the same start, schedule and seeds for every scheme."""
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 
 import compare  # noqa: E402
 from comparing.cell import run_cell  # noqa: E402
-from comparing.plan import Comparison, Settings, _split  # noqa: E402
+from comparing.plan import Cell, Comparison, Settings, _split  # noqa: E402
 from comparing.schemes import (  # noqa: E402
     NAMED,
     at_bits,
@@ -27,6 +29,7 @@ from comparing.schemes import (  # noqa: E402
     short_name,
 )
 from comparing.table import (  # noqa: E402
+    collect,
     metric_name,
     plot,
     rule_of,
@@ -320,6 +323,37 @@ def test_a_row_says_of_how_many_seeds_it_is():
     row = table(result).splitlines()[3]
     assert '88.00, 1 of 2 seeds' in row and '2.00, 1 of 2 seeds' in row
     assert 'of 2 seeds' not in table(invented())
+
+
+def test_a_detector_that_finds_nothing_has_no_metric(tmp_path):
+    """COCO's evaluator then gives an empty dict."""
+    result = invented()
+    row = result['cells'][1]
+    row['seeds']['0']['metric'] = row['calibrated'] = float('nan')
+    line = table(result).splitlines()[3]
+    assert '89.50, 1 of 2 seeds' in line and '1.50, 1 of 2 seeds' in line
+    assert '| none ' in line and 'nan' not in line
+    row['seeds']['1']['metric'] = float('nan')
+    assert table(result).splitlines()[3].count('| none ') == 3
+    plot(result, tmp_path / 'plot.png')
+    with pytest.raises(ValueError, match='gives no number for the float mod'):
+        metric_name({}, None, Config())
+
+
+def test_what_an_evaluator_does_not_give_is_no_number(monkeypatch, tmp_path):
+    cells = [Cell('float'), Cell('lsq', (2, 4), dict(weight={}))]
+
+    def results(comparison, cell, seed, kind):
+        found = dict(metrics={} if kind == 'calibrate' else dict(mAP=.5),
+                     seconds=1.)
+        return dict(found, activation_levels={}, bytes=1, float_bytes=2,
+                    step_ratio=1.)
+
+    monkeypatch.setattr('comparing.table._results', results)
+    result = collect(SimpleNamespace(cells=cells, cfg={}, settings=Settings(
+        '', '', [], [], [0], tmp_path)), None, '')
+    assert math.isnan(result['cells'][1]['calibrated'])
+    assert 'none' in table(result)
 
 
 def test_a_drop_is_what_gets_worse():

@@ -18,6 +18,7 @@ from torch import nn
 
 from gdrq_mm import quantize_
 from gdrq_mm.checkpoint import float_weights, pack
+from gdrq_mm.openmmlab.evaluating import scalars
 from gdrq_mm.openmmlab.head_outputs import find_head_outputs
 from gdrq_mm.openmmlab.publish import load_all
 from gdrq_mm.openmmlab.reading import read_checkpoint
@@ -54,11 +55,8 @@ def run_cell(name: str, kind: str, config: dict, folder: str, start: str,
         extra = properties(Config(config), start)
     _, metrics = run_config(cfg, name, path, start, kind == 'train')
     saved = [] if kind == 'test' else [str(path / CHECKPOINT)]
-    return dict(metrics={key: float(value) for key, value in metrics.items()
-                         if not getattr(value, 'ndim', 0)
-                         and not isinstance(value, (list, tuple, dict, str))},
-                seconds=round(time.monotonic() - begin, 1), outputs=saved,
-                **extra)
+    return dict(metrics=scalars(metrics), outputs=saved,
+                seconds=round(time.monotonic() - begin, 1), **extra)
 
 
 def properties(cfg: Config, checkpoint: str) -> dict:

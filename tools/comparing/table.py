@@ -1,4 +1,5 @@
 """All results in one JSON file, as a table and as a plot."""
+import math
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -42,7 +43,7 @@ def collect(comparison: Comparison, metric: Optional[str], command: str,
                  for seed in settings.seeds}
         row = dict(
             name=cell.name, scheme=cell.scheme, bits=list(cell.bits),
-            seeds={str(seed): dict(metric=each['metrics'][name],
+            seeds={str(seed): dict(metric=_metric(each, name),
                                    seconds=each['seconds'],
                                    metrics=each['metrics'])
                    for seed, each in found.items() if each})
@@ -57,7 +58,7 @@ def collect(comparison: Comparison, metric: Optional[str], command: str,
                     {key: calibrated[key] for key in (
                         'activation_levels', 'bytes', 'float_bytes',
                         'step_ratio')},
-                    calibrated=calibrated['metrics'][name])
+                    calibrated=_metric(calibrated, name))
         cells.append(row)
     return dict(
         command=command, config=settings.config, metric=name, rule=rule,
@@ -85,8 +86,17 @@ def _results(comparison, cell, seed, kind) -> Optional[dict]:
     return record and record['results']
 
 
+def _metric(results: dict, name: str) -> float:
+    """NaN where a detector finds nothing: COCO's evaluator then says so."""
+    return results['metrics'].get(name, math.nan)
+
+
 def metric_name(metrics: Dict[str, float], asked: Optional[str], cfg) -> str:
     """The metric that is compared."""
+    if not metrics:
+        raise ValueError('the evaluator gives no number for the float model, '
+                         'as for a detector without detections: give a '
+                         'trained checkpoint')
     for name in (asked, _checkpoint_hook(cfg).get('save_best')):
         if isinstance(name, str) and name in metrics:
             return name
@@ -124,9 +134,12 @@ def _checkpoint_hook(cfg) -> dict:
 
 def spread(values: List[float], digits: int, seeds: int) -> str:
     """'91.24', or '91.50 (91.00 to 92.00)' over several seeds, or '91.24, 1
-    of 3 seeds' of fewer than were asked for."""
+    of 3 seeds' of fewer than were asked for; 'none' of no number."""
     if not values:
         return 'not run'
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return 'none'
     text = f'{sum(values) / len(values):.{digits}f}'
     if len(values) > 1:
         text += f' ({min(values):.{digits}f} to {max(values):.{digits}f})'
@@ -158,8 +171,8 @@ def table(result: dict) -> str:
                 row.get('activation_levels', [f'up to {2**row["bits"][1]}']))
             drops = drops_of(row, rows, result['rule'])
             line[4] = spread(drops, digits, number) if drops else ''
-            line[5] = f'{row["calibrated"]:.{digits}f}' \
-                if 'calibrated' in row else 'not run'
+            line[5] = spread([row['calibrated']] if 'calibrated' in row
+                             else [], digits, 1)
             if 'step_ratio' in row:
                 line[6] = f'{row["step_ratio"]:.2f}'
                 line[7] = f'{row["bytes"] / 1e3:.0f}'
@@ -202,7 +215,8 @@ def plot(result: dict, path: Path) -> None:
     for number, scheme in enumerate(schemes):
         shift = .5 * ((number + .5) / len(schemes) - .5)
         for row in rows[1:]:
-            values = [each['metric'] for each in row['seeds'].values()]
+            values = [each['metric'] for each in row['seeds'].values()
+                      if not math.isnan(each['metric'])]
             if row['scheme'] != scheme or not values:
                 continue
             mean = sum(values) / len(values)

@@ -1,0 +1,34 @@
+"""Parts of a quantized model in float, to measure the others."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gdrq_mm import calibrate, quantize_
+from gdrq_mm.analysis.sensitivity import SIDES, Setting, float_in, float_parts
+from gdrq_mm.training import get_state
+
+OUTPUTS = dict(residual=dict(outputs=['2']))
+
+
+@pytest.mark.parametrize('site, more', [
+    ('input', {}), ('relu', {}), ('input', OUTPUTS), ('relu', OUTPUTS)])
+def test_all_that_is_quantized_can_be_float_for_a_while(site, more):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3),
+                          nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    plain, x = copy.deepcopy(model), torch.randn(2, 3, 12, 12)
+    quantize_(model, dict(weight=dict(bits=4), activation=dict(
+        bits=2, site=site), **more))
+    calibrate(model, [lambda: model(x)])
+    names = list(get_state(model).layers)
+    with torch.no_grad():
+        expected, before = plain(x), model(x)
+        with float_parts(model, dict.fromkeys(names, SIDES['both'])):
+            torch.testing.assert_close(model(x), expected)
+        weight = Setting('4', 'weight', 4, 'alone')
+        plain[4].weight.copy_(model[4].weight_quantizer(model[4].weight))
+        with float_parts(model, float_in(weight, ['4'], names)):
+            torch.testing.assert_close(model(x), plain(x))
+        assert torch.equal(model(x), before)
