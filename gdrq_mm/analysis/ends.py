@@ -4,10 +4,14 @@ No name or place gives them away: detectors have several
 predictors, and the order of modules is not that of their calls. So they are
 read off the graph that autograd records.
 """
+import warnings
+from contextlib import contextmanager
 from typing import Callable, Dict, Iterator, List, NamedTuple
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from ..modes import eval_mode
 from ..plan import LayerPlan
@@ -43,7 +47,11 @@ def first_and_last(model: nn.Module, plans: List[LayerPlan],
             ``torch.no_grad``.
 
     Returns:
-        Ends: First, last and uncalled layers.
+        Ends: First, last and uncalled layers; none of those that the model
+        calls without gradients, which a warning names.
+
+    Raises:
+        ValueError: It calls all layers without gradients.
     """
     layers = [plan for plan in plans
               if plan.parameter is not None]
@@ -56,7 +64,7 @@ def first_and_last(model: nn.Module, plans: List[LayerPlan],
             sources = reads.setdefault(name, set())
             for value in (*args, *kwargs.values()):
                 sources.update(_sources(value, written))
-            for value in output if isinstance(output, tuple) else (output, ):
+            for value in tree_flatten(output)[0]:
                 if isinstance(value, Tensor) and value.grad_fn is not None:
                     written[value.grad_fn] = name
 
@@ -68,7 +76,7 @@ def first_and_last(model: nn.Module, plans: List[LayerPlan],
               for parameter in plan.module.parameters(recurse=False)
               if not parameter.requires_grad]
     try:
-        with torch.enable_grad(), eval_mode(model):
+        with torch.enable_grad(), eval_mode(model), _no_checkpoints():
             for parameter in frozen:  # they would not show in the graph
                 parameter.requires_grad_(True)
             forward()
@@ -77,14 +85,48 @@ def first_and_last(model: nn.Module, plans: List[LayerPlan],
             parameter.requires_grad_(False)
         for handle in handles:
             handle.remove()
+    hidden = _check_seen(list(reads), set(written.values()))
     read = {source for name, sources in reads.items()
             for source in sources if source != name}
     names = [plan.name for plan in layers]
-    return Ends(
-        first=[name for name in names
-               if name in reads and not reads[name] - {name}],
-        last=[name for name in names if name in reads and name not in read],
-        uncalled=[name for name in names if name not in reads])
+    seen = [name for name in names if name in reads and name not in hidden]
+    return Ends(first=[name for name in seen if not reads[name] - {name}],
+                last=[name for name in seen if name not in read],
+                uncalled=[name for name in names if name not in reads])
+
+
+class _Straight:
+    """Stands in for the function behind reentrant checkpointing, which would
+    run its part without a graph."""
+
+    @staticmethod
+    def apply(function, preserve_rng_state, *args):
+        return function(*args)
+
+
+@contextmanager
+def _no_checkpoints():
+    # Not ``checkpoint``, which models may have imported by its name.
+    module = torch.utils.checkpoint
+    original, module.CheckpointFunction = module.CheckpointFunction, _Straight
+    try:
+        yield
+    finally:
+        module.CheckpointFunction = original
+
+
+def _check_seen(called: List[str], seen: set) -> List[str]:
+    """The called layers that the graph does not show; told by name."""
+    hidden = [name for name in called if name not in seen]
+    if not hidden:
+        return []
+    more = f' and {len(hidden) - 5} more' if len(hidden) > 5 else ''
+    what = (f'the model calls {", ".join(hidden[:5])}{more} without '
+            'gradients (torch.no_grad), so that what reads them is not known')
+    if len(hidden) == len(called):
+        raise ValueError(f'{what}: let the forward record gradients')
+    warnings.warn(f'{what}: give their bits by rules of your own')
+    return hidden
 
 
 def _sources(value, written: dict) -> Iterator[str]:

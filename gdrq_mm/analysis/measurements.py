@@ -11,25 +11,29 @@ class Measurements:
 
     Args:
         path (str or Path): The file, made with the first figure.
-        inputs (dict): What the figures depend on, in primitive types.
+        inputs (dict, optional): What the figures depend on, in primitive
+            types. Defaults to None: those of the file, to look at it.
 
     Raises:
         ValueError: The file is there and is of other inputs, or no such file.
     """
 
-    def __init__(self, path: Union[str, Path], inputs: dict) -> None:
+    def __init__(self, path: Union[str, Path], inputs: Optional[dict] = None
+                 ) -> None:
         self.path = Path(path)
-        self.content = dict(inputs=inputs, figures={})
+        self.content: dict = dict(inputs=inputs or {}, figures={})
         if not self.path.exists():
             return
         try:
             self.content = json.loads(self.path.read_text())
             kept = self.content['inputs']
-            self.content['figures']
-        except (ValueError, KeyError, TypeError):
+            self.content['figures'].items(), kept.items()
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(
                 f'{self.path} is no file of measurements; remove it or give '
                 'another name') from None
+        if inputs is None:
+            return
         other = sorted(key for key in {*inputs, *kept}
                        if inputs.get(key) != kept.get(key))
         if other:

@@ -62,10 +62,15 @@ def write_report(config: str, checkpoint: str, out: str, batches: int = 2,
 
 
 def read_settings(path: str) -> Dict[Setting, Figures]:
-    """What a file of measurements says of layers."""
-    content = json.loads(Path(path).read_text())
-    # Its own inputs: it is only looked at.
-    kept = Measurements(path, content.get('inputs', {}))
+    """What a file of measurements says of layers.
+
+    Raises:
+        ValueError: There is no such file, or it is another one.
+    """
+    if not Path(path).exists():
+        raise ValueError(f'there is no file {path}; give one that '
+                         '"gdrq analyze sensitivity --json" has written')
+    kept = Measurements(path)
     found = {}
     for key, value in kept.items():
         parts = key.split(' ', 3)
@@ -80,8 +85,19 @@ def run_scalars(checkpoint: str) -> List[dict]:
     files = sorted(Path(checkpoint).parent.glob('*/vis_data/scalars.json'))
     if not files:
         return []
-    lines = files[-1].read_text().splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    lines = [line for line in files[-1].read_text().splitlines()
+             if line.strip()]
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise ValueError(
+                    f'{files[-1]} has no JSON in line {number}; remove the '
+                    'line, or the file to do without curves') from None
+            # A run that was killed, or that goes on, is not done with it.
+    return found
 
 
 def moving(scalars: List[dict]) -> List[str]:

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from gdrq_mm import quantize_
 from gdrq_mm.analysis import first_and_last
@@ -69,6 +70,55 @@ def test_frozen_layers_are_seen_and_nothing_is_changed(quantized):
     assert all(torch.equal(value, before[key])
                for key, value in model.state_dict().items())
     assert not any(layer.module._forward_hooks for layer in plans)
+
+
+class Block(nn.Module):
+
+    def __init__(self, **options):
+        super().__init__()
+        self.first = nn.Conv2d(4, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.options = options
+
+    def forward(self, x):
+
+        def inner(x):
+            return self.second(self.first(x).relu()) + x
+
+        # By its name, as some models import it.
+        return checkpoint(inner, x, **self.options) if x.requires_grad \
+            else inner(x)
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_checkpointed_parts_are_seen(reentrant):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Block(use_reentrant=reentrant),
+                          Block(use_reentrant=reentrant), nn.Conv2d(4, 2, 1))
+    ends = ends_of(model, lambda: model(torch.randn(1, 3, 8, 8)))
+    assert (ends.first, ends.last) == (['0'], ['3'])
+    assert torch.utils.checkpoint.CheckpointFunction is CheckpointFunction
+
+
+class Frozen(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.stem = nn.Linear(3, 4), nn.Linear(3, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            words = self.words(x)
+        return self.head(self.stem(x) + words)
+
+
+def test_layers_without_a_graph_are_told_by_name():
+    model, x = Frozen(), torch.randn(2, 3)
+    with pytest.warns(UserWarning, match='calls words without gradients'):
+        ends = ends_of(model, lambda: model(x))
+    assert ends == (['stem'], ['head'], [])
+    with pytest.raises(ValueError, match='words, stem, head without grad'):
+        ends_of(model, torch.no_grad()(lambda: model(x)))
 
 
 def test_a_single_layer_is_first_and_last():
