@@ -51,6 +51,7 @@ from gdrq_mm.analysis import (
 )
 from gdrq_mm.analysis.coverage import Coverage, measure_coverage
 from gdrq_mm.analysis.diff import PARTED
+from gdrq_mm.analysis.drawing import check_image
 from gdrq_mm.analysis.pictures import (
     plot_coverage,
     plot_diff,
@@ -326,6 +327,8 @@ def main() -> None:
     command.add_argument('--train', metavar='FOLDER', help='train both there '
                          "with the config's schedule, and test them")
     args = parser.parse_args()
+    if getattr(args, 'picture', None):
+        check_image(args.picture)
     args.run(args)
 
 

@@ -95,6 +95,10 @@ def compare(args) -> None:
     from jobs.engine import Engine, check_failed
     from jobs.process import prepare_environment
     from jobs.records import Lock, write_json, write_text
+
+    from gdrq_mm.analysis.drawing import check_image
+    if args.plot:
+        check_image(args.plot)
     prepare_environment(1 if args.jobs > 1 else cores())
     comparison = Comparison(Settings(
         args.config, args.checkpoint, args.schemes,

@@ -17,8 +17,8 @@ class Energy:
     """Energies of signals and of their differences.
 
     Args:
-        signal (float): Of what is expected, where that is finite.
-        noise (float): Of the difference; not finite where a value is not,
+        signal (float): That of what is expected, where it is finite.
+        noise (float): That of the difference; not finite where a value is not,
             unless both are the same infinity.
         values (int): How many were compared.
     """

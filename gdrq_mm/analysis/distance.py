@@ -4,6 +4,10 @@ from typing import Dict, Iterable, List, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..plan.trace import first_tensor
+
+CHANNELS_LAST = nn.Linear, nn.RNNBase, nn.MultiheadAttention
+
 
 class Noise(NamedTuple):
     """Energy of a difference over that of the signal, 0 where none differs.
@@ -17,7 +21,8 @@ class Noise(NamedTuple):
 
 
 class OutputProbe:
-    """Listen to the outputs of some layers, batch by batch.
+    """Listen to the outputs of some layers, batch by batch; of several
+    that one returns, to the first.
 
     Args:
         model (nn.Module): The model.
@@ -36,9 +41,10 @@ class OutputProbe:
     def _hook(self, name):
 
         def listen(module, args, output):
-            if name not in self.muted:
+            value = first_tensor(output)
+            if name not in self.muted and value is not None:
                 self.seen.setdefault(name, []).append(
-                    _rows(module, output.detach()).clone())
+                    _rows(module, value.detach()).clone())
 
         return listen
 
@@ -55,7 +61,7 @@ class OutputProbe:
 
 def _rows(module: nn.Module, output: Tensor) -> Tensor:
     """Channels last: those of convolutions are the second dimension."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, CHANNELS_LAST):
         return output.reshape(-1, output.shape[-1])
     return output.movedim(1, -1).reshape(-1, output.shape[1])
 

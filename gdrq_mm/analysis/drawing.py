@@ -28,6 +28,20 @@ def new_figure(width: float, height: float):
     return figure
 
 
+def check_image(path: Target) -> None:
+    """Whether an image can be written under that name, before it is drawn.
+
+    Raises:
+        ValueError: Its suffix is no kind of image.
+        ImportError: matplotlib is missing.
+    """
+    kinds = new_figure(1, 1).canvas.get_supported_filetypes()
+    if Path(path).suffix[1:] not in kinds:
+        raise ValueError(f'{path} has no suffix of an image, allowed: '
+                         f'{", ".join(sorted(kinds))}; give a name such as '
+                         f'{Path(path).with_suffix(".png").name}')
+
+
 def save_figure(figure, path: Target) -> None:
     """Write an image, whole or not at all; its suffix says of which kind."""
     with write_whole(path, overwrite=True) as part:

@@ -109,7 +109,9 @@ class InputFigures:
         self.quantizer = quantizer
         scale, low, high, *rest = quantizer.code_range()
         zero = rest[0] if rest else 0
-        self.top = (high - zero) * scale
+        # By magnitude: of values below zero the largest level is 0.
+        self.levels = max(high - zero, zero - low)
+        self.top = self.levels * scale
         self.scale = scale
         self.grid = torch.arange(low - zero, high - zero + 1).double()
         self.sums: Optional[Part] = None
@@ -124,7 +126,7 @@ class InputFigures:
         codes = (quantized / self.scale).round()
         signed = float(self.grid[0]) < 0
         part = _part(self.quantizer.bits, (x / self.top).double(), codes,
-                     self.grid, float(self.grid[-1]), 0.,
+                     self.grid, float(self.levels), 0.,
                      -LIMIT if signed else 0.)
         self.used |= set(codes.unique().tolist())
         self.error += float((x - quantized).abs().sum())
@@ -153,8 +155,8 @@ def _part(bits: int, x: Tensor, codes: Tensor, grid: Tensor, top: float,
           loss: float, lowest: float) -> Part:
     x = x.flatten().cpu()
     counts = torch.histc(x.clamp(lowest, LIMIT), BINS, lowest, LIMIT)
-    half = .5 / max(top, 1)
-    beyond = (x > 1 + half) | (x < float(grid[0]) / max(top, 1) - half)
+    half, last = .5 / max(top, 1), grid / max(top, 1)
+    beyond = (x > float(last[-1]) + half) | (x < float(last[0]) - half)
     return Part(bits, (grid / max(top, 1)).tolist(), counts.long().tolist(),
                 lowest, int(beyond.sum()) / max(int(x.count_nonzero()), 1),
                 len(grid) - codes.unique().numel(), loss)
@@ -197,10 +199,15 @@ def watch_inputs(layers: Dict[str, nn.Module], stack: ExitStack
             continue
         stack.callback(layer.register_forward_pre_hook(
             lambda module, args, kwargs, gathered=inputs[name]: gathered.add(
-                # Attention is called by keywords, its query comes first.
-                next(iter((*args, *kwargs.values()))).detach()),
-            with_kwargs=True).remove)
+                _input_of(args, kwargs).detach()), with_kwargs=True).remove)
     return inputs
+
+
+def _input_of(args: tuple, kwargs: dict) -> Tensor:
+    """What a layer quantizes first; attention's query may be given by its
+    keyword, after others."""
+    return args[0] if args else kwargs.get('query',
+                                           next(iter(kwargs.values())))
 
 
 MUCH = .05  # clipped of inputs: more costs more than finer steps give

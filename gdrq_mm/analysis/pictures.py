@@ -1,4 +1,5 @@
 """One picture of each analysis."""
+from collections import Counter
 from typing import Dict, List
 
 from ..plan import percent
@@ -74,10 +75,11 @@ def plot_coverage(coverage: Coverage, path: Target, most: int = 20) -> None:
         most (int): Modules with the most. Defaults to 20.
     """
     rows = sorted(coverage.rows, key=lambda row: -row.macs)[:most]
-    names = [f'{row.module or "(the model itself)"}, {row.operand}'
-             if row.operand == 'activations' else
-             row.module or f'(the model itself), {row.operand}'
-             for row in rows]
+    often = Counter(row.module for row in rows)
+    names = [row.module if row.module and often[row.module] == 1
+             and row.operand != 'activations' else
+             f'{row.module or "(the model itself)"}, {row.operand}'
+             for row in rows]  # of one name there is one bar
     image = new_figure(7, .24 * len(rows) + 1.2)
     axis = image.subplots()
     low = [row.low_bit / 1e6 for row in rows]

@@ -198,8 +198,9 @@ def make_rules(layers: Sequence[Layer], choice: Dict[str, Bits],
         choice (dict[str, Bits]): From :func:`propose`.
         config (dict): The ``quantization`` that they are for; what its rules
             say of layers besides bits stays.
-        plans (iterable of LayerPlan): Of the model with this config: its
-            rules decide ReLUs and layers without a quantized form as well.
+        plans (iterable of LayerPlan): The plan of the model with this
+            config: its rules decide ReLUs and layers without a quantized
+            form as well.
     """
     parsed = QuantConfig.from_dict(config)
     rules: List[dict] = []

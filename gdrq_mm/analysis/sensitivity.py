@@ -3,7 +3,7 @@ import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Dict, Iterable, Iterator, List, NamedTuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Optional
 
 from torch import Tensor, nn
 
@@ -24,16 +24,30 @@ class Setting(NamedTuple):
         side (str): 'weight', 'activation' or 'both'.
         bits (int): Bit width of that side.
         way (str): 'alone': only this group is quantized; 'rest': all but it.
+        by (str): 'layer' or 'stage': a stage may have the name of a layer
+            that has others inside.
     """
     group: str
     side: str
     bits: int
     way: str
+    by: str = 'layer'
 
     @property
     def key(self) -> str:
-        return ' '.join(map(str, (self.way, self.side, self.bits,
-                                  self.group)))
+        words = [self.way, self.side, self.bits, self.group]
+        if self.by != 'layer':
+            words += ['by', self.by]
+        return ' '.join(map(str, words))
+
+    @classmethod
+    def from_key(cls, key: str) -> Optional['Setting']:
+        """The setting of a key; None of other keys."""
+        words = key.split(' ', 3)
+        if len(words) < 4 or words[0] not in WAYS or words[1] not in SIDES:
+            return None
+        group, _, by = words[3].partition(' by ')
+        return cls(group, words[1], int(words[2]), words[0], by or 'layer')
 
 
 @dataclass
@@ -136,14 +150,14 @@ def float_in(setting: Setting, members: Iterable[str],
 
 
 def all_settings(groups: Iterable[str], sides: Iterable[str],
-                 bits: Iterable[int], ways: Iterable[str]
-                 ) -> Iterator[Setting]:
+                 bits: Iterable[int], ways: Iterable[str],
+                 by: str = 'layer') -> Iterator[Setting]:
     """Models change with the way and the bits: these are outermost."""
     for way in ways:
         for number in bits:
             for group in groups:
                 for side in sides:
-                    yield Setting(group, side, number, way)
+                    yield Setting(group, side, number, way, by)
 
 
 def worst_first(figures: Dict[Setting, Figures]) -> List[Setting]:

@@ -57,7 +57,7 @@ def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
         if setting.group:
             parts.setdefault(setting[1:], {})[setting] = found
     texts: List[str] = []
-    for (side, bits, way), part in parts.items():
+    for (side, bits, way, _), part in parts.items():
         title = WAYS[way].format(f'one at a time, {SIDES[side]}',
                                  bits_text(bits))
         whole = figures.get(Setting('', 'both', bits, 'rest'))

@@ -272,8 +272,8 @@ def base_quantization(cfg: Config, bits: int,
     (``site='input'``), so that each can be switched on its own.
 
     Args:
-        cfg (Config): Of a float or a quantized model.
-        bits (int): Of weights and inputs.
+        cfg (Config): That of a float or a quantized model.
+        bits (int): Bits of weights and inputs.
         model (nn.Module, optional): The float model, to leave out what rules
             say of its ReLUs alone, which no layer is. Defaults to None: no
             rule does.

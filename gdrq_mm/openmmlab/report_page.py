@@ -6,7 +6,7 @@ from typing import Dict, List, Optional
 from ..analysis.layer_figures import find_trouble, measure_layers
 from ..analysis.measurements import Measurements
 from ..analysis.page import Page, curves_section, sensitivity_section
-from ..analysis.sensitivity import WAYS, Figures, Setting
+from ..analysis.sensitivity import Figures, Setting
 from ..plan import QuantReport
 from ..training import get_state
 from .bench import Bench
@@ -73,10 +73,9 @@ def read_settings(path: str) -> Dict[Setting, Figures]:
     kept = Measurements(path)
     found = {}
     for key, value in kept.items():
-        parts = key.split(' ', 3)
-        if parts[0] in WAYS and len(parts) == 4:
-            found[Setting(parts[3], parts[1], int(parts[2]), parts[0])] = \
-                Figures(**value)
+        setting = Setting.from_key(key)
+        if setting is not None:
+            found[setting] = Figures(**value)
     return found
 
 

@@ -23,7 +23,7 @@ from ..analysis.sensitivity import (
 from ..config import QuantConfig
 from ..convert import quantize_
 from ..errors import did_you_mean
-from ..plan import make_plan
+from ..plan import LayerPlan, make_plan
 from ..training import get_state
 from .bench import Bench, base_quantization
 from .reference import Reference
@@ -106,16 +106,10 @@ class Sensitivity:
             sides: Iterable[str] = ('both', ), ways: Iterable[str] = WAYS,
             only: Iterable[str] = ()) -> Dict[Setting, Figures]:
         """Measure what is not measured yet; progress goes to stderr."""
-        for name, values, allowed in (('side', sides, tuple(SIDES)),
-                                      ('way', ways, WAYS)):
-            for value in values:
-                if value not in allowed:
-                    raise ValueError(f'{name} is {value!r}, allowed: '
-                                     f'{", ".join(allowed)}')
-        self._check_sides(sides)
+        _check_asked(self.bench, self.plans, sides, ways)
         groups = self.groups(by, only)
         bits = self.bits_of(bits)
-        settings = list(all_settings(groups, sides, bits, ways))
+        settings = list(all_settings(groups, sides, bits, ways, by))
         if 'rest' in ways:  # all but none
             settings += [Setting('', 'both', each, 'rest') for each in bits]
         left = [setting for setting in settings
@@ -132,18 +126,6 @@ class Sensitivity:
             print(file=sys.stderr)
         return {setting: Figures(**self.measurements.get(setting.key))
                 for setting in settings}
-
-    def _check_sides(self, sides: Iterable[str]) -> None:
-        """Inputs that ReLUs have rounded are no layer's own."""
-        relus = [plan.name for plan in self.plans if plan.quantized
-                 and plan.parameter is None and not plan.output]
-        for side in sides if relus else ():
-            if side != 'weight':
-                raise ValueError(
-                    f'--sides has {side!r}, but in {self.bench.checkpoint} '
-                    f'ReLUs ({relus[0]}) round what layers read, which '
-                    'cannot be switched on for one layer: give --sides '
-                    'weight, or the checkpoint of the float model')
 
     def _order(self, settings: List[Setting], groups: Dict[str, List[str]]
                ) -> List[Setting]:
@@ -243,6 +225,25 @@ class Sensitivity:
         # COCO's evaluator gives nothing where a detector finds nothing.
         return Figures(metrics.get(self.metric, math.nan), noise.mean,
                        noise.error)
+
+
+def _check_asked(bench: Bench, plans: List[LayerPlan], sides: Iterable[str],
+                 ways: Iterable[str]) -> None:
+    for name, values, allowed in (('side', sides, tuple(SIDES)),
+                                  ('way', ways, WAYS)):
+        for value in values:
+            if value not in allowed:
+                raise ValueError(f'{name} is {value!r}, allowed: '
+                                 f'{", ".join(allowed)}')
+    relus = [plan.name for plan in plans if plan.quantized
+             and plan.parameter is None and not plan.output]
+    for side in sides if relus else ():
+        if side != 'weight':  # what they have rounded is no layer's own
+            raise ValueError(
+                f'--sides has {side!r}, but in {bench.checkpoint} ReLUs '
+                f'({relus[0]}) round what layers read, which cannot be '
+                'switched on for one layer: give --sides weight, or the '
+                'checkpoint of the float model')
 
 
 def measure_sensitivity(config: str, checkpoint: str, json_path: str,

@@ -1,10 +1,13 @@
 """What multiplies what in a forward, by module."""
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from gdrq_mm import quantize_
-from gdrq_mm.analysis.coverage import measure_coverage
+from gdrq_mm.analysis import pictures
+from gdrq_mm.analysis.coverage import Coverage, Row, measure_coverage
+from gdrq_mm.analysis.drawing import check_image
 from gdrq_mm.training import calibrate
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
@@ -66,6 +69,28 @@ def test_functional_products_are_counted_and_are_not_low_bit():
         'weights have two low-bit operands; most of the others: the model '
         'itself with kernel (11.9%); 0.02074 million more have no weight '
         '(activations with activations, as in attention)')
+
+
+def test_every_row_has_a_bar_of_its_own(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, 'save_figure',
+                        lambda image, path: drawn.append(image))
+    pictures.plot_coverage(Coverage([
+        Row('rnn', 'rnn.weight_ih', 1, 10, 0), Row('', 'kernel', 1, 4, 0),
+        Row('rnn', 'rnn.weight_hh', 1, 9, 9), Row('x', 'x.weight', 1, 5, 5)]),
+        'coverage.png')
+    axis, = drawn[0].axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == [
+        'rnn, rnn.weight_ih', 'rnn, rnn.weight_hh', 'x',
+        '(the model itself), kernel']
+
+
+@pytest.mark.parametrize('name', ['picture', 'picture.pngg'])
+def test_an_image_has_a_suffix(name):
+    check_image('picture.svg')
+    with pytest.raises(ValueError, match=f'{name} has no suffix of an image, '
+                       'allowed: .*png.*give a name such as picture.png'):
+        check_image(name)
 
 
 def test_a_model_of_layers_is_covered_whole():

@@ -72,6 +72,51 @@ def test_trouble_is_told_with_its_remedy(model):
     assert clipped.startswith('more than 5% of the inputs are clipped: ')
 
 
+@pytest.mark.parametrize('scheme', [
+    dict(threshold='mse', asymmetric=True), dict(type='LSQPlus')])
+@pytest.mark.parametrize('some', [False, True])
+def test_inputs_below_zero_are_clipped_where_their_grid_ends(scheme, some):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8)), -torch.rand(64, 8)
+    if some:
+        x[:, 0] *= -.1
+    quantize_(model, dict(weight=dict(bits=4),
+                          activation=dict(bits=4, **scheme)))
+    calibrate(model, [lambda: model(x)] * 12)
+    figures = measured(model, x)
+    assert find_trouble(figures.values()) == []
+    part = figures['0'].activation
+    assert part.levels[0] == -1 and part.levels[-1] < .5
+    scale, low, high, zero = model[0].input_quantizer.code_range()
+    codes = x / scale + zero
+    beyond = (codes > high + .5) | (codes < low - .5)
+    assert part.clipped == pytest.approx(float(beyond.float().mean()),
+                                         abs=1e-6)
+
+
+class Attends(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x, others):
+        return self.attention(key=others, value=others, query=x)[0]
+
+
+def test_inputs_of_attention_are_its_queries():
+    torch.manual_seed(0)
+    model, x, others = Attends(), torch.randn(3, 2, 8), torch.randn(5, 2, 8)
+    quantize_(model, dict(weight=dict(bits=4), activation=dict(bits=4)))
+
+    def forward():
+        return model(x, 100 * others)
+
+    calibrate(model, [forward] * 12)
+    part = measure_layers(model, [forward])['attention'].activation
+    assert sum(part.counts) == x.numel() and part.clipped < .2
+
+
 @pytest.fixture
 def page(model, tmp_path):
     figures = measured(model, torch.rand(2, 3, 8, 8))

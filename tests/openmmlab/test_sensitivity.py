@@ -265,8 +265,9 @@ def test_a_trained_checkpoint_is_measured_at_its_bits(
         cfg_options=options)
     assert {setting.bits for setting in figures} == {0}
     assert 'head.fc' not in sensitivity.groups()
-    alone = figures[Setting('backbone.layer4', 'both', 0, 'alone')]
-    without = figures[Setting('backbone.layer4', 'both', 0, 'rest')]
+    alone = figures[Setting('backbone.layer4', 'both', 0, 'alone', 'stage')]
+    without = figures[Setting('backbone.layer4', 'both', 0, 'rest',
+                               'stage')]
     nothing = figures[Setting('', 'both', 0, 'rest')]
     assert 0 < alone.noise < nothing.noise != without.noise
     # The model is as before, quantizers and all.

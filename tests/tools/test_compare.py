@@ -164,6 +164,19 @@ def test_all_cells_are_trained_alike(start, tmp_path):
                      'lsq-w2a4/seed1']
 
 
+def test_another_first_seed_repeats_only_trainings(start, tmp_path):
+    files = start('resnet')
+
+    def inputs(seed):
+        comparison = Comparison(settings(files, tmp_path, ['lsq'],
+                                         seeds=(seed, )))
+        return {job.name: job.prepare({}).inputs for job in comparison.jobs()}
+
+    first, second = inputs(0), inputs(1)
+    same = [name for name in first if first[name] == second.get(name)]
+    assert same == ['start/test', 'lsq-w2a4/calibrated']
+
+
 def test_a_quantized_config_says_what_ends_have_and_how_to_train(start,
                                                                  tmp_path):
     config, checkpoint = start('resnet')

@@ -168,6 +168,8 @@ class Comparison:
         return found
 
     def job(self, cell: Cell, seed: int, kind: str) -> Job:
+        if kind != 'train':  # one for all seeds, whichever comes first
+            seed = 0
         name = job_name(cell, seed, kind)
         folder = self.settings.work_dir / name
 
