@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 from gdrq_mm import quantize_
+from gdrq_mm.checkpoint import CheckpointError
+from gdrq_mm.config.schemes import build_scheme
 from gdrq_mm.quantizers import QUANTIZERS
 from gdrq_mm.training import get_state, step_
 
@@ -139,3 +141,56 @@ def test_weights_that_have_not_started_are_those_of_the_start(name):
     layer.weight_quantizer.start_step(layer.latent_weight)
     torch.testing.assert_close(
         layer.weight_quantizer(layer.latent_weight).detach(), before)
+
+
+@pytest.mark.parametrize('bits', [2, 3, 4, 8])
+@pytest.mark.parametrize('name', ['LSQ', 'LSQPlus', 'DoReFa',
+                                  'DirectQuantization'])
+def test_levels_are_all_codes_of_the_bits(name, bits):
+    scheme = build_scheme('weight', dict(type=name, bits=bits), 'weight')
+    assert scheme.num_levels() == 2**bits
+
+
+@pytest.mark.parametrize('side, name', [
+    ('weight', 'LSQ'), ('weight', 'LSQPlus'), ('weight', 'DoReFa'),
+    ('weight', 'DirectQuantization'), ('activation', 'LSQ'),
+    ('activation', 'LSQPlus'), ('activation', 'PACT'),
+    ('activation', 'DoReFa'), ('activation', 'DirectQuantization')])
+def test_more_than_8_bits_are_refused_for_every_type(side, name):
+    with pytest.raises(ValueError, match='bits is 9, allowed'):
+        build_scheme(side, dict(type=name, bits=9), side)
+
+
+@pytest.mark.parametrize('side, name, entry', [
+    ('weight', 'LSQ', 'step.unit'), ('weight', 'LSQPlus', 'step.unit'),
+    ('activation', 'LSQ', 'step.unit'),
+    ('activation', 'LSQPlus', 'step.unit'),
+    ('activation', 'LSQPlus', 'offset.unit'),
+    ('activation', 'PACT', 'clip.unit'),
+    ('activation', 'DirectQuantization', 'step')])
+def test_a_file_with_a_negative_range_is_refused(side, name, entry):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8))
+    quantize_(model, {side: dict(type=name, bits=4)})
+    with torch.no_grad():
+        model(torch.rand(4, 16))
+        step_(get_state(model))
+    saved = model.state_dict()
+    part = 'input' if side == 'activation' else 'weight'
+    key = f'0.{part}_quantizer.{entry}'
+    saved[key] = -saved[key].abs() - 1
+    with pytest.raises(CheckpointError, match='allowed: 0 and above'):
+        model.load_state_dict(saved)
+
+
+@pytest.mark.parametrize('name', ['LSQ', 'LSQPlus', 'DoReFa',
+                                  'DirectQuantization', 'threshold',
+                                  'learned'])
+def test_the_start_is_kept_from_the_first_step_on(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8))
+    quantize_(model, dict(weight=dict(WEIGHTS[name], bits=3)))
+    quantizer = model[0].weight_quantizer
+    assert not any(value.any() for value in quantizer.state_dict().values())
+    quantizer.start_step(model[0].latent_weight)
+    assert all(value.any() for value in quantizer.state_dict().values())
