@@ -7,6 +7,7 @@ from typing import Any, Callable, Iterator, List, Optional
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -62,7 +63,11 @@ def _has_eval_loss(model: nn.Module, data: Any) -> bool:
     try:
         with eval_mode(model):
             model._run_forward(copy.deepcopy(data), mode='loss')
-    except Exception:  # whatever code raises that expects training mode
+    except Exception as error:  # whatever expects training mode
+        # If something else is wrong, the loss in training mode raises it.
+        print_log(f'{type(model).__name__} has no loss in eval mode '
+                  f'({error!r}): it runs in training mode, but for '
+                  'normalization and dropout', 'current')
         return False
     return True
 

@@ -26,15 +26,16 @@ def hand_on_ranges(state, live: Iterable, turned: Iterable[str]) -> None:
               and other is not state
               and not any(each.requires_grad for each in other.parameters_)]
     for other in copies:
-        ours = _quantizers(state, called=True)
-        theirs = _quantizers(other, called=False)
         if other.ranges is None:  # it has not averaged anything yet
-            other.ranges = _with_range(theirs)
+            other.ranges = _with_range(_quantizers(other, called=False))
         other.ranges -= set(turned)
-        new = _with_range({name: quantizer for name, quantizer in ours.items()
-                           if name not in other.ranges})
+        waiting = {name: quantizer for name, quantizer in
+                   _quantizers(state, called=True).items()
+                   if name not in other.ranges}
+        new = _with_range(waiting)
+        theirs = _quantizers(other, called=False) if new else {}
         for name in new:
-            theirs[name].load_state_dict(ours[name].state_dict())
+            theirs[name].load_state_dict(waiting[name].state_dict())
             theirs[name].forget()
         other.ranges |= new
 

@@ -410,7 +410,7 @@ def test_a_float_checkpoint_is_refused(trained, build_model, tmp_path):
 @pytest.mark.parametrize('latent', [True, False])
 def test_a_reshaped_checkpoint_is_refused(latent, trained, tmp_path):
     config, checkpoint = trained('resnet')
-    saved = torch.load(checkpoint, weights_only=False)
+    saved = torch.load(checkpoint, weights_only=True)
     saved['state_dict']['quantization_state.phase_index'].fill_(0)
     torch.save(saved, tmp_path / 'reshaped.pth')
     with pytest.raises(ValueError, match="reshaped.pth is of the 'reshape'"):

@@ -7,27 +7,15 @@ from gdrq_mm.quantizers import LSQActivation, PACTActivation
 from gdrq_mm.quantizers.first_batch import sum_over_ranks_
 
 
-@pytest.fixture
-def two_ranks(monkeypatch):
+@pytest.mark.parametrize('ranks, sums', [(2, [3., 6.]), (1, [1., 2.])])
+def test_sums_are_those_of_all_ranks(ranks, sums, monkeypatch):
     """The other rank has twice as much of everything."""
     monkeypatch.setattr(dist, 'is_initialized', lambda: True)
-    monkeypatch.setattr(dist, 'get_world_size', lambda: 2)
-    monkeypatch.setattr(dist, 'all_reduce', lambda x: x.mul_(3))
-
-
-def test_sums_are_those_of_all_ranks(two_ranks):
-    values = torch.tensor([1., 2.])
-    sum_over_ranks_(values)
-    assert values.tolist() == [3., 6.]
-
-
-def test_one_process_sums_nothing(monkeypatch):
-    monkeypatch.setattr(dist, 'is_initialized', lambda: True)
-    monkeypatch.setattr(dist, 'get_world_size', lambda: 1)
+    monkeypatch.setattr(dist, 'get_world_size', lambda: ranks)
     monkeypatch.setattr(dist, 'all_reduce', lambda x: x.mul_(3))
     values = torch.tensor([1., 2.])
     sum_over_ranks_(values)
-    assert values.tolist() == [1., 2.]
+    assert values.tolist() == sums
 
 
 def test_the_start_is_the_mean_over_forwards_and_ranks(monkeypatch):
