@@ -68,7 +68,7 @@ class ReadWeight(Tensor):
         name = getattr(func, '__name__', '')
         read = [each for each in tree_flatten((args, kwargs))[0]
                 if isinstance(each, ReadWeight)]
-        layer = read[0].layer if read and read[0] is args[0] else None
+        layer = read[0].layer if args and read and read[0] is args[0] else None
         if layer is not None and func in _FLAGS:
             func(layer.latent_weight, *args[1:], **kwargs)
             return read[0]

@@ -26,7 +26,9 @@ class Beit(nn.Module):
         self.fc = nn.Linear(12, 6)
 
     def forward(self, x):
-        return self.fc(F.linear(x, weight=self.qkv.weight, bias=self.bias))
+        # All by keyword, as mmpretrain's does.
+        return self.fc(F.linear(
+            input=x, weight=self.qkv.weight, bias=self.bias))
 
 
 class CalledAndRead(nn.Module):
