@@ -140,9 +140,7 @@ class DirectQuantizationWeight(WeightQuantizer):
             (self.levels.numel() / max(weight.numel(), 1))**.5), weight)
         on_levels = levels.gather(1, self._indices(weight, levels)).view_as(
             weight).to(weight.dtype)
-        # Straight-through, with nothing added to the value.
-        return on_levels + (weight - weight.detach()) \
-            if weight.requires_grad and torch.is_grad_enabled() else on_levels
+        return on_levels + (weight - weight.detach())  # straight-through
 
     @property
     def lowest_code(self) -> int:

@@ -65,15 +65,15 @@ class LearnedValue(nn.Module):
             unit (Tensor or float): Positive, or zero where nothing was seen.
             value (Tensor or float, optional): Defaults to ``unit``.
         """
-        unit = torch.as_tensor(unit)
+        unit = torch.as_tensor(unit, device=self.unit.device)
         # Groups of nothing but zeros would stay what they are for ever, and
         # float32 divides by nothing that is less.
         is_there = unit >= TINY
         if not is_there.any():
             return
         self.unit.copy_(torch.where(is_there, unit, unit[is_there].mean()))
-        self.ratio.copy_(torch.as_tensor(
-            1. if value is None else value / self.unit))
+        self.ratio.copy_(torch.ones_like(self.unit) if value is None
+                         else value / self.unit)
 
     def value_of(self, ratio: Tensor, unit: Tensor) -> Tensor:
         """The value that two entries stand for."""

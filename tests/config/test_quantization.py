@@ -96,7 +96,10 @@ def test_unknown_field_is_refused_with_a_hint(config, field, hint):
 @pytest.mark.parametrize('bits', [0, 9, -1, True, False, '4', 4.0, [4]])
 @pytest.mark.parametrize('side', ['weight', 'activation'])
 def test_bits_out_of_range_are_refused(side, bits):
-    refused({side: dict(bits=bits)}, f'{side}.bits is {bits!r}', 'to 8')
+    least = 1 if side == 'weight' else 2
+    refused({side: dict(bits=bits)},
+            f'{side}.bits is {bits!r}, allowed: {least} to 8, or None for '
+            'float')
 
 
 def test_one_bit_activations_are_refused():
@@ -106,7 +109,8 @@ def test_one_bit_activations_are_refused():
 @pytest.mark.parametrize('group_size', [0, -2, 1.5, True, None, '4'])
 def test_group_size_out_of_range_is_refused(group_size):
     refused(dict(weight=dict(bits=4, group_size=group_size)),
-            f'weight.group_size is {group_size!r}', '-1 for the whole layer')
+            f'weight.group_size is {group_size!r}, allowed: a number of '
+            'filters from 1 to 65536, or -1 for the whole layer')
 
 
 @pytest.mark.parametrize('side', ['weight', 'activation'])
@@ -117,31 +121,34 @@ def test_unknown_quantizer_is_refused(side, name):
 
 @pytest.mark.parametrize('site', ['output', None, 'Input'])
 def test_unknown_site_is_refused(site):
-    refused(dict(activation=dict(site=site)), f'activation.site is {site!r}',
-            "'input' or 'relu'")
+    refused(dict(activation=dict(site=site)),
+            f"activation.site is {site!r}, allowed: 'input' or 'relu'")
 
 
 @pytest.mark.parametrize('clip', ['max', None, 1.0])
 def test_unknown_clip_is_refused(clip):
-    refused(dict(weight=dict(clip=clip)), f'weight.clip is {clip!r}',
+    refused(dict(weight=dict(clip=clip)),
+            f'weight.clip is {clip!r}, allowed: '
             "'threshold', 'search' or 'learned'")
 
 
 @pytest.mark.parametrize('projection', ['forward', None, 1])
 def test_projection_must_be_a_bool(projection):
     refused(dict(weight=dict(projection=projection)),
-            f'weight.projection is {projection!r}', 'True or False')
+            f'weight.projection is {projection!r}, allowed: True or False')
 
 
 @pytest.mark.parametrize('lr', [0, -.1, 1.01, float('nan'), '0.1', None, True])
 def test_lr_out_of_range_is_refused(lr):
-    refused(dict(activation=dict(lr=lr)), f'activation.lr is {lr!r}', '(0, 1]')
+    refused(dict(activation=dict(lr=lr)),
+            f'activation.lr is {lr!r}, allowed: a number in (0, 1]')
 
 
 @pytest.mark.parametrize('k', [0, -2., float('inf'), float('nan'), '2', True])
 @pytest.mark.parametrize('side', ['weight', 'activation'])
 def test_k_that_is_no_positive_number_is_refused(side, k):
-    refused({side: dict(k=k)}, f'{side}.k is {k!r}', 'a positive number')
+    refused({side: dict(k=k)}, f'{side}.k is {k!r}, allowed: a positive '
+            'number from 0.001 to 1000, or None for the default of the bits')
 
 
 @pytest.mark.parametrize('side', ['weight', 'activation'])

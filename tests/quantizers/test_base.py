@@ -33,6 +33,25 @@ def test_it_has_its_range_from_the_first_input_on(monkeypatch):
     assert quantizer.settled and not quantizer.is_signed
 
 
+def test_statistics_are_taken_at_once_where_no_kernel_takes_them():
+    seen = []
+
+    class Sees(Halves):
+
+        def observe(self, x):
+            seen.append(x)
+
+    x = torch.randn(3)
+    assert Sees(4).observe_later(x) is None
+    assert seen == [x]
+
+
+def test_parts_that_are_no_learned_values_have_nothing_to_forget():
+    quantizer = Halves(4)
+    quantizer.part = nn.Identity()
+    quantizer.forget()
+
+
 @dataclass(frozen=True)
 class PartsScheme(ActivationScheme):
     """Into how many parts one is divided."""

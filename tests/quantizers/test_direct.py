@@ -77,6 +77,14 @@ def test_levels_start_at_the_least_squared_error():
     assert error(levels) < .3 * error(even)
 
 
+@pytest.mark.parametrize('iterations, levels', [
+    (0, [2., 4., 6., 9.]),  # the middles of four parts of equal size
+    (1, [2., 4.5, 6., 8.5])])  # means of 1 2 3, 4 5, 6, 8 9
+def test_levels_go_from_quantiles_to_means(iterations, levels):
+    values = torch.tensor([5., 2., 9., 1., 8., 4., 6., 3.])
+    assert lloyd(values, 4, iterations).tolist() == levels
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-9, 9, width=32), min_size=12, max_size=12),
        st.integers(1, 8), st.sampled_from([-1, 1, 2]))
@@ -206,3 +214,23 @@ def test_the_clipped_share_is_of_the_values_that_are_not_zero(signed):
     assert quantizer.clipped_fraction(
         torch.tensor([0., 0., 9 * high * step])) == 1
     assert quantizer.state_dict().keys() == {'step', 'signed'}
+
+
+def test_a_single_value_moves_the_step_as_many_would():
+    alone, many = (started(torch.full((count, 1), 3.), 3)
+                   for count in (1, 7))
+    for quantizer, count in ((alone, 1), (many, 7)):
+        quantizer.observe(torch.full((count, 1), 4.))
+        DirectQuantizationActivation.update_([quantizer])
+    assert float(alone.step) == pytest.approx(float(many.step), rel=1e-6)
+    assert float(alone.step) > 3 / 7
+
+
+@pytest.mark.parametrize('grad', [False, True])
+def test_frozen_weights_have_levels_that_are_learned(grad):
+    weight = normal(4, 6).requires_grad_(grad)
+    quantizer = DirectQuantizationWeight(4, 2, -1)
+    quantizer.start_step(weight)
+    quantizer(weight).sum().backward()
+    assert quantizer.levels.grad.any()
+    assert (weight.grad is not None) == grad

@@ -1,4 +1,5 @@
-"""What quantizers say of themselves: clipped shares, scalars, texts."""
+"""What holds for quantizers of every type: what they say of themselves,
+where they start, on what device they work."""
 import pytest
 import torch
 from torch import nn
@@ -194,3 +195,37 @@ def test_the_start_is_kept_from_the_first_step_on(name):
     assert not any(value.any() for value in quantizer.state_dict().values())
     quantizer.start_step(model[0].latent_weight)
     assert all(value.any() for value in quantizer.state_dict().values())
+
+
+# Where the default device is another one, what names none is made there, and
+# fails together with the input: so no second device is needed.
+
+
+@pytest.mark.parametrize('shift', [0., -.5])
+@pytest.mark.parametrize('name', ACTIVATIONS)
+def test_activations_stay_on_the_device_of_the_input(name, shift):
+    _, quantizer = trained('activation', ACTIVATIONS[name], shift=shift)
+    x = (torch.randn(30, 16).abs() + shift).requires_grad_()
+    with torch.device('meta'):
+        for rounding in (True, False):
+            out = quantizer(x, rounding)
+            out.sum().backward()
+        quantizer.observe(x)
+        type(quantizer).update_([quantizer])
+    assert out.device.type == x.grad.device.type == 'cpu'
+
+
+@pytest.mark.parametrize('name', WEIGHTS)
+def test_weights_stay_on_the_device_they_are_on(name):
+    layer, quantizer = trained('weight', WEIGHTS[name])
+    weight = layer.latent_weight
+    with torch.device('meta'):
+        quantizer.forget()
+        quantizer.restart()
+        quantizer.start_step(weight)
+        out = quantizer(weight)
+        out.sum().backward()
+        quantizer.after_step(weight)
+        codes = quantizer.packed_codes(weight)
+        decoded = quantizer.decode(codes, quantizer.packed_state(weight))
+    assert out.device.type == decoded.device.type == 'cpu'

@@ -44,3 +44,33 @@ def test_entries_that_were_written_are_read_again(kind):
     assert not quantizer.initialized and not quantizer.is_signed
     x = torch.rand(9)
     assert quantizer(x) is x
+
+
+@pytest.mark.parametrize('kind', [LSQActivation, PACTActivation])
+@pytest.mark.parametrize('batch, signed', [(98, False), (99, False),
+                                           (100, True), (101, False)])
+def test_negative_values_are_looked_for_once_in_100_steps(kind, batch,
+                                                          signed):
+    """After the start; one batch of many has them."""
+    torch.manual_seed(0)
+    quantizer = kind(bits=4)
+    for number in range(150):
+        quantizer.observe(torch.rand(40) - float(number == batch))
+        kind.update_([quantizer])
+    assert quantizer.is_signed == signed
+
+
+def test_only_the_batches_that_are_counted_are_read():
+    quantizer = LSQActivation(bits=4)
+    for number in range(3):
+        assert not quantizer.seen.any()
+        quantizer.observe(torch.rand(40))
+        assert bool(quantizer.seen.any()) == (number == 0)
+        LSQActivation.update_([quantizer])
+
+
+def test_an_empty_input_says_nothing():
+    quantizer = LSQActivation(bits=4)
+    quantizer.observe(torch.rand(0, 4))
+    LSQActivation.update_([quantizer])
+    assert not quantizer.initialized

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdrq_mm.quantizers.least_squares import (
+    ZERO_POINTS,
     balance,
     few,
+    fitted_step,
     least_squares_grid,
     least_squares_step,
     quick_grid,
@@ -56,7 +58,8 @@ def test_values_on_a_grid_are_kept():
     assert (float(step), zero) == (pytest.approx(.7), 2)
 
 
-@pytest.mark.parametrize('values', [[], [0., 0.], [-3., -1.]])
+@pytest.mark.parametrize('values', [
+    [], [0., 0.], [-3., -1.], [1., float('inf')]])
 def test_no_step_without_values_that_have_codes(values):
     assert float(least_squares_step(
         torch.tensor([values]).double(), 0, 15)) == 0
@@ -79,6 +82,19 @@ def test_channels_of_zeros_do_not_count():
     assert weights.flatten().tolist() == pytest.approx([1 / 5, 1 / 9])
 
 
+def test_the_step_of_given_codes_is_that_of_linear_regression():
+    rng = np.random.default_rng(0)
+    values, codes = rng.normal(size=(2, 5, 30))
+    weights = rng.uniform(.1, 2, size=(5, 1))
+    root = np.broadcast_to(weights**.5, values.shape)
+    expected, *_ = np.linalg.lstsq(
+        (root * codes).reshape(-1, 1), (root * values).ravel(), rcond=None)
+    assert float(fitted_step(*map(torch.tensor, (values, weights, codes)))
+                 ) == pytest.approx(expected[0])
+    assert float(fitted_step(*map(
+        torch.tensor, (values, weights, 0 * codes)))) == 0
+
+
 def grid_error(values, step, low, high):
     return float(((values / step).round().clamp(low, high) * step - values
                   ).square().mean())
@@ -97,6 +113,68 @@ def test_no_zero_point_of_all_is_much_better(high, offset):
         for code in range(high + 1)
         for each in np.geomspace(.02, 2., 300))
     assert found <= 1.15 * best
+
+
+@pytest.mark.parametrize('high', [3, 15, 255])
+@pytest.mark.parametrize('offset', [-1., .2])
+def test_the_best_zero_point_of_those_tried_is_taken(high, offset):
+    values = torch.tensor(np.random.default_rng(1).normal(
+        offset, .5, size=(1, 300)))
+    step, zero = least_squares_grid(values, high)
+    errors = {}
+    for code in ZERO_POINTS:
+        for each in (code, high - code):
+            if code <= high:
+                of_code = least_squares_step(values, -each, high - each)
+                errors[each] = grid_error(values, of_code, -each,
+                                          high - each) if of_code else 1e9
+    assert errors[zero] == min(errors.values())
+    assert grid_error(values, step, -zero, high - zero) == errors[zero]
+
+
+@pytest.mark.parametrize('low, high', [(0., 15.), (-7., 7.), (-3., 12.),
+                                       (0., 3.)])
+def test_the_quick_step_is_the_minimum_of_a_parabola(low, high):
+    """Through the errors of the best step and of its neighbours, each 2^(1/4)
+    of the next: found by numpy."""
+    for seed in range(8):
+        values = torch.tensor(np.random.default_rng(seed).normal(
+            .3, 1, size=1500), dtype=torch.float32)
+        reach = max(float(values.max()) / high,
+                    float(values.min()) / low if low else 0.)
+        errors = [grid_error(values.double(), reach * 2**(-index / 4), low,
+                             high) for index in range(25)]
+        best = int(np.argmin(errors))
+        if best in (0, 24):  # the step itself
+            middle = best
+        else:
+            near = [best - 1, best, best + 1]
+            a, b, _ = np.polyfit(near, [errors[each] for each in near], 2)
+            middle = -b / (2 * a)
+        step, _ = quick_grid(values, torch.tensor([low]),
+                             torch.tensor([high]))
+        assert float(step) == pytest.approx(reach * 2**(-middle / 4),
+                                            rel=2e-3)
+
+
+def test_values_on_the_widest_grid_keep_it():
+    """The best step is the first of those tried, and has one neighbour."""
+    values = torch.arange(16.).repeat(20)
+    step, _ = quick_grid(values, torch.zeros(1), torch.tensor([15.]))
+    assert float(step) == 1
+
+
+@pytest.mark.parametrize('values', [[0., 0., 0.], [-1., -2., 0.]])
+def test_the_quick_step_is_zero_without_values_that_have_codes(values):
+    step, row = quick_grid(torch.tensor(values), torch.zeros(1),
+                           torch.tensor([15.]))
+    assert (float(step), row.tolist()) == (0., [0])
+
+
+def test_a_range_without_codes_for_the_values_is_not_chosen():
+    low, high = torch.tensor([0., -8.]), torch.tensor([15., 7.])
+    step, row = quick_grid(-torch.rand(200), low, high)
+    assert row.tolist() == [1] and float(step) > 0
 
 
 @pytest.mark.parametrize('bits', [2, 4, 8])

@@ -601,6 +601,26 @@ def test_statistics_are_those_of_all_ranks(monkeypatch):
     assert shared.clip == pytest.approx((6 + 3) / 4 * 2)
 
 
+def test_the_first_batches_are_averaged_also_where_they_are_zeros():
+    quantizer = ScaleClipActivation(4, 1., .01)
+    for value in (3., 0., 6.):
+        quantizer.observe(torch.full((8, ), value))
+        ScaleClipActivation.update_([quantizer])
+    assert float(quantizer.clip) == pytest.approx(3.)
+
+
+@pytest.mark.parametrize('target, share', [(10.9, .99), (11.1, 1.), (1e3, 1.)])
+def test_an_outlier_counts_as_11_times_the_threshold(target, share):
+    """With the step of Eq. 10 it moves the threshold by a tenth."""
+    quantizer = ScaleClipActivation(4, 1., .01)
+    for _ in range(120):
+        quantizer.observe(torch.ones(8))
+        ScaleClipActivation.update_([quantizer])
+    quantizer.observe(torch.full((8, ), target))
+    ScaleClipActivation.update_([quantizer])
+    assert float(quantizer.clip) == pytest.approx(1 + .1 * share)
+
+
 def test_files_hold_what_the_format_says():
     activation_entries = {'clip', 'signed', 'num_updates'}
     assert ScaleClipActivation(4, None, .1).state_dict().keys() == \

@@ -121,6 +121,15 @@ def test_inputs_without_negatives_have_no_zero_point():
     assert torch.equal(plain(x), asymmetric(x))
 
 
+def test_signed_codes_need_no_zero_point():
+    """Only where one is asked for is there one."""
+    quantizer = seen(built(threshold='mse'), batches(nn.functional.silu, 12))
+    assert quantizer.is_signed and quantizer.fused
+    assert not quantizer.has_zero_point
+    assert quantizer.state_dict().keys() == {'clip', 'signed', 'num_updates'}
+    assert quantizer.code_range().zero_point == 0
+
+
 def test_negatives_that_come_late_get_their_zero_point_at_once():
     model = nn.Sequential(nn.Linear(50, 4))
     quantize_(model, dict(weight=dict(bits=4), activation=dict(
@@ -266,7 +275,10 @@ def test_what_differs_stands_in_the_scheme():
     (dict(asymmetric=True), "asymmetric is True, allowed: with threshold="
                             "'mean': False; threshold='mse' finds"),
     (dict(threshold='learned', asymmetric=True), "type='LSQPlus' learns one"),
-    (dict(threshold='mse', asymmetric=1), 'True or False')])
+    (dict(threshold='mse', asymmetric=1),
+     'asymmetric is 1, allowed: True or False'),
+    (dict(threshold='max'), "threshold is 'max', allowed: "
+                            "'mean', 'nonzero', 'mse' or 'learned'")])
 def test_what_does_not_go_together_is_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         ScaleClipActivationScheme(bits=4, **options)
