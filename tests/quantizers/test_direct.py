@@ -85,6 +85,11 @@ def test_levels_go_from_quantiles_to_means(iterations, levels):
     assert lloyd(values, 4, iterations).tolist() == levels
 
 
+def test_a_level_without_weights_stays_where_it_is():
+    values = torch.tensor([3., 3., 3., 3., 3., 10.])
+    assert lloyd(values, 3, 1).tolist() == [3., 3., 10.]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-9, 9, width=32), min_size=12, max_size=12),
        st.integers(1, 8), st.sampled_from([-1, 1, 2]))

@@ -190,3 +190,16 @@ def test_weights_beyond_the_grid_that_was_loaded_take_its_last_codes():
     codes = quantizer.packed_codes(weight)
     assert codes.abs().max() == quantizer.highest_code == 7
     assert float(quantizer(weight).abs().max()) == pytest.approx(.2)
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4, 8])
+def test_what_is_unpacked_lies_on_the_levels(bits):
+    """The tanh of a weight does; at 1 bit there is none."""
+    weight = 3 * normal(4, 9)
+    quantizer = DoReFaWeight(4, bits, -1)
+    codes = quantizer.packed_codes(weight)
+    entries = quantizer.packed_state(weight)
+    decoded = quantizer.decode(codes, entries)
+    levels = codes * entries['top'] / (2**bits - 1)
+    torch.testing.assert_close(
+        decoded if bits == 1 else torch.tanh(decoded), levels)
