@@ -67,6 +67,22 @@ def test_images_are_trained_at_the_size_that_the_page_tells():
     assert reduced == f'{height} x {width} pixels'
 
 
+def test_no_weights_are_fetched_for_a_backbone_that_loads_them_itself():
+    """PVT's ``init_cfg`` names a checkpoint and no type."""
+    cfg = models.read_config(
+        mim_folder('mmdet') / 'configs' / 'pvt'
+        / 'retinanet_pvtv2-b0_fpn_1x_coco.py', 'mmdet')
+    models.build(cfg).init_weights()
+
+
+def test_more_classes_than_uint8_holds_make_a_batch():
+    cfg = models.read_config(
+        mim_folder('mmdet') / 'configs' / 'objects365'
+        / 'retinanet_r50_fpn_1x_objects365v1.py', 'mmdet')
+    _, batch = next(batches.batches(cfg))
+    assert len(batch()['inputs']) == batches.BATCH
+
+
 class TestRecords:
 
     def test_what_was_run_stays(self, tmp_path):

@@ -95,7 +95,8 @@ def _pipeline_batch(cfg: Config) -> dict:
 
 def _det_batch(cfg: Config, height: int, width: int) -> dict:
     from mmdet.testing import demo_mm_inputs, demo_track_inputs
-    classes = _classes(cfg, 80)
+    # mmdet draws maps of classes in uint8.
+    classes = min(max(_classes(cfg, 80), 2), 255)
     shapes = [[3, height, width]] * BATCH
     words = str(cfg.model)
     # Some trackers train their detector, on single images.
@@ -104,11 +105,11 @@ def _det_batch(cfg: Config, height: int, width: int) -> dict:
         return demo_track_inputs(
             batch_size=1, num_frames=2, key_frames_inds=[0],
             image_shapes=(3, height, width), num_items=[4],
-            num_classes=max(classes, 2), with_mask='mask' in words.lower())
+            num_classes=classes, with_mask='mask' in words.lower())
     torch.manual_seed(0)
     np.random.seed(0)
     batch = demo_mm_inputs(
-        BATCH, shapes, num_items=[4] * BATCH, num_classes=max(classes, 2),
+        BATCH, shapes, num_items=[4] * BATCH, num_classes=classes,
         with_mask='mask' in words.lower(), with_semantic=True,
         use_box_type=True)
     for sample in batch['data_samples']:

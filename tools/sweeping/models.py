@@ -53,8 +53,9 @@ def _plain(node: Any) -> Any:
             value = None
         elif key == 'init_cfg':
             each = value if isinstance(value, (list, tuple)) else [value]
-            if any(isinstance(one, dict) and 'Pretrained' in
-                   str(one.get('type')) for one in each):
+            if any(isinstance(one, dict) and (
+                    'checkpoint' in one or 'Pretrained' in
+                    str(one.get('type'))) for one in each):
                 value = None
         elif key == 'type' and value in ('SyncBN', 'MMSyncBN'):
             value = 'BN'
