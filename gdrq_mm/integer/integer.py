@@ -162,13 +162,12 @@ def to_integer(model: nn.Module, example: Example,
     weights = {name: IntegerWeight(
         layer.weight, torch.ones(len(layer.weight), dtype=torch.int32),
         layer.bits, layer.weight) for name, layer in plain.items()}
+    for name in dict.fromkeys(layer_of(node) for node, _, _ in outputs):
+        weights[name] = store_integers(
+            name, layers[name], module.get_submodule(name), container)
     calls, added = [], {}
     for node, act, grid in outputs:
-        name = layer_of(node)
-        if name not in weights:
-            weights[name] = store_integers(
-                name, layers[name], module.get_submodule(name), container)
-        kind = LAYERS[target_of(node)]
+        name, kind = layer_of(node), LAYERS[target_of(node)]
         call = IntegerCall(node.name, name, kind, grid, False)
         if grid is None and kind == 'conv2d':
             call.grid, call.added = clamped(grids[act], act), True
@@ -283,6 +282,5 @@ def _finish(module: GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
     move_codes(graph)
     fold_grids(graph)
-    graph.eliminate_dead_code()
     graph.lint()
     module.recompile()

@@ -190,4 +190,3 @@ def _pad_codes(graph: Graph) -> None:
                 padded = graph.call_function(OPS.pad_codes.default, (
                     node.args[0], list(node.args[1]), codes[0]))
             node.replace_all_uses_with(padded)
-            graph.erase_node(node)

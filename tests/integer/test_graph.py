@@ -62,6 +62,18 @@ def test_modules_of_several_names_go_by_the_first():
         for key in ('weight', 'w_scale', 'bias'))
 
 
+def test_parameters_of_several_names_go_by_the_first():
+    """Those of float layers; a graph is in eval mode as well."""
+    model, x = Outer().eval(), torch.randn(1, 3, 4, 4)
+    module = capture(model, (x, ))
+    assert torch.equal(module(x), model(x))
+    ours, theirs = (dict(each.named_parameters()) for each in (module, model))
+    assert sorted(ours) == sorted(theirs)
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert not list(module.buffers())
+    assert not any(part.training for part in module.modules())
+
+
 class Noise(nn.Module):
     def forward(self, x):
         return torch.rand_like(x) - torch.rand_like(x), x.exp() - x.exp()
@@ -130,6 +142,93 @@ def test_a_layer_without_a_graph_is_named():
         gdrq_mm.calibrate(model, [lambda: model(x)])
         with pytest.raises(RuntimeError, match='no graph: in 1.0: .*--raw'):
             to_integer(merge(model.eval(), x), x)
+
+
+class Refusing(nn.Module):
+    """Raises where a model has no graph."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        raise self.error
+
+
+RAW = ('export what comes before it with --raw, or wrap the model in a module '
+       'that leaves it out')
+
+
+@pytest.mark.parametrize('error, reason', [
+    (ValueError('of an odd width\nat all'), 'of an odd width'),
+    (NotImplementedError(), 'NotImplementedError')])
+@pytest.mark.parametrize('depth, place', [(0, ''), (1, 'in 0: '),
+                                          (2, 'in 0.0: ')])
+@pytest.mark.parametrize('dynamic, graph, remedy', [
+    ([], 'no graph', RAW),
+    (['batch', 'size'], 'no graph with dynamic batch and size',
+     'export it with a fixed one')])
+def test_errors_tell_the_layer_the_reason_and_what_to_do(
+        error, reason, depth, place, dynamic, graph, remedy):
+    model = Refusing(error)
+    for _ in range(depth):
+        model = nn.Sequential(model)
+    with pytest.raises(RuntimeError) as caught:
+        capture(model, (torch.randn(1, 3, 4, 4), ), dynamic)
+    assert str(caught.value) == \
+        f'the model has {graph}: {place}{reason}; {remedy}'
+
+
+class Places(nn.Module):
+    """Adds the place of every feature, as priors are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 8, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        rows, columns = torch.meshgrid(*map(torch.arange, y.shape[2:]))
+        return y.flatten(2) + rows.reshape(-1) + 10 * columns.reshape(-1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('dynamic, shape', [
+    ([], (1, 3, 20, 36)), (['batch'], (3, 3, 20, 36)),
+    (['size'], (1, 3, 44, 17)), (['batch', 'size'], (2, 3, 29, 70))])
+@pytest.mark.filterwarnings('ignore:torch.meshgrid')
+def test_a_graph_takes_what_is_dynamic(dynamic, shape):
+    model = Places().eval()
+    module = capture(model, (torch.randn(1, 3, 20, 36), ), dynamic)
+    x = torch.randn(shape)
+    torch.testing.assert_close(module(x), model(x))
+
+
+@pytest.mark.filterwarnings('ignore:torch.meshgrid')
+def test_what_cannot_be_dynamic_is_refused():
+    model, x = Places().eval(), torch.randn(1, 3, 10, 32)
+    with pytest.raises(ValueError, match="dynamic has 'depth', allowed: "
+                                         'batch, size'):
+        capture(model, (x, ), ['depth'])
+    with pytest.raises(RuntimeError, match='at least 9 pixels a side'):
+        capture(model, (x, ), ['size'])  # .75 of 10 is one row
+    capture(model, (x, ), ['batch'])
+
+
+class Ends(nn.Module):
+    """Ends of clamps and numbers of points, as codes write them."""
+
+    def forward(self, x):
+        points = torch.linspace(0., 1., 5)
+        return (x.clamp(-1, 1.5), x.clamp(min=-1), (4 * x).long().clamp(0, 3),
+                x.flatten(1).sum() + points)
+
+
+def test_numbers_in_graphs_are_of_the_types_that_they_had():
+    model, x = Ends(), 2 * torch.randn(1, 3, 4, 4)
+    for ours, theirs in zip(capture(model, (x, ))(x), model(x)):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs)
 
 
 def quantize_again(scale, low, high):
@@ -212,7 +311,9 @@ class Sums(nn.Module):
     def forward(self, x):
         one, two = self.one(x), self.two(2 * x)
         return (one + two, one + x, one + 1, torch.add(one, two, alpha=2),
-                one.relu() + two.flip(2), one.sigmoid() + two)
+                one.relu() + two.flip(2), one.sigmoid() + two,
+                one + (two + one.relu()).relu(), one + (two + x),
+                one + two.mean() * one)
 
 
 @torch.no_grad()
@@ -225,4 +326,4 @@ def test_sums_are_those_of_what_layers_gave():
     module = capture(merge(model.eval(), x), (x, ))
     output, = [node for node in module.graph.nodes if node.op == 'output']
     assert [is_sum(node) for node in output.args[0]] == [
-        True, False, False, False, True, False]
+        True, False, False, False, True, False, True, False, False]

@@ -7,7 +7,8 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm.deploy import to_integer
-from gdrq_mm.integer.moves import clamp_range
+from gdrq_mm.integer.graph import LAYERS
+from gdrq_mm.integer.moves import clamp_range, target_of
 from gdrq_mm.integer.ranges import best_grid
 from gdrq_mm.merge import merge
 from gdrq_mm.merge.ops import OPS, UINT8_OFFSET
@@ -266,6 +267,54 @@ def test_a_clamp_of_quantized_values_goes_only_where_it_changes_none(
               if clamp_range(node) is not None]
     assert len(clamps) == acts
     torch.testing.assert_close(integer(x), merged(x), rtol=.02, atol=.02)
+
+
+class Readers(nn.Module):
+    """A convolution that is read with its ReLU and without, and a sum that
+    one layer alone reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.mid, self.head = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.stem(x)
+        return self.head(self.other(y.relu()) + self.mid(y))
+
+
+@torch.no_grad()
+def test_no_layer_is_left_that_computes_in_float():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    merged = merge(quantized(Readers(), x), x)
+    integer = to_integer(merged, x)
+    assert not any(target_of(node) in LAYERS
+                   for node in integer.graph_module.graph.nodes)
+    assert not integer.sums  # their reader has a grid
+    assert [call.layer for call in integer.calls] == [
+        'stem', 'other', 'mid', 'head']
+    error = (integer(x) - merged(x)).abs().mean()
+    assert error < .05 * merged(x).abs().mean()
+
+
+@torch.no_grad()
+def test_weights_of_float_inputs_are_there_as_codes():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(),
+                             nn.Linear(144, 5)), torch.randn(1, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=None)))
+    merged = merge(model.eval(), x)
+    integer = to_integer(merged, x)
+    assert integer.calls == [] and list(integer.weights) == ['0', '2']
+    for name, weight in integer.weights.items():
+        codes = merged.get_submodule(name).weight
+        assert torch.equal(weight.codes, codes) and weight.bits == 4
+        assert torch.equal(weight.stored, codes)
+        assert torch.equal(weight.factor, torch.ones(
+            len(codes), dtype=torch.int32))
+    torch.testing.assert_close(integer(x), model(x))
 
 
 class Sums(nn.Module):

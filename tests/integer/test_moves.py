@@ -1,4 +1,6 @@
 """Clamps and operators that only move values leave no rounding behind."""
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,11 +11,15 @@ from gdrq_mm.deploy import export_onnx, merge, to_integer
 from gdrq_mm.export import onnx_check
 from gdrq_mm.integer.graph import capture
 from gdrq_mm.integer.moves import (
+    DEQUANTIZE,
+    QUANTIZE,
     SPLITS,
     clamp_range,
     code_range,
+    move_codes,
     target_of,
 )
+from gdrq_mm.merge.ops import OPS
 
 
 class Between(nn.Module):
@@ -167,3 +173,119 @@ def test_what_an_activation_lets_through(function, expected):
     graph = capture(Module(), (torch.randn(3), )).graph
     node, = [node for node in graph.nodes if node.op == 'call_function']
     assert clamp_range(node) == expected
+
+
+# -- single operators ---------------------------------------------------------
+
+class OnGrid(nn.Module):
+    """Functions of a value on one grid, and of one on another."""
+
+    def __init__(self, functions):
+        super().__init__()
+        self.functions = functions
+
+    def forward(self, x):
+        values = [OPS.dequantize(OPS.quantize(x + number, *grid), *grid[:2])
+                  for number, grid in enumerate((COARSE, FINE))]
+        return [function(*values) for function in self.functions]
+
+
+COARSE, FINE = (.5, -2, 5), (.25, -2, 5)
+MOVE_ONLY = [
+    lambda x: x.view(1, 2, 2, 6, 6), lambda x: x.flatten(1),
+    lambda x: x.transpose(1, 2), lambda x: x.flip(3), lambda x: x[:, 1],
+    lambda x: x[:, :, 1::2], lambda x: x[:, :1].squeeze(1).unsqueeze(0),
+    lambda x: x[:, :1].expand(1, 5, 6, 6), lambda x: x.repeat(2, 1, 1, 1),
+    lambda x: x.roll(2, 3), lambda x: F.pixel_shuffle(x, 2),
+    lambda x: F.interpolate(x, scale_factor=2, mode='nearest'),
+    lambda x: F.max_pool2d(x, 2), lambda x: F.pad(x, (1, 0, 2, 1)),
+    lambda x: F.pad(x, (1, 0), 'constant', 0.),
+    lambda x: F.pad(F.pad(x, (1, 2)).flip(2), (0, 0, 1, 1)),
+    lambda x: F.pad(x, (1, 1, 1, 1), 'reflect'),
+    lambda x: F.pad(x, (0, 2, 0, 0), 'circular'),
+    lambda x: torch.cat([x, x.flip(1), x[:, :1]], 1),
+    lambda x: F.pad(torch.cat([x, x.flip(1)], 1), (1, 1)),
+    lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    lambda x: tuple(each.flip(1) for each in x.split([1, 3], 1))]
+OTHERS = [
+    lambda x, y: torch.sigmoid(x), lambda x, y: F.pad(x, (1, 1), value=.7),
+    lambda x, y: x.max(1), lambda x, y: x.topk(2, 1),
+    lambda x, y: torch.cat([x, y], 1),
+    lambda x, y: torch.cat([x, x.exp()], 1),
+    lambda x, y: F.pad(torch.cat([x.exp(), x.sin()], 1), (1, 1)),
+    lambda x, y: tuple(each + 1 for each in x.exp().split(2, 1))]
+
+
+def on_codes(functions):
+    """The nodes of a graph whose codes were moved: the results are those of
+    before."""
+    x = 3 * torch.randn(1, 4, 6, 6)
+    module = capture(OnGrid(functions), (x, ))
+    expected = module(x)
+    move_codes(module.graph)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=0)
+    return list(module.graph.nodes)
+
+
+def test_operators_that_only_move_values_read_codes():
+    nodes = on_codes([lambda x, y, function=function: function(x)
+                      for function in MOVE_ONLY])
+    for node in nodes:
+        if target_of(node) is DEQUANTIZE:
+            codes, *grid = node.args
+            assert tuple(grid) == COARSE[:2]
+            assert code_range(codes) == COARSE[1:]
+            assert all(user.op == 'output' for user in node.users)
+    targets = [target_of(node) for node in nodes]
+    # One split, however many parts of it are read.
+    assert sum(target in SPLITS for target in targets) == 2
+    # Zeros have a code of their own, which depends on the least one.
+    padded = [node for node in nodes
+              if target_of(node) is OPS.pad_codes.default]
+    assert [node.args[2] for node in padded] == 5 * [COARSE[1]]
+    assert targets.count(torch.ops.aten.pad.default) == 2
+
+
+def test_other_operators_read_values():
+    values = [node for node in on_codes(OTHERS)
+              if target_of(node) is DEQUANTIZE]
+    assert len(values) == 2
+    assert all(user.op != 'output' for node in values for user in node.users)
+
+
+class Rounded(nn.Module):
+    """What a function gives, rounded; of several results the first."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        first, *others = self.function(x)
+        return OPS.quantize(first, *COARSE), *others
+
+
+@pytest.mark.parametrize('function, first', [
+    # Rounded before it is moved: what gives the value.
+    (lambda x: [x.exp().flip(2)], [torch.ops.aten.exp.default]),
+    (lambda x: [F.pad(x.exp().view(1, 2, 2, 6, 6).flip(2), (1, 1))],
+     [torch.ops.aten.exp.default]),
+    (lambda x: [torch.cat([x.exp(), x.sin()], 1)],
+     [torch.ops.aten.exp.default, torch.ops.aten.sin.default]),
+    (lambda x: [torch.cat([y := x.exp(), y, x], 1), x.sin()],
+     [None, torch.ops.aten.exp.default]),
+    # Others read the value, before or behind the move; it is no move.
+    (lambda x: [(y := x.exp()).flip(2), y], [torch.ops.aten.flip.default]),
+    (lambda x: [y := x.exp().flip(2), y], [torch.ops.aten.flip.default]),
+    (lambda x: [x.exp()], [torch.ops.aten.exp.default]),
+    (lambda x: [x.exp().split(2, 1)[1]], [operator.getitem])])
+def test_values_are_rounded_before_they_are_moved_by_all(function, first):
+    model, x = Rounded(function), torch.randn(1, 4, 6, 6)
+    module = capture(model, (x, ))
+    torch.testing.assert_close(module(x), model(x), rtol=0, atol=0)
+    rounded = [target_of(node.args[0]) for node in module.graph.nodes
+               if target_of(node) is QUANTIZE]
+    assert sorted(rounded, key=str) == sorted(first, key=str)
