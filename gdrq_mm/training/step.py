@@ -74,7 +74,7 @@ def _stepped(optimizer) -> Set[int]:
     """``id`` of the parameters that a step has changed: those with a gradient
     and a learning rate. (Reading one from a GPU would wait for it.)"""
     return {id(parameter) for group in optimizer.param_groups
-            if not _is_zero(group.get('lr', 1))
+            if not _is_zero(group.get('lr'))
             for parameter in group['params'] if parameter.grad is not None}
 
 

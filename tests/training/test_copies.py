@@ -70,12 +70,13 @@ def test_an_average_turns_signed_with_its_model():
     model = make_model(TYPES['LSQ'])
     averaged = ExponentialMovingAverage(model, momentum=.01)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
-    with pytest.warns(UserWarning, match='signed codes'):
-        for index in range(101):
+    with pytest.warns(UserWarning, match='signed codes') as caught:
+        for index in range(103):
             x = torch.rand(2, 3, 9, 9)
             model(x if index < 2 else x - .5).mean().backward()
             optimizer.step()
             averaged.update_parameters(model)
+    assert len(caught) == 1  # told once
     ours, theirs = (
         get_state(each).layers['0'].input_quantizer.code_range()
         for each in (model, averaged.module))

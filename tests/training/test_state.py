@@ -605,12 +605,90 @@ def test_learned_activations_tell_how_much_they_clip():
     assert metrics(state)['gdrq_clipped'] == pytest.approx(np.mean(clipped))
 
 
-def test_a_weight_that_other_code_reads_starts_to_learn():
-    model = make(dict(weight=dict(type='LSQ', bits=4)))
-    layer = model.conv1
+@pytest.mark.parametrize('mode, phase, starts', [
+    (True, 'quantize', True), (True, 'reshape', False),
+    (False, 'quantize', False), (False, 'reshape', False)])
+def test_a_weight_that_other_code_reads_starts_to_learn(mode, phase, starts):
+    model = make(dict(weight=dict(type='LSQ', bits=4))).train(mode)
+    layer, state = model.conv1, get_state(model)
+    state.set_phase(phase)
     assert not layer.weight_quantizer.step.started
-    get_state(model).weight(layer.weight_quantizer, layer.latent_weight)
-    assert layer.weight_quantizer.step.started
+    state.weight(layer.weight_quantizer, layer.latent_weight)
+    assert layer.weight_quantizer.step.started == starts
+
+
+def test_evaluation_starts_nothing_to_learn():
+    model = make(dict(weight=dict(type='LSQ', bits=4))).eval()
+    before = clone(model)
+    model(batch())
+    assert same(model.state_dict(), before)
+
+
+def test_clipped_values_are_counted_only_when_it_is_asked_for():
+    model = make()
+    optimizer = sgd(model)
+    for seed in range(2):
+        train_step(model, optimizer, batch(seed))
+    assert 'gdrq_clipped' not in metrics(get_state(model))
+
+
+# -- what a state knows of its layers -----------------------------------------
+
+def pair(names=('one', 'two')):
+    model = nn.ModuleDict([(name, nn.Linear(4, 4)) for name in names])
+    quantize_(model, dict(weight=dict(bits=4)))
+    return model
+
+
+@pytest.mark.parametrize('inference', [False, True])
+def test_layers_know_which_others_read_the_same(inference):
+    model = pair(('one', 'two', 'three')).eval()
+    with torch.inference_mode(inference):
+        x = torch.randn(2, 4)
+        model['three'](model['two'](x) + model['one'](x))
+    assert model['one'].same_input == ['two']
+    assert model['two'].same_input == ['one']
+    assert model['three'].same_input == []
+
+
+def test_a_tensor_of_another_step_is_another_input():
+    model, x = pair(), torch.randn(2, 4)
+    model['one'](x).sum().backward()
+    sgd(model).step()
+    model['two'](x)
+    assert model['one'].same_input == model['two'].same_input == []
+
+
+def test_schemes_are_written_the_same_in_whatever_order_layers_are():
+    one, other = (get_state(pair(names)).schemes for names in (
+        ('one', 'two'), ('two', 'one')))
+    assert torch.equal(one, other)
+    assert one.dtype == torch.uint8  # a byte a letter
+
+
+def test_a_phase_that_is_there_already_changes_nothing():
+    model = make(dict(weight=dict(bits=2, clip='search')))
+    train_step(model, sgd(model), batch())
+    before = clone(model)
+    get_state(model).set_phase('quantize')
+    assert same(model.state_dict(), before)
+
+
+def test_another_phase_searches_clip_values_anew():
+    config = dict(weight=dict(bits=2, clip='search'))
+    model, fresh = make(config), make(config, seed=1)
+    train_step(model, sgd(model, lr=2.), batch())
+    layers = list(zip(quantized_layers(model), quantized_layers(fresh)))
+    with torch.no_grad():
+        for layer, other in layers:
+            layer.weight *= 3
+            other.weight.copy_(layer.weight)
+    for equal in (False, True):
+        assert all(torch.equal(layer.quantized_weight(),
+                               other.quantized_weight()) == equal
+                   for layer, other in layers)
+        for phase in ('reshape', 'quantize'):
+            get_state(model).set_phase(phase)
 
 
 def test_metrics_before_training_leave_out_what_is_not_there():

@@ -84,11 +84,48 @@ def test_a_step_without_an_optimizer_leaves_frozen_weights_alone():
     assert not torch.equal(model[2].weight, before[1])
 
 
+def test_layers_of_one_weight_have_its_clip_values():
+    """Projected once, and known to both."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    quantize_(model, QUANTIZATION)
+    alone = model_of()
+    with torch.no_grad():
+        alone[0].weight.copy_(model[0].weight)
+    step(model, torch.optim.SGD(model.parameters(), lr=1e-30))
+    step(alone, torch.optim.SGD(alone.parameters(), lr=1e-30))
+    assert torch.equal(model[0].weight, alone[0].weight)
+    for index in (0, 2):
+        assert torch.equal(model[index].weight_quantizer.clip,
+                           alone[0].weight_quantizer.clip)
+    assert torch.equal(model[0].quantized_weight(),
+                       model[2].quantized_weight())
+
+
 def test_wrapped_optimizer_projects_once_a_step():
     plain, wrapped = model_of(), model_of()
     step(plain, torch.optim.SGD(plain.parameters(), lr=.1))
     step(wrapped, Wrapper(Wrapper(torch.optim.SGD(
         wrapped.parameters(), lr=.1))))
+    for key, value in plain.state_dict().items():
+        assert torch.equal(wrapped.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize('depth', [1, 2])
+def test_weights_are_projected_where_a_wrapper_clears_gradients(depth):
+    """Behind the step that it wraps, as SAM does."""
+    class Clearing(Wrapper):
+        def step(self, closure=None):
+            self.inner.step()
+            self.zero_grad()
+
+    plain, wrapped = model_of(), model_of()
+    step(plain, torch.optim.SGD(plain.parameters(), lr=.1))
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=.1)
+    for _ in range(depth):
+        optimizer = Clearing(optimizer)
+    step(wrapped, optimizer)
     for key, value in plain.state_dict().items():
         assert torch.equal(wrapped.state_dict()[key], value), key
 
