@@ -75,6 +75,8 @@ def test_num_groups_counts_the_shorter_last_group(filters, group_size):
     (1, False, 1), (2, False, 3), (4, False, 15), (8, False, 255)])
 def test_num_levels_are_those_of_eq_2(bits, signed, levels):
     assert F.num_levels(bits, signed) == levels
+    if signed:  # unless it is said otherwise
+        assert F.num_levels(bits) == levels
 
 
 @pytest.mark.parametrize('group_size', [1, 2, 3, 4, 16, -1])
@@ -116,8 +118,10 @@ def test_mean_abs_is_computed_in_at_least_float32(dtype, expected, group_size):
 @pytest.mark.parametrize('group_size', GROUP_SIZES)
 @pytest.mark.parametrize('shape', [(0, 3), (5, 0), (0, )])
 def test_mean_abs_of_nothing_is_zero(shape, group_size):
-    mean = F.mean_abs(torch.zeros(shape), group_size)
-    assert mean.tolist() == [0.] * F.num_groups(shape[0], group_size)
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        mean = F.mean_abs(torch.zeros(shape, dtype=dtype), group_size)
+        assert mean.tolist() == [0.] * F.num_groups(shape[0], group_size)
+        assert mean.dtype == torch.promote_types(dtype, torch.float32)
 
 
 @given(weights(), st.floats(0.1, 10))
@@ -164,6 +168,14 @@ def test_scale_clip_clips_every_group_to_its_own_bound(case, k):
 def test_scale_clip_keeps_the_dtype(dtype):
     x = seeded(5, 3, dtype=dtype)
     assert F.scale_clip(x, F.clip_threshold(x, 1., 2), 2).dtype == dtype
+
+
+def test_a_whole_layer_is_one_group_unless_it_is_said_otherwise():
+    x = seeded(5, 7)
+    clip = F.clip_threshold(x, 1.)
+    assert clip.tolist() == pytest.approx(mean_abs_oracle(x, -1).tolist())
+    assert torch.equal(F.mean_abs(x), F.mean_abs(x, -1))
+    assert torch.equal(F.scale_clip(x, clip), x.clamp(-clip, clip))
 
 
 # -- even numbers of levels -----------------------------------------------
@@ -352,6 +364,23 @@ def test_subnormal_clip_gives_no_code_out_of_range(signed, bits):
     assert codes.abs().max() <= F.num_levels(bits, signed)
     assert torch.isfinite(F.linear_quantize(
         x.expand(3, len(clips)), clips, bits, signed)).all()
+
+
+@pytest.mark.parametrize('bits', range(2, 9))
+def test_the_least_normal_scale_has_all_codes(bits):
+    """One that is smaller has none: it would be too coarse."""
+    top = F.num_levels(bits)
+    codes = torch.arange(-top, top + 1.)
+    clip = torch.tensor(TINY * top)
+    ours, scale = F.quantize_codes(codes * TINY, clip, bits)
+    assert scale == TINY and torch.equal(ours, codes)
+    assert not F.quantize_codes(codes * TINY, clip / 2, bits)[0].any()
+    if bits <= F.MAX_EVEN_BITS:
+        half = 2**(bits - 1)
+        odd = torch.arange(1. - 2 * half, 2 * half, 2)
+        ours, scale = F.quantize_codes(
+            odd * TINY / 2, torch.tensor(TINY * half), bits, even=True)
+        assert scale == TINY / 2 and torch.equal(ours, odd)
 
 
 @pytest.mark.parametrize('signed, bits', [(True, 1), *SIGNED_AND_BITS])

@@ -172,6 +172,58 @@ def test_shared_layer_with_two_norms_keeps_both():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_norm_behind_some_calls_of_a_layer_stays():
+    x = torch.randn(1, 3, 16, 16)
+    model = quantized(Pyramid([nn.BatchNorm2d(4), nn.Identity()]), x)
+    randomize_norm(model.norms[0])
+    merged = merge(model, x)
+    assert merged.conv.reason.startswith('its 2 calls are not all followed')
+    for ours, theirs in zip(merged(x), model(x)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+class ByKeyword(nn.Module):
+    """What its forward gives to layers and operators by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.conv = nn.ConvTranspose2d(3, 4, 3, 2), \
+            nn.Conv2d(4, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        randomize_norm(self.norm)
+
+    def forward(self, x):
+        y = self.up(x, output_size=(18, 18)) + x.new_ones(18)
+        first = torch.zeros(1, dtype=torch.long)
+        return self.norm(input=self.conv(input=y))[first]
+
+
+def test_arguments_by_keyword_are_kept():
+    torch.manual_seed(0)
+    model, x = ByKeyword(), torch.randn(2, 3, 8, 8)
+    merged = merge(quantized(model, x), x)
+    assert merged.conv.norm == 'norm'
+    torch.testing.assert_close(merged(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_forward_of_an_instance_is_kept():
+    """Of a layer in the model, and of a norm, which may do more than that of
+    its class."""
+    model, x = randomized(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), \
+        torch.randn(2, 3, 6, 6)
+    norm = model[1].forward
+    model[1].forward = lambda x: 2 * norm(x)
+    quantized(model, x)
+    forward, calls = model[0].forward, []
+    model[0].forward = lambda x: calls.append(1) or forward(x)
+    expected = model(x)
+    merged = merge(model, x)
+    assert type(merged[1]) is nn.BatchNorm2d
+    torch.testing.assert_close(merged(x), expected, rtol=1e-4, atol=1e-5)
+    calls.clear()
+    assert torch.equal(model(x), expected) and calls == [1]
+
+
 class Odd(nn.Module):
     """Layers whose normalization must stay, each for a reason."""
 
@@ -296,8 +348,15 @@ def test_merge_leaves_the_model_alone():
     x = torch.randn(2, 3, 8, 8)
     model = quantized(Block(), x)
     before = copy.deepcopy(model.state_dict())
+    expected = model(x)
+    hooks = [list(module._forward_hooks) + list(module._forward_pre_hooks)
+             for module in model.modules()]
     merge(model, x)
     after = model.state_dict()
+    assert hooks == [
+        list(module._forward_hooks) + list(module._forward_pre_hooks)
+        for module in model.modules()]
+    assert torch.equal(model(x), expected)
     assert list(after) == list(before)
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert isinstance(model.first_norm, nn.BatchNorm2d)
@@ -475,6 +534,29 @@ def test_a_code_of_minus_128_keeps_its_sign():
     merged = merge(model.eval(), x)
     assert merged[0].weight.min() == -128
     assert 'codes of -128' in merged[0].reason
+    torch.testing.assert_close(merged(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('least, gamma', [
+    (-128, .5), (-127, -1.), (-127, .5), (-128, None)])
+def test_norms_of_codes_whose_opposites_are_int8_are_merged(least, gamma):
+    norm = nn.BatchNorm2d(5, affine=gamma is not None)
+    norm.running_mean, norm.running_var = torch.randn(5), torch.rand(5) + .5
+    model, x = nn.Sequential(nn.Conv2d(3, 5, 3), norm), torch.randn(2, 3, 6, 6)
+    gdrq_mm.quantize_(model, dict(weight=dict(type='LSQ', bits=8),
+                                  activation=dict(bits=8)))
+    model(x)  # its weight has a step size from here on
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    model.eval()
+    with torch.no_grad():
+        if gamma is not None:
+            norm.weight.fill_(gamma)
+        _, step = model[0].weight_quantizer.codes(model[0].weight)
+        model[0].weight[:, :1, :1, :1] = least * step
+    merged = merge(model, x)
+    assert merged[0].norm == '1' and isinstance(merged[1], nn.Identity)
+    codes = merged[0].weight[:, 0, 0, 0]
+    assert (codes == (127 if gamma == -1. else least)).all()
     torch.testing.assert_close(merged(x), model(x), rtol=1e-4, atol=1e-4)
 
 
