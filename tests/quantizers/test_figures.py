@@ -168,11 +168,15 @@ def test_more_than_8_bits_are_refused_for_every_type(side, name):
     ('activation', 'LSQPlus', 'step.unit'),
     ('activation', 'LSQPlus', 'offset.unit'),
     ('activation', 'PACT', 'clip.unit'),
-    ('activation', 'DirectQuantization', 'step')])
+    ('activation', 'DirectQuantization', 'step'),
+    ('activation', 'mean', 'clip'), ('activation', 'zero point', 'zero'),
+    ('activation', 'learned', 'clip.unit'), ('weight', 'threshold', 'clip'),
+    ('weight', 'learned', 'clip.unit'), ('weight', 'DoReFa', 'top')])
 def test_a_file_with_a_negative_range_is_refused(side, name, entry):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 8))
-    quantize_(model, {side: dict(type=name, bits=4)})
+    known = ACTIVATIONS if side == 'activation' else WEIGHTS
+    quantize_(model, {side: dict(known[name], bits=4)})
     with torch.no_grad():
         model(torch.rand(4, 16))
         step_(get_state(model))
