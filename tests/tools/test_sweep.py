@@ -83,6 +83,16 @@ def test_more_classes_than_uint8_holds_make_a_batch():
     assert len(batch()['inputs']) == batches.BATCH
 
 
+def test_images_of_two_branches_are_moved_in_float32():
+    cfg = models.read_config(
+        mim_folder('mmdet') / 'configs' / 'soft_teacher'
+        / 'soft-teacher_faster-rcnn_r50-caffe_fpn_180k_'
+        'semi-0.1-coco.py', 'mmdet')
+    _, batch = next(batches.batches(cfg))
+    for samples in batch()['data_samples'].values():
+        assert samples[0].homography_matrix.dtype == 'float32'
+
+
 class TestRecords:
 
     def test_what_was_run_stays(self, tmp_path):

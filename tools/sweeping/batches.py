@@ -120,7 +120,8 @@ def _det_batch(cfg: Config, height: int, width: int) -> dict:
     if 'MultiBranch' in words:
         branches = 'sup', 'unsup_teacher', 'unsup_student'
         for sample in batch['data_samples']:
-            sample.set_metainfo(dict(homography_matrix=np.eye(3)))
+            sample.set_metainfo(dict(
+                homography_matrix=np.eye(3, dtype=np.float32)))
         return dict(
             inputs={each: copy.deepcopy(batch['inputs'])
                     for each in branches},
