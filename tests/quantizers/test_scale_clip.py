@@ -569,7 +569,7 @@ def test_quantizers_of_both_means_are_updated_together():
 
 def test_the_kind_of_threshold_stands_in_the_scheme():
     Scheme = ScaleClipActivation.Scheme
-    assert Scheme(bits=4, threshold='nonzero').describe() == \
+    assert Scheme(bits=4, threshold='nonzero', k=2.).describe() == \
         'ScaleClip 4 bits, threshold nonzero'
     assert Scheme(bits=4).describe() == 'ScaleClip 4 bits'
     with pytest.raises(ValueError, match="threshold is 'max', allowed"):
@@ -637,6 +637,9 @@ def test_what_was_asked_for_stands_in_the_text():
     assert ScaleClipWeight(
         **plain, clip='search', projection=False).extra_repr() == \
         "bits=4, group_size=2, k=2.0, clip='search', projection=False"
+    assert ScaleClipWeight(
+        2, bits=2, group_size=2, k=2., levels='even').extra_repr() == \
+        "bits=2, group_size=2, k=2.0, levels='even'"
     assert ScaleClipActivation(4, None, .01).extra_repr() == \
         'bits=4, k=None, lr=0.01'
     assert ScaleClipActivation(
