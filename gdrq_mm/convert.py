@@ -5,14 +5,17 @@ import torch
 from torch import nn
 
 from .checkpoint import NAME, add_load_gate
+from .checkpoint.keys import PACKED
 from .config import QuantConfig
 from .layers import (
     QUANT_LAYERS,
     OutputQuantizer,
+    added_names,
     attach_output,
     refuse_switches,
 )
 from .layers.output import HEADROOM as OUTPUT_HEADROOM
+from .layers.output import NAME as OUTPUT_QUANTIZER
 from .plan import LayerPlan, QuantReport, make_plan
 from .quantizers import QUANTIZERS
 from .training import QuantizationState, get_state
@@ -42,7 +45,8 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
     Raises:
         ValueError: A value that is not allowed, a rule that matches no layer,
             a weight with NaN or infinite values, a wrapper in place of a
-            model, or a model that is already quantized with another config.
+            model, a part that has a name which quantization needs, or a
+            model that is already quantized with another config.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
@@ -67,6 +71,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
     check_weights(plans)
     quantized = [plan for plan in plans if plan.quantized]
     if quantized:
+        _check_names(model, quantized)
         state = QuantizationState(config, plans, model.parameters())
         modules = dict(model.named_modules())
         for plan in quantized:
@@ -87,6 +92,30 @@ def _check_unwrapped(model: nn.Module) -> None:
                 f'quantize_ got a {type(model).__name__} around a model: '
                 f'convert the model itself (model.{inside}) before it is '
                 'wrapped, so that its checkpoints load without the wrapper')
+
+
+def _check_names(model: nn.Module, plans: List[LayerPlan]) -> None:
+    """What the user's code has under a name of ours would be replaced."""
+    if hasattr(model, NAME):
+        raise ValueError(
+            f'the model has a {NAME} of its own, a '
+            f'{type(getattr(model, NAME)).__name__}, and quantization needs '
+            'that name for its state: rename it. Nothing was changed')
+    for plan in plans:
+        if plan.output:
+            name, names = plan.name.rpartition('.')[0], {OUTPUT_QUANTIZER}
+            remedy = 'name another module in residual.outputs'
+        else:
+            name = plan.name or 'the model'
+            names = {PACKED, *added_names(QUANT_LAYERS[type(plan.module)])}
+            remedy = ('leave this layer float with '
+                      f'dict(match={plan.name!r}, skip=True) in the rules')
+        taken = sorted(each for each in names if hasattr(plan.module, each))
+        if taken:
+            raise ValueError(
+                f'{name}, a {type(plan.module).__name__}, has '
+                f'{", ".join(taken)} of its own, and quantization needs that '
+                f'name there: rename it, or {remedy}. Nothing was changed')
 
 
 def _convert_layer(plan: LayerPlan, state: QuantizationState,

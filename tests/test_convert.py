@@ -251,6 +251,64 @@ def test_replacing_the_weight_of_a_quantized_layer_raises(config, name):
     model.conv1.weight.data.copy_(torch.zeros(()))
 
 
+class Own(nn.Module):
+    """Has names of ours for parts of its own."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def layer_with(layer, name, part):
+    if isinstance(part, torch.Tensor):
+        layer.register_buffer(name, part)
+    else:
+        setattr(layer, name, part)
+    return layer
+
+
+@pytest.mark.parametrize('model, match', [
+    (Own(quantization_state=nn.Linear(4, 4)),
+     'model has a quantization_state of its own, a Linear, .*rename it'),
+    (Own(quantization_state=None), 'quantization_state of its own'),
+    (nn.Sequential(nn.Linear(4, 4), Own(output_quantizer=nn.Linear(4, 4))),
+     '1, a Own, has output_quantizer of its own.*rename it, or name another '
+     'module in residual.outputs'),
+    *((nn.Sequential(nn.Linear(4, 4), layer_with(
+        nn.Linear(4, 4), name, part)),
+       f"1, a Linear, has {name} of its own.*rename it, or leave this layer "
+       r"float with dict\(match='1', skip=True\)")
+      for name, part in dict(
+          weight_quantizer=nn.Linear(2, 2), input_quantizer=nn.Linear(2, 2),
+          weight_packed=torch.ones(2), state='on', called=True,
+          same_input=3, _shared=None).items()),
+    (nn.Sequential(nn.Linear(4, 4), layer_with(nn.ReLU(), '_calls', 0)),
+     '1, a ReLU, has _calls of its own')])
+def test_names_that_the_model_has_itself_are_not_taken(model, match):
+    """They would be replaced, and be missing in its checkpoints."""
+    before, classes = snapshot(model), [type(m) for m in model.modules()]
+    config = dict(
+        weight=dict(bits=4), activation=dict(bits=4, site='relu'),
+        residual=dict(outputs=['1'] if 'output' in match else []))
+    with pytest.raises(ValueError, match=match):
+        quantize_(model, config)
+    assert [type(module) for module in model.modules()] == classes
+    assert same(model.state_dict(), before)
+
+
+def test_layers_that_stay_float_keep_their_names():
+    model = nn.Sequential(nn.Linear(4, 4), layer_with(
+        nn.Linear(4, 4), 'weight_packed', torch.ones(2)))
+    quantize_(model, dict(**W4A4, rules=[dict(match='1', skip=True)]))
+    model.load_state_dict(model.state_dict())
+    assert torch.equal(model[1].weight_packed, torch.ones(2))
+
+
 # -- shared weights -----------------------------------------------------------
 
 def test_layers_that_share_a_weight_share_its_clip_values():

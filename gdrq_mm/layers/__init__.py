@@ -11,6 +11,7 @@ from .registry import (
     QUANT_LAYERS,
     MergedForm,
     OwnForward,
+    added_names,
     register_quant_layer,
 )
 from .relu import QuantReLU
@@ -29,5 +30,5 @@ for _layer in (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
 __all__ = ['InputFirst', 'MERGED_FORMS', 'MergedForm', 'OutputQuantizer',
            'OwnForward', 'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer',
            'QuantLinear', 'QuantMultiheadAttention', 'QuantReLU',
-           'attach_output', 'check_layers_are_there', 'refuse_switches',
-           'register_quant_layer']
+           'added_names', 'attach_output', 'check_layers_are_there',
+           'refuse_switches', 'register_quant_layer']

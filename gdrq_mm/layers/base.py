@@ -1,5 +1,5 @@
 """What quantized convolutions and linear layers share."""
-from typing import TYPE_CHECKING, Any, Iterator, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Set, Tuple
 
 from torch import Tensor, nn
 
@@ -46,6 +46,13 @@ class QuantLayer(InputFirst):
     input_names: Tuple[str, ...] = ('input_quantizer', )
     weight: Any = LatentWeight('weight')
     in_own_forward = False  # kept where torch.compile traces it
+    # What conversion sets; see :func:`.registry.added_names`.
+    called: bool
+    reads_grid: bool
+    same_input: List[str]
+    past_reads: Set[str]
+    weight_quantizer: Optional[nn.Module]
+    _shared: Tuple[nn.Module]
 
     @classmethod
     def why_not(cls, layer: nn.Module) -> str:
@@ -62,7 +69,7 @@ class QuantLayer(InputFirst):
         self.called = False  # nothing may use it
         self.reads_grid = False  # its first input came from a QuantReLU
         self.same_input = []  # names of layers that read the same tensor
-        self.past_reads: Set[str] = set()
+        self.past_reads = set()
         self.weight_quantizer = weight_quantizer
         for name, quantizer in zip(self.input_names, input_quantizers):
             setattr(self, name, quantizer)

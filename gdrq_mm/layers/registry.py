@@ -1,11 +1,12 @@
 """Which layer becomes which; layers of your own: see docs/extend.md."""
 import inspect
-from typing import Callable, Dict, NamedTuple, Optional, Type
+from typing import Callable, Dict, NamedTuple, Optional, Set, Type
 
 from torch import Tensor, nn
 
 from ..modes import is_traced_by_dynamo
-from .base import QuantLayer
+from .base import InputFirst, QuantLayer
+from .relu import QuantReLU
 
 
 class MergedForm(NamedTuple):
@@ -91,6 +92,23 @@ def register_quant_layer(
     if integer is not None or known is None:
         MERGED_FORMS[quant_class] = MergedForm(
             known.float_class if known else float_class, integer)
+
+
+def added_names(quant_class: Type[nn.Module]) -> Set[str]:
+    """Names that a layer has only once it is a ``quant_class``.
+
+    Args:
+        quant_class (type): One of ``QUANT_LAYERS.values()``.
+
+    Returns:
+        set[str]: Attributes and methods. A float layer that has one for
+        something else would lose it.
+    """
+    names = set(getattr(quant_class, 'input_names', ()))
+    for mixin in (QuantLayer, InputFirst, QuantReLU):
+        if issubclass(quant_class, mixin):
+            names.update(vars(mixin), mixin.__annotations__)
+    return names.difference(dir(nn.ReLU), ['weight'])
 
 
 def _input_keyword(float_class: Type[nn.Module]) -> str:

@@ -7,7 +7,7 @@ import ast
 import inspect
 import textwrap
 import threading
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,11 @@ class QuantReLU(nn.ReLU):
     checkpointing repeats only a part of the parent, the parent must run once
     between two backwards.)
     """
+    # What conversion sets; see :func:`.registry.added_names`.
+    site_quantizers: nn.ModuleList
+    most_calls: int
+    _shared: Tuple[nn.Module]
+    _calls: Dict[int, int]
 
     def start_quantizing(self, state: nn.Module,
                          quantizers: List[nn.Module],
