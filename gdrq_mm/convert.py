@@ -13,6 +13,7 @@ from .layers import (
     added_names,
     attach_output,
     refuse_switches,
+    watch_layers,
 )
 from .layers.output import HEADROOM as OUTPUT_HEADROOM
 from .layers.output import NAME as OUTPUT_QUANTIZER
@@ -78,6 +79,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
             _convert_layer(plan, state, modules)
         state.to(next(model.parameters()).device).train(model.training)
         refuse_switches(model)
+        watch_layers(model, state)
         model.add_module(NAME, state)
         add_load_gate(model, state)
     return QuantReport(plans)

@@ -200,7 +200,7 @@ def pack(model: nn.Module, meta: Optional[dict] = None) -> Dict[str, Tensor]:
         raise ValueError(f'the model is in its {state.phase!r} phase, its '
                          'weights are still float: train it through the '
                          "'quantize' phase first")
-    check_layers_are_there(model, state.layers)
+    check_layers_are_there(state, model)
     packed = dict(model.state_dict())
     # Under every name: a module may be registered twice.
     pack_weights(dict(model.named_modules(remove_duplicate=False)), packed)

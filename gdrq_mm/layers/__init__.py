@@ -15,7 +15,12 @@ from .registry import (
     register_quant_layer,
 )
 from .relu import QuantReLU
-from .switched import check_layers_are_there, refuse_switches
+from .switched import (
+    check_layers_are_there,
+    lost_layers,
+    refuse_switches,
+    watch_layers,
+)
 
 register_quant_layer(nn.Conv2d, QuantConv2d)
 register_quant_layer(nn.Linear, QuantLinear)
@@ -31,4 +36,5 @@ __all__ = ['InputFirst', 'MERGED_FORMS', 'MergedForm', 'OutputQuantizer',
            'OwnForward', 'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer',
            'QuantLinear', 'QuantMultiheadAttention', 'QuantReLU',
            'added_names', 'attach_output', 'check_layers_are_there',
-           'refuse_switches', 'register_quant_layer']
+           'lost_layers', 'refuse_switches', 'register_quant_layer',
+           'watch_layers']

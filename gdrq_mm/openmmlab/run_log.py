@@ -5,6 +5,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from .. import kernels
+from ..layers import check_layers_are_there
 from ..plan import QuantReport
 from ..training import QuantizationState, any_threshold
 from .checks import frozen_norms
@@ -21,7 +22,12 @@ ITERATIONS_TO_WAIT = 100  # for a first step: accumulation, AMP overflow
 
 
 def log_plan(model: nn.Module, state: QuantizationState) -> None:
-    """Before training: what is quantized, by which kernels, frozen norms."""
+    """Before training: what is quantized, by which kernels, frozen norms.
+
+    Raises:
+        ValueError: The model has lost quantized layers.
+    """
+    check_layers_are_there(state, model)
     print_log(f'GDRQHook:\n{QuantReport(state.plans)}', 'current')
     device = next(model.parameters()).device.type
     kind, why = kernels.status(device)
@@ -109,7 +115,12 @@ def log_missing_steps(state: QuantizationState, iterations: int) -> None:
 
 
 def log_evaluation(state: QuantizationState) -> None:
-    """Before an evaluation: what it is of."""
+    """Before an evaluation: what it is of.
+
+    Raises:
+        ValueError: The model has lost quantized layers.
+    """
+    check_layers_are_there(state)
     if state.phase == 'reshape':
         print_log(
             'GDRQHook: this evaluates the reshaped float model of the first '

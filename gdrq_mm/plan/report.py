@@ -4,6 +4,7 @@ from typing import Any, Dict, List, Optional
 from torch import nn
 
 from ..functional import num_groups
+from ..layers import QuantLayer, QuantReLU, lost_layers
 from .plan import LayerPlan
 from .trace import LayerTrace
 
@@ -89,6 +90,13 @@ class QuantReport:
         reads = getattr(plan.module, 'past_reads', ())
         return [text for kind, text in _READS.items() if kind in reads]
 
+    def lost(self) -> List[str]:
+        """Names of quantized layers that other code has since taken out of
+        the model."""
+        state = next((plan.module.state for plan in self.layers if isinstance(
+            plan.module, (QuantLayer, QuantReLU))), None)
+        return [] if state is None else lost_layers(state)
+
     def learned_parameters(self) -> Dict[str, nn.Parameter]:
         """What an optimizer must hold besides the model's own parameters.
 
@@ -107,6 +115,9 @@ class QuantReport:
         """Share of weights that is quantized, that of MACs where it was
         measured, bytes in all."""
         weighted = [plan for plan in self.layers if plan.matrices]
+        lost = self.lost()
+        low_bit = [plan.name for plan in weighted
+                   if plan.weight and plan.name not in lost]
         # A weight that layers share is there once.
         weights = [(plan, _size(plan)) for plan in {
             id(plan.parameter if plan.parameter is not None else plan): plan
@@ -115,9 +126,9 @@ class QuantReport:
         sizes = [self.bytes_of(plan) for plan, _ in weights]
         totals = dict(
             layers=len(weighted),
-            quantized_layers=sum(bool(plan.weight) for plan in weighted),
+            quantized_layers=len(low_bit),
             weight_share=sum(number for plan, number in weights
-                             if plan.weight) / max(total, 1),
+                             if plan.name in low_bit) / max(total, 1),
             bytes_before=sum(before for before, _ in sizes),
             bytes_after=sum(after for _, after in sizes))
         if self.mac_share is not None:
@@ -158,8 +169,11 @@ class QuantReport:
                 f'with {percent(totals["weight_share"])} of the weights')
         if 'mac_share' in totals:
             line += f' and {percent(totals["mac_share"])} of the MACs'
-        return (f'{line} are quantized: {totals["bytes_before"] / 1e6:.2f} '
-                f'-> {totals["bytes_after"] / 1e6:.2f} MB of weights')
+        line += (f' are quantized: {totals["bytes_before"] / 1e6:.2f} '
+                 f'-> {totals["bytes_after"] / 1e6:.2f} MB of weights')
+        lost = self.lost()
+        return f'{line}; no longer in the model: {", ".join(lost)}' \
+            if lost else line
 
     def policy(self) -> str:
         """One line: which layers are at which bits, the names of the few.

@@ -121,8 +121,7 @@ def _weight_beside(plan, plans: list, held: Container[int]
 def check_learned_parameters(state, optimizer: Optimizer) -> None:
     """A learned parameter that no optimizer holds would stay a constant.
 
-    Looked at once an optimizer, at its first step; weight decay of step sizes
-    is a warning.
+    Weight decay of step sizes is a warning.
 
     Args:
         state (QuantizationState): State of the model.
@@ -132,9 +131,6 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
         RuntimeError: It steps the weight of a layer, or all weights of the
             model, but not what its quantizers learn.
     """
-    if optimizer in state.checked_optimizers:
-        return
-    state.checked_optimizers.add(optimizer)
     held = {id(parameter) for group in optimizer.param_groups
             for parameter in group['params']}
     weights = [plan.parameter for plan in state.plans

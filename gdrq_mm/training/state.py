@@ -41,7 +41,7 @@ class QuantizationState(nn.Module):
         self.layers: Dict[str, nn.Module] = {}
         self.activation_quantizers: Dict[str, nn.Module] = {}
         self._first_inputs: list = []  # (layer, weak tensor, its version)
-        self.checked_optimizers = weakref.WeakSet()  # see .learned
+        self.checked_optimizers = weakref.WeakSet()  # see .step
         self.has_stepped = False  # an optimizer stepped the model
         self.family = uuid.uuid4().hex  # copies have it as well, see .copies
         self.ranges: Optional[set] = None

@@ -17,6 +17,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from ..layers import check_layers_are_there
 from .copies import hand_on_ranges
 from .learned import check_learned_parameters
 
@@ -58,8 +59,16 @@ def _after_optimizer_step(optimizer, args, kwargs) -> None:
             for parameter in group['params']}
     for state in states:
         if any(id(parameter) in held for parameter in state.parameters_):
-            check_learned_parameters(state, optimizer)
+            _check_once(state, optimizer)
             step_(state, stepped)
+
+
+def _check_once(state, optimizer) -> None:
+    """At the first step of an optimizer."""
+    if optimizer not in state.checked_optimizers:
+        state.checked_optimizers.add(optimizer)
+        check_layers_are_there(state)
+        check_learned_parameters(state, optimizer)
 
 
 def _running() -> list:

@@ -1,14 +1,17 @@
 """Models that rebuild themselves for deployment, of mmpretrain."""
 import copy
+import gc
 import pickle
 
 import pytest
 import torch
 from mmpretrain.models import LeViT, MobileOne, RepVGG
+from mmpretrain.models.backbones.replknet import ReparamLargeKernelConv
 from torch import nn
 
 import gdrq_mm
 from gdrq_mm.checkpoint import pack
+from gdrq_mm.layers import lost_layers
 from gdrq_mm.merge import merge
 from gdrq_mm.training import get_state
 
@@ -106,10 +109,57 @@ def test_levit_refuses_as_well():
         model.switch_to_deploy()
 
 
-def test_a_model_that_lost_layers_is_not_packed():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+def large_kernel(merged=False):
+    return nn.Sequential(ReparamLargeKernelConv(
+        4, 4, 7, 1, 4, 3, small_kernel_merged=merged))
+
+
+def test_large_kernels_are_merged_before_quantizing_only():
+    model = large_kernel()
     gdrq_mm.quantize_(model, W4A4)
+    with pytest.raises(RuntimeError, match=(
+            r'model.0.merge_kernel\(\) would put float layers in the place '
+            'of 2 quantized .*small_kernel_merged=True')):
+        model[0].merge_kernel()
+    assert len(layers_in(model)) == 2
+    merged = large_kernel(merged=True)
+    gdrq_mm.quantize_(merged, W4A4)
+    merged[0].merge_kernel()  # is merged: nothing to do
+    assert len(layers_in(merged)) == 1
+
+
+LOST = '1 quantized layers are no longer in the model: 0. .*quantize it then'
+
+
+def lost():
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(2)))
+    report = gdrq_mm.quantize_(model, W4A4)
     model[0] = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match='1 quantized layers are no longer '
-                       'in the model, 0 for one'):
+    return model, report
+
+
+def test_a_model_that_lost_layers_is_not_packed():
+    model, _ = lost()
+    for each in (model, copy.deepcopy(model)):
+        with pytest.raises(ValueError, match=LOST):
+            pack(each)
+
+
+def test_a_few_of_many_lost_layers_are_named():
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8)))
+    gdrq_mm.quantize_(model, W4A4)
+    for index in range(7):
+        model[index] = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match='7 quantized .*: 0, 1, 2, 3, 4 and '
+                       '2 more. Other'):
         pack(model)
+
+
+def test_a_state_without_its_model_knows_of_nothing_lost():
+    model, _ = lost()
+    state = get_state(model)
+    assert lost_layers(state) == ['0']
+    assert lost_layers(get_state(copy.deepcopy(model))) == []
+    del model
+    gc.collect()
+    assert lost_layers(state) == []

@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from mmengine.runner.checkpoint import save_checkpoint
+from torch import nn
 
 from gdrq_mm import GDRQHook
 from gdrq_mm.training import any_threshold, get_state
@@ -202,6 +203,18 @@ def test_ema_hook_that_comes_first_is_refused(make_runner):
 def test_a_second_hook_is_refused(make_runner):
     runner = make_runner('resnet', hook(begin_epoch=1), hook())
     with pytest.raises(ValueError, match='the run has 2 GDRQHooks'):
+        runner.train()
+
+
+def test_a_model_that_lost_layers_is_not_evaluated(make_runner):
+    runner = make_runner('resnet', hook())
+    runner.train()
+    head = runner.model.head
+    head.fc = nn.Linear(head.fc.in_features, head.fc.out_features)
+    with pytest.raises(ValueError, match='1 quantized layers are no longer in '
+                       'the model: head.fc.'):
+        runner.test()
+    with pytest.raises(ValueError, match='in the model: head.fc.'):
         runner.train()
 
 

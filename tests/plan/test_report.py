@@ -128,3 +128,15 @@ def test_a_weight_that_layers_share_counts_once():
     assert totals['layers'] == totals['quantized_layers'] == 2
     assert totals['bytes_before'] == 4 * 256
     assert totals['bytes_after'] == 256 // 2 + 4
+
+
+def test_layers_that_went_away_are_told():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    report = quantize_(model, dict(weight=dict(bits=4)))
+    assert report.lost() == [] and 'no longer' not in str(report)
+    model[2] = nn.Linear(8, 8)
+    assert report.lost() == ['2']
+    totals = report.totals()
+    assert totals['quantized_layers'] == 1 and totals['weight_share'] == .5
+    assert report.summary().startswith('1 of 2 layers with 50.0% of the')
+    assert report.summary().endswith('; no longer in the model: 2')

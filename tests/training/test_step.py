@@ -51,6 +51,15 @@ def no_gradient(model):
             lambda each: setattr(each, 'grad', None))
 
 
+def test_the_first_step_refuses_a_model_that_lost_layers():
+    model = model_of()
+    step(model, torch.optim.SGD(model.parameters(), lr=.1))
+    model[0] = nn.Linear(8, 8)
+    with pytest.raises(ValueError, match='1 quantized layers are no longer '
+                       'in the model: 0.'):
+        step(model, torch.optim.SGD(model.parameters(), lr=.1))
+
+
 @pytest.mark.parametrize('how', ['lr', 'tensor lr', 'requires_grad',
                                  'no gradient'])
 def test_a_frozen_weight_is_not_projected(how):
