@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import Callable, Dict, List
@@ -22,7 +23,13 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from ..checkpoint import check_whole, part_of
 from ..writing import write_whole
 from .plain_types import allow_plain_types
-from .reading import download, load_from_http, load_from_local, path_of
+from .reading import (
+    download,
+    load_from_http,
+    load_from_local,
+    path_of,
+    warn_of_own_loading,
+)
 from .resumed import explain_other_optimizers
 from .trust import check_config_inside, without_config
 from .wrappers import unwrap
@@ -59,8 +66,9 @@ def patch_mmengine() -> List[str]:
             'the config inside a checkpoint is run for files that '
             'GDRQ_MM_TRUST names only':
                 _distrust_configs(),
-            'a float model refuses the checkpoint of a quantized one, and '
-            'init_cfg loads parts of one with their schemes':
+            'a float model refuses the checkpoint of a quantized one (code '
+            'that loads by itself gets a warning), and init_cfg loads parts '
+            'of one with their schemes':
                 _check_models(),
             'files are written whole or not at all, and an old checkpoint is '
             'removed after the new one is there':
@@ -80,7 +88,7 @@ def active_patches() -> List[str]:
 
 def unpatch_mmengine() -> None:
     """Take back what :func:`patch_mmengine` changed."""
-    for undo in _undo.values():
+    for undo in reversed([*_undo.values()]):
         undo()
     _undo.clear()
 
@@ -173,8 +181,10 @@ def _check_models() -> Callable:
     """mmengine loads what it finds, and only logs what it does not; of the
     part of a checkpoint that ``init_cfg`` asks for, the schemes are left out.
     """
-    load, load_part = (mmengine_checkpoint.load_state_dict,
-                       mmengine_checkpoint._load_checkpoint_with_prefix)
+    load, load_part, read = (
+        mmengine_checkpoint.load_state_dict,
+        mmengine_checkpoint._load_checkpoint_with_prefix,
+        CheckpointLoader.__dict__['load_checkpoint'])
 
     @functools.wraps(load)
     def load_state_dict(module, state_dict, *args, **kwargs):
@@ -189,6 +199,12 @@ def _check_models() -> Callable:
         assert part, f'{prefix} is not in the pretrained model'
         return part
 
+    def load_checkpoint(cls, filename, *args, **kwargs):
+        content = read.__func__(cls, filename, *args, **kwargs)
+        warn_of_own_loading(content, filename, sys._getframe(1))
+        return content
+
+    CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
     mmengine_checkpoint.load_state_dict = load_state_dict
     mmengine_checkpoint._load_checkpoint_with_prefix = \
         load_checkpoint_with_prefix
@@ -196,6 +212,7 @@ def _check_models() -> Callable:
     def undo():
         mmengine_checkpoint.load_state_dict = load
         mmengine_checkpoint._load_checkpoint_with_prefix = load_part
+        CheckpointLoader.load_checkpoint = read
 
     return undo
 

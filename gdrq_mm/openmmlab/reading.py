@@ -14,8 +14,10 @@ import errno
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any, Optional
 from urllib.parse import urlparse
 
@@ -155,6 +157,36 @@ def _is_intact(path: str) -> bool:
             raise
         return False
     return zipfile.is_zipfile(path)
+
+
+def warn_of_own_loading(content: Any, filename: str,
+                        reader: FrameType) -> None:
+    """Warn where code other than mmengine's reads a quantized model's file.
+
+    What it does with it is not seen: Swin and others call torch's
+    ``load_state_dict(strict=False)``.
+
+    Args:
+        content: Content of the file.
+        filename (str): As it was given.
+        reader (FrameType): What called mmengine's ``CheckpointLoader``.
+    """
+    frame: Optional[FrameType] = reader
+    if reader.f_code.co_name == '_load_checkpoint':  # mmengine's short form
+        frame = reader.f_back
+    module = frame.f_globals.get('__name__', '') if frame else ''
+    if module.partition('.')[0] in ('mmengine', 'gdrq_mm') \
+            or not isinstance(content, dict):
+        return
+    weights = content.get('state_dict', content)
+    if isinstance(weights, dict) and any(
+            str(key).endswith(f'{NAME}.schemes') for key in weights):
+        warnings.warn(
+            f'{filename} is of a quantized model, and {module} loads it by '
+            'itself: a float model takes its float weights without bits and '
+            'thresholds, or, where they are packed, none at all. Load it into '
+            'a quantized model (load_from), or give the float weights alone, '
+            'see gdrq_mm.checkpoint.float_weights')
 
 
 def read_checkpoint(path: str) -> dict:

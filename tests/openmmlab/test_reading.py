@@ -8,10 +8,13 @@ import threading
 
 import pytest
 import torch
+from mmdet import models as mmdet_models
+from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.model import PretrainedInit
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
-from mmengine.runner import load_checkpoint
+from mmseg import models as mmseg_models
 from torch import nn
 
 import gdrq_mm
@@ -287,3 +290,53 @@ def test_a_float_model_of_mmengine_refuses_quantized_files(packed, tmp_path):
     with pytest.raises(CheckpointError, match="this model is float.*type='Q"):
         load_checkpoint(model, path)
     assert torch.equal(model['head'].weight, before)
+
+
+def swin(package, **kwargs):
+    return package.SwinTransformer(
+        embed_dims=8, depths=(1, 1), num_heads=(1, 2), strides=(4, 2),
+        window_size=4, out_indices=(0, 1), pretrain_img_size=32, **kwargs)
+
+
+def write_quantized(backbone, path, packed):
+    model = nn.ModuleDict(dict(backbone=backbone))
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=2)))
+    torch.save(dict(state_dict=pack(model) if packed else
+                    model.state_dict()), path)
+    return model
+
+
+@pytest.mark.parametrize('packed', [False, True], ids=['latent', 'packed'])
+@pytest.mark.parametrize('package', [mmdet_models, mmseg_models],
+                         ids=['mmdet', 'mmseg'])
+def test_backbones_that_load_by_themselves_warn(package, packed, tmp_path):
+    """They call torch's load_state_dict(strict=False)."""
+    path = str(tmp_path / 'a.pth')
+    write_quantized(swin(package), path, packed)
+    model = swin(package, init_cfg=ConfigDict(
+        type='Pretrained', checkpoint=path))
+    with pytest.warns(UserWarning, match=(
+            rf'a.pth is of a quantized model, and {package.__name__}.*swin '
+            'loads it by itself.*float_weights')):
+        model.init_weights()
+
+
+def test_the_short_form_of_the_loader_warns_as_well(tmp_path):
+    path = str(tmp_path / 'a.pth')
+    write_quantized(nn.Linear(4, 4), path, packed=False)
+    for read in (mmengine_checkpoint._load_checkpoint,
+                 CheckpointLoader.load_checkpoint):
+        with pytest.warns(UserWarning, match=f'{__name__} loads it by itself'):
+            read(path)
+
+
+def test_what_mmengine_loads_and_float_files_need_no_warning(tmp_path,
+                                                             recwarn):
+    path = str(tmp_path / 'a.pth')
+    model = write_quantized(nn.Linear(4, 4), path, packed=False)
+    load_checkpoint(model, path, map_location='cpu')
+    read_checkpoint(path)
+    for content in (nn.Linear(4, 4).state_dict(), dict(state_dict=None), []):
+        torch.save(content, path)
+        CheckpointLoader.load_checkpoint(path)
+    assert not [each for each in recwarn if 'by itself' in str(each.message)]
