@@ -12,6 +12,7 @@ from .layers import (
     OutputQuantizer,
     added_names,
     attach_output,
+    refuse_nested_tensors,
     refuse_switches,
     watch_layers,
 )
@@ -79,6 +80,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
             _convert_layer(plan, state, modules)
         state.to(next(model.parameters()).device).train(model.training)
         refuse_switches(model)
+        refuse_nested_tensors(model, state.layers.values())
         watch_layers(model, state)
         model.add_module(NAME, state)
         add_load_gate(model, state)

@@ -21,6 +21,7 @@ from .switched import (
     refuse_switches,
     watch_layers,
 )
+from .torch_encoders import refuse_nested_tensors
 
 register_quant_layer(nn.Conv2d, QuantConv2d)
 register_quant_layer(nn.Linear, QuantLinear)
@@ -36,5 +37,5 @@ __all__ = ['InputFirst', 'MERGED_FORMS', 'MergedForm', 'OutputQuantizer',
            'OwnForward', 'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer',
            'QuantLinear', 'QuantMultiheadAttention', 'QuantReLU',
            'added_names', 'attach_output', 'check_layers_are_there',
-           'lost_layers', 'refuse_switches', 'register_quant_layer',
-           'watch_layers']
+           'lost_layers', 'refuse_nested_tensors', 'refuse_switches',
+           'register_quant_layer', 'watch_layers']

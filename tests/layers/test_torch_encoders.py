@@ -38,6 +38,30 @@ def test_encoder_computes_the_quantized_model(quantization, mask):
         assert (ours - floats)[row, :number].abs().max() > .05
 
 
+@pytest.mark.parametrize('skipped', [
+    'layers.0.*', 'layers.1.*', 'layers.0.self_attn*', '*.linear?'])
+def test_encoder_with_float_layers_takes_padding(skipped):
+    model = nn.TransformerEncoder(layer_of(), 2)
+    x = torch.randn(3, 5, 16)
+    padding = torch.arange(5) >= torch.tensor([[5], [4], [3]])
+    gdrq_mm.quantize_(model, dict(
+        QUANTIZATION, rules=[dict(match=skipped, skip=True)]))
+    gdrq_mm.calibrate(
+        model, [lambda: model(x, src_key_padding_mask=padding)])
+    seen = model.eval()(x, src_key_padding_mask=padding)
+    with torch.no_grad():
+        ours = model(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(ours[~padding], seen[~padding])
+
+
+def test_encoder_whose_layers_are_all_float_stays_as_it_is():
+    model = nn.Sequential(nn.TransformerEncoder(layer_of(), 2),
+                          nn.Linear(16, 4))
+    gdrq_mm.quantize_(model, dict(
+        QUANTIZATION, rules=[dict(match='0.*', skip=True)]))
+    assert model[0].use_nested_tensor
+
+
 def test_merged_encoder_layer_equals_the_quantized_one():
     model = nn.Sequential(layer_of()).eval()
     x = torch.randn(3, 5, 16)
