@@ -3,11 +3,12 @@ from .container import check_container, open_verified
 from .errors import CheckpointError
 from .gate import add_load_gate, check_whole, remove_load_gate
 from .integrity import bytes_of, check_meta, digest, open_seal, seal
-from .keys import FORMAT, NAME
+from .keys import FORMAT, NAME, read_phase
 from .packing import pack, pack_bits, unpack_bits
 from .parts import float_weights, part_of
 
 __all__ = ['FORMAT', 'NAME', 'CheckpointError', 'add_load_gate',
            'bytes_of', 'check_container', 'check_meta', 'check_whole',
            'digest', 'float_weights', 'open_seal', 'open_verified', 'pack',
-           'pack_bits', 'part_of', 'remove_load_gate', 'seal', 'unpack_bits']
+           'pack_bits', 'part_of', 'read_phase', 'remove_load_gate', 'seal',
+           'unpack_bits']

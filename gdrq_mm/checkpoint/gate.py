@@ -21,7 +21,7 @@ from .checks import (
 )
 from .errors import CheckpointError
 from .integrity import is_sealed, open_seal
-from .keys import NAME, PACKED, is_stored, read_schemes
+from .keys import NAME, PACKED, read_phase, read_schemes
 from .packing import unpack_weight
 from .parts import float_weights
 
@@ -159,7 +159,7 @@ def _prepare(state, module, layers, state_dict, prefix: str
     check_kinds(module, entries)
     phase = None
     if schemes is not None:
-        phase = _phase(entries)
+        phase = read_phase(entries)
         if phase == 0 and schemes != ours:
             entries = float_weights(entries)
             schemes = phase = None
@@ -186,16 +186,6 @@ def _prepare(state, module, layers, state_dict, prefix: str
         del state_dict[key]
     state_dict.update((prefix + key, value) for key, value in entries.items())
     return phase
-
-
-def _phase(entries: dict) -> int:
-    index = entries.get(f'{NAME}.phase_index')
-    if not is_stored(index) or index.numel() != 1 or index.dim() \
-            or index.dtype != torch.int64 or int(index) not in (0, 1):
-        raise CheckpointError(
-            'the quantized checkpoint is damaged: its phase '
-            f'({NAME}.phase_index) is neither 0 nor 1. Nothing was loaded.')
-    return int(index)
 
 
 def _check_float(module, layers, entries: dict) -> None:

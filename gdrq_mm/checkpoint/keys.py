@@ -5,6 +5,7 @@ have of its own: the schemes, an entry of the file, name the layers that were
 converted.
 """
 import json
+import reprlib
 from typing import Dict, Optional
 
 import torch
@@ -75,3 +76,25 @@ def read_schemes(state_dict: dict, prefix: str = ''
             f'the quantized checkpoint is damaged: its schemes ({key}) are '
             'no JSON of one dict a layer. Nothing was loaded.') from None
     return schemes
+
+
+def read_phase(state_dict: dict) -> int:
+    """Index of the phase that a quantized model was saved in.
+
+    Args:
+        state_dict (dict): State dict of a whole quantized model.
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    key = f'{NAME}.phase_index'
+    index = state_dict.get(key)
+    whole = is_stored(index) and not index.dim()
+    if not whole or index.dtype != torch.int64 or int(index) not in (0, 1):
+        shown = str(index) if whole else f'of shape {tuple(index.shape)}' \
+            if isinstance(index, Tensor) else reprlib.repr(index)
+        raise CheckpointError(
+            f'the quantized checkpoint is damaged: its phase ({key}) is '
+            f'{shown}, allowed: an int64 tensor of 0 (reshape) or 1 '
+            '(quantize). Nothing was loaded.')
+    return int(index)

@@ -142,6 +142,8 @@ class GDRQHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Look at what a resumed run goes on with."""
+        # A FlexibleRunner loads before it calls before_run.
+        self.state = get_state(unwrap(runner.model))
         if self.state is None or not runner._resume:
             return
         check_optimizer(checkpoint, runner.optim_wrapper)

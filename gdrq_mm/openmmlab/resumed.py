@@ -1,13 +1,14 @@
 """What a resumed run goes on with, and what of it is new."""
 import functools
 import logging
-from typing import Callable, Dict, Iterator, Optional, Tuple
+import reprlib
+from typing import Callable, Iterator, Optional, Tuple
 
 from mmengine.logging import print_log
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
-from ..checkpoint import NAME
-from ..training import get_state
+from ..checkpoint import NAME, CheckpointError, read_phase
+from ..training import PHASES, get_state
 from .wrappers import unwrap
 
 META = 'gdrq_mm'  # in the meta of training checkpoints
@@ -18,9 +19,14 @@ _REMEDY = ('a model that GDRQHook converts is resumed with GDRQHook, a '
 
 
 def phase_of(checkpoint: dict) -> Optional[str]:
-    """Phase that a checkpoint was saved in; None: of a float model."""
-    index = checkpoint['state_dict'].get(f'{NAME}.phase_index')
-    return None if index is None else ('reshape', 'quantize')[int(index)]
+    """Phase that a checkpoint was saved in; None: of a float model.
+
+    Raises:
+        CheckpointError: It is none of the two.
+    """
+    entries = checkpoint['state_dict']
+    return PHASES[read_phase(entries)] \
+        if f'{NAME}.phase_index' in entries else None
 
 
 def log_differences(checkpoint: dict, settings: dict) -> None:
@@ -62,30 +68,57 @@ def check_optimizer(checkpoint: dict, optim_wrapper) -> None:
     held.
 
     Raises:
+        CheckpointError: That of the checkpoint is none.
         ValueError: It does not.
     """
-    saved = checkpoint.get('optimizer', {}).get('param_groups')
     groups = getattr(getattr(optim_wrapper, 'optimizer', None),
                      'param_groups', None)
-    if saved is None or groups is None:
+    if groups is None or 'optimizer' not in checkpoint:
         return
-    sizes: Dict[str, int] = {
-        'the checkpoint': sum(len(group['params']) for group in saved),
-        'this run': sum(len(group['params']) for group in groups)}
-    if len(set(sizes.values())) > 1:
-        there, here = sizes.values()
+    here, there = _size(groups), _saved_size(checkpoint['optimizer'])
+    if there not in (None, here):
         raise ValueError(
             f'the optimizer of the checkpoint holds {there} parameters, that '
             f'of this run {here}: {_REMEDY}')
 
 
+def _size(groups) -> int:
+    return sum(len(group['params']) for group in groups)
+
+
+def _saved_size(optimizer) -> Optional[int]:
+    """Number of parameters; None for one that has no groups itself."""
+    try:
+        groups = optimizer.get('param_groups')
+        return None if groups is None else _size(groups)
+    except (AttributeError, KeyError, TypeError):
+        raise CheckpointError(
+            'the checkpoint is damaged: its optimizer is '
+            f'{reprlib.repr(optimizer)}, allowed: a dict whose param_groups '
+            'are a list of dicts, each with a list of params. Nothing was '
+            'loaded. Resume from another one, or give this one as load_from '
+            'and train with a fresh optimizer.') from None
+
+
 def explain_other_optimizers() -> Callable:
-    """Let ``Runner.resume`` say the same where no GDRQHook is there.
+    """Let ``resume`` of runners say the same where no GDRQHook is there.
 
     Returns:
         callable: Takes it back.
     """
-    resume = Runner.resume
+    before = {runner: runner.resume for runner in (Runner, FlexibleRunner)}
+    for runner, resume in before.items():
+        runner.resume = _explained(resume)
+
+    def undo():
+        for runner, resume in before.items():
+            runner.resume = resume
+
+    return undo
+
+
+def _explained(resume: Callable) -> Callable:
+    """A ``resume`` that says it."""
 
     @functools.wraps(resume)
     def explained(self, *args, **kwargs):
@@ -100,9 +133,4 @@ def explain_other_optimizers() -> Callable:
                     f'than that of this run: {_REMEDY}') from error
             raise
 
-    Runner.resume = explained
-
-    def undo():
-        Runner.resume = resume
-
-    return undo
+    return explained

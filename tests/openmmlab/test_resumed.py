@@ -1,5 +1,9 @@
 """A resumed run says what differs, and refuses what cannot go on."""
 import pytest
+import torch
+from mmengine.runner import FlexibleRunner
+
+from gdrq_mm.checkpoint import NAME, CheckpointError
 
 
 def hook(quantization=None, **kwargs):
@@ -29,6 +33,56 @@ def quantized_config(load_config):
         type='QuantizedModel', architecture=cfg.model.type,
         quantization=hook()['quantization'])))
     return cfg
+
+
+@pytest.fixture
+def make_flexible(load_config, tmp_path):
+    """Function that builds a FlexibleRunner from the fields of a model."""
+
+    def make(epochs, *hooks, **model):
+        cfg = load_config('resnet')
+        if model:
+            cfg.model.update(model, architecture=cfg.model.type)
+        return FlexibleRunner(
+            model=cfg.model, work_dir=str(tmp_path / 'run'),
+            train_dataloader=cfg.train_dataloader,
+            strategy=dict(type='SingleDeviceStrategy'),
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=.01)),
+            default_scope=cfg.default_scope, custom_hooks=list(hooks),
+            experiment_name=f'{tmp_path.name}_{epochs}', resume=epochs > 1)
+
+    return make
+
+
+@pytest.mark.parametrize('phase, shown', [
+    (torch.tensor(7), r'tensor\(7\)'), (torch.tensor(-1), r'tensor\(-1\)'),
+    (torch.tensor([1, 1]), r'of shape \(2,\)'), ('text', "'text'")])
+def test_a_phase_that_is_none_is_refused(phase, shown, first, make_runner):
+    options = first(hook())
+    change_checkpoint(options, lambda content: content['state_dict'].update(
+        {f'{NAME}.phase_index': phase}))
+    with pytest.raises(CheckpointError, match=(
+            rf'phase_index\) is {shown}, allowed: .* 0 .*or 1')):
+        make_runner('resnet', hook(), **options).train()
+
+
+@pytest.mark.parametrize('optimizer', [
+    'text', dict(param_groups='text'), dict(param_groups=[dict(lr=1.)])])
+def test_an_optimizer_that_is_none_is_refused(optimizer, first, make_runner):
+    options = first(hook())
+    change_checkpoint(options, lambda content: content.update(
+        optimizer=optimizer))
+    with pytest.raises(CheckpointError, match=(
+            'its optimizer is .*, allowed: .*param_groups.* as load_from')):
+        make_runner('resnet', hook(), **options).train()
+
+
+def change_checkpoint(options, change):
+    path = options['work_dir'] / 'epoch_1.pth'
+    content = torch.load(path, weights_only=False)
+    change(content)
+    torch.save(content, path)
 
 
 def test_other_settings_of_a_resumed_run_are_in_the_log(
@@ -111,3 +165,27 @@ def test_other_errors_of_a_resume_are_as_they_were(first, make_runner):
     with pytest.raises(ValueError, match='parameter group') as info:
         runner.train()
     assert 'QuantizedModel' not in str(info.value)
+
+
+def test_other_settings_in_a_flexible_runner_are_in_the_log(
+        make_flexible, run_log):
+    make_flexible(1, dict(type='GDRQHook'), type='QuantizedModel',
+                  quantization=hook()['quantization']).train()
+    runner = make_flexible(
+        2, dict(type='GDRQHook', begin_epoch=1), type='QuantizedModel',
+        quantization=dict(weight=dict(bits=4, k=2.5),
+                          activation=dict(bits=4)))
+    runner.train()
+    assert ('the resumed run has other settings: begin_epoch: 0 -> 1; '
+            'weight.k: None -> 2.5' in run_log(runner))
+
+
+@pytest.mark.parametrize('hooks', [[], [dict(type='GDRQHook')]])
+def test_float_run_of_a_flexible_runner_resumed_as_quantized_model(
+        hooks, make_flexible):
+    make_flexible(1).train()
+    runner = make_flexible(2, *hooks, type='QuantizedModel',
+                           quantization=hook()['quantization'])
+    with pytest.raises(ValueError, match=(
+            'optimizer of the checkpoint holds .* as load_from')):
+        runner.train()
