@@ -35,7 +35,8 @@ MOVED = (
     '(tie them before), load_state_dict(assign=True) (leave it out), '
     'nn.DataParallel and FSDP (use DistributedDataParallel), '
     'torch.nn.utils.prune and weight_norm (before quantize_). New values go '
-    'in by weight.data.copy_(...).')
+    'in by load_state_dict of the model or of this layer (strict=False for '
+    'the weight alone), which takes new ranges for them.')
 
 
 class ReadWeight(Tensor):

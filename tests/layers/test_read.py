@@ -53,9 +53,9 @@ class Conv(nn.Module):
                         self.conv.bias).flatten(1)
 
 
-def trained(model, steps=2):
+def trained(model, steps=2, config=W4A4):
     torch.manual_seed(0)
-    gdrq_mm.quantize_(model, W4A4)
+    gdrq_mm.quantize_(model, config)
     optimizer = torch.optim.SGD(model.parameters(), lr=.01)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -105,6 +105,27 @@ def test_other_uses_have_a_float_input_and_say_so():
     assert model.fc.past_reads == {'value'}
     count = count_macs(model, lambda: model(torch.randn(4, 8)), 4)
     assert count.low_bit_share == .5
+
+
+@pytest.mark.parametrize('weight', [
+    dict(), dict(clip='search'), dict(clip='learned'), dict(type='LSQ'),
+    dict(type='PACT')])
+def test_new_values_that_are_loaded_get_new_ranges(weight):
+    """As the error of a replaced weight advises."""
+    config = dict(weight=dict(weight, bits=4))
+    values = torch.randn(8, 8) * 3
+    model = trained(nn.Sequential(nn.Linear(8, 8)), config=config)
+    fresh = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(RuntimeError, match=(
+            'New values go in by load_state_dict .*strict=False')):
+        model[0].weight = nn.Parameter(values)
+    kept = model[0].weight
+    model[0].load_state_dict(dict(weight=values), strict=False)
+    assert model[0].weight is kept
+    fresh[0].load_state_dict(dict(weight=values, bias=model[0].bias))
+    gdrq_mm.quantize_(fresh, config)
+    x = torch.randn(4, 8)
+    assert torch.equal(model(x), fresh.eval()(x))
 
 
 def test_weights_that_are_only_read_are_trained():
