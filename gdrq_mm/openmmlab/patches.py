@@ -22,6 +22,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from ..checkpoint import check_whole, part_of
 from ..writing import write_whole
+from .finite import watch_saved_weights
 from .plain_types import allow_plain_types
 from .reading import (
     download,
@@ -75,7 +76,10 @@ def patch_mmengine() -> List[str]:
                 _save_before_removing(),
             'a quantized run that is resumed with another optimizer is told '
             'why it cannot be':
-                explain_other_optimizers()})
+                explain_other_optimizers(),
+            'weights of quantized models are looked at for NaN before they '
+            'are saved, where no GDRQHook does':
+                watch_saved_weights()})
         for change in _undo:
             logging.getLogger('gdrq_mm').info('mmengine: %s', change)
     return active_patches()

@@ -53,6 +53,19 @@ def test_weights_are_looked_at_before_they_are_saved(make_runner, run_log):
     assert 'conv3.weight' in line
 
 
+def test_a_quantized_model_without_the_hook_is_looked_at(
+        make_runner, load_config, run_log):
+    cfg = load_config('resnet')
+    cfg.model.update(type='QuantizedModel', architecture=cfg.model.type,
+                     quantization=QUANTIZATION)
+    runner = make_runner(cfg)
+    runner.register_hook(Break(after=0))
+    runner.train()
+    line, = [line for line in run_log(runner).splitlines()
+             if 'cannot be published' in line]
+    assert 'gdrq_mm: NaN or infinite values at iteration 2 in back' in line
+
+
 def test_finite_runs_are_not_warned_of(make_runner, run_log):
     runner = make_runner('resnet', HOOK)
     runner.train()
