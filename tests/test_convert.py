@@ -521,6 +521,34 @@ def test_calibrate_averages_k_times_the_mean_of_each_batch():
     assert quantizer.is_signed and int(quantizer.num_updates) == 3
 
 
+@pytest.mark.parametrize('options', [
+    {}, dict(threshold='mse'), dict(threshold='mse', asymmetric=True),
+    dict(threshold='learned'), dict(type='LSQ'), dict(type='PACT'),
+    dict(type='DirectQuantization')])
+@pytest.mark.parametrize('late', [1, 11, 13])
+@pytest.mark.filterwarnings('ignore:.*signed codes')
+def test_calibrate_finds_negatives_in_any_batch(options, late):
+    model = nn.Sequential(nn.Linear(16, 4))
+    quantize_(model, dict(activation=dict(bits=4, **options)))
+    inputs = [torch.rand(8, 16) for _ in range(late)]
+    inputs.append(torch.rand(8, 16) - .5)
+    calibrate(model, ((lambda x=x: model(x)) for x in inputs))
+    quantizer = model[0].input_quantizer
+    assert quantizer.is_signed
+    assert quantizer(torch.full((1, ), -.5)) < 0
+
+
+def test_calibrate_of_an_offset_asks_for_no_sign(recwarn):
+    """LSQ+ has its range from the first batch, and learns the offset."""
+    model = nn.Sequential(nn.Linear(16, 4))
+    quantize_(model, dict(activation=dict(bits=4, type='LSQPlus')))
+    calibrate(model, [lambda: model(torch.rand(8, 16)),
+                      lambda: model(torch.rand(8, 16) - .5)])
+    assert not model[0].input_quantizer.is_signed
+    assert not [each for each in recwarn if 'signed codes' in str(
+        each.message)]
+
+
 def test_calibrate_changes_no_weights_statistics_or_modes():
     model = make_net()
     quantize_(model, W4A4)

@@ -19,6 +19,7 @@ share             weights               instead, where another layer with the
 build             both                  when a model is converted
 observe           activations           with every input that counts
 update_           activations           after a step, and in ``calibrate``
+count_negatives   activations           by ``calibrate``, before every batch
 restart           both                  where the other phase begins
 forget            both                  after buffers were written (a load)
 scalars           both                  when the log is due
@@ -253,6 +254,9 @@ class ActivationQuantizer(Quantizer):
         now."""
         self.observe(x)
         return None
+
+    def count_negatives(self) -> None:
+        """The next step counts negative values, whether it is due or not."""
 
     @classmethod
     def update_(cls, quantizers: Iterable['ActivationQuantizer']) -> None:

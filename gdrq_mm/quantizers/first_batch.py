@@ -34,7 +34,8 @@ class FirstBatchActivation(ActivationQuantizer):
         headroom (float): See :class:`ActivationQuantizer`. Defaults to 1.
     """
     NEGATIVE_SHARE = 1e-3
-    SIGN_INTERVAL = 100
+    # One pass in 20 steps costs little; a training of a few dozen has one.
+    SIGN_INTERVAL = 20
     NUM_STATISTICS = 0
 
     def __init__(self, bits: int, headroom: float = 1.) -> None:
@@ -129,8 +130,11 @@ class FirstBatchActivation(ActivationQuantizer):
             self.turn_signed_()
             self._is_signed = self.turned_signed = True
 
+    def count_negatives(self) -> None:
+        self._counts_negatives = self.initialized and not self.is_signed
+
     def _count_update(self) -> None:
         self._updates += 1
-        self._counts_negatives = (
-            self._updates % self.SIGN_INTERVAL == 0 and self.initialized
-            and not self.is_signed)
+        self._counts_negatives = False
+        if self._updates % self.SIGN_INTERVAL == 0:
+            self.count_negatives()

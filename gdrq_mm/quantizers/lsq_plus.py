@@ -110,7 +110,7 @@ class LSQPlusActivation(FirstBatchActivation):
         self.step.start_(means[0])
         self.offset.start_(means[0], means[1])
 
-    def _count_update(self) -> None:
+    def count_negatives(self) -> None:
         pass  # the offset learns of negative values by itself
 
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:

@@ -11,6 +11,9 @@ from .step import update_thresholds_
 def calibrate(model: nn.Module, forwards) -> int:
     """Set activation thresholds from data, without training.
 
+    Every batch is looked through for negative values: one that has them makes
+    the codes of that input signed, however late it comes.
+
     Args:
         model (nn.Module): A quantized model; in eval mode meanwhile.
         forwards (iterable of callables): Each runs the model on one batch,
@@ -31,6 +34,8 @@ def calibrate(model: nn.Module, forwards) -> int:
     try:
         with eval_mode(model):
             for batches, forward in enumerate(forwards, 1):
+                for quantizer in state.activation_quantizers.values():
+                    quantizer.count_negatives()
                 forward()
                 update_thresholds_(state)
     finally:

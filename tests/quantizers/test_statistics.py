@@ -143,7 +143,7 @@ def test_sign_goes_by_the_share_of_negatives():
 
 def test_negatives_that_come_late_make_the_codes_signed_and_are_told_of():
     model, quantizer = layer_of()
-    steps(model, unsigned(20))
+    steps(model, unsigned(19))
     assert quantizer.settled and not quantizer.is_signed
     late = [x - .5 for x in unsigned(100)]
     with pytest.warns(UserWarning, match=(
@@ -157,6 +157,18 @@ def test_negatives_that_come_late_make_the_codes_signed_and_are_told_of():
         error = nn.functional.linear(x, model[0].weight, model[0].bias) - \
             model(x)
     assert error.abs().mean() < .1
+
+
+@pytest.mark.parametrize('options', [
+    {}, dict(threshold='mse'), dict(threshold='learned'), dict(type='LSQ')])
+def test_a_short_training_finds_late_negatives(options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8))
+    quantize_(model, dict(activation=dict(bits=4, **options)))
+    steps(model, unsigned(10))
+    with pytest.warns(UserWarning, match='signed codes'):
+        steps(model, [x - .5 for x in unsigned(20)])
+    assert model[0].input_quantizer.is_signed
 
 
 def test_inputs_without_negatives_stay_unsigned(recwarn):
@@ -213,7 +225,7 @@ def test_a_sign_that_the_first_batch_had_not_is_found_and_told_of(kind):
     greatest = quantizer(torch.full((1, ), 9.)).item()
     assert quantizer(torch.tensor([-.5])).item() == 0
     with pytest.warns(UserWarning, match='0.input_quantizer.*signed codes'):
-        steps(model, [x - .5 for x in unsigned(101)])
+        steps(model, [x - .5 for x in unsigned(21)])
     assert quantizer.is_signed and bool(quantizer.signed)
     assert quantizer(torch.tensor([-9.])).item() <= -.9 * greatest
     # The range stays what it was.
@@ -226,11 +238,9 @@ def test_a_sign_that_the_first_batch_had_not_is_found_and_told_of(kind):
 def test_a_few_negatives_turn_no_sign(kind, recwarn):
     model, quantizer = learned_layer(kind)
     steps(model, unsigned(1))
-    some = unsigned(150)
-    for x in some[::2]:
-        x[0, 0] = -1e-3 if x is not some[100] else 0.
-    steps(model, [torch.cat([x] * 20) if x[0, 0] >= 0 else torch.cat(
-        [x, *unsigned(19)]) for x in some])
+    some = torch.cat(unsigned(20))
+    some[0, 0] = -1e-3
+    steps(model, [some] * 50)
     assert not quantizer.is_signed
     assert not [each for each in recwarn if 'signed codes' in str(
         each.message)]

@@ -30,9 +30,10 @@ class RunningClip(ActivationQuantizer):
     fused = True
     non_negative: Tuple[str, ...] = ('clip', )
     # Negative values are counted in the first updates, and then once in so
-    # many: counting takes a pass of its own.
+    # many: counting takes a pass of its own, of which one in 20 steps costs
+    # little; a training of a few dozen steps has one still.
     SIGN_UPDATES = 10
-    SIGN_INTERVAL = 100
+    SIGN_INTERVAL = 20
     # Share of them that makes the input a signed one; fewer are clipped.
     NEGATIVE_SHARE = 1e-3
 
@@ -91,6 +92,10 @@ class RunningClip(ActivationQuantizer):
         if not self.initialized:
             return None
         return Grid(self.clip, self.bits, self.is_signed, seen=seen)
+
+    def count_negatives(self) -> None:
+        self._read()
+        self._counts_negatives = True
 
     def _count_update(self) -> None:
         self._updates += 1
