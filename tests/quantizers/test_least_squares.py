@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from gdrq_mm import calibrate, quantize_
 from gdrq_mm.quantizers.least_squares import (
     ZERO_POINTS,
     balance,
@@ -74,6 +76,69 @@ def test_samples_are_spread_and_know_channels():
         assert row[-1] > x[1].min()  # of the last image, too
     assert torch.equal(sample(torch.ones(5, 7, 3), True),
                        torch.ones(3, 35).double())
+
+
+DISTRIBUTIONS = {
+    'normal': lambda rng: rng.normal(size=3072),
+    'half-normal': lambda rng: np.abs(rng.normal(size=3072)),
+    'Laplace': lambda rng: rng.laplace(size=3072),
+    'sparse': lambda rng: np.abs(rng.normal(size=3072)) * (
+        rng.uniform(size=3072) < .05),
+    'one in a hundred is large': lambda rng: rng.normal(size=3072) * (
+        1 + 99 * (rng.uniform(size=3072) < .01)),
+    'few': lambda rng: 1. + 99 * (np.arange(31) == 7)}
+
+
+@pytest.mark.parametrize('name', DISTRIBUTIONS)
+def test_samples_of_distributions_are_what_they_are(name):
+    x = torch.tensor(DISTRIBUTIONS[name](np.random.default_rng(0)))
+    expected = x
+    if name == 'one in a hundred is large':  # but for the last thousandth
+        third = x.abs().sort()[0][-4]
+        expected = x.clamp(-third, third)
+    assert torch.equal(sample(x)[0], expected)
+
+
+@pytest.mark.parametrize('name', list(DISTRIBUTIONS)[:4])
+@pytest.mark.parametrize('spike', [-1e30, 100., 1e6])
+def test_an_outlier_counts_as_the_greatest_of_the_others(name, spike):
+    x = torch.tensor(DISTRIBUTIONS[name](np.random.default_rng(0)))
+    x[0] = 0
+    greatest = float(sample(x).abs().max())
+    x[0] = spike
+    values = sample(x)[0]
+    assert torch.equal(values[1:], x[1:])
+    assert values[0] * spike > 0
+    assert .8 * greatest < values[0].abs() <= greatest
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_samples_that_are_not_finite_stay_so(bad):
+    x = torch.rand(3072)
+    x[5] = bad
+    assert not sample(x).isfinite().all()
+
+
+def test_channels_have_outliers():
+    x = torch.rand(600, 3)
+    x[0] = 1e6
+    assert sample(x, channels=True).max() == 1e6
+
+
+@pytest.mark.parametrize('options', [
+    dict(threshold='learned'), dict(type='PACT'), dict(type='LSQPlus')])
+@pytest.mark.parametrize('bits', [2, 4, 8])
+def test_a_range_does_not_start_from_one_spike(options, bits):
+    tops = []
+    for spike in (0., 1000.):
+        x = torch.tensor(np.random.default_rng(0).normal(
+            size=(4, 3, 16, 16)), dtype=torch.float32).abs()
+        x[0, 0, 0, 0] = spike
+        model = nn.Sequential(nn.Conv2d(3, 2, 3))
+        quantize_(model, dict(activation=dict(bits=bits, **options)))
+        calibrate(model, [lambda x=x: model(x)])
+        tops.append(float(model[0].input_quantizer.value_range()[1]))
+    assert tops[1] == pytest.approx(tops[0], rel=.1)
 
 
 def test_channels_of_zeros_do_not_count():
