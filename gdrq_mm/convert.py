@@ -18,6 +18,7 @@ from .layers import (
 )
 from .layers.output import HEADROOM as OUTPUT_HEADROOM
 from .layers.output import NAME as OUTPUT_QUANTIZER
+from .modes import at_least_float32
 from .plan import LayerPlan, QuantReport, make_plan
 from .quantizers import QUANTIZERS
 from .training import QuantizationState, get_state
@@ -76,8 +77,9 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         _check_names(model, quantized)
         state = QuantizationState(config, plans, model.parameters())
         modules = dict(model.named_modules())
-        for plan in quantized:
-            _convert_layer(plan, state, modules)
+        with at_least_float32():  # thresholds are, whatever the weights
+            for plan in quantized:
+                _convert_layer(plan, state, modules)
         state.to(next(model.parameters()).device).train(model.training)
         refuse_switches(model)
         refuse_nested_tensors(model, state.layers.values())

@@ -20,6 +20,17 @@ def is_traced_by_dynamo() -> bool:
 
 
 @contextmanager
+def at_least_float32():
+    """New tensors are float32 where the default is a dtype of fewer digits."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.promote_types(default, torch.float32))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@contextmanager
 def eval_mode(model: nn.Module):
     """Put ``model`` in eval mode; afterwards every module is as before."""
     modes = {module: module.training for module in model.modules()}

@@ -13,6 +13,7 @@ from gdrq_mm import calibrate, quantize_
 from gdrq_mm.checkpoint import NAME, CheckpointError
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.plan import make_plan, trace_layers
+from gdrq_mm.quantizers import QUANTIZERS
 from gdrq_mm.training import get_state
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
@@ -509,6 +510,40 @@ def test_part_of_a_quantized_model_loads_a_float_state_dict_alone(config):
 
 
 # -- calibrate ----------------------------------------------------------------
+
+def tensors_of(model):
+    """Of the quantizers; constants that no file holds as well."""
+    return [pair for pair in [*model.named_parameters(),
+                              *model.named_buffers()]
+            if '_quantizer.' in pair[0]]
+
+
+@pytest.mark.parametrize('kind', sorted(QUANTIZERS))
+def test_thresholds_are_float32_whatever_the_default_dtype(kind):
+    config = {part: dict(type=kind, bits=4)
+              for part in ('weight', 'activation')}
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    expected = copy.deepcopy(model)
+    quantize_(expected, config)
+    model, default = model.bfloat16(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        quantize_(model, config)
+        assert torch.get_default_dtype() is torch.bfloat16
+        optimizer = torch.optim.SGD(model.parameters(), .01)
+        for (name, ours), theirs in zip(tensors_of(model),
+                                        tensors_of(expected)):
+            assert ours.dtype is theirs[1].dtype, name
+            # Those of weights begin with the weights, which are rounded.
+            assert 'weight' in name or torch.equal(ours, theirs[1]), name
+        for _ in range(3):
+            model(torch.randn(4, 8)).square().mean().backward()
+            optimizer.step()
+        assert model(torch.randn(4, 8)).dtype is torch.bfloat16
+    finally:
+        torch.set_default_dtype(default)
+
 
 def test_calibrate_averages_k_times_the_mean_of_each_batch():
     model = make_net()

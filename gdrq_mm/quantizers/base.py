@@ -69,9 +69,8 @@ class Quantizer(nn.Module):
 
         def keep_digits(x: Tensor) -> Tensor:
             result = fn(x)
-            if result.dtype in (torch.float16, torch.bfloat16) \
-                    and x.dtype is torch.float32:
-                return x.to(result.device)
+            if result.dtype in (torch.float16, torch.bfloat16):
+                return x.to(result.device, torch.float32)
             return result
 
         return super()._apply(keep_digits, *args, **kwargs)

@@ -69,6 +69,18 @@ def test_conversion_to_half_and_back_loses_no_digit_of_a_threshold():
     assert model.double()[0].input_quantizer.clip.dtype is torch.float64
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_conversion_from_double_to_half_leaves_float32(dtype):
+    model, quantizer = layer_of()
+    steps(model, unsigned(3))
+    before = quantizer.clip.clone()
+    model.double().to(dtype)
+    assert model[0].weight.dtype is dtype
+    assert quantizer.clip.dtype is torch.float32
+    assert torch.equal(quantizer.clip, before)
+    assert model[0].weight_quantizer.clip.dtype is torch.float32
+
+
 def test_an_average_without_the_integers_is_an_error_with_the_remedy():
     """As model averages of timm and YOLO are, which average floats only."""
     model, _ = layer_of()
