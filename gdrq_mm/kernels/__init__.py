@@ -61,7 +61,7 @@ def _check(fused: ModuleType, device: torch.device) -> None:
         RuntimeError: One does not, with its name.
     """
     for name, call in _calls_to_compare(device):
-        seen = torch.zeros(2, 3, device=device)
+        seen = torch.zeros(2, 3, dtype=torch.float32, device=device)
         ours, plain = call(fused, seen[0]), call(eager, seen[1])
         # Sums are added up in another order. On CUDA a division may be
         # rounded in another way: on the edge between two codes a value may
@@ -78,16 +78,22 @@ def _check(fused: ModuleType, device: torch.device) -> None:
 def _calls_to_compare(device: torch.device
                       ) -> Iterator[Tuple[str, Callable]]:
     """Every kernel: its name and ``call(implementation, seen) -> Tensor``."""
-    # On the bounds, inside and outside; more values than the C kernels take
-    # at once, and a last group that is shorter than the others.
-    x = torch.linspace(-2, 2, 7 * 1439, device=device)
-    x[::5], x[1::5] = 1.3, 0
-    scalar = torch.tensor(1.3, device=device)
-    weight, clips = x.view(7, -1), torch.linspace(.2, 1.3, 4, device=device)
+    # On the bounds, inside and outside; more values (of a row, too) than the C
+    # kernels take at once, and a last group that is shorter than the others.
+    # They read by address: whatever the default dtype, all is float32.
+    where = dict(dtype=torch.float32, device=device)
+    x, weight = (torch.linspace(-2, 2, number, **where)
+                 for number in (7 * 1439, 3 * 8209))
+    for each in (x, weight):
+        each[::5], each[1::5] = 1.3, 0
+    scalar, weight = torch.tensor(1.3, **where), weight.view(3, -1)
+    clips = torch.linspace(.2, 1.3, 2, **where)
     for value, clip, size in ((x, scalar, -1), (weight, clips, 2)):
         for signed in (True, False):
             yield 'quantize', lambda kind, seen: kind.quantize(
                 value, clip, 4, signed, size, seen, None)
+            yield 'quantize', lambda kind, seen: kind.quantize(
+                value, clip, 4, signed, size, None, None)
             yield 'mask_outside', lambda kind, seen: kind.mask_outside(
                 value + 3, value, clip, signed, size)
     yield 'quantize_even', lambda kind, seen: kind.quantize_even(

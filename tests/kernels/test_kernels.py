@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,6 +237,7 @@ def fresh_status():
      'nonzero += 1.f; out'),
     ('quantize_relu', 'nonzero += value != 0.f ? 1.f : 0.f;\n        inside',
      'nonzero += 1.f; inside'),
+    ('quantize', 'row * cols + at', 'row * cols + (row ? 0 : at)'),
     ('quantize', 'grid_of(clip[span.row / group_size]', 'grid_of(clip[0]'),
     ('quantize_even', 'code > last ? last : code', 'code'),
     ('quantize_even', 'high = clip[span.row / group_size], step',
@@ -262,6 +264,22 @@ def test_a_kernel_with_one_wrong_line_is_not_used(
     kind, why = kernels.status('cpu')
     assert kind == 'eager'
     assert why.startswith(f'no fused kernels: {kernel} does not agree')
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_kernels_are_compared_in_float32_whatever_the_default(dtype):
+    result = status_after(f'import torch; torch.set_default_dtype({dtype})')
+    assert result.stdout.strip() == 'cpu|fused kernels'
+
+
+def test_quantizing_without_statistics_is_compared():
+    def quantize(x, clip, bits, signed, group_size, seen, slot=None):
+        out = eager.quantize(x, clip, bits, signed, group_size, seen)
+        return out if seen is not None else out + 1e-6
+
+    broken = SimpleNamespace(**{**vars(eager), 'quantize': quantize})
+    with pytest.raises(RuntimeError, match='quantize does not agree'):
+        kernels._check(broken, torch.device('cpu'))
 
 
 def test_plain_pytorch_can_be_asked_for():
