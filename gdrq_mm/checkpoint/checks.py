@@ -1,6 +1,6 @@
 """What entries of a checkpoint must be like, before anything is loaded."""
 import math
-from typing import Dict, Set
+from typing import Dict, Optional, Set
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +175,8 @@ def check_values(model: nn.Module, layers: Dict[str, nn.Module],
                 _check(key, entries.get(key), own, negative=own.
                        is_floating_point() and entry not in
                        quantizer.non_negative)
+                _check_greatest(key, entries.get(key),
+                                quantizer.greatest.get(entry))
         if join(name, PACKED) in entries:
             check_codes(layer, entries[join(name, PACKED)],
                         join(name, PACKED))
@@ -202,6 +204,14 @@ def _check(key: str, value, own: Tensor, negative: bool = True) -> None:
         raise CheckpointError(
             f'{key} has a value of {float(value.min()):g}, allowed: 0 and '
             'above. The file is damaged; nothing was loaded.')
+
+
+def _check_greatest(key: str, value, greatest: Optional[float]) -> None:
+    if value is not None and greatest is not None \
+            and float(value.max()) > greatest:
+        raise CheckpointError(
+            f'{key} has a value of {float(value.max()):g}, allowed: at most '
+            f'{greatest:g}. The file is damaged; nothing was loaded.')
 
 
 def join(name: str, key: str) -> str:

@@ -53,6 +53,8 @@ class Quantizer(nn.Module):
             ``forward``.
         non_negative (tuple[str, ...]): State-dict entries that no training
             takes below zero; a file where one is, is refused.
+        greatest (dict[str, float]): State-dict entries with a greatest value;
+            a file where one is above it, is refused.
         decays (bool): Whether weight decay acts on what it learns.
     """
     fused = False
@@ -62,6 +64,7 @@ class Quantizer(nn.Module):
     def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits
+        self.greatest: Dict[str, float] = {}
 
     def _apply(self, fn, *args, **kwargs):
         """Move to another device, but not to a dtype of fewer digits than

@@ -341,3 +341,22 @@ def test_schemes_are_stored_as_json(trained):
     assert list(schemes) == sorted(schemes) == ['backbone.0', 'head']
     for scheme in schemes.values():  # the same model gives the same bytes
         assert list(scheme) == sorted(scheme)
+
+
+def test_a_code_of_zero_beyond_the_codes_is_refused():
+    config = dict(weight=dict(bits=4), activation=dict(
+        bits=4, threshold='mse', asymmetric=True))
+    models = [nn.Sequential(nn.Linear(8, 4)) for _ in range(2)]
+    for model in models:
+        gdrq_mm.quantize_(model, config)
+    gdrq_mm.calibrate(models[0], [lambda: models[0](torch.randn(32, 8))])
+    entry = '0.input_quantizer.zero'
+    state_dict = copy.deepcopy(models[0].state_dict())
+    for value in (15., 15.000001):  # averages round
+        state_dict[entry].fill_(value)
+        models[1].load_state_dict(state_dict)
+    state_dict[entry].fill_(16.)
+    with pytest.raises(CheckpointError, match='zero has a value of 16, '
+                       'allowed: at most 15.25'):
+        models[1].load_state_dict(state_dict)
+    assert models[1].state_dict()[entry] < 16

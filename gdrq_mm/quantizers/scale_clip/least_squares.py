@@ -42,6 +42,8 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         if asymmetric:
             # The running code of zero; in force is the nearest integer.
             self.register_buffer('zero', torch.zeros(()))
+            # Averages may come out a little above the last code.
+            self.greatest = {'zero': self.levels + .25}
 
     def extra_repr(self) -> str:
         text = f"bits={self.bits}, lr={self.lr}, threshold='mse'"
