@@ -83,6 +83,16 @@ def test_more_classes_than_uint8_holds_make_a_batch():
     assert len(batch()['inputs']) == batches.BATCH
 
 
+def test_a_detector_of_one_class_gets_labels_of_one():
+    cfg = models.read_config(
+        mim_folder('mmdet') / 'configs' / 'wider_face'
+        / 'retinanet_r50_fpn_1x_widerface.py', 'mmdet')
+    assert cfg.model.bbox_head.num_classes == 1
+    _, batch = next(batches.batches(cfg))
+    for sample in batch()['data_samples']:
+        assert not sample.gt_instances.labels.any()
+
+
 def test_images_of_two_branches_are_moved_in_float32():
     cfg = models.read_config(
         mim_folder('mmdet') / 'configs' / 'soft_teacher'

@@ -50,8 +50,10 @@ def own_size(cfg: Config) -> Tuple[int, int]:
 
 def _classes(cfg: Config, default: int) -> int:
     found = [value for value in find(cfg.model, 'num_classes')
-             if isinstance(value, int) and value > 1]
-    return min(found, default=default)
+             if isinstance(value, int)]
+    # First stages have one class.
+    return min([value for value in found if value > 1] or found,
+               default=default)
 
 
 def images_for(cfg: Config, height: int, width: int) -> torch.Tensor:
@@ -95,8 +97,9 @@ def _pipeline_batch(cfg: Config) -> dict:
 
 def _det_batch(cfg: Config, height: int, width: int) -> dict:
     from mmdet.testing import demo_mm_inputs, demo_track_inputs
-    # mmdet draws maps of classes in uint8.
-    classes = min(max(_classes(cfg, 80), 2), 255)
+    known = _classes(cfg, 80)
+    # mmdet draws labels from 1 on, and maps of classes in uint8.
+    classes = min(max(known, 2), 255)
     shapes = [[3, height, width]] * BATCH
     words = str(cfg.model)
     # Some trackers train their detector, on single images.
@@ -113,6 +116,7 @@ def _det_batch(cfg: Config, height: int, width: int) -> dict:
         with_mask='mask' in words.lower(), with_semantic=True,
         use_box_type=True)
     for sample in batch['data_samples']:
+        sample.gt_instances.labels.clamp_(max=known - 1)
         sample.gt_instances.instances_ids = torch.arange(4)
         sample.set_metainfo(dict(scale_factor=(1., 1.),
                                  batch_input_shape=(height, width),

@@ -68,7 +68,8 @@ class Training:
         model.train()
         for step in range(steps):
             # What a runner tells those that warm up.
-            MessageHub.get_current_instance().update_info('iter', step)
+            hub = MessageHub.get_current_instance()
+            hub.update_info_dict(dict(epoch=0, iter=step))
             torch.manual_seed(step)
             np.random.seed(step)
             losses = model.train_step(batch(), wrapper)
