@@ -1,13 +1,17 @@
 """Where two models of one architecture part, module by module."""
 import math
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
+from ..layers import OutputQuantizer, QuantReLU
 from ..plan.trace import first_tensor
+from ..quantizers import Quantizer
 
 PARTED = 60.  # decibels; float32 of another order of sums has over 100
 
@@ -85,7 +89,8 @@ def largest(differences: List[Difference]) -> Optional[Difference]:
 @torch.no_grad()
 def compare_models(first: nn.Module, second: nn.Module,
                    forwards: List[Callable]) -> List[Difference]:
-    """Compare the outputs of all modules that own parameters or buffers.
+    """Compare the outputs of all modules that own parameters or buffers, and
+    of quantized ReLUs and outputs.
 
     Args:
         first (nn.Module): In eval mode; what the other one is compared with.
@@ -101,9 +106,10 @@ def compare_models(first: nn.Module, second: nn.Module,
     Raises:
         ValueError: The second model lacks a module of the first.
     """
-    modules = {name: module for name, module in first.named_modules()
-               if name and _computes(name, module, first)}
     others = dict(second.named_modules())
+    modules = {name: module for name, module in first.named_modules()
+               if name and (_computes(name, module, first) or isinstance(
+                   others.get(name), (QuantReLU, OutputQuantizer)))}
     missing = [name for name in modules if name not in others]
     if missing:
         raise ValueError(
@@ -121,6 +127,7 @@ def _computes(name: str, module: nn.Module, model: nn.Module) -> bool:
     """Layers and norms, without the quantizers inside of them."""
     parent = model.get_submodule(name.rpartition('.')[0])
     return 'quantiz' not in name.rpartition('.')[2] and \
+        not isinstance(module, Quantizer) and \
         'quantiz' not in type(parent).__name__.lower() and any(
             True for values in (module._parameters, module._buffers)
             for value in values.values() if value is not None) and \
@@ -135,7 +142,7 @@ def _run_first(model, modules, others, forward, found) -> Dict[str, list]:
             value = first_tensor(output)  # attention returns its map, too
             if value is not None:
                 outputs.setdefault(name, []).append(value.clone())
-                own = first_tensor(others[name].forward(*args, **kwargs))
+                own = _call_alone(others[name], args, kwargs)
                 found.setdefault(name, Difference(name)).own.add(value, own)
         return compare
 
@@ -145,6 +152,20 @@ def _run_first(model, modules, others, forward, found) -> Dict[str, list]:
                 hook(name), with_kwargs=True).remove)
         forward(model)
     return outputs
+
+
+def _call_alone(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
+    """What a module of the second model gives for inputs of the first."""
+    if getattr(module, 'inplace', False):  # the first model goes on with them
+        args = tree_map(_cloned, args)
+    with warnings.catch_warnings():
+        # Of layers behind a quantized ReLU, which set none for their input.
+        warnings.filterwarnings('ignore', 'an activation threshold is not set')
+        return first_tensor(module(*args, **kwargs))
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _run_second(model, modules, forward, outputs, found) -> None:

@@ -105,8 +105,9 @@ def float_parts(model: nn.Module, layers: Dict[str, Iterable[str]]):
     Args:
         model (nn.Module): A quantized model.
         layers (dict[str, iterable of str]): Name of a layer -> its quantizers
-            that are not to act, of ``SIDES['both']``. ReLUs and outputs
-            that are quantized are float as a whole.
+            that are not to act, of ``SIDES['both']``; 'input_quantizer' is
+            those of all inputs. ReLUs and outputs that are quantized are
+            float as a whole.
     """
     state = get_state(model)
     converted = state.layers if state else {}
@@ -118,7 +119,9 @@ def float_parts(model: nn.Module, layers: Dict[str, Iterable[str]]):
                     isinstance(module, nn.ReLU) else _unchanged
                 stack.callback(delattr, module, 'forward')
                 continue
-            for quantizer in quantizers:
+            inputs = module.input_names if 'input_quantizer' in quantizers \
+                else ()
+            for quantizer in {*quantizers, *inputs}:
                 there = getattr(module, quantizer, None)
                 if there is not None:
                     setattr(module, quantizer, None)

@@ -2,9 +2,8 @@
 import pickle
 from typing import List, Optional
 
-from torch import nn
-
 from ..analysis.diff import Difference, compare_models
+from ..analysis.sensitivity import SIDES, float_parts
 from ..training import get_state
 from .bench import Bench
 
@@ -28,27 +27,19 @@ def diff_checkpoints(first: str, second: str, config: str, batches: int = 2,
     if second.endswith('.onnx'):
         return _diff_onnx(first, second, config, batches, cfg_options)
     bench = Bench(config, second, batches, cfg_options=cfg_options)
-    model = bench.model
+    model, in_float = bench.model, {}
     if first == FLOAT:
         if not bench.is_trained:
             raise ValueError(f'{second} is a float model already; give a '
                              'quantized checkpoint, or two checkpoints')
         reference = bench.model
-        for layer in get_state(reference).layers.values():
-            _switch_off(layer)
+        in_float = dict.fromkeys(get_state(reference).layers, SIDES['both'])
     else:
         reference = Bench(config, first, 1, cfg_options=cfg_options).model
-    return compare_models(reference, model, [
-        lambda model, batch=pickle.dumps(batch): model.test_step(
-            pickle.loads(batch)) for batch in bench.batches])
-
-
-def _switch_off(layer: nn.Module) -> None:
-    if not hasattr(layer, 'weight_quantizer'):
-        raise ValueError(
-            "'float' cannot switch off quantized ReLUs and outputs; compare "
-            'with the checkpoint of the float model')
-    layer.weight_quantizer = layer.input_quantizer = None
+    with float_parts(reference, in_float):
+        return compare_models(reference, model, [
+            lambda model, batch=pickle.dumps(batch): model.test_step(
+                pickle.loads(batch)) for batch in bench.batches])
 
 
 def _diff_onnx(checkpoint: str, path: str, config: str, images: int,

@@ -121,6 +121,32 @@ def test_equal_values_part_nowhere_be_they_zero_or_infinite():
                                             rel=1e-5)
 
 
+@pytest.mark.parametrize('inplace', [False, True])
+def test_quantized_relus_and_outputs_are_compared_as_well(inplace, recwarn):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=inplace),
+                          nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)).eval()
+    quantized, x = copy.deepcopy(plain), torch.randn(2, 3, 8, 8)
+    quantize_(quantized, dict(
+        weight=dict(bits=8), activation=dict(bits=2, site='relu'),
+        residual=dict(outputs=['3'])))
+    calibrate(quantized, [lambda: quantized(x)])
+    with torch.no_grad():
+        expected = plain[:2](x.clone())
+        noise = (quantized[1](plain[0](x)) - expected).square().sum()
+    found, by_name = compare(plain, quantized, x)
+    assert list(by_name) == ['0', '1', '2', '3']
+    assert by_name['1'].own.noise == pytest.approx(float(noise))
+    assert by_name['1'].own.signal == pytest.approx(
+        float(expected.square().sum()))
+    assert by_name['2'].own.decibels > 30  # its weight alone
+    assert by_name['3'].own.noise > 0  # its output
+    found, by_name = compare(quantized, copy.deepcopy(quantized), x)
+    assert list(by_name) == ['0', '1', '2', '3.output_quantizer', '3']
+    assert first_parted(found) is None
+    assert not recwarn
+
+
 class Attends(nn.Module):
 
     def __init__(self):

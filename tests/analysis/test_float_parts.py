@@ -32,3 +32,20 @@ def test_all_that_is_quantized_can_be_float_for_a_while(site, more):
         with float_parts(model, float_in(weight, ['4'], names)):
             torch.testing.assert_close(model(x), plain(x))
         assert torch.equal(model(x), before)
+
+
+def test_attention_can_be_float_in_all_of_its_inputs():
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    model = nn.Sequential()
+    model.add_module('attention', attention)
+    inputs = [torch.randn(2, 6, 8) for _ in range(3)]
+    with torch.no_grad():
+        expected = attention(*inputs)[0]
+        quantize_(model, dict(weight=dict(bits=4), activation=dict(bits=2)))
+        calibrate(model, [lambda: attention(*inputs)])
+        assert not torch.allclose(attention(*inputs)[0], expected, atol=.05)
+        with float_parts(model, dict.fromkeys(
+                get_state(model).layers, SIDES['both'])):
+            torch.testing.assert_close(attention(*inputs)[0], expected)
+        assert attention.key_quantizer is not None

@@ -19,14 +19,19 @@ from gdrq_mm.openmmlab.reading import read_checkpoint
 
 
 @pytest.fixture
-def files(load_config, build_model, tmp_path):
+def site():
+    return 'input'
+
+
+@pytest.fixture
+def files(load_config, build_model, tmp_path, site):
     """Config and calibrated checkpoint of a tiny ResNet."""
     cfg = load_config('resnet', **{
         'custom_imports.imports': ['gdrq_mm', 'mmpretrain.models'],
         # 21 layers instead of 54.
         'model.backbone.depth': 18, 'model.head.in_channels': 32})
     cfg.custom_hooks = [dict(type='GDRQHook', quantization=dict(
-        weight=dict(bits=4), activation=dict(bits=4)))]
+        weight=dict(bits=4), activation=dict(bits=4, site=site)))]
     config, start, out = (tmp_path / name for name in (
         'net.py', 'float.pth', 'calibrated.pth'))
     cfg.dump(str(config))
@@ -41,6 +46,18 @@ def test_a_checkpoint_is_compared_with_its_float_weights_and_itself(files):
     assert first_parted(found) is not None
     assert all(each.own.decibels < 60 for each in found
                if each.name.endswith(('conv2', 'head.fc')))
+    assert first_parted(diff_checkpoints(
+        checkpoint, checkpoint, config, batches=1)) is None
+
+
+@pytest.mark.parametrize('site', ['relu'])
+def test_a_checkpoint_of_quantized_relus_is_compared_with_its_float_weights(
+        files):
+    config, checkpoint = files
+    found = {each.name: each for each in diff_checkpoints(
+        FLOAT, checkpoint, config, batches=1)}
+    assert 5 < found['backbone.layer1.0.relu'].own.decibels < 60
+    assert found['backbone.layer1.0.bn1'].own.decibels == math.inf
     assert first_parted(diff_checkpoints(
         checkpoint, checkpoint, config, batches=1)) is None
 
