@@ -6,7 +6,7 @@ from typing import Dict, List, Optional
 from ..analysis.layer_figures import find_trouble, measure_layers
 from ..analysis.measurements import Measurements
 from ..analysis.page import Page, curves_section, sensitivity_section
-from ..analysis.sensitivity import Figures, Setting
+from ..analysis.sensitivity import Figures, Setting, group_layers
 from ..plan import QuantReport
 from ..training import get_state
 from .bench import Bench
@@ -29,8 +29,8 @@ def write_report(config: str, checkpoint: str, out: str, batches: int = 2,
         cfg_options (dict, optional): Changes of the config.
 
     Raises:
-        ValueError: The checkpoint is a float one, or as :class:`Bench` has
-            it.
+        ValueError: The checkpoint is a float one, or the sensitivities are of
+            another model, or as :class:`Bench` has it.
         FileExistsError: ``out`` is there.
     """
     if Path(out).exists():
@@ -44,12 +44,12 @@ def write_report(config: str, checkpoint: str, out: str, batches: int = 2,
             'tools/calibrate.py')
     model = bench.model
     report = QuantReport(get_state(model).plans)
+    found = read_settings(measured, [
+        plan.name for plan in report.layers]) if measured else {}
     figures = measure_layers(model, bench.forwards(model))
     sections, trouble = [], find_trouble(figures.values())
-    if measured:
-        found = read_settings(measured)
-        if found:
-            sections.append(sensitivity_section(found))
+    if found:
+        sections.append(sensitivity_section(found))
     scalars = run_scalars(checkpoint)
     if scalars:
         sections.append(curves_section(scalars))
@@ -61,11 +61,17 @@ def write_report(config: str, checkpoint: str, out: str, batches: int = 2,
     return page
 
 
-def read_settings(path: str) -> Dict[Setting, Figures]:
-    """What a file of measurements says of layers.
+def read_settings(path: str, layers: List[str]
+                  ) -> Dict[Setting, Figures]:
+    """What a file of measurements says of the layers of a model.
+
+    Args:
+        path (str): The file.
+        layers (list[str]): Names of all layers of the model.
 
     Raises:
-        ValueError: There is no such file, or it is another one.
+        ValueError: There is no such file, or it is another one, or of a
+            model with other layers.
     """
     if not Path(path).exists():
         raise ValueError(f'there is no file {path}; give one that '
@@ -76,6 +82,14 @@ def read_settings(path: str) -> Dict[Setting, Figures]:
         setting = Setting.from_key(key)
         if setting is not None:
             found[setting] = Figures(**value)
+    groups = {by: {'', *group_layers(layers, by)} for by in
+              ('layer', 'stage')}
+    for setting in found:
+        if setting.group not in groups[setting.by]:
+            raise ValueError(
+                f'{path} was measured of another model: this one has no '
+                f'{setting.by} {setting.group!r}; measure it with "gdrq '
+                'analyze sensitivity", or leave out --json')
     return found
 
 

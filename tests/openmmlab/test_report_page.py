@@ -33,7 +33,26 @@ def test_layers_and_stages_of_one_name_are_kept_apart(tmp_path):
     for setting, figures in expected.items():
         measured.put(setting.key, vars(figures))
     measured.put('calibrated [1, 2] a b', 1)
-    assert read_settings(path) == expected
+    assert read_settings(path, ['neck.attn', 'neck.attn.proj']) == expected
+
+
+@pytest.mark.parametrize('by, group', [
+    ('layer', 'backbone.layer9.conv'), ('stage', 'backbone.layer9'),
+    ('stage', 'backbone.conv1.conv')])
+def test_figures_of_another_model_are_refused(by, group, tmp_path):
+    path = tmp_path / 'kept.json'
+    measured = Measurements(path, dict(batches=1))
+    layers = ['backbone.conv1', 'backbone.layer1.conv']
+    for each in (Setting('', 'both', 4, 'rest'),
+                 Setting('backbone.layer1', 'both', 4, 'alone', 'stage'),
+                 Setting('backbone.layer1.conv', 'weight', 2, 'alone')):
+        measured.put(each.key, vars(Figures(1., .1, .2)))
+    assert len(read_settings(path, layers)) == 3
+    measured.put(Setting(group, 'both', 4, 'alone', by).key,
+                 vars(Figures(1., .1, .2)))
+    with pytest.raises(ValueError, match='kept.json was measured of another '
+                       f"model: this one has no {by} '{group}'; measure it"):
+        read_settings(path, layers)
 
 
 @pytest.mark.parametrize('text', ['[1]', '{"figures": []}', '{',
@@ -41,7 +60,7 @@ def test_layers_and_stages_of_one_name_are_kept_apart(tmp_path):
 def test_a_file_of_something_else_is_told(text, tmp_path):
     path = tmp_path / 'kept.json'
     with pytest.raises(ValueError, match='there is no file .*kept.json'):
-        read_settings(path)
+        read_settings(path, [])
     path.write_text(text)
     with pytest.raises(ValueError, match='is no file of measurements'):
-        read_settings(path)
+        read_settings(path, [])

@@ -92,5 +92,5 @@ def test_every_verb_runs(files, analyze, request, tmp_path):
     parted = analyze('diff', 'float', trained, config, '--batches', 1)
     assert 'backbone' in parted
     page = tmp_path / 'page.html'
-    analyze('report', config, trained, page, '--batches', 1)
-    assert 'backbone' in page.read_text()
+    analyze('report', config, trained, page, *kept)
+    assert 'at 2 bits, one at a time' in page.read_text()
