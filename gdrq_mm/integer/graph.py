@@ -148,9 +148,10 @@ def _move(source: nn.Module, target: nn.Module, key: str) -> None:
 
 
 def _spell_out(module: GraphModule) -> None:
-    """Say what torch's own decompositions stumble over otherwise: how
-    ``torch.meshgrid`` indexes ('ij' without a word), and that both ends of a
-    clamp are float where one is."""
+    """Say what torch's own decompositions and its exporter stumble over
+    otherwise: how ``torch.meshgrid`` indexes ('ij' without a word), that both
+    ends of a clamp are float where one is, and that attention without heads,
+    or without a batch, has one of them."""
     for node in module.graph.nodes:
         if target_of(node) is _aten.meshgrid.default:
             node.target, node.kwargs = _aten.meshgrid.indexing, dict(
@@ -159,7 +160,31 @@ def _spell_out(module: GraphModule) -> None:
                 isinstance(each, float) for each in node.args):
             node.args = tuple(float(each) if isinstance(each, int) else each
                               for each in node.args)
+        elif target_of(node) is _aten.scaled_dot_product_attention.default:
+            _add_heads(node)
     module.recompile()
+
+
+def _add_heads(node: Node) -> None:
+    """Four dimensions for queries, keys and values; a mask broadcasts."""
+    stack = node.meta.get('nn_module_stack')
+
+    def called(operator: OpOverload, source: Node) -> Node:
+        new = node.graph.call_function(operator, (source, 0))
+        new.meta['nn_module_stack'] = stack
+        return new
+
+    inputs, result = list(node.args[:3]), node
+    for _ in range(4 - node.meta['val'].dim()):
+        with node.graph.inserting_before(node):
+            inputs = [called(_aten.unsqueeze.default, each)
+                      for each in inputs]
+        with node.graph.inserting_after(result):
+            after = called(_aten.squeeze.dim, result)
+        result.replace_all_uses_with(
+            after, delete_user_cb=lambda user, after=after: user is not after)
+        result = after
+    node.args = (*inputs, *node.args[3:])
 
 
 def _fold_equal(module: GraphModule) -> None:

@@ -2,12 +2,14 @@
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx, merge
 from gdrq_mm.export.onnx_check import run, session
 from gdrq_mm.export.speed import export_float, float_form
+from gdrq_mm.integer.graph import capture
 
 
 def calibrated(between, x):
@@ -77,6 +79,41 @@ def test_convolutions_without_a_batch_are_refused_by_name(format, tmp_path):
                        r'shape \(1, C, H, W\)'):
         export_onnx(model, x, tmp_path / 'model.onnx', format)
     assert not list(tmp_path.iterdir())
+
+
+class Attention(nn.Module):
+    """Attention as it stands: one head, and perhaps no batch."""
+
+    def __init__(self, mask=None, **options):
+        super().__init__()
+        self.project, self.last = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.mask, self.options = mask, options
+
+    def forward(self, x):
+        return self.last(F.scaled_dot_product_attention(
+            *self.project(x).chunk(3, -1), self.mask, **self.options))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('shape, mask, options, format', [
+    ((6, 8), None, {}, 'qdq'), ((2, 6, 8), (2, 6, 6), {}, 'qdq'),
+    ((2, 6, 8), (6, 6), dict(scale=.5), 'qonnx'),
+    ((2, 3, 6, 8), None, dict(is_causal=True), 'qdq')])
+def test_attention_has_a_form_in_any_dimensions(shape, mask, options, format,
+                                                tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    model = Attention(mask and torch.randn(mask), **options)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    module = capture(merged, (x, ))
+    torch.testing.assert_close(module(x), merged(x))
+    assert all(node.meta['nn_module_stack'] for node in module.graph.nodes
+               if 'unsqueeze' in node.name)
+    report = export_onnx(merged, x, tmp_path / 'model.onnx', format)
+    assert report.difference < 1e-5
 
 
 @torch.no_grad()
