@@ -1,9 +1,10 @@
 """Graphs for batches and sizes of images other than the example's."""
-from typing import Any, Iterator, Optional, Sequence, Tuple
+from typing import Any, Iterator, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 DYNAMIC = dict(batch=(0, ), size=(2, 3))  # by name, the axes of images
 
@@ -30,25 +31,35 @@ def check_dynamic(dynamic: Sequence[str], example: Tuple[Any, ...]) -> None:
                          'all tensors of shape (N, C, H, W)')
 
 
-def dynamic_shapes(dynamic: Sequence[str], example: Tuple[Any, ...]
-                   ) -> Optional[tuple]:
-    """What ``torch.export`` is told of the shapes of inputs."""
+def dynamic_shapes(dynamic: Sequence[str], model: nn.Module,
+                   traced: Tuple[Any, ...]) -> Any:
+    """What ``torch.export`` is told of the shapes of inputs.
+
+    Args:
+        dynamic (sequence of str): 'batch', 'size' or both; or nothing.
+        model (nn.Module): Whose ``forward`` may take ``*images``.
+        traced (tuple): From :func:`traced_example`.
+    """
     if not dynamic:
         return None
     axes = [axis for name in dynamic for axis in DYNAMIC[name]]
-    return tuple({axis: torch.export.Dim.DYNAMIC for axis in axes}
-                 for _ in example)
+    shapes = torch.export.ShapesCollection()
+    for each in traced:
+        shapes[each] = {axis: torch.export.Dim.DYNAMIC for axis in axes}
+    return shapes.dynamic_shapes(model, traced)
 
 
 def traced_example(dynamic: Sequence[str], example: Tuple[Any, ...]
                    ) -> Tuple[Any, ...]:
     """An example to capture with; its values are not looked at.
 
-    torch takes lengths of 1 for fixed and equal lengths for the same: more
-    than one image, and so large that no level of a pyramid has one row.
+    torch takes one tensor that is given twice for one input, lengths of 1 for
+    fixed and equal lengths for the same: more than one image, and so large
+    that no level of a pyramid has one row.
     """
     if not dynamic:
-        return example
+        return tree_map(lambda value: value.clone() if isinstance(
+            value, Tensor) else value, example)
     more = ('batch' in dynamic, 0, *[
         side if 'size' in dynamic else 0 for side in ENLARGED])
     return tuple(each.new_zeros([

@@ -69,10 +69,11 @@ def capture(model: nn.Module, example: Tuple[Any, ...],
 def exported(model: nn.Module, example: Tuple[Any, ...],
              dynamic: Sequence[str] = ()) -> torch.export.ExportedProgram:
     """What ``torch.export`` makes of a model, see :func:`capture`."""
+    traced = traced_example(dynamic, example)
     try:
         program = torch.export.export(
-            model, traced_example(dynamic, example),
-            dynamic_shapes=dynamic_shapes(dynamic, example), strict=False)
+            model, traced, dynamic_shapes=dynamic_shapes(
+                dynamic, model, traced), strict=False)
     except Exception as error:  # whatever torch raises
         reason = str(error).strip().splitlines() or [type(error).__name__]
         graph, remedy = 'no graph', (

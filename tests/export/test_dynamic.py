@@ -7,6 +7,7 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.export import onnx_check
+from gdrq_mm.integer.graph import capture
 from gdrq_mm.merge import merge
 
 
@@ -87,6 +88,39 @@ def test_an_operator_that_an_opset_lacks_is_named(merged, tmp_path):
                        '.*choose a greater one'):
         export_onnx(merged, x, tmp_path / 'model.onnx', opset=13)
     assert not list(tmp_path.iterdir())
+
+
+class Several(nn.Module):
+    """Takes any number of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, *images):
+        return self.first(images[0]) + self.last(images[-1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('dynamic', [(), ('batch', 'size')])
+def test_inputs_are_as_many_as_the_example_has(dynamic, tmp_path):
+    """Be they one tensor in the example, and gathered by the forward."""
+    torch.manual_seed(0)
+    model, path = Several(), tmp_path / 'model.onnx'
+    x, y = torch.randn(2, 1, 3, 12, 12)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x, y)])
+    merged = merge(model.eval(), x, y)
+    module = capture(merged, (x, x), dynamic)
+    torch.testing.assert_close(module(x, y), merged(x, y))
+    assert len(export_onnx(merged, (x, x), path, dynamic=dynamic).others) == \
+        len(dynamic)
+    if dynamic:
+        x, y = torch.randn(2, 4, 3, 20, 9)
+    result, = onnx_check.run(onnx_check.session(path), [x, y])
+    # 8-bit sums are clipped where those of the example end.
+    assert (torch.from_numpy(result) - merged(x, y)).abs().mean() < .1
 
 
 class Grid(nn.Module):
