@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..integer.graph import capture
-from .onnx_check import difference
+from .onnx_check import difference, warn_of_difference
 from .onnx_file import layer_calls, quant_layers, weights_alone
 
 QONNX_TOLERANCE = 1e-5
@@ -38,6 +38,7 @@ def check_qonnx(path: Path, model: nn.Module, example: tuple, report) -> None:
         raise RuntimeError(
             f'the qonnx executor differs from the merged model in {len(off)} '
             f'of {len(report.layers)} layers; nothing was written:\n{shown}')
+    warn_of_difference(report)
 
 
 def layer_differences(proto: onnx.ModelProto, model: nn.Module,

@@ -258,6 +258,34 @@ def test_nothing_is_written_where_codes_differ(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x).sigmoid()
+
+
+@pytest.mark.parametrize('format', ['qdq', 'qonnx'])
+def test_an_operator_between_layers_that_computes_something_else_is_told(
+        format, tmp_path, monkeypatch, recwarn):
+    model, x = calibrated(Gate())
+    export_onnx(model, x, tmp_path / 'right.onnx', format)
+    assert not [each for each in recwarn if 'an output' in str(each.message)]
+
+    def broken(proto, path):
+        for node in proto.graph.node:
+            if node.op_type == 'Sigmoid':
+                node.op_type = 'Tanh'
+        onnx.save(proto, str(path))
+
+    monkeypatch.setattr('gdrq_mm.export.onnx_file.write', broken)
+    with pytest.warns(UserWarning, match='wrong.onnx: an output differs by .*'
+                      'each quantized layer gives the same.*--eval'):
+        export_onnx(model, x, tmp_path / 'wrong.onnx', format)
+
+
 def test_wrong_values_are_refused_before_any_work(tmp_path):
     model, x = nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8)
     (tmp_path / 'there').write_text('mine')
