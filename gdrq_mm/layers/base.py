@@ -36,6 +36,10 @@ class QuantLayer(InputFirst):
     ``weight`` is the Parameter, and inside a forward its quantized values,
     see :mod:`.read`.
 
+    A copy or a pickle of one layer, or of a part of a model, takes the state
+    with all layers along: it computes and trains as in the model. What is
+    small is its ``state_dict()``.
+
     Attributes:
         weight_name (str): Name of the Parameter that is quantized.
         input_names (tuple[str]): Names of the quantizers of its inputs.

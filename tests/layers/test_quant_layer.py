@@ -1,6 +1,7 @@
 """What quantized layers share: how they are called."""
 import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -112,3 +113,19 @@ def test_named_inputs_of_quantized_relus():
         bits=4, site='relu'))
     assert len(model(x).unique()) <= 2**4
     torch.testing.assert_close(merge(model, x)(x), model(x))
+
+
+def test_a_part_that_is_copied_alone_computes_and_trains_as_in_the_model():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    model = calibrated(nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3)), x).train()
+    for part in (copy.deepcopy(model[0]),
+                 pickle.loads(pickle.dumps(model[0]))):
+        assert torch.equal(part(x), model[0](x))
+        weight = part[0].latent_weight
+        optimizer = torch.optim.SGD([weight], 1.)
+        weight.grad = torch.zeros_like(weight)
+        weight.grad[0, 0, 0, 0] = -9
+        optimizer.step()
+        assert weight.max() < 2  # it was projected
