@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from ..modes import is_compiling, is_traced_by_dynamo
 
-_FORWARD = nn.Module._call_impl.__code__
+_CALL = nn.Module._call_impl.__code__
 # What multiplies an input with a weight: that input is quantized, too.
 _OPERATIONS = (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
                F.conv_transpose2d, F.conv_transpose3d)
@@ -156,9 +156,17 @@ class LatentWeight:
 
 
 def _in_forward(frame: Optional[FrameType]) -> bool:
-    """Whether a module's forward is among the callers."""
+    """Whether a module's forward is among the callers: by a call of the
+    module, or of the method itself, as mmseg's heads do in ``predict``."""
     while frame is not None:
-        if frame.f_code is _FORWARD:
+        code = frame.f_code
+        if code is _CALL or code.co_name == 'forward' and isinstance(
+                _first_argument(frame), nn.Module):
             return True
         frame = frame.f_back
     return False
+
+
+def _first_argument(frame: FrameType) -> Any:
+    names = frame.f_code.co_varnames
+    return frame.f_locals.get(names[0]) if names else None

@@ -163,6 +163,30 @@ def test_everybody_else_gets_the_parameter():
                       nn.Parameter)
 
 
+def test_a_forward_that_is_called_as_a_method_reads_quantized_values():
+    """mmseg's heads do so in ``predict``."""
+    model = trained(CalledAndRead())
+    x = torch.randn(4, 8)
+    assert torch.equal(model.forward(x), model(x))
+
+
+def test_a_forward_of_no_module_gets_the_parameter():
+    model = trained(Beit())
+
+    class Square(torch.autograd.Function):
+
+        @staticmethod
+        def forward(ctx, x):
+            assert isinstance(model.qkv.weight, nn.Parameter)
+            return x ** 2
+
+    def forward(*inputs):
+        return model.qkv.weight
+
+    Square.apply(torch.ones(2))
+    assert isinstance(forward(), nn.Parameter)
+
+
 def test_reading_a_shape_is_no_use_of_the_weight():
 
     class Shape(nn.Module):
