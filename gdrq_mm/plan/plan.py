@@ -115,7 +115,7 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
             plans.append(_plan_relu(name, module, modules, config))
         elif kind == 'layer':
             plans.append(_plan_layer(name, module, config))
-    _leave_tables(model, plans)
+    _leave_held_elsewhere(model, plans)
     aliases = _name_aliases(model, plans)
     config.check_rules([plan.name for plan in plans], aliases)
     _check_rules_act(plans, config)
@@ -224,17 +224,21 @@ def _plan_relu(name, module, modules, config) -> LayerPlan:
     return plan
 
 
-def _leave_tables(model: nn.Module, plans: List[LayerPlan]) -> None:
-    """A layer whose weight is a table that is looked up as well stays float,
-    as the table does."""
-    tables = {id(module.weight): name for name, module in
-              model.named_modules() if isinstance(module, _TABLES)}
+def _leave_held_elsewhere(model: nn.Module, plans: List[LayerPlan]) -> None:
+    """A layer whose weight is registered elsewhere, too, stays float: what
+    reads it there (a table that is looked up, other code) gets float values.
+    """
+    planned = {(plan.module, plan.parameter_name) for plan in plans}
+    others = {id(parameter): f'{name}.{key}'.lstrip('.')
+              for name, module in model.named_modules()
+              for key, parameter in module._parameters.items()
+              if (module, key) not in planned}
     for plan in plans:
-        table = tables.get(id(plan.parameter))
-        if table is not None and plan.quantized:
+        other = others.get(id(plan.parameter))
+        if other and plan.parameter is not None and plan.quantized:
             plan.weight, plan.activation, plan.sites = None, None, 0
-            plan.reason += f'; its weight is the table of {table}, which ' \
-                'stays float'
+            plan.reason += f'; its weight is {other} as well, which stays ' \
+                'float'
 
 
 def _check_rules_act(plans: List[LayerPlan], config: QuantConfig) -> None:

@@ -242,7 +242,21 @@ def test_a_layer_tied_to_a_table_stays_float():
     plan = plan_of(Tied())
     assert plan['fc'].quantized and not plan['head'].quantized
     assert plan['head'].sites == 0 and plan['head'].reason == (
-        'default; its weight is the table of table, which stays float')
+        'default; its weight is table.weight as well, which stays float')
+
+
+def test_a_layer_whose_weight_has_another_owner_stays_float():
+    """Code that reads it there would compute with float values."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model.w, model[1].twin = model[0].weight, model[1].weight
+    plan = plan_of(model)
+    assert not plan['0'].quantized and plan['0'].reason == (
+        'default; its weight is w as well, which stays float')
+    assert not plan['1'].quantized and '1.twin' in plan['1'].reason
+    assert plan['2'].quantized
+    with pytest.raises(ValueError, match='its weight is w as well'):
+        plan_of(model, dict(W4A4, rules=[
+            dict(match='0', weight=dict(bits=2))]))
 
 
 def test_a_lazy_module_is_refused_with_the_remedy():
