@@ -5,10 +5,11 @@ is looked at, its operands' values included, so that code which reads a weight
 past its layer shows.
 """
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional, Set
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
@@ -100,7 +101,9 @@ class MacCounter(TorchDispatchMode):
         self.bits = bits
         # Tensors that do not depend on the input -> a Parameter's name.
         self._names = WeakIdKeyDictionary()
-        self._written: Dict[int, object] = {}
+        self._written: Set[StorageWeakRef] = set()
+        # Zeros that no operator wrote to: other values are from a kernel.
+        self._zeros: Set[StorageWeakRef] = set()
         for name, tensor in model.named_buffers():
             self._names[tensor] = ''
         for name, tensor in model.named_parameters():
@@ -115,25 +118,26 @@ class MacCounter(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
+        names = [self.name_of(each) for each in tree_flatten((args, kwargs))[0]
+                 if isinstance(each, Tensor)]
         out = func(*args, **kwargs)
         self._see(operator, args, out)
-        self._trace(operator, tree_flatten((args, kwargs))[0],
-                    tree_flatten(out)[0])
+        self._trace(operator, names, tree_flatten(out)[0])
         return out
 
     def name_of(self, tensor: Tensor) -> Optional[str]:
         """Name of the Parameter behind a tensor, '' for a constant, None for
         what depends on the input."""
         name = self._names.get(tensor)
-        if name is not None and self._written and \
-                _storage(tensor) in self._written:
-            return None
+        if name is not None:
+            storage = _storage(tensor)
+            if storage in self._written or \
+                    storage in self._zeros and tensor.any():
+                return None
         return name
 
-    def _trace(self, operator: str, inputs: list, outputs: list) -> None:
+    def _trace(self, operator: str, names: list, outputs: list) -> None:
         """Note which results do not depend on the input."""
-        names = [self.name_of(each) for each in inputs
-                 if isinstance(each, Tensor)]
         # What is in empty memory is written past the dispatcher, by kernels;
         # random numbers stand for inputs.
         constant = operator.startswith('lift') or not (
@@ -142,10 +146,14 @@ class MacCounter(TorchDispatchMode):
         for out in outputs:
             if not isinstance(out, Tensor):
                 continue
+            if out in self._names:  # a constant that is written to
+                self._zeros.discard(_storage(out))
+                if not constant:
+                    self._written.add(_storage(out))
+            elif operator == 'zeros':
+                self._zeros.add(_storage(out))
             if constant:
                 self._names[out] = next(filter(None, names), '')
-            elif out in self._names:  # a constant that was written to
-                self._written[_storage(out)] = out
 
     def _see(self, operator: str, args: tuple, out) -> None:
         if operator.startswith('_scaled_dot_product'):
@@ -167,9 +175,8 @@ class MacCounter(TorchDispatchMode):
         if names == (None, None):
             self._add(macs, None, False)
             return
-        weight, x = (second, first) if names[1] is not None else \
-            (first, second)
-        name = names[1] if names[1] is not None else names[0]
+        name = names[1] or names[0] or ''
+        weight, x = (second, first) if name == names[1] else (first, second)
         low_bit = bool(name) and self.bits is not None and \
             is_evenly_spaced(x.reshape(1, -1), self.bits) and \
             has_low_bit_filters(weight, self.bits)
@@ -180,8 +187,8 @@ class MacCounter(TorchDispatchMode):
         self.count.products.append(Product(macs, name, owner, low_bit))
 
 
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())
 
 
 def _macs(operator: str, args: tuple, first: Tensor, second: Tensor,

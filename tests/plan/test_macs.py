@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from torch import nn
 
 import gdrq_mm
@@ -112,6 +113,35 @@ class TestCount:
         assert set(count.float_parameters()) == {
             '1.weight_ih_l0', '1.weight_hh_l0'}
         assert count.low_bit == 8 * 256
+
+    @pytest.mark.parametrize('inference', [True, False])
+    @pytest.mark.parametrize('cls', [DeformConv2dPack,
+                                     ModulatedDeformConv2dPack])
+    def test_what_a_kernel_writes_to_zeros_is_an_input(self, cls, inference):
+        layer = cls(4, 8, 3, padding=1)
+        x = torch.randn(2, 4, 6, 5)
+        with torch.inference_mode(inference):
+            count = count_macs(layer, lambda: layer(x))
+        offsets = layer.conv_offset.weight.numel()
+        assert count.float_parameters() == {
+            'weight': 60 * 8 * 36, 'conv_offset.weight': 60 * offsets}
+        assert all(each.parameter for each in count.products)
+
+    @pytest.mark.parametrize('fill', [
+        lambda zeros: zeros, lambda zeros: zeros.fill_diagonal_(1.)])
+    def test_zeros_that_operators_write_to_are_a_constant(self, fill):
+        layer = nn.Linear(6, 6, bias=False)
+
+        def forward():
+            return F.linear(torch.randn(4, 6),
+                            layer.weight * fill(torch.zeros(6, 6)))
+
+        assert count_macs(layer, forward).parametric == 4 * 36
+
+    def test_a_parameter_goes_before_a_constant(self):
+        layer = nn.Linear(6, 6)
+        count = count_macs(layer, lambda: layer.weight @ torch.eye(6))
+        assert count.float_parameters() == {'weight': 216}
 
     def test_the_mode_of_the_model_stays(self):
         model = nn.Sequential(nn.Linear(3, 3), nn.Dropout())
