@@ -19,11 +19,14 @@ from ..modes import eval_mode
 SAMPLE = 64  # values that are looked at before all are
 TOLERANCE = 1e-3  # of a step, for the rounding of float32
 
+_mha = getattr(torch.backends, 'mha', None)  # torch 2.3 and newer
+
 _PRODUCTS = {  # operator -> places of its two operands
     'mm': (0, 1), 'bmm': (0, 1), 'mv': (0, 1), 'dot': (0, 1),
     'addmm': (1, 2), 'addmm_': (1, 2), 'baddbmm': (1, 2),
     'baddbmm_': (1, 2), 'addbmm': (1, 2), 'addmv': (1, 2),
     'linear': (0, 1), 'convolution': (0, 1), '_convolution': (0, 1),
+    '_trilinear': (0, 1),
 }
 
 
@@ -104,10 +107,22 @@ class MacCounter(TorchDispatchMode):
         self._written: Set[StorageWeakRef] = set()
         # Zeros that no operator wrote to: other values are from a kernel.
         self._zeros: Set[StorageWeakRef] = set()
+        self._fast_paths: List[bool] = []  # as they were, outer first
         for name, tensor in model.named_buffers():
             self._names[tensor] = ''
         for name, tensor in model.named_parameters():
             self._names[tensor] = name
+
+    def __enter__(self):
+        if _mha is not None:  # one fused operator would hide the products
+            self._fast_paths.append(_mha.get_fastpath_enabled())
+            _mha.set_fastpath_enabled(False)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        if _mha is not None:
+            _mha.set_fastpath_enabled(self._fast_paths.pop())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -196,6 +211,8 @@ def _macs(operator: str, args: tuple, first: Tensor, second: Tensor,
     if 'convolution' in operator:
         whole = first if args[6] else out  # args[6]: transposed
         return whole.numel() * second[0].numel()
+    if operator == '_trilinear':  # the third operand is left aside
+        return first[..., 0].numel() * second.numel()
     if operator == 'addbmm':  # sums over the batch
         return first.numel() * second.shape[-1]
     return out.numel() * first.shape[-1]

@@ -18,6 +18,12 @@ def trained(model, x, **config):
     return model
 
 
+class Squared(nn.Bilinear):
+
+    def forward(self, x):
+        return super().forward(x, x)
+
+
 class TestIsOnGrid:
 
     @pytest.mark.parametrize('bits', [2, 4, 8])
@@ -56,6 +62,7 @@ class TestCount:
         (nn.Conv1d(4, 8, 3), (2, 4, 9), 2 * 8 * 7 * 4 * 3),
         (nn.Linear(7, 5), (2, 3, 7), 2 * 3 * 7 * 5),
         (nn.LSTM(5, 3), (4, 2, 5), 4 * 2 * (12 * 5 + 12 * 3)),
+        (Squared(5, 5, 3), (4, 2, 5), 4 * 2 * 3 * 5 * 5),
     ])
     @pytest.mark.parametrize('inference', [True, False])
     def test_layers(self, layer, shape, macs, inference):
@@ -65,14 +72,29 @@ class TestCount:
         assert count.parametric == macs
         assert count.low_bit == count.between_activations == 0
 
-    def test_attention_products_are_told_apart(self):
-        layer = nn.MultiheadAttention(8, 2)
-        x = torch.randn(5, 3, 8)
+    @pytest.mark.parametrize('batch_first', [True, False])
+    def test_attention_products_are_told_apart(self, batch_first):
+        layer = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        x = torch.randn((3, 5, 8) if batch_first else (5, 3, 8))
         for options in ({}, dict(need_weights=False)):
             count = count_macs(layer, lambda options=options: layer(
                 x, x, x, **options))
             assert count.parametric == 15 * 8 * 32
             assert count.between_activations == 2 * 3 * 5 * 5 * 8
+
+    @pytest.mark.parametrize('padding', [
+        None, torch.arange(5) >= torch.tensor([[5], [4], [3]])])
+    @pytest.mark.parametrize('inference', [True, False])
+    def test_encoders_of_torch_are_not_fused(self, inference, padding):
+        model = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+        x = torch.randn(3, 5, 8)
+        with torch.inference_mode(inference):
+            count = count_macs(
+                model, lambda: model(x, src_key_padding_mask=padding))
+        assert count.parametric == 2 * 15 * 8 * (32 + 32)
+        assert count.between_activations == 2 * 2 * 3 * 5 * 5 * 8
+        assert torch.backends.mha.get_fastpath_enabled()
 
     def test_constants_are_neither(self):
         layer = nn.Linear(6, 6)
