@@ -112,8 +112,9 @@ class QuantReport:
                 for name, parameter in plan.learned_parameters().items()}
 
     def totals(self) -> dict:
-        """Share of weights that is quantized, that of MACs where it was
-        measured, bytes in all."""
+        """Share of the layers' weights that is quantized, that of MACs where
+        it was measured, bytes in all. Tables and Parameters that are no
+        layer's weight are left aside; the MACs tell of the latter."""
         weighted = [plan for plan in self.layers if plan.matrices]
         lost = self.lost()
         low_bit = [plan.name for plan in weighted
@@ -166,7 +167,8 @@ class QuantReport:
         """One line."""
         totals = self.totals()
         line = (f'{totals["quantized_layers"]} of {totals["layers"]} layers '
-                f'with {percent(totals["weight_share"])} of the weights')
+                f'with {percent(totals["weight_share"])} of all layers\' '
+                'weights')
         if 'mac_share' in totals:
             line += f' and {percent(totals["mac_share"])} of the MACs'
         line += (f' are quantized: {totals["bytes_before"] / 1e6:.2f} '

@@ -427,7 +427,7 @@ def test_report_of_all_layers_is_in_the_log(make_runner, run_log):
     for name in ('backbone.conv1', 'neck.fpn_convs.0.conv',
                  'rpn_head.rpn_conv', 'roi_head.bbox_head.fc_cls'):
         assert f'\n{name} ' in log
-    assert 'layers with 100.0% of the weights are quantized' in log
+    assert "layers with 100.0% of all layers' weights are quantized" in log
     assert 'cpu kernels on cpu (fused kernels)' in log
     # What only data tell follows the first iteration.
     line = next(line for line in log.splitlines() if 'signed inputs' in line)

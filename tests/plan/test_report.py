@@ -86,7 +86,7 @@ def test_share_of_weights_counts_matrices_of_any_name():
     totals = report.totals()
     assert totals['weight_share'] == pytest.approx(share)
     assert totals['bytes_before'] == 4 * total
-    assert f'{share:.1%} of the weights' in report.summary()
+    assert f"{share:.1%} of all layers' weights" in report.summary()
     assert 'float: 4 layers' in report.policy()
     assert report.rows()[0]['bytes'] == f'{4 * lstm} -> {4 * lstm}'
 
@@ -119,6 +119,21 @@ def test_macs_of_the_projections_of_attention(quantized):
     assert traces['attention.out_proj'].macs == 2 * 3 * 64
 
 
+def test_a_parameter_of_no_layer_is_not_among_the_weights():
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+            self.projection = nn.Parameter(torch.randn(8, 400))
+
+        def forward(self, x):
+            return self.fc(x) @ self.projection
+
+    report = quantize_(Projected(), dict(weight=dict(bits=4)))
+    assert report.summary().startswith(
+        "1 of 1 layers with 100.0% of all layers' weights are quantized")
+
+
 def test_a_weight_that_layers_share_counts_once():
     model = nn.Sequential(nn.Linear(16, 16, bias=False),
                           nn.Linear(16, 16, bias=False))
@@ -138,5 +153,5 @@ def test_layers_that_went_away_are_told():
     assert report.lost() == ['2']
     totals = report.totals()
     assert totals['quantized_layers'] == 1 and totals['weight_share'] == .5
-    assert report.summary().startswith('1 of 2 layers with 50.0% of the')
+    assert report.summary().startswith('1 of 2 layers with 50.0% of all')
     assert report.summary().endswith('; no longer in the model: 2')

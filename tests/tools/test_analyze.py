@@ -82,7 +82,7 @@ def test_coverage_is_the_share_that_the_plan_prints(monkeypatch, capsys,
     assert picture.stat().st_size > 1000
     run_tool(monkeypatch, 'plan', *arguments)
     share = summary.split()[0]
-    assert f'of the weights and {share} of the MACs' in \
+    assert f"of all layers' weights and {share} of the MACs" in \
         capsys.readouterr().out
 
 

@@ -97,7 +97,7 @@ def test_the_installed_command_runs_away_from_the_checkout(installed,
     arguments = (config, '--shape', '64', '64')
     out = run_away(installed, tmp_path, installed / 'bin' / 'gdrq', 'plan',
                    *arguments)
-    assert 'layers with 100.0% of the weights' in out
+    assert "layers with 100.0% of all layers' weights" in out
     out = run_away(installed, tmp_path, '-m', 'gdrq_mm', 'ends', *arguments)
     assert dict(match='rpn_head.rpn_cls', weight=dict(bits=8),
                 activation=dict(bits=8)) in eval(f'dict({out})')['rules']
