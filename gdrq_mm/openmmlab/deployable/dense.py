@@ -37,6 +37,8 @@ class DeployableDenseDetector(Deployable):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
+        check_methods('model', model, {'SingleStageDetector'},
+                      ('predict', 'extract_feat'))
         self.bbox_head = model.bbox_head
         self.cfg = model.bbox_head.test_cfg
         self.candidates = _known_head(model)
@@ -184,8 +186,6 @@ def _known_head(model: nn.Module) -> Callable[..., List[Candidates]]:
     head = model.bbox_head
     kind = tuple(method_of(head, name) for name in (
         'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process'))
-    check_methods('model', model, {'SingleStageDetector'},
-                  ('predict', 'extract_feat'))
     known = method_of(head, 'predict') == 'BaseDenseHead' and not getattr(
         getattr(head, 'loss_cls', None), 'custom_cls_channels', False)
     if not known or kind not in KNOWN_HEADS:

@@ -1,6 +1,7 @@
 """Tensors in, tensors out: what heads give before post-processing."""
 import inspect
-from typing import Any, List, Tuple
+import itertools
+from typing import Any, List, Optional, Tuple
 
 from torch import Tensor, nn
 
@@ -16,52 +17,117 @@ class DeployableRaw(DeployableWhole):
     """What the package's own ``mode='tensor'`` gives, by name.
 
     Names are those of the arguments of mmdet's ``predict_by_feat`` with the
-    number of the level, ``cls_scores.0``, or 'logits' and, of several
-    outputs, ``logits.0``, ``logits.task``. Of two-stage detectors it is the
+    number of the level, ``cls_scores.0``, where the head hands its outputs to
+    it; else 'logits' (of several tasks ``logits.task``) or, of several
+    outputs, their numbers, ``outputs.0``. Of two-stage detectors it is the
     first stage.
 
     Args:
         model (nn.Module): A model of mmdet, mmseg or mmpretrain.
 
     Raises:
-        ValueError: Its data preprocessor is not known.
+        ValueError: Its data preprocessor is not known, or ``mode='tensor'``
+            takes more than images, by name.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        head = next((
+        name = next((
             name for name in (*HEADS, FIRST_STAGE)
             if isinstance(getattr(model, name, None), nn.Module)), None)
-        self.first_stage = head == FIRST_STAGE
+        head = getattr(model, name or '', None)
+        _check_parts(model, head)
+        self.first_stage = name == FIRST_STAGE
+        # mmseg's forward tells its heads nothing.
+        self.tells_head = _takes_samples(getattr(model, 'decode_head', None))
         # mmdet's transformers and mask heads; where they are not read, graphs
         # need no fixed number of images.
-        self.reads_samples = self.prepare.scope == 'mmdet' and method_of(
-            model, '_forward') != 'SingleStageDetector'
-        by_feat = getattr(getattr(model, head or '', None),
-                          'predict_by_feat', None)
-        self.arguments = list(inspect.signature(by_feat).parameters) \
-            if by_feat is not None else []
+        self.reads_samples = self.tells_head or (
+            self.prepare.scope == 'mmdet'
+            and method_of(model, '_forward') != 'SingleStageDetector')
+        self.arguments = _arguments(head)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         return tuple(value for _, value in self.named(images))
 
     def named(self, images: Tensor) -> List[Tuple[str, Tensor]]:
         """Outputs with their names."""
+        outputs = self.outputs(images)
+        if not isinstance(outputs, (tuple, list)):
+            return _flat(dict(logits=outputs))
+        least = sum(each.default is each.empty for each in self.arguments)
+        inner = outputs[0] if len(outputs) == 1 else outputs
+        for found in (outputs, inner):
+            if isinstance(found, (tuple, list)) and self.arguments and (
+                    least <= len(found) <= len(self.arguments)):
+                return _flat({argument.name: value for argument, value in zip(
+                    self.arguments, found)})
+        return _flat(dict(outputs=inner))
+
+    def outputs(self, images: Tensor) -> Any:
+        """Outputs as the package nests them."""
         inputs = self.prepare(images)
         if self.first_stage:
-            outputs = self.rpn_head(self.model.extract_feat(inputs))
-        else:
-            samples = self.samples(len(images), tuple(images.shape[2:])) \
-                if self.reads_samples else None
-            outputs = self.model.forward(inputs, samples, mode='tensor')
-        if isinstance(outputs, (tuple, list)) and len(outputs) <= len(
-                self.arguments):
-            return _flat(dict(zip(self.arguments, outputs)))
-        return _flat(dict(logits=outputs))
+            return self.rpn_head(self.model.extract_feat(inputs))
+        samples = self.samples(len(images), tuple(images.shape[2:])) \
+            if self.reads_samples else None
+        if self.tells_head:
+            return self.decode_head(self.model.extract_feat(inputs), samples)
+        return self.model.forward(inputs, samples, mode='tensor')
 
     def names_for(self, images: Tensor) -> Tuple[str, ...]:
         """Names of the outputs for such images."""
         return tuple(name for name, _ in self.named(images))
+
+
+def _check_parts(model: nn.Module, head: Optional[nn.Module]) -> None:
+    """Raise where ``mode='tensor'`` takes more than images.
+
+    Raises:
+        ValueError: Names the part and its function.
+    """
+    name, part = 'model', model
+    if method_of(model, '_forward') == 'SingleStageInstanceSegmentor' \
+            and model.with_bbox:
+        reason = '_forward takes the boxes of annotations (bbox_head.loss)'
+    elif head is None and getattr(model, 'roi_head', None) is not None:
+        reason = '_forward takes the proposals of another model'
+    elif head is not None and type(head).forward is nn.Module.forward:
+        name, part = FIRST_STAGE, head
+        reason = 'forward is not defined'
+    else:
+        last = getattr(model, 'decode_head', None)
+        if isinstance(last, nn.ModuleList):
+            last = last[-1]
+        if method_of(last, 'forward') != 'PointHead':
+            return
+        name, part = 'decode_head', last
+        reason = 'forward takes the features of single points'
+    raise ValueError(
+        f'{name} is a {type(part).__name__}, whose {reason}, so that it has no '
+        'raw outputs of images alone; wrap the parts that you need in a module '
+        'that takes and gives tensors and call gdrq_mm.deploy.export_onnx')
+
+
+def _takes_samples(head: Optional[nn.Module]) -> bool:
+    """Whether a head of mmseg is to be told of the images."""
+    return head is not None and 'batch_data_samples' in inspect.signature(
+        head.forward).parameters
+
+
+def _arguments(head: Optional[nn.Module]) -> List[inspect.Parameter]:
+    """Arguments of ``predict_by_feat`` that are outputs of the head.
+
+    None where it is not known that they are: mmdet's ``predict`` of some
+    heads, such as of masks, does not call a method that they inherit.
+    """
+    predict = inspect.unwrap(getattr(type(head), 'predict', _arguments))
+    if not predict.__module__.startswith('mmdet.') or \
+            'predict_by_feat' not in predict.__code__.co_names:
+        return []
+    found = inspect.signature(head.predict_by_feat).parameters
+    return list(itertools.takewhile(
+        lambda each: each.name != 'batch_img_metas', found.values()))
 
 
 def _flat(value: Any, name: str = '') -> List[Tuple[str, Tensor]]:

@@ -1,0 +1,86 @@
+"""Outputs before post-processing: their names, and what has none."""
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from gdrq_mm.deployable import make_deployable
+
+SIZE = (64, 64)
+
+
+def build(config, scope='mmdet'):
+    """A small model of one of the package's configs."""
+    folder = Path(importlib.import_module(scope).__file__).parent
+    model = Config.fromfile(folder / '.mim' / 'configs' / config).model
+    model.backbone.update(depth=18, init_cfg=None)
+    model.pop('pretrained', None)
+    model.data_preprocessor.pop('batch_augments', None)
+    model.data_preprocessor.pop('size', None)
+    for part in (model.get('neck'), *(
+            [model[name]] if not isinstance(model[name], list)
+            else model[name] for name in ('panoptic_head', 'decode_head')
+            if name in model)):
+        for each in part if isinstance(part, list) else [part]:
+            if each and each.in_channels == [256, 512, 1024, 2048]:
+                each.in_channels = [64, 128, 256, 512]
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(model)
+    model.eval()
+    return model
+
+
+def names(model):
+    """Of the raw outputs, without levels."""
+    raw = make_deployable(model, SIZE, raw=True).eval()
+    with torch.no_grad():
+        found = raw.names_for(torch.zeros(1, 3, *SIZE))
+    return list(dict.fromkeys(name.rpartition('.')[0] for name in found))
+
+
+@pytest.mark.parametrize('config, expected', [
+    ('solo/solo_r50_fpn_1x_coco.py', ['mlvl_mask_preds', 'mlvl_cls_scores']),
+    ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+     ['cls_scores', 'bbox_preds', 'score_factors']),
+    ('mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+     ['outputs.0', 'outputs.1'])])
+def test_names_are_those_of_what_the_head_hands_over(config, expected):
+    """A mask head inherits ``predict_by_feat`` of boxes, and has no boxes."""
+    assert names(build(config)) == expected
+
+
+def test_other_numbers_of_outputs_have_no_names():
+    model = build('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py')
+    model.bbox_head.forward = lambda x: (x, x, x, x)
+    assert names(model) == [f'outputs.{number}' for number in range(4)]
+
+
+def test_heads_of_mmseg_are_told_of_the_images():
+    model = build('mask2former/mask2former_r50_8xb2-90k_cityscapes-'
+                  '512x1024.py', 'mmseg')
+    assert names(model) == ['outputs.0', 'outputs.1']
+
+
+@pytest.mark.parametrize('config, scope, message', [
+    ('yolact/yolact_r50_1xb8-55e_coco.py', 'mmdet',
+     r'model is a YOLACT, whose _forward takes .*\(bbox_head.loss\)'),
+    ('sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py', 'mmdet',
+     'rpn_head is a EmbeddingRPNHead, whose forward is not defined'),
+    ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', 'mmdet',
+     'model is a FastRCNN, whose _forward takes the proposals'),
+    ('point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py', 'mmseg',
+     'decode_head is a PointHead, whose forward takes')])
+def test_what_takes_more_than_images_is_refused(config, scope, message):
+    with pytest.raises(ValueError, match=f'{message}.*; wrap the parts'):
+        make_deployable(build(config, scope), SIZE, raw=True)
+
+
+def test_mask_heads_have_no_boxes_to_post_process():
+    model = build('mask2former/mask2former_r50_8xb2-lsj-50e_coco.py')
+    with pytest.raises(ValueError, match='model is a Mask2Former, whose '
+                       'predict is not known.*--raw'):
+        make_deployable(model, SIZE)
