@@ -77,8 +77,8 @@ def exported(model: nn.Module, example: Tuple[Any, ...],
     except Exception as error:  # whatever torch raises
         reason = str(error).strip().splitlines() or [type(error).__name__]
         graph, remedy = 'no graph', (
-            'export what comes before it with --raw, or wrap the model in a '
-            'module that leaves it out')
+            'wrap the model in a module that leaves it out, or, where it is '
+            'post-processing, export with --raw')
         if dynamic:
             graph = f'no graph with dynamic {" and ".join(dynamic)}'
             remedy = 'export it with a fixed one'
@@ -90,13 +90,18 @@ def exported(model: nn.Module, example: Tuple[Any, ...],
 
 
 def _failing(error: Exception, model: nn.Module) -> str:
-    """Name of the innermost layer that an error comes from."""
+    """Name of the innermost layer that an error comes from, or the method of
+    a model that is no layer of this one but computes with its layers."""
     names = {module: name for name, module in model.named_modules() if name}
     found = ''
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module = frame.f_locals.get('self')
-        if isinstance(module, nn.Module) and module in names:
+        if not isinstance(module, nn.Module) or module is model:
+            continue
+        if module in names:
             found = f'in {names[module]}: '
+        elif not type(module).__module__.startswith('torch.'):
+            found = f'in {type(module).__name__}.{frame.f_code.co_name}: '
     return found
 
 

@@ -152,11 +152,11 @@ class Refusing(nn.Module):
         self.error = error
 
     def forward(self, x):
-        raise self.error
+        raise self.error.with_traceback(None)  # it is raised in many tests
 
 
-RAW = ('export what comes before it with --raw, or wrap the model in a module '
-       'that leaves it out')
+RAW = ('wrap the model in a module that leaves it out, or, where it is '
+       'post-processing, export with --raw')
 
 
 @pytest.mark.parametrize('error, reason', [
@@ -177,6 +177,15 @@ def test_errors_tell_the_layer_the_reason_and_what_to_do(
         capture(model, (torch.randn(1, 3, 4, 4), ), dynamic)
     assert str(caught.value) == \
         f'the model has {graph}: {place}{reason}; {remedy}'
+
+
+def test_a_method_of_a_model_that_is_no_layer_is_named():
+    model = nn.Module()
+    inner = Refusing(ValueError('of an odd width'))
+    model.forward = lambda x: inner(x)
+    with pytest.raises(RuntimeError, match='no graph: in Refusing.forward: '
+                       'of an odd width; wrap the model'):
+        capture(model, (torch.randn(1, 3, 4, 4), ))
 
 
 class Places(nn.Module):
