@@ -147,7 +147,8 @@ class Bench:
             calibrate(model, self._forwards(model))
             if recalibrate:
                 update_bn_stats(model, self._forwards(model))
-        return model.eval()
+        model.eval()  # returns nothing in some models
+        return model
 
     def _forwards(self, model: nn.Module):
         if not self._training_batches:
@@ -251,7 +252,8 @@ def build_loaded(cfg: Config, config: str, checkpoint: str, weights: dict,
             f'{len(found.unexpected_keys)} that the model has not'
             f'{_such_as(found.unexpected_keys)}; give the config that it '
             'was trained with')
-    return model.eval()
+    model.eval()  # returns nothing in some models
+    return model
 
 
 def float_config(cfg: Config) -> Config:

@@ -56,7 +56,9 @@ class Distillation:
                  outputs: Sequence[Output], config: DistillConfig,
                  branches: Sequence[Branch] = ()) -> None:
         self.student = student
-        self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher = teacher
+        teacher.eval()  # returns nothing in some models
+        teacher.requires_grad_(False)
         self.outputs = list(outputs)
         self.config = config
         self._names = [name for output in outputs for name in output.modules]

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 
 from gdrq_mm.analysis.diff import first_parted, largest
 from gdrq_mm.deploy import export_onnx, to_integer
@@ -60,6 +61,16 @@ def test_a_checkpoint_of_quantized_relus_is_compared_with_its_float_weights(
     assert found['backbone.layer1.0.bn1'].own.decibels == math.inf
     assert first_parted(diff_checkpoints(
         checkpoint, checkpoint, config, batches=1)) is None
+
+
+def test_models_whose_eval_returns_nothing_are_loaded(files, monkeypatch):
+    """Such as mmdet's distillation (LD)."""
+    monkeypatch.setattr(BaseModel, 'eval', lambda self: (
+        self.train(False) and None), raising=False)
+    _, model = load_model(*files)
+    assert not model.training
+    for checkpoint in (FLOAT, files[1]):
+        assert diff_checkpoints(checkpoint, files[1], files[0], batches=1)
 
 
 @pytest.mark.parametrize('format, size, dtype', [

@@ -176,6 +176,18 @@ def make(outputs, branches=(), **config):
                         branches)
 
 
+def test_a_teacher_whose_eval_returns_nothing_is_still_the_teacher():
+    class Silent(Net):
+
+        def train(self, mode=True):
+            super().train(mode)
+
+    teacher = Silent()
+    found = Distillation(Net(), teacher, [], DistillConfig()).teacher
+    assert found is teacher and not teacher.training
+    assert not any(each.requires_grad for each in teacher.parameters())
+
+
 def run(distillation, x=None, mode='loss'):
     distillation.start()
     try:

@@ -33,7 +33,8 @@ def load_model(config: str, checkpoint: str,
     cfg = inference_config(cfg)
     model = build_model(cfg)
     load_checkpoint(model, checkpoint, map_location='cpu')
-    return cfg, model.eval()
+    model.eval()  # returns nothing in some models
+    return cfg, model
 
 
 def images_of(cfg: Config, split: str, size: Optional[Tuple[int, int]] = None
