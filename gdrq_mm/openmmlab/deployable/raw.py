@@ -104,9 +104,10 @@ def _check_parts(model: nn.Module, head: Optional[nn.Module]) -> None:
         name, part = 'decode_head', last
         reason = 'forward takes the features of single points'
     raise ValueError(
-        f'{name} is a {type(part).__name__}, whose {reason}, so that it has no '
-        'raw outputs of images alone; wrap the parts that you need in a module '
-        'that takes and gives tensors and call gdrq_mm.deploy.export_onnx')
+        f'{name} is a {type(part).__name__}, whose {reason}, so that it has '
+        'no raw outputs of images alone; wrap the parts that you need in a '
+        'module that takes and gives tensors and call '
+        'gdrq_mm.deploy.export_onnx')
 
 
 def _takes_samples(head: Optional[nn.Module]) -> bool:
