@@ -134,8 +134,12 @@ def test_the_page_has_every_family(tmp_path):
         record('mmpretrain', 'blip', float='OSError: no tokenizer')]
     records[0]['macs'] = dict(parametric=10000, low_bit=9999, float=[
         ['head.fc.weight', 1]])
+    records[0].update(float_layers={'no input': 2},
+                      float_loads_strictly=False)
     write_page(tmp_path / 'page.md', records)
     page = (tmp_path / 'page.md').read_text()
+    assert '| head.fc.weight below 0.1%; 2 of the layers: no input | ok, ' \
+        'loaded with strict=False, as its float state must be |' in page
     for package in ('mmpretrain', 'mmdet', 'mmseg'):
         assert all(name in page for name in families(package))
     assert '99.9%' in page and '100.0%' not in page

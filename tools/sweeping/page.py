@@ -88,7 +88,7 @@ def write_page(path: Path, records: List[dict]) -> None:
 def write_results(path: Path, records: List[dict]) -> None:
     """The results themselves, beside the page."""
     kept = [{key: value for key, value in record.items()
-             if key not in ('traceback', 'checking', 'done', 'seconds')}
+             if key not in ('traceback', 'checking', 'done')}
             for record in records]
     path.with_suffix('.json').write_text(json.dumps(kept, indent=1) + '\n')
 
@@ -136,8 +136,8 @@ def _table(package: str, records: Dict[str, dict]) -> List[str]:
     except FileNotFoundError:
         names = sorted(records)
     lines = [f'## {package}', '',
-             '| family | config | reduced | layers | low-bit MACs | most MACs '
-             'in float | result |', '|---|---|---|---|---|---|---|']
+             '| family | config | reduced | layers | low-bit MACs | in float: '
+             'most MACs, layers | result |', '|---|---|---|---|---|---|---|']
     not_run = []
     for name in names:
         record = records.get(name)
@@ -149,10 +149,12 @@ def _table(package: str, records: Dict[str, dict]) -> List[str]:
         verdict = verdict_of(record)
         if verdict.startswith('float:'):
             verdict = 'does not run in float here: ' + verdict[7:]
+        elif record.get('float_loads_strictly') is False:
+            verdict += ', loaded with strict=False, as its float state must be'
         lines.append('| ' + ' | '.join(map(cell, (
             name, config, _reduced(record),
             '{} of {}'.format(*layers) if layers else '', share(record),
-            _float_macs(record), verdict))) + ' |')
+            _in_float(record), verdict))) + ' |')
     if not_run:
         lines += ['', f'Not run yet ({len(not_run)}): '
                   f'{", ".join(not_run)}.']
@@ -164,17 +166,20 @@ def _reduced(record: dict) -> str:
         record.get('reduced', '').partition(',')[0], record.get('shrunk'))))
 
 
-def _float_macs(record: dict) -> str:
-    """Parameters whose MACs see float operands, the largest shares."""
-    macs = record.get('macs')
-    if not macs:
-        return ''
+def _in_float(record: dict) -> str:
+    """Parameters whose MACs see float operands, the largest shares, and why
+    layers stayed float."""
+    macs = record.get('macs') or dict(float=[])
     found: Counter = Counter()
     for name, number in macs['float']:
         found[name] += number
-    return ', '.join(f'{name} {number / macs["parametric"]:.1%}'
-                     for name, number in found.most_common(2)
-                     if number >= .001 * macs['parametric'])
+    shares = [f'{name} ' + (f'{number / macs["parametric"]:.1%}'
+                            if number >= .001 * macs['parametric']
+                            else 'below 0.1%')
+              for name, number in found.most_common(2)]
+    reasons = [f'{number} of the layers: {reason}' for reason, number in
+               record.get('float_layers', {}).items()]
+    return '; '.join(filter(None, [', '.join(shares), *reasons]))
 
 
 def cell(text: str) -> str:
