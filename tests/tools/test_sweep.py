@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
 
 from jobs.process import Limits  # noqa: E402
-from sweeping import batches, models  # noqa: E402
+from sweeping import batches, checks, models  # noqa: E402
 from sweeping.engine import (  # noqa: E402
     path_of,
     read,
@@ -148,6 +148,14 @@ def test_the_page_has_every_family(tmp_path):
     assert 'Not run yet' in page
     assert json.loads((tmp_path / 'page.json').read_text())[0][
         'family'] == 'resnet'
+
+
+def test_failures_read_the_same_on_every_machine():
+    folder = Path(checks.PACKAGES)
+    assert (folder / 'torch').is_dir()
+    assert checks.sentence(FileNotFoundError(
+        f'file "{folder / "mmdet" / "sort.py"}" does  not\nexist')) == \
+        'FileNotFoundError: file "mmdet/sort.py" does not'
 
 
 def test_all_is_all():

@@ -5,6 +5,8 @@ Every check raises :class:`Failure` with one sentence, or returns.
 import copy
 import io
 import math
+import os
+import sysconfig
 from typing import Callable, Dict, List, Optional, Set
 
 import numpy as np
@@ -21,6 +23,7 @@ from gdrq_mm.training import get_state
 from .batches import as_video
 
 BITS = 4
+PACKAGES = sysconfig.get_path('purelib') + os.sep
 QUANTIZATION = dict(weight=dict(bits=BITS, group_size=4),
                     activation=dict(bits=BITS))
 
@@ -144,10 +147,12 @@ def _raw_forward(model: nn.Module, batch: dict):
 
 
 def sentence(error: Exception) -> str:
-    """One line of an error, its type included."""
+    """One line of an error, its type included, the same on every machine:
+    packages are named without the folder that they are installed in."""
     lines = str(error).strip().splitlines() or ['']
     text = next((line.strip() for line in reversed(lines) if line.strip()),
                 '') if 'class `' in lines[0] else lines[0]
+    text = ' '.join(text.replace(PACKAGES, '').split())
     return f'{type(error).__name__}: {text}'[:240]
 
 
