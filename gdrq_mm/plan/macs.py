@@ -192,7 +192,10 @@ class MacCounter(TorchDispatchMode):
             return
         name = names[1] or names[0] or ''
         weight, x = (second, first) if name == names[1] else (first, second)
+        # What a kernel interpolated lies on a grid by chance, as where the
+        # offsets of a deformable convolution still are zeros.
         low_bit = bool(name) and self.bits is not None and \
+            _storage(x) not in self._zeros and \
             is_evenly_spaced(x.reshape(1, -1), self.bits) and \
             has_low_bit_filters(weight, self.bits)
         self._add(macs, name, low_bit)

@@ -182,3 +182,17 @@ def test_a_batch_that_is_drawn_inside_is_an_input():
     count = count_macs(model, lambda: model(torch.randn(2, 3, 4)))
     assert count.between_activations == 2 * 3 * 3 * 4
     assert count.parametric == 0
+
+
+@pytest.mark.parametrize('kind', [DeformConv2dPack,
+                                  ModulatedDeformConv2dPack])
+def test_interpolated_inputs_are_float_also_where_offsets_are_zeros(kind):
+    """As they are before any training: the values then lie on the grid."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), kind(8, 8, 3))
+    x = torch.randn(2, 3, 12, 12)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    count = count_macs(model.eval(), lambda: model(x))
+    assert set(count.float_parameters()) == {'1.weight'}
