@@ -14,7 +14,10 @@ from torch import nn
 def hand_on_ranges(state, live: Iterable, turned: Iterable[str]) -> None:
     """Give the copies of a model the ranges that were set since the last time.
 
-    A copy is what ``copy.deepcopy`` made of it and no gradient trains.
+    A copy is what ``copy.deepcopy`` made of it and no gradient trains: none
+    is asked for (``EMAHook``), or its parameters move without a step of an
+    optimizer (torch's ``AveragedModel``, averages written by hand). A copy
+    that waits for a training of its own gets nothing.
 
     Args:
         state (QuantizationState): State of the model, which has stepped.
@@ -22,12 +25,13 @@ def hand_on_ranges(state, live: Iterable, turned: Iterable[str]) -> None:
         turned (iterable of str): Quantizers whose codes have come to be
             signed, which changed their range.
     """
-    copies = [other for other in live if other.family == state.family
-              and other is not state
-              and not any(each.requires_grad for each in other.parameters_)]
-    for other in copies:
+    for other in live:
+        if other.family != state.family or other is state:
+            continue
         if other.ranges is None:  # it has not averaged anything yet
             other.ranges = _with_range(_quantizers(other, called=False))
+        if not _is_average(other):
+            continue
         other.ranges -= set(turned)
         waiting = {name: quantizer for name, quantizer in
                    _quantizers(state, called=True).items()
@@ -38,6 +42,18 @@ def hand_on_ranges(state, live: Iterable, turned: Iterable[str]) -> None:
             theirs[name].load_state_dict(waiting[name].state_dict())
             theirs[name].forget()
         other.ranges |= new
+
+
+def _is_average(other) -> bool:
+    trained = [each for each in other.parameters_ if each.requires_grad]
+    if not trained or other.averages:
+        return True
+    if other.has_stepped:
+        return False
+    if other.before is None:
+        other.before = trained[-1].detach().clone()
+    other.averages = not torch.equal(trained[-1], other.before)
+    return other.averages
 
 
 def _quantizers(state, called: bool) -> Dict[str, nn.Module]:

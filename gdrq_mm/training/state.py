@@ -44,7 +44,7 @@ class QuantizationState(nn.Module):
         self.checked_optimizers = weakref.WeakSet()  # see .step
         self.has_stepped = False  # an optimizer stepped the model
         self.family = uuid.uuid4().hex  # copies have it as well, see .copies
-        self.ranges: Optional[set] = None
+        self._has_averaged_nothing()
         self.calibrating = self._warned = False
         self.collect_clipped = False
         self.clipped: List[Tensor] = []
@@ -66,7 +66,15 @@ class QuantizationState(nn.Module):
         super().__setstate__(state)
         self._first_inputs = []
         self.checked_optimizers = weakref.WeakSet()
+        self.has_stepped = False
+        self._has_averaged_nothing()
         watch(self)  # a copied or unpickled model trains, too
+
+    def _has_averaged_nothing(self) -> None:
+        """What :mod:`.copies` knows of a copy."""
+        self.ranges: Optional[set] = None  # that it has, by name
+        self.before: Optional[Tensor] = None  # a parameter, as it was copied
+        self.averages = False  # it moves without an optimizer
 
     def forward(self, x):
         """Identity: the state may sit in an ``nn.Sequential``."""

@@ -91,6 +91,48 @@ def test_a_copy_that_trains_finds_ranges_of_its_own():
     assert not any(value.any() for value in entries(other).values())
 
 
+@pytest.mark.parametrize('kept', [slice(None), slice(0, 0)],
+                         ids=['float buffers', 'parameters alone'])
+@pytest.mark.parametrize('name', ['LSQ', 'PACT', 'Direct'])
+def test_an_average_by_hand_that_could_train_starts_as_well(name, kept):
+    """Few call ``requires_grad_(False)``; flags are no floats, and an average
+    of float entries leaves them as they were copied."""
+    model = make_model(TYPES[name])
+    averaged = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(4):
+        model(torch.randn(2, 3, 9, 9)).square().mean().backward()
+        optimizer.step()
+        ours, theirs = (
+            [*each.parameters(), *list(each.buffers())[kept]]
+            for each in (model, averaged))
+        with torch.no_grad():
+            for mine, other in zip(ours, theirs):
+                if mine.is_floating_point():
+                    other.lerp_(mine, .01)
+    x = torch.randn(2, 3, 9, 9)
+    ours, theirs = model.eval()(x), averaged.eval()(x)
+    assert (ours - theirs).norm() < .2 * ours.norm()
+
+
+def test_the_average_of_torch_starts_where_steps_were_skipped():
+    model = make_model(TYPES['LSQ'])
+    averaged = torch.optim.swa_utils.AveragedModel(
+        model, use_buffers=False,
+        avg_fn=lambda averaged, new, _: averaged.lerp(new, .01))
+    train(model, steps=6, skipped=3, averaged=averaged)
+    x = torch.randn(2, 3, 9, 9)
+    ours, theirs = model.eval()(x), averaged.module.eval()(x)
+    assert (ours - theirs).norm() < .2 * ours.norm()
+
+
+def test_a_copy_of_a_trained_model_has_not_stepped():
+    model = make_model(TYPES['LSQ'])
+    train(model, steps=2)
+    assert get_state(model).has_stepped
+    assert not get_state(copy.deepcopy(model)).has_stepped
+
+
 def test_ranges_are_handed_on_once():
     """Afterwards the average is that of mmengine alone."""
     model = make_model(TYPES['LSQ'])
