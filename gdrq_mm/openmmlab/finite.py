@@ -1,15 +1,10 @@
 """The first step whose loss is not finite, and the layer with such weights."""
-import functools
 import logging
-from typing import Callable, Optional
+from typing import Optional
 
 import torch
-from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from torch import Tensor, nn
-
-from ..training import get_state
-from .wrappers import unwrap
 
 
 class FiniteWatch:
@@ -20,10 +15,10 @@ class FiniteWatch:
 
     Args:
         model (nn.Module): Whose weights to look at.
-        name (str): Who warns. Defaults to 'GDRQHook'.
+        name (str): Who warns.
     """
 
-    def __init__(self, model: nn.Module, name: str = 'GDRQHook') -> None:
+    def __init__(self, model: nn.Module, name: str) -> None:
         self.model = model
         self.name = name
         self.warned = False
@@ -71,30 +66,3 @@ class FiniteWatch:
             'checkpoint with such values cannot be published: stop, and '
             'resume from one before with a lower learning rate or with '
             'gradient clipping.', 'current', logging.WARNING)
-
-
-def watch_saved_weights() -> Callable:
-    """Let CheckpointHook look at quantized weights where no GDRQHook does.
-
-    Returns:
-        callable: Takes it back.
-    """
-    save = CheckpointHook._save_checkpoint
-
-    @functools.wraps(save)
-    def watched(self, runner) -> None:
-        model = unwrap(runner.model)
-        if get_state(model) is not None and not any(
-                isinstance(getattr(hook, 'finite', None), FiniteWatch)
-                for hook in runner.hooks):
-            if not hasattr(self, 'watch'):
-                self.watch = FiniteWatch(model, 'gdrq_mm')
-            self.watch.report(runner.iter, weights=True)
-        save(self, runner)
-
-    CheckpointHook._save_checkpoint = watched
-
-    def undo():
-        CheckpointHook._save_checkpoint = save
-
-    return undo

@@ -1,5 +1,4 @@
 """Quantization-aware training with GDRQ, as a hook of mmengine's runner."""
-import dataclasses
 import logging
 from typing import Optional
 
@@ -13,12 +12,13 @@ from ..errors import check
 from ..quantizers import is_int, is_number
 from ..training import DistillConfig, any_threshold, get_state, metrics
 from .averaging import sync_averages, warn_of_averaging
+from .checkpoint_watch import CheckpointWatchHook
 from .checks import check_begin, check_hooks, check_model
 from .distill import DistillHook
 from .finite import FiniteWatch
 from .learned import train_learned_parameters
 from .norm_statistics import NormStatisticsHook
-from .resumed import META, check_optimizer, log_differences, phase_of
+from .resumed import phase_of
 from .run_log import (
     log_evaluation,
     log_first_iteration,
@@ -31,7 +31,7 @@ from .wrappers import unwrap
 
 
 @HOOKS.register_module()
-class GDRQHook(Hook):
+class GDRQHook(CheckpointWatchHook):
     """Convert the model before the run, drive the phases, log.
 
     The model is converted before checkpoints are loaded and before
@@ -73,8 +73,6 @@ class GDRQHook(Hook):
         >>> custom_hooks = [dict(type='GDRQHook', quantization=dict(
         ...     weight=dict(bits=4), activation=dict(bits=4)))]
     """
-
-    priority = 'VERY_HIGH'
 
     def __init__(self,
                  quantization: Optional[dict] = None,
@@ -144,17 +142,9 @@ class GDRQHook(Hook):
         """Look at what a resumed run goes on with."""
         # A FlexibleRunner loads before it calls before_run.
         self.state = get_state(unwrap(runner.model))
-        if self.state is None or not runner._resume:
-            return
-        check_optimizer(checkpoint, runner.optim_wrapper)
-        self.found_phase = phase_of(checkpoint) or 'float'
-        log_differences(checkpoint, self._settings())
-
-    def _settings(self) -> dict:
-        return dict(self.state.config.to_dict(), begin_iter=self.begin_iter,
-                    begin_epoch=self.begin_epoch, bn_batches=self.bn_batches,
-                    lr_mult=self.lr_mult,
-                    distill=self.distill and dataclasses.asdict(self.distill))
+        super().after_load_checkpoint(runner, checkpoint)
+        if self.state is not None and runner._resume:
+            self.found_phase = phase_of(checkpoint) or 'float'
 
     def before_train(self, runner) -> None:
         """Check the loaded weights; log what is quantized."""
@@ -168,7 +158,7 @@ class GDRQHook(Hook):
                               if isinstance(hook, LoggerHook)), 0)
         self.calls_checked = self.phase_entered = False
         self.iterations = 0
-        self.finite = FiniteWatch(self.model)
+        self.finite = FiniteWatch(self.model, type(self).__name__)
 
     def before_train_iter(self, runner, batch_idx: int,
                           data_batch=None) -> None:
@@ -228,8 +218,7 @@ class GDRQHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if self.state is not None:
             sync_averages(runner, self.model)
-            self.finite.report(runner.iter, weights=True)
-            checkpoint['meta'][META] = self._settings()
+        super().before_save_checkpoint(runner, checkpoint)
 
 
 def _log_is_due(hook: GDRQHook, runner, batch_idx: int) -> bool:

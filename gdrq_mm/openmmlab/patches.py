@@ -22,7 +22,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from ..checkpoint import check_whole, part_of
 from ..writing import write_whole
-from .finite import watch_saved_weights
+from .checkpoint_watch import watch_quantized_runs
 from .plain_types import allow_plain_types
 from .reading import (
     download,
@@ -31,7 +31,6 @@ from .reading import (
     path_of,
     warn_of_own_loading,
 )
-from .resumed import explain_other_optimizers
 from .trust import check_config_inside, without_config
 from .wrappers import unwrap
 
@@ -74,12 +73,9 @@ def patch_mmengine() -> List[str]:
             'files are written whole or not at all, and an old checkpoint is '
             'removed after the new one is there':
                 _save_before_removing(),
-            'a quantized run that is resumed with another optimizer is told '
-            'why it cannot be':
-                explain_other_optimizers(),
-            'weights of quantized models are looked at for NaN before they '
-            'are saved, where no GDRQHook does':
-                watch_saved_weights()})
+            'runs of a QuantizedModel without GDRQHook get a hook that looks '
+            'at what they save and are resumed from':
+                watch_quantized_runs()})
         for change in _undo:
             logging.getLogger('gdrq_mm').info('mmengine: %s', change)
     return active_patches()

@@ -1,15 +1,12 @@
 """What a resumed run goes on with, and what of it is new."""
-import functools
 import logging
 import reprlib
-from typing import Callable, Iterator, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 from mmengine.logging import print_log
-from mmengine.runner import FlexibleRunner, Runner
 
 from ..checkpoint import NAME, CheckpointError, read_phase
-from ..training import PHASES, get_state
-from .wrappers import unwrap
+from ..training import PHASES
 
 META = 'gdrq_mm'  # in the meta of training checkpoints
 _REMEDY = ('a model that GDRQHook converts is resumed with GDRQHook, a '
@@ -29,13 +26,14 @@ def phase_of(checkpoint: dict) -> Optional[str]:
         if f'{NAME}.phase_index' in entries else None
 
 
-def log_differences(checkpoint: dict, settings: dict) -> None:
+def log_differences(checkpoint: dict, settings: dict, name: str) -> None:
     """Say which settings of a resumed run are not those of its checkpoint.
 
     Args:
-        checkpoint (dict): Checkpoint of a run with ``GDRQHook``; older ones
-            say nothing.
+        checkpoint (dict): Checkpoint of a quantized run; older ones say
+            nothing.
         settings (dict): Settings of this run, in primitive types.
+        name (str): Who says it.
     """
     before = dict(_flat(checkpoint.get('meta', {}).get(META, settings)))
     now = dict(_flat(settings))
@@ -43,7 +41,7 @@ def log_differences(checkpoint: dict, settings: dict) -> None:
                for name in sorted({*before, *now})
                if before.get(name) != now.get(name)]
     if changed:
-        print_log('GDRQHook: the resumed run has other settings: '
+        print_log(f'{name}: the resumed run has other settings: '
                   + '; '.join(changed) + (
                       '. Another lr_mult does not act: the optimizer goes on '
                       'with the learning rates of the checkpoint'
@@ -75,22 +73,28 @@ def check_optimizer(checkpoint: dict, optim_wrapper) -> None:
                      'param_groups', None)
     if groups is None or 'optimizer' not in checkpoint:
         return
-    here, there = _size(groups), _saved_size(checkpoint['optimizer'])
+    here, there = _sizes(groups), _saved_sizes(checkpoint['optimizer'])
     if there not in (None, here):
         raise ValueError(
-            f'the optimizer of the checkpoint holds {there} parameters, that '
-            f'of this run {here}: {_REMEDY}')
+            f'the optimizer of the checkpoint holds {_in_words(there)}, that '
+            f'of this run {_in_words(here)}: {_REMEDY}')
 
 
-def _size(groups) -> int:
-    return sum(len(group['params']) for group in groups)
+def _in_words(sizes: List[int]) -> str:
+    return f'{sum(sizes)} parameters' + (
+        f' in {len(sizes)} groups ({", ".join(map(str, sizes))})'
+        if sizes[1:] else '')
 
 
-def _saved_size(optimizer) -> Optional[int]:
-    """Number of parameters; None for one that has no groups itself."""
+def _sizes(groups) -> List[int]:
+    return [len(group['params']) for group in groups]
+
+
+def _saved_sizes(optimizer) -> Optional[List[int]]:
+    """Parameters in each group; None for one that has no groups itself."""
     try:
         groups = optimizer.get('param_groups')
-        return None if groups is None else _size(groups)
+        return None if groups is None else _sizes(groups)
     except (AttributeError, KeyError, TypeError):
         raise CheckpointError(
             'the checkpoint is damaged: its optimizer is '
@@ -98,39 +102,3 @@ def _saved_size(optimizer) -> Optional[int]:
             'are a list of dicts, each with a list of params. Nothing was '
             'loaded. Resume from another one, or give this one as load_from '
             'and train with a fresh optimizer.') from None
-
-
-def explain_other_optimizers() -> Callable:
-    """Let ``resume`` of runners say the same where no GDRQHook is there.
-
-    Returns:
-        callable: Takes it back.
-    """
-    before = {runner: runner.resume for runner in (Runner, FlexibleRunner)}
-    for runner, resume in before.items():
-        runner.resume = _explained(resume)
-
-    def undo():
-        for runner, resume in before.items():
-            runner.resume = resume
-
-    return undo
-
-
-def _explained(resume: Callable) -> Callable:
-    """A ``resume`` that says it."""
-
-    @functools.wraps(resume)
-    def explained(self, *args, **kwargs):
-        try:
-            return resume(self, *args, **kwargs)
-        except ValueError as error:
-            # torch's, of the number of groups or of their size.
-            if 'parameter group' in str(error) and get_state(
-                    unwrap(self.model)) is not None:
-                raise ValueError(
-                    'the optimizer of the checkpoint holds other parameters '
-                    f'than that of this run: {_REMEDY}') from error
-            raise
-
-    return explained

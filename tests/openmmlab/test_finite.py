@@ -1,4 +1,5 @@
 """NaN losses and weights are warned of once, with step and layer."""
+import pytest
 import torch
 from mmengine.hooks import Hook
 
@@ -53,17 +54,23 @@ def test_weights_are_looked_at_before_they_are_saved(make_runner, run_log):
     assert 'conv3.weight' in line
 
 
+@pytest.mark.parametrize('saves', [
+    dict(interval=1), dict(interval=-1, save_last=False, save_best='auto')])
 def test_a_quantized_model_without_the_hook_is_looked_at(
-        make_runner, load_config, run_log):
+        saves, make_runner, load_config, run_log):
     cfg = load_config('resnet')
     cfg.model.update(type='QuantizedModel', architecture=cfg.model.type,
                      quantization=QUANTIZATION)
-    runner = make_runner(cfg)
+    cfg.update(val_dataloader=cfg.test_dataloader, val_cfg={},
+               val_evaluator=cfg.test_evaluator)
+    runner = make_runner(cfg, **{'default_hooks.checkpoint': dict(
+        type='CheckpointHook', **saves)})
     runner.register_hook(Break(after=0))
     runner.train()
     line, = [line for line in run_log(runner).splitlines()
              if 'cannot be published' in line]
-    assert 'gdrq_mm: NaN or infinite values at iteration 2 in back' in line
+    assert ('CheckpointWatchHook: NaN or infinite values at iteration 2 in '
+            'back' in line)
 
 
 def test_finite_runs_are_not_warned_of(make_runner, run_log):

@@ -133,8 +133,35 @@ def test_run_of_the_hook_resumed_without_it_is_refused(
         first, make_runner, quantized_config):
     runner = make_runner(quantized_config, **first(hook()))
     with pytest.raises(ValueError, match=(
-            'optimizer of the checkpoint holds other .* as load_from')):
+            'optimizer of the checkpoint holds .* this run .* as load_from')):
         runner.train()
+
+
+def test_other_groups_of_as_many_parameters_are_refused(
+        first, make_runner, quantized_config):
+    """The hook puts what quantizers learn into a group of its own."""
+    learned = dict(weight=dict(bits=4), activation=dict(bits=4, type='LSQ'))
+    quantized_config.model.quantization = learned
+    runner = make_runner(
+        quantized_config, **first(hook(learned)))
+    with pytest.raises(ValueError, match=(
+            r'checkpoint holds \d+ parameters in 2 groups \(.* this run \d+ '
+            'parameters: .* as load_from')):
+        runner.train()
+
+
+def test_other_settings_without_the_hook_are_in_the_log(
+        make_runner, quantized_config, tmp_path, run_log):
+    options = dict(work_dir=tmp_path / 'run')
+    make_runner(quantized_config, train_cfg=dict(max_epochs=1),
+                **options).train()
+    quantized_config.model.quantization = dict(
+        weight=dict(bits=4, k=2.5), activation=dict(bits=4))
+    for hooks in ([], [dict(type='GDRQHook')]):
+        runner = make_runner(quantized_config, *hooks, resume=True, **options)
+        runner.train()
+        assert ('the resumed run has other settings: weight.k: None -> 2.5'
+                in run_log(runner))
 
 
 def test_run_without_the_hook_resumed_with_it(

@@ -1,0 +1,87 @@
+"""What is looked at wherever a quantized model is saved and resumed."""
+import dataclasses
+import functools
+from typing import Callable, Optional
+
+from mmengine.hooks import Hook
+from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
+
+from ..training import DistillConfig, get_state
+from .finite import FiniteWatch
+from .resumed import META, check_optimizer, log_differences
+from .wrappers import unwrap
+
+
+class CheckpointWatchHook(Hook):
+    """Look at the weights that a run saves, and at what it is resumed from.
+
+    :class:`GDRQHook` is one. Where a ``QuantizedModel`` trains without it,
+    :func:`watch_quantized_runs` registers this one: a run that has no phases
+    has the settings below.
+    """
+
+    priority = 'VERY_HIGH'
+    begin_iter = begin_epoch = bn_batches = 0
+    lr_mult = 1.
+    distill: Optional[DistillConfig] = None
+    finite: Optional[FiniteWatch] = None
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Look at what a resumed run goes on with."""
+        state = get_state(unwrap(runner.model))
+        if state is not None and runner._resume:
+            check_optimizer(checkpoint, runner.optim_wrapper)
+            log_differences(checkpoint, self._settings(state),
+                            type(self).__name__)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Look at the weights; the settings go with them."""
+        model = unwrap(runner.model)
+        state = get_state(model)
+        if state is not None:
+            if self.finite is None:
+                self.finite = FiniteWatch(model, type(self).__name__)
+            self.finite.report(runner.iter, weights=True)
+            checkpoint['meta'][META] = self._settings(state)
+
+    def _settings(self, state) -> dict:
+        return dict(state.config.to_dict(), begin_iter=self.begin_iter,
+                    begin_epoch=self.begin_epoch, bn_batches=self.bn_batches,
+                    lr_mult=self.lr_mult,
+                    distill=self.distill and dataclasses.asdict(self.distill))
+
+
+def watch_quantized_runs() -> Callable:
+    """Let runners whose model is quantized have a :class:`CheckpointWatchHook`
+    where no GDRQHook is.
+
+    Returns:
+        callable: Takes it back.
+    """
+    before = {runner: runner.register_hooks
+              for runner in (Runner, FlexibleRunner)}
+    for runner, register in before.items():
+        runner.register_hooks = _with_watch(register)
+
+    def undo():
+        for runner, register in before.items():
+            runner.register_hooks = register
+
+    return undo
+
+
+def _with_watch(register_hooks: Callable) -> Callable:
+    """A ``register_hooks`` that adds it."""
+
+    @functools.wraps(register_hooks)
+    def register(self, *args, **kwargs) -> None:
+        register_hooks(self, *args, **kwargs)
+        # A FlexibleRunner builds its model later.
+        may_be = not isinstance(self.model, nn.Module) \
+            or get_state(unwrap(self.model)) is not None
+        if may_be and not any(isinstance(hook, CheckpointWatchHook)
+                              for hook in self.hooks):
+            self.register_hook(CheckpointWatchHook())
+
+    return register
