@@ -14,7 +14,7 @@ from .registry import (
     added_names,
     register_quant_layer,
 )
-from .relu import QuantReLU
+from .relu import QuantReLU, warn_of_shared_places
 from .switched import (
     check_layers_are_there,
     lost_layers,
@@ -38,4 +38,4 @@ __all__ = ['InputFirst', 'MERGED_FORMS', 'MergedForm', 'OutputQuantizer',
            'QuantLinear', 'QuantMultiheadAttention', 'QuantReLU',
            'added_names', 'attach_output', 'check_layers_are_there',
            'lost_layers', 'refuse_nested_tensors', 'refuse_switches',
-           'register_quant_layer', 'watch_layers']
+           'register_quant_layer', 'warn_of_shared_places', 'watch_layers']

@@ -5,9 +5,11 @@ Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Section 4.3
 """
 import ast
 import inspect
+import sys
 import textwrap
 import threading
-from typing import Any, Dict, Iterator, List, Tuple
+import warnings
+from typing import Any, Dict, Iterator, List, Set, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from ..modes import is_compiling
 from .fused import refuse_second_derivative
 
 _IN_BACKWARD = -1  # in place of a thread
+_CALL = nn.Module._call_impl.__code__
 
 
 def is_on_grid(x: Tensor) -> bool:
@@ -59,16 +62,18 @@ class QuantReLU(nn.ReLU):
     # What conversion sets; see :func:`.registry.added_names`.
     site_quantizers: nn.ModuleList
     most_calls: int
-    _shared: Tuple[nn.Module]
+    _shared: Tuple[nn.Module, nn.Module]
     _calls: Dict[int, int]
+    places: Set[tuple]
 
     def start_quantizing(self, state: nn.Module,
                          quantizers: List[nn.Module],
                          parent: nn.Module) -> None:
         """Take the quantizers of a freshly converted ReLU, one a site."""
         self.site_quantizers = nn.ModuleList(quantizers)
-        self._shared = (state, )
+        self._shared = (state, parent)
         self._calls = {}  # thread -> calls in the running forward
+        self.places = set()  # where training calls it, before the first step
         self.most_calls = 0  # in one forward of the parent
         # After the forward as well: activation checkpointing repeats parts
         # of it later, without the parent.
@@ -88,6 +93,18 @@ class QuantReLU(nn.ReLU):
             return 0
         return _IN_BACKWARD if torch._C._current_graph_task_id() != -1 \
             else threading.get_ident()
+
+    def _note_place(self) -> None:
+        """Where the parent's forward calls: the way from it to here, which is
+        the same for all calls of a loop."""
+        way, frame = [], sys._getframe(2)
+        while frame is not None:
+            code = frame.f_code
+            if code is _CALL and frame.f_locals['self'] is self._shared[1]:
+                self.places.add(tuple(way))
+                return
+            way.append((code.co_filename, code.co_firstlineno, frame.f_lasti))
+            frame = frame.f_back
 
     def count_call(self) -> int:
         """Which call of the running forward this is, from 0 on."""
@@ -127,6 +144,8 @@ class QuantReLU(nn.ReLU):
     def forward(self, input: Tensor) -> Tensor:
         self.count_call()
         x, quantizer, state = input, self.last_quantizer, self.state
+        if state.training and not (state.has_stepped or is_compiling()):
+            self._note_place()
         if state.is_plain or state.collect_clipped or not (
                 quantizer.fused and quantizer.settled):
             quantized = state.activation(quantizer, F.relu(x))
@@ -142,12 +161,34 @@ class QuantReLU(nn.ReLU):
         return x
 
 
+def warn_of_shared_places(layers: Dict[str, nn.Module]) -> None:
+    """Warn of ReLUs whose calls at different places share a threshold.
+
+    Args:
+        layers (dict[str, nn.Module]): Converted layers of a model whose first
+            forwards in training are over, by name.
+    """
+    found = [f'{name} ({len(layer.places)} places, '
+             f'{len(layer.site_quantizers)} thresholds)'
+             for name, layer in layers.items() if isinstance(layer, QuantReLU)
+             and len(layer.places) > len(layer.site_quantizers)]
+    if found:
+        warnings.warn(
+            'ReLUs that a forward calls at more places than they have '
+            f'thresholds: {", ".join(found)}; what one place sees moves the '
+            'threshold of another. Only the source of the module that owns a '
+            'ReLU is read, for calls written self.NAME(...) in methods that '
+            'no subclass replaces: write them so, or give each place a ReLU '
+            'of its own, before the model is converted')
+
+
 def count_call_sites(parent: nn.Module, name: str) -> int:
     """How often the methods of ``parent`` write ``self.<name>(...)``.
 
     By whatever name they call ``self``. Calls by another name of the module
-    are not seen; the log of a run tells of modules that were called more
-    often.
+    are not seen, nor those of methods that a subclass replaces and calls;
+    the first step of a training warns of them
+    (:func:`warn_of_shared_places`).
 
     Returns:
         int: At least 1, also where there is no source to look at.

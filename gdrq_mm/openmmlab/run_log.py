@@ -66,8 +66,8 @@ def log_first_iteration(state: QuantizationState) -> None:
     if repeated:
         print_log(
             'GDRQHook: ReLUs that a forward of their parent calls more often '
-            f'than its source shows places: {", ".join(repeated)}; such '
-            'calls (in a loop, or by another name) share thresholds',
+            f'than its source shows places: {", ".join(repeated)}; calls in '
+            'a loop share a threshold',
             'current')
     uncalled = state.uncalled_layers()
     if uncalled:

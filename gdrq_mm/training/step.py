@@ -17,7 +17,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from ..layers import check_layers_are_there
+from ..layers import check_layers_are_there, warn_of_shared_places
 from .copies import hand_on_ranges
 from .learned import check_learned_parameters
 
@@ -68,6 +68,7 @@ def _check_once(state, optimizer) -> None:
     if optimizer not in state.checked_optimizers:
         state.checked_optimizers.add(optimizer)
         check_layers_are_there(state)
+        warn_of_shared_places(state.layers)
         check_learned_parameters(state, optimizer)
 
 

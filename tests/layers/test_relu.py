@@ -1,6 +1,8 @@
 """The ReLU site: one threshold a call site, outputs on the grid."""
 import copy
+import pickle
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -376,20 +378,84 @@ def test_threads_share_a_model():
     assert not model.relu._calls  # of threads that are gone
 
 
-def test_calls_that_the_source_does_not_show_are_counted():
+class Once(nn.Module):
+    """Its ReLU at one place."""
 
-    class Alias(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(4, 4)
 
-        def __init__(self):
-            super().__init__()
-            self.fc, self.relu = nn.Linear(4, 4), nn.ReLU()
+    def forward(self, x):
+        return self.relu(self.fc(x))
 
-        def forward(self, x):
-            act = self.relu
-            return act(act(self.fc(x)) * 2)
 
-    model = Alias()
+class Alias(Once):
+
+    def forward(self, x):
+        act = self.relu
+        return act(act(self.fc(x)) * 2)
+
+
+class Replaced(Once):
+
+    def forward(self, x):
+        return self.relu(self.fc(super().forward(x)))
+
+
+class Helped(Once):
+
+    def forward(self, x):
+        return self.helped(self.helped(x) * 2)
+
+    def helped(self, x):
+        return self.relu(self.fc(x))
+
+
+class Loop(Once):
+
+    def forward(self, x):
+        for _ in range(3):
+            x = super().forward(x)
+        return x
+
+
+def step_of(parent):
+    """One training step; the parent is called at two places."""
+    model = nn.Sequential(parent, nn.Linear(4, 4), parent)
     gdrq_mm.quantize_(model, dict(activation=dict(bits=4, site='relu')))
-    model(torch.randn(3, 4))
-    assert len(model.relu.site_quantizers) == 1
-    assert model.relu.most_calls == 2
+    optimizer = torch.optim.SGD(model.parameters(), lr=.1)
+    model(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize('parent', [Alias(), Replaced(), Helped()],
+                         ids=lambda each: type(each).__name__)
+def test_places_that_the_source_does_not_show_are_warned_of(parent):
+    with pytest.warns(UserWarning, match=(
+            r'more places than they have thresholds: 0.relu \(2 places, '
+            r'1 thresholds\).*write them so')):
+        model = step_of(parent)
+    assert len(model[0].relu.site_quantizers) == 1
+    assert model[0].relu.most_calls == 2
+    pickle.dumps(model)  # nothing of a frame is kept
+
+
+@pytest.mark.parametrize('parent', [Once(), Thrice(), Loop()],
+                         ids=lambda each: type(each).__name__)
+def test_places_that_are_shown_and_loops_are_not_warned_of(parent):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        step_of(parent)
+
+
+def test_a_parent_whose_forward_is_called_directly_is_not_warned_of():
+    model = nn.Sequential(Once(), nn.Linear(4, 4))
+    gdrq_mm.quantize_(model, dict(activation=dict(bits=4, site='relu')))
+    optimizer = torch.optim.SGD(model.parameters(), lr=.1)
+    x = model[0].forward(torch.randn(3, 4)) + 1
+    model[1](model[0].forward(x)).sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        optimizer.step()
