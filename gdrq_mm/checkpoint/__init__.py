@@ -1,7 +1,12 @@
 """State dicts of quantized models: names, checks, packed codes."""
 from .container import check_container, open_verified
 from .errors import CheckpointError
-from .gate import add_load_gate, check_whole, remove_load_gate
+from .gate import (
+    add_load_gate,
+    check_whole,
+    has_load_gate,
+    remove_load_gate,
+)
 from .integrity import bytes_of, check_meta, digest, open_seal, seal
 from .keys import FORMAT, NAME, read_phase
 from .packing import pack, pack_bits, unpack_bits
@@ -9,6 +14,6 @@ from .parts import float_weights, part_of
 
 __all__ = ['FORMAT', 'NAME', 'CheckpointError', 'add_load_gate',
            'bytes_of', 'check_container', 'check_meta', 'check_whole',
-           'digest', 'float_weights', 'open_seal', 'open_verified', 'pack',
-           'pack_bits', 'part_of', 'read_phase', 'remove_load_gate', 'seal',
-           'unpack_bits']
+           'digest', 'float_weights', 'has_load_gate', 'open_seal',
+           'open_verified', 'pack', 'pack_bits', 'part_of', 'read_phase',
+           'remove_load_gate', 'seal', 'unpack_bits']

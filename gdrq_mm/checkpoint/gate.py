@@ -55,6 +55,11 @@ def remove_load_gate(model: nn.Module) -> None:
             del module._load_state_dict_pre_hooks[key]
 
 
+def has_load_gate(module: nn.Module) -> bool:
+    """Whether a module is, or has in it, a layer of a quantized model."""
+    return bool(_gates(module))
+
+
 def _gates(module: nn.Module) -> list:
     return [key for key, hook in module._load_state_dict_pre_hooks.items()
             if getattr(hook.hook, 'func', None) is _before_load]
@@ -78,7 +83,7 @@ def check_whole(module: nn.Module, state_dict: dict) -> None:
     for key in state_dict:
         prefix, found, _ = key.partition(f'{NAME}.schemes')
         part = modules.get(prefix.rstrip('.'))
-        if found and part is not None and not _gates(part):
+        if found and part is not None and not has_load_gate(part):
             raise CheckpointError(
                 'the checkpoint is of a quantized model, and '
                 f'{prefix.rstrip(".") or "this model"} is float: its '
@@ -90,7 +95,7 @@ def check_whole(module: nn.Module, state_dict: dict) -> None:
     for name, part in modules.items():
         hooks = [part._load_state_dict_pre_hooks[key].hook
                  for key in _gates(part)]
-        outer = name and _gates(modules[name.rpartition('.')[0]])
+        outer = name and has_load_gate(modules[name.rpartition('.')[0]])
         if hooks and name and not outer:
             prefix = f'{name}.'
             hooks[0](part, {key: value for key, value in state_dict.items()

@@ -25,11 +25,11 @@ from ..writing import write_whole
 from .checkpoint_watch import watch_quantized_runs
 from .plain_types import allow_plain_types
 from .reading import (
+    check_own_loading,
     download,
     load_from_http,
     load_from_local,
     path_of,
-    warn_of_own_loading,
 )
 from .trust import check_config_inside, without_config
 from .wrappers import unwrap
@@ -66,8 +66,8 @@ def patch_mmengine() -> List[str]:
             'the config inside a checkpoint is run for files that '
             'GDRQ_MM_TRUST names only':
                 _distrust_configs(),
-            'a float model refuses the checkpoint of a quantized one (code '
-            'that loads by itself gets a warning), and init_cfg loads parts '
+            'a float model refuses the checkpoint of a quantized one (a '
+            'script that reads one gets a warning), and init_cfg loads parts '
             'of one with their schemes':
                 _check_models(),
             'files are written whole or not at all, and an old checkpoint is '
@@ -201,7 +201,7 @@ def _check_models() -> Callable:
 
     def load_checkpoint(cls, filename, *args, **kwargs):
         content = read.__func__(cls, filename, *args, **kwargs)
-        warn_of_own_loading(content, filename, sys._getframe(1))
+        check_own_loading(content, filename, sys._getframe(1))
         return content
 
     CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)

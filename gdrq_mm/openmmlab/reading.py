@@ -25,15 +25,23 @@ import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import print_log
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import nn
 
 from ..checkpoint import (
     NAME,
     CheckpointError,
     check_container,
     check_meta,
+    has_load_gate,
     open_verified,
 )
 from .plain_types import RESTRICTED, allow_plain_types
+
+_OF_NO_USE = (
+    'a float model takes its float weights without bits and thresholds, or, '
+    'where they are packed, none at all. Load it into a quantized model '
+    '(load_from), or give the float weights alone, see '
+    'gdrq_mm.checkpoint.float_weights')
 
 
 def load_from_local(filename: str, map_location=None):
@@ -159,34 +167,43 @@ def _is_intact(path: str) -> bool:
     return zipfile.is_zipfile(path)
 
 
-def warn_of_own_loading(content: Any, filename: str,
-                        reader: FrameType) -> None:
-    """Warn where code other than mmengine's reads a quantized model's file.
+def check_own_loading(content: Any, filename: str,
+                      reader: FrameType) -> None:
+    """Look at who reads a quantized model's file, where it is not mmengine.
 
-    What it does with it is not seen: Swin and others call torch's
-    ``load_state_dict(strict=False)``.
+    What becomes of it is not seen: Swin and others call torch's
+    ``load_state_dict(strict=False)``, which takes from it what it knows. A
+    float module must not; other code is warned.
 
     Args:
         content: Content of the file.
         filename (str): As it was given.
         reader (FrameType): What called mmengine's ``CheckpointLoader``.
+
+    Raises:
+        CheckpointError: A method of a float module reads it.
     """
     frame: Optional[FrameType] = reader
     if reader.f_code.co_name == '_load_checkpoint':  # mmengine's short form
         frame = reader.f_back
-    module = frame.f_globals.get('__name__', '') if frame else ''
-    if module.partition('.')[0] in ('mmengine', 'gdrq_mm') \
+    code = frame.f_globals.get('__name__', '') if frame else ''
+    if code.partition('.')[0] in ('mmengine', 'gdrq_mm') \
             or not isinstance(content, dict):
         return
     weights = content.get('state_dict', content)
-    if isinstance(weights, dict) and any(
+    if not isinstance(weights, dict) or not any(
             str(key).endswith(f'{NAME}.schemes') for key in weights):
+        return
+    module = frame.f_locals.get('self') if frame else None
+    if not isinstance(module, nn.Module):
         warnings.warn(
-            f'{filename} is of a quantized model, and {module} loads it by '
-            'itself: a float model takes its float weights without bits and '
-            'thresholds, or, where they are packed, none at all. Load it into '
-            'a quantized model (load_from), or give the float weights alone, '
-            'see gdrq_mm.checkpoint.float_weights')
+            f'{filename} is of a quantized model, and {code} loads it by '
+            f'itself: {_OF_NO_USE}')
+    elif not has_load_gate(module):
+        raise CheckpointError(
+            f'{filename} is of a quantized model, and {code} loads it into a '
+            f'{type(module).__name__} that is float: {_OF_NO_USE}. Nothing '
+            'was loaded.')
 
 
 def read_checkpoint(path: str) -> dict:

@@ -1,4 +1,5 @@
 """Files that cannot be read: one error with name, reason and remedy."""
+import copy
 import errno
 import functools
 import http.server
@@ -309,16 +310,37 @@ def write_quantized(backbone, path, packed):
 @pytest.mark.parametrize('packed', [False, True], ids=['latent', 'packed'])
 @pytest.mark.parametrize('package', [mmdet_models, mmseg_models],
                          ids=['mmdet', 'mmseg'])
-def test_backbones_that_load_by_themselves_warn(package, packed, tmp_path):
+def test_float_backbones_that_load_by_themselves_refuse(package, packed,
+                                                        tmp_path):
     """They call torch's load_state_dict(strict=False)."""
     path = str(tmp_path / 'a.pth')
     write_quantized(swin(package), path, packed)
     model = swin(package, init_cfg=ConfigDict(
         type='Pretrained', checkpoint=path))
-    with pytest.warns(UserWarning, match=(
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError, match=(
             rf'a.pth is of a quantized model, and {package.__name__}.*swin '
-            'loads it by itself.*float_weights')):
+            'loads it into a SwinTransformer that is float.*float_weights')):
         model.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_a_quantized_module_that_loads_by_itself_may(tmp_path, recwarn):
+
+    class LoadsItself(nn.Sequential):
+
+        def load(self, path):
+            self.load_state_dict(CheckpointLoader.load_checkpoint(path))
+
+    written, model = (LoadsItself(nn.Linear(4, 4)) for _ in range(2))
+    for each in (written, model):
+        gdrq_mm.quantize_(each, dict(weight=dict(bits=2)))
+    path = str(tmp_path / 'a.pth')
+    torch.save(written.state_dict(), path)
+    model.load(path)
+    assert torch.equal(model[0].weight, written[0].weight)
+    assert not [each for each in recwarn if 'by itself' in str(each.message)]
 
 
 def test_the_short_form_of_the_loader_warns_as_well(tmp_path):
