@@ -228,8 +228,8 @@ def _log_is_due(hook: GDRQHook, runner, batch_idx: int) -> bool:
 
 
 def _check_numbers(lr_mult: float, **integers: int) -> None:
-    check(is_number(lr_mult) and lr_mult > 0, 'GDRQHook: lr_mult', lr_mult,
-          'a number > 0')
+    check(is_number(lr_mult) and 1e-6 <= lr_mult <= 1e6,
+          'GDRQHook: lr_mult', lr_mult, 'a number from 1e-6 to 1e6')
     for name, value in integers.items():
         check(is_int(value) and value >= 0, f'GDRQHook: {name}', value,
               'an integer >= 0')

@@ -138,10 +138,11 @@ def test_projection_must_be_a_bool(projection):
             f'weight.projection is {projection!r}, allowed: True or False')
 
 
-@pytest.mark.parametrize('lr', [0, -.1, 1.01, float('nan'), '0.1', None, True])
+@pytest.mark.parametrize('lr', [0, -.1, 1e-300, 1.01, float('nan'), '0.1',
+                                None, True])
 def test_lr_out_of_range_is_refused(lr):
     refused(dict(activation=dict(lr=lr)),
-            f'activation.lr is {lr!r}, allowed: a number in (0, 1]')
+            f'activation.lr is {lr!r}, allowed: a number from 1e-6 to 1')
 
 
 @pytest.mark.parametrize('k', [0, -2., float('inf'), float('nan'), '2', True])

@@ -53,6 +53,9 @@ def scalars(runner):
     (dict(bn_batches=-1), 'bn_batches is -1'),
     (dict(begin_iter=True), 'begin_iter is True'),
     (dict(bn_batches=1.), 'bn_batches is 1.0'),
+    (dict(lr_mult=0.), 'lr_mult is 0.0, allowed: a number from 1e-6 to 1e6'),
+    (dict(lr_mult=float('inf')), 'lr_mult is inf'),
+    (dict(lr_mult=float('nan')), 'lr_mult is nan'),
 ])
 def test_begins_that_make_no_sense_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):

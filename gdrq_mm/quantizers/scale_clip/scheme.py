@@ -20,7 +20,7 @@ class ScaleClipActivationScheme(ActivationScheme):
         k (float, optional): With 'mean' and 'nonzero' ``T_a`` descends to
             ``k`` times that mean. Defaults to None: by bits and by the sign
             of the input.
-        lr (float): Step of that descent per training step, in (0, 1]; not used
+        lr (float): Step of that descent per training step, 1e-6 to 1; not used
             with 'learned'. Defaults to 0.01.
         threshold (str): Where ``T_a`` descends to. 'mean': ``k * mean|A|``
             (Eq. 10), whose default ``k`` takes half of the values for zeros;
@@ -40,8 +40,8 @@ class ScaleClipActivationScheme(ActivationScheme):
     def __post_init__(self):
         super().__post_init__()
         check_k(self.k)
-        check(is_number(self.lr) and 0 < self.lr <= 1, 'lr', self.lr,
-              'a number in (0, 1]')
+        check(is_number(self.lr) and 1e-6 <= self.lr <= 1, 'lr', self.lr,
+              'a number from 1e-6 to 1')
         check(self.threshold in ('mean', 'nonzero', 'mse', 'learned'),
               'threshold', self.threshold,
               "'mean', 'nonzero', 'mse' or 'learned'")
