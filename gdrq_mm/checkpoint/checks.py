@@ -1,6 +1,7 @@
 """What entries of a checkpoint must be like, before anything is loaded."""
 import math
-from typing import Dict, Optional, Set
+import sys
+from typing import Dict, Optional, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from .integrity import digest
 from .keys import PACKED, is_stored
 from .packing import check_codes, packed_shapes
 
+EXTRA_STATE = nn.modules.module._EXTRA_STATE_KEY_SUFFIX  # may be no tensor
 MAX_UPDATES = 2**40  # of counters: no training has that many steps
 
 
@@ -88,8 +90,9 @@ def is_of_other_head(layer: nn.Module, name: str, entries: dict) -> bool:
         and weight.shape != layer.latent_weight.shape
 
 
-def check_architecture(model: nn.Module, entries: dict) -> None:
-    """A packed checkpoint must have the model's entries, and no others.
+def check_architecture(model: nn.Module, entries: dict,
+                       packed: bool) -> None:
+    """A checkpoint must have the model's entries, and no others.
 
     Code may give a module a second name while it trains (DDQ's decoder):
     entries that the model has under another name are none of others.
@@ -98,10 +101,13 @@ def check_architecture(model: nn.Module, entries: dict) -> None:
         CheckpointError: It is of another architecture.
     """
     ours = {key: tuple(value.shape)
-            for key, value in model.state_dict().items()}
-    ours.update(packed_shapes(model, ours))
+            for key, value in model.state_dict().items()
+            if not key.endswith(EXTRA_STATE)}
+    if packed:
+        ours.update(packed_shapes(model, ours))
     theirs = {key: tuple(value.shape) if is_stored(value) else 'is damaged'
-              for key, value in entries.items()}
+              for key, value in entries.items()
+              if not key.endswith(EXTRA_STATE)}
     differing = sorted(
         {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
         - _second_names(ours, entries))
@@ -111,10 +117,26 @@ def check_architecture(model: nn.Module, entries: dict) -> None:
         f'  {key}: checkpoint {theirs.get(key, "has none")}, model '
         f'{ours.get(key, "has none")}' for key in differing[:5])
     raise CheckpointError(
-        'the packed checkpoint is of another architecture than the model, '
+        'the quantized checkpoint is of another architecture than the model, '
         f'or damaged: {len(differing)} entries differ (shapes):\n{shown}\n'
-        'Nothing was loaded; use the config published with it. Only latent '
-        'and training checkpoints can start models with other heads.')
+        'Nothing was loaded; use the config published with it. To start a '
+        "model with another head, load a latent or training checkpoint by "
+        'load_from, or by load_checkpoint of mmengine.')
+
+
+def demands() -> Tuple[bool, bool]:
+    """Whether the running ``load_state_dict`` will raise where names, and
+    where shapes, are not the model's: after it has copied what fits, and it
+    does not tell its hooks. Of torch, or of mmengine."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is nn.Module.load_state_dict.__code__:
+            return frame.f_locals['strict'], True
+        if frame.f_code.co_name == 'load_state_dict' \
+                and frame.f_locals.get('strict') is True:
+            return True, True
+        frame = frame.f_back
+    return False, False
 
 
 def _second_names(ours: Dict[str, tuple], entries: dict) -> Set[str]:

@@ -16,6 +16,7 @@ from .checks import (
     check_kinds,
     check_quantizers,
     check_values,
+    demands,
     is_of_other_head,
     join,
 )
@@ -223,15 +224,19 @@ def _check_structure(module, layers, entries, schemes, ours) -> None:
             'the packed checkpoint has no format version: it is damaged, or '
             'was published before gdrq_mm had one. Nothing was loaded; '
             'publish the training checkpoint again.')
+    names, shapes = (True, True) if packed else demands()
     try:
-        if packed:
+        if shapes:
             without = dict(entries)
             for part in ('format', 'meta_digest', 'digest'):
                 without.pop(f'{NAME}.{part}', None)
             if not whole:
                 for part in ('schemes', 'phase_index'):
                     without.pop(f'{NAME}.{part}', None)
-            check_architecture(module, without)
+            if not names:
+                own = module.state_dict()
+                without = {key: without.get(key, own[key]) for key in own}
+            check_architecture(module, without, packed)
         check_quantizers(layers, entries)
     except CheckpointError:
         _check_schemes(schemes, ours)  # of other bits, it has other shapes

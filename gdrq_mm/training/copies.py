@@ -4,10 +4,26 @@ Of a quantizer that has no range yet they have copied zeros, and their average
 with what comes later would be next to nothing: steps that do not happen
 (accumulation, AMP overflow, the phase before rounding) leave it so for long.
 """
-from typing import Dict, Iterable, Set
+import dataclasses
+from typing import Dict, Iterable, Optional, Set
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass
+class Copied:
+    """What is known of a copy, at first nothing.
+
+    Args:
+        ranges (set[str], optional): Quantizers that have a range.
+        parameter (Tensor, optional): The last that could train, as it was
+            when the model that was copied first stepped.
+        averages (bool): Whether it has moved without an optimizer.
+    """
+    ranges: Optional[Set[str]] = None
+    parameter: Optional[Tensor] = None
+    averages: bool = False
 
 
 @torch.no_grad()
@@ -28,32 +44,34 @@ def hand_on_ranges(state, live: Iterable, turned: Iterable[str]) -> None:
     for other in live:
         if other.family != state.family or other is state:
             continue
-        if other.ranges is None:  # it has not averaged anything yet
-            other.ranges = _with_range(_quantizers(other, called=False))
+        copied = other.copied
+        if copied.ranges is None:  # it has not averaged anything yet
+            copied.ranges = _with_range(_quantizers(other, called=False))
         if not _is_average(other):
             continue
-        other.ranges -= set(turned)
+        copied.ranges -= set(turned)
         waiting = {name: quantizer for name, quantizer in
                    _quantizers(state, called=True).items()
-                   if name not in other.ranges}
+                   if name not in copied.ranges}
         new = _with_range(waiting)
         theirs = _quantizers(other, called=False) if new else {}
         for name in new:
             theirs[name].load_state_dict(waiting[name].state_dict())
             theirs[name].forget()
-        other.ranges |= new
+        copied.ranges |= new
 
 
 def _is_average(other) -> bool:
+    copied = other.copied
     trained = [each for each in other.parameters_ if each.requires_grad]
-    if not trained or other.averages:
+    if not trained or copied.averages:
         return True
     if other.has_stepped:
         return False
-    if other.before is None:
-        other.before = trained[-1].detach().clone()
-    other.averages = not torch.equal(trained[-1], other.before)
-    return other.averages
+    if copied.parameter is None:
+        copied.parameter = trained[-1].detach().clone()
+    copied.averages = not torch.equal(trained[-1], copied.parameter)
+    return copied.averages
 
 
 def _quantizers(state, called: bool) -> Dict[str, nn.Module]:

@@ -12,6 +12,7 @@ from ..config import QuantConfig
 from ..kernels.optimizer_hooks import keep_optimizer_hooks
 from ..modes import is_compiling
 from ..plan import LayerPlan
+from .copies import Copied
 from .learned import keep_in_graph
 from .step import watch
 
@@ -44,9 +45,8 @@ class QuantizationState(nn.Module):
         self.checked_optimizers = weakref.WeakSet()  # see .step
         self.has_stepped = False  # an optimizer stepped the model
         self.family = uuid.uuid4().hex  # copies have it as well, see .copies
-        self._has_averaged_nothing()
-        self.calibrating = self._warned = False
-        self.collect_clipped = False
+        self.copied = Copied()
+        self.calibrating = self.collect_clipped = self._warned = False
         self.clipped: List[Tensor] = []
         self.register_buffer('phase_index', torch.tensor(1))
         schemes = {plan.name: plan.scheme() for plan in plans
@@ -67,14 +67,8 @@ class QuantizationState(nn.Module):
         self._first_inputs = []
         self.checked_optimizers = weakref.WeakSet()
         self.has_stepped = False
-        self._has_averaged_nothing()
+        self.copied = Copied()
         watch(self)  # a copied or unpickled model trains, too
-
-    def _has_averaged_nothing(self) -> None:
-        """What :mod:`.copies` knows of a copy."""
-        self.ranges: Optional[set] = None  # that it has, by name
-        self.before: Optional[Tensor] = None  # a parameter, as it was copied
-        self.averages = False  # it moves without an optimizer
 
     def forward(self, x):
         """Identity: the state may sit in an ``nn.Sequential``."""

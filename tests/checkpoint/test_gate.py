@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from torch import nn
 
 import gdrq_mm
@@ -360,3 +361,86 @@ def test_a_code_of_zero_beyond_the_codes_is_refused():
                        'allowed: at most 15.25'):
         models[1].load_state_dict(state_dict)
     assert models[1].state_dict()[entry] < 16
+
+
+# -- what torch copies before it raises ---------------------------------------
+
+
+def without_a_bias(entries):
+    del entries[next(key for key in entries if key.endswith('bias'))]
+
+
+def with_another(entries):
+    entries['another.weight'] = torch.zeros(2)
+
+
+def with_a_longer_bias(entries):
+    key = next(key for key in entries if key.endswith('bias'))
+    entries[key] = torch.zeros(len(entries[key]) + 1)
+
+
+def assert_unchanged_by(load, message):
+    model = make(1)
+    before = snapshot(model)
+    with pytest.raises(CheckpointError, match=message):
+        load(model)
+    after = snapshot(model)
+    assert after[1] == before[1]
+    assert all(torch.equal(value, before[0][key])
+               for key, value in after[0].items())
+
+
+@pytest.mark.parametrize('load', [
+    lambda model, entries: model.load_state_dict(entries),
+    lambda model, entries: mmengine_load(model, entries, strict=True)],
+    ids=['torch', 'mmengine'])
+@pytest.mark.parametrize('change', [without_a_bias, with_another,
+                                    with_a_longer_bias])
+def test_a_strict_load_refuses_other_float_entries_as_a_whole(
+        change, load, trained):
+    entries = kinds_of(trained)['training']
+    change(entries)
+    assert_unchanged_by(lambda model: load(model, entries),
+                        'of another architecture.*1 entries differ')
+
+
+def test_torch_refuses_other_shapes_as_a_whole_if_not_strict(trained):
+    entries = kinds_of(trained)['training']
+    with_a_longer_bias(entries)
+    with_another(entries)
+    assert_unchanged_by(
+        lambda model: model.load_state_dict(entries, strict=False),
+        '1 entries differ')
+
+
+@pytest.mark.parametrize('change', [without_a_bias, with_another])
+def test_other_names_load_where_nobody_raises(change, trained):
+    entries = kinds_of(trained)['training']
+    change(entries)
+    for load in (lambda model: model.load_state_dict(entries, strict=False),
+                 lambda model: mmengine_load(model, entries)):
+        model = make(1)
+        load(model)
+        name, layer = next(iter(get_state(model).layers.items()))
+        assert torch.equal(layer.latent_weight, entries[f'{name}.weight'])
+
+
+def test_extra_state_of_other_modules_is_no_entry_of_ours(trained):
+    """What modules put there need be no tensor."""
+
+    class Extra(nn.Module):
+
+        def get_extra_state(self):
+            return dict(a=1)
+
+        def set_extra_state(self, state):
+            self.found = state
+
+        def forward(self, x):
+            return x
+
+    models = [nn.Sequential(nn.Linear(4, 4), Extra()) for _ in range(2)]
+    for model in models:
+        gdrq_mm.quantize_(model, dict(weight=dict(bits=4)))
+    models[1].load_state_dict(models[0].state_dict())
+    assert models[1][1].found == dict(a=1)
