@@ -2,7 +2,8 @@
 
 Every model that the tests build is quantized (4 bits) as soon as it is built;
 listed is what fails then and passes in float. The installed package is what
-is tested, so take the checkout of its version. Nothing is fetched.
+is tested, never the checkout's, so take the checkout of its version. Nothing
+is fetched.
 
 examples:
   gdrq upstream-tests ~/mmpretrain tests/test_models/test_backbones
@@ -25,14 +26,14 @@ def main() -> None:
     parser.add_argument('tests', nargs='*', default=['tests/test_models'],
                         help='paths in it (default: tests/test_models)')
     parser.add_argument('--json', type=Path, metavar='FILE',
-                        help='write the result, too; in the folder of a '
-                        'sweep, as upstream-PACKAGE.json, its page shows it')
+                        help='write the result, too; the page of a sweep '
+                        'shows results/upstream-PACKAGE.json beside it')
     args = parser.parse_args()
     found = compare_runs(args.checkout.resolve(), args.tests)
     for name, error in sorted(found['failed'].items()):
         print(f'{name}: {error.splitlines()[0][:200]}')
     print(f'{len(found["failed"])} of {found["passed"]} tests that pass in '
-          'float fail converted')
+          f'float fail converted ({found["package"]} {found["version"]})')
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + '\n')
 

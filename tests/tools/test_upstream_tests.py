@@ -34,7 +34,10 @@ def test_is_broken():
 
 def test_what_fails_converted_only_is_listed(tmp_path):
     (tmp_path / 'mmpretrain').mkdir()
+    (tmp_path / 'mmpretrain/__init__.py').write_text(
+        'raise ImportError("the package of the checkout")')
     (tmp_path / 'tests').mkdir()
+    (tmp_path / 'tests/__init__.py').touch()
     (tmp_path / 'tests/test_lenet.py').write_text(TESTS)
     command = [sys.executable, str(ROOT / 'tools/upstream_tests.py')]
     done = subprocess.run(

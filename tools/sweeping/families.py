@@ -10,6 +10,8 @@ from typing import Dict, List
 import yaml
 
 PACKAGES = ('mmpretrain', 'mmdet', 'mmseg')
+DISTRIBUTIONS = dict(mmpretrain='mmpretrain', mmdet='mmdet',
+                     mmseg='mmsegmentation')
 # Sizes as the packages write them into names; the smallest first.
 SMALL = ('atto', 'femto', 'pico', 'nano', 'micro', 'xxs', 'mini', 'tiny',
          'b0', 's0', 'a0', 'r18', 'resnet18', 'r18-d8', 'small', 'mit-b0',

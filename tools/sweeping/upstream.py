@@ -4,12 +4,18 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from importlib.metadata import version
 from pathlib import Path
-from typing import Dict, Sequence
+from typing import Dict, List, Sequence
 
 from jobs.checkout import ROOT
 
-from .families import PACKAGES
+from .families import DISTRIBUTIONS, PACKAGES
+
+# Not ``-m pytest``, which finds the checkout's own package before the
+# installed one.
+START = 'import sys; sys.path.remove(""); import pytest; ' \
+    'sys.exit(pytest.main())'
 
 
 def package_of(checkout: Path) -> str:
@@ -49,7 +55,7 @@ def run_tests(checkout: Path, tests: Sequence[str], convert: bool
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / 'report.xml'
         done = subprocess.run(
-            [sys.executable, '-W', 'ignore', '-m', 'pytest', '-q', '-o',
+            [sys.executable, '-W', 'ignore', '-c', START, '-q', '-o',
              'addopts=', '-p', 'no:cacheprovider', '-p',
              'sweeping.upstream_plugin', f'--junitxml={report}', *tests],
             cwd=checkout, env=environment, text=True, capture_output=True)
@@ -72,17 +78,35 @@ def read_outcomes(report: Path) -> Dict[str, str]:
     return outcomes
 
 
+def tell(found: dict) -> List[str]:
+    """What :func:`compare_runs` found, as lines of a page."""
+    lines = [f'{found["package"]} {found["version"]}: of '
+             f'{found["passed"]} tests that pass in float '
+             f'{len(found["failed"])} fail converted (`gdrq upstream-tests '
+             f'CHECKOUT {" ".join(found["tests"])}`)'
+             + (':' if found['failed'] else '.'), '']
+    kinds: Dict[str, List[str]] = {}
+    for name, error in sorted(found['failed'].items()):
+        kinds.setdefault(error.splitlines()[0], []).append(name)
+    lines += [f'- {error} ({len(names)}): `{"`, `".join(names)}`'
+              for error, names in kinds.items()]
+    return [*lines, ''] if kinds else lines
+
+
 def compare_runs(checkout: Path, tests: Sequence[str]) -> dict:
     """What fails converted and passes float.
 
     Returns:
-        dict: ``package``, ``tests`` (asked for), ``passed`` (number that
-        pass in float), ``failed`` (test -> error).
+        dict: ``package``, ``version`` (the installed one), ``tests`` (asked
+        for), ``passed`` (number that pass in float), ``failed`` (test ->
+        error).
     """
+    package = package_of(checkout)
     plain = run_tests(checkout, tests, convert=False)
     converted = run_tests(checkout, tests, convert=True)
     passed = [name for name, outcome in plain.items() if not outcome]
     return dict(
-        package=package_of(checkout), tests=list(tests), passed=len(passed),
+        package=package, version=version(DISTRIBUTIONS[package]),
+        tests=list(tests), passed=len(passed),
         failed={name: converted.get(name, 'was not run') for name in passed
                 if converted.get(name, 'was not run')})
