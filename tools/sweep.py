@@ -4,7 +4,8 @@ One config of each family is built, converted, trained for two steps through
 the package's own path, tried in prediction, saved, packed and loaded again,
 and its multiply-accumulates with low-bit operands are counted. What was run
 before stays (--again repeats it). --export makes ONNX files instead. --page
-writes the table of all results, and the results themselves beside it as JSON.
+writes the table of all results, and the results themselves beside it as JSON;
+families that were not run anew stay as they are there.
 
 examples:
   gdrq sweep mmdet retinanet fcos

@@ -73,6 +73,18 @@ def die(package, family, target):
     os._exit(3)
 
 
+def recurse(package, family, target):
+    """LeNet without end, all else at once."""
+    from sweeping.probe import probe
+
+    def check(record, *_):
+        if family == 'lenet':
+            check(record)
+        record['checks']['float'] = 'ok'
+
+    probe(package, family, target, check)
+
+
 def _check(package, family, target):
     Path(target).write_text(json.dumps(dict(
         package=package, family=family, checks={}, checking='train')))

@@ -135,19 +135,64 @@ def test_the_page_has_every_family(tmp_path):
     records[0]['macs'] = dict(parametric=10000, low_bit=9999, float=[
         ['head.fc.weight', 1]])
     records[0].update(float_layers={'no input': 2},
-                      float_loads_strictly=False)
+                      float_gap=['backbone.index', 'backbone.table'])
     write_page(tmp_path / 'page.md', records)
     page = (tmp_path / 'page.md').read_text()
-    assert '| head.fc.weight below 0.1%; 2 of the layers: no input | ok, ' \
-        'loaded with strict=False, as its float state must be |' in page
+    assert '| head.fc.weight below 0.1%; 2 of the layers: no input | ok; ' \
+        'loaded without 2 entries, as in float (backbone.index, ...) |' in page
     for package in ('mmpretrain', 'mmdet', 'mmseg'):
         assert all(name in page for name in families(package))
     assert '99.9%' in page and '100.0%' not in page
     assert 'mmpretrain beit: other \\| outputs' in page
     assert 'does not run in float here: OSError: no tokenizer' in page
     assert 'Not run yet' in page
-    assert json.loads((tmp_path / 'page.json').read_text())[0][
-        'family'] == 'resnet'
+    assert [each['family'] for each in json.loads(
+        (tmp_path / 'page.json').read_text())] == ['beit', 'blip', 'resnet']
+
+
+def test_families_that_are_not_run_anew_stay_on_the_page(tmp_path):
+    page = tmp_path / 'page.md'
+    write_page(page, [record('mmdet', 'detr'),
+                      record('mmdet', 'dino', train='it is too slow')])
+    write_page(page, [record('mmdet', 'dino')])
+    rows = [line for line in page.read_text().splitlines()
+            if line.startswith(('| detr |', '| dino |'))]
+    assert len(rows) == 2 and all(row.endswith('| ok |') for row in rows)
+
+
+def test_the_page_says_what_was_not_trained(tmp_path):
+    whole, part = record('mmdet', 'detr'), record('mmpretrain', 'levit')
+    for name in ('train', 'gradients'):
+        del part['checks'][name]
+    assert verdict_of(part) == 'train: not reached'
+    part['untrained'] = 'NotImplementedError: no'
+    assert verdict_of(part) == 'ok'
+    write_page(tmp_path / 'page.md', [whole, part])
+    page = (tmp_path / 'page.md').read_text()
+    assert '| ok; not trained, as in float: NotImplementedError: no |' in page
+    rows = [line for line in page.splitlines() if ' | 1 | 1 | ' in line]
+    assert [row[-7:] for row in rows] == ['0 | 1 |', '1 | 0 |']
+
+
+def test_shares_of_operands_that_stay_float_add_up(tmp_path):
+    found = record('mmdet', 'detr')
+    found['macs'] = dict(parametric=1000, low_bit=900, float=[
+        ['a', 40], ['b', 30], ['c', 20]])  # and more that are not listed
+    write_page(tmp_path / 'page.md', [found])
+    assert '| 90.0% | a 4.0%, b 3.0%, others 3.0% |' in (
+        tmp_path / 'page.md').read_text()
+
+
+def test_results_of_upstreams_tests_beside_the_page_are_on_it(tmp_path):
+    (tmp_path / 'results').mkdir()
+    (tmp_path / 'results/upstream-mmdet.json').write_text(json.dumps(dict(
+        package='mmdet', version='3.3', tests=['tests/a', 'tests/b'],
+        passed=5, failed={'a.one': 'Error: no\nlong', 'b': 'Error: no'})))
+    write_page(tmp_path / 'page.md', [])
+    page = (tmp_path / 'page.md').read_text()
+    assert 'mmdet 3.3: of 5 tests that pass in float 2 fail converted ' \
+        '(`gdrq upstream-tests CHECKOUT tests/a tests/b`):' in page
+    assert '- Error: no (2): `a.one`, `b`' in page
 
 
 def test_failures_read_the_same_on_every_machine():

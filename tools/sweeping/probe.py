@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Iterator, Optional
 
 from .families import candidates, mim_folder
 
@@ -92,31 +92,36 @@ def check_first(record: dict, configs: Dict[str, Callable],
     if found is None:
         return
     build, batch, training, plain = found
-    model = check('convert', lambda: _convert(record, plain))
+    model = check('convert', lambda: _convert(
+        record, plain, batch if training is None else None))
     if model is None:
         return
     check('float mode', lambda: checks.check_float_mode(
         plain, training, batch))
-    quantized = check('train', lambda: checks.Training(model, batch))
-    if quantized is None:
-        return
-    check('gradients', lambda: checks.check_gradients(quantized, training))
-    strict = checks.loads_strictly(build(), training)
+    if training is not None:
+        quantized = check('train', lambda: checks.Training(model, batch))
+        if quantized is None:
+            return
+        check('gradients', lambda: checks.check_gradients(
+            quantized, training))
+    gap = record['float_gap'] = checks.float_gap(build(), training)
     expected = check('predict twice', lambda: checks.check_twice(
         model, batch))
     if expected is None:
         return
-    record['float_loads_strictly'] = strict
     for name, packed in (('reload', False), ('packed', True)):
         check(name, lambda packed=packed: checks.check_reload(
-            model, build, batch, expected, strict, packed))
+            model, build, batch, expected, gap, packed))
     macs = check('macs', lambda: checks.measure(model, batch))
     if macs is not None:
         record['macs'] = macs
 
 
-def _convert(record: dict, plain):
-    """A quantized copy; what was decided for its layers is recorded."""
+def _convert(record: dict, plain, batch: Optional[Callable]):
+    """A quantized copy; what was decided for its layers is recorded. With a
+    ``batch`` it is calibrated: that of a model that cannot train."""
+    from gdrq_mm import calibrate
+
     from . import checks
     model = copy.deepcopy(plain)
     report = checks.quantize_(model, checks.QUANTIZATION)
@@ -130,15 +135,55 @@ def _convert(record: dict, plain):
                         len(report.layers)]
     record['float_layers'] = dict(Counter(
         each.reason for each in report.layers if not each.quantized))
+    if batch is not None:
+        calibrate(model, [lambda: checks.predict(model, batch)])
     return model
 
 
 def _run_float(record: dict, configs: Dict[str, Callable]):
-    """The first config and batch that the float model trains with and
-    predicts; made for smaller images where it can be. Else, what was wrong
-    with the first config at the greatest size."""
-    from . import batches, models
+    """The first config and batch that the float model predicts and trains
+    with. Where it trains with none, the first that it predicts with, and None
+    for its training. Else, what was wrong with the first config at the
+    greatest size."""
+    from . import checks, models
     failures: Dict[str, Exception] = {}
+    predicts: Optional[tuple] = None
+    for tried, cfg, plain, batch in _tries(configs, failures):
+        record.update(tried)
+        model = copy.deepcopy(plain)
+        build = partial(models.build, cfg, init=False)
+        try:
+            checks.predict(model, batch)
+        except Exception as error:  # what cannot need not train
+            failures[tried['config']] = error
+            continue
+        try:
+            return build, batch, checks.Training(model, batch), plain
+        except Exception as error:
+            failures[tried['config']] = error
+            untrained = dict(tried, untrained=checks.sentence(error))
+            predicts = predicts or (untrained, build, batch, plain)
+    if predicts:
+        untrained, build, batch, plain = predicts
+        record.update(untrained)
+        return build, batch, None, plain
+    record['config'], error = next(iter(failures.items()))
+    raise error
+
+
+def _tries(configs: Dict[str, Callable], failures: Dict[str, Exception]
+           ) -> Iterator[tuple]:
+    """Configs, made for smaller images first where they can be, and batches.
+
+    Args:
+        configs (dict[str, callable]): Functions that read one, by name.
+        failures (dict[str, Exception]): Why one could not be built is added.
+
+    Yields:
+        tuple[dict, Config, nn.Module, callable]: What is tried, for the
+        record; config, float model, and a function that makes a batch.
+    """
+    from . import batches, models
     for name, read in configs.items():
         for small in (True, False):
             try:
@@ -147,26 +192,10 @@ def _run_float(record: dict, configs: Dict[str, Callable]):
                 if small and not shrunk:
                     continue
                 plain = models.build(cfg)
-                tries = list(batches.batches(cfg))[:1 if small else None]
+                found = list(batches.batches(cfg))[:1 if small else None]
             except Exception as error:
                 failures[name] = error
                 continue
-            for reduced, batch in tries:
-                record.update(config=name, reduced=reduced,
-                              shrunk=shrunk)
-                try:
-                    training = _train_float(plain, batch)
-                except Exception as error:
-                    failures[name] = error
-                    continue
-                return partial(models.build, cfg, init=False), batch, \
-                    training, plain
-    record['config'], error = next(iter(failures.items()))
-    raise error
-
-
-def _train_float(plain, batch: Callable):
-    from . import checks
-    model = copy.deepcopy(plain)
-    checks.predict(model, batch)  # what cannot need not train
-    return checks.Training(model, batch)
+            for reduced, batch in found:
+                yield dict(config=name, reduced=reduced, shrunk=shrunk), \
+                    cfg, plain, batch
