@@ -10,6 +10,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Set
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
@@ -18,8 +19,6 @@ from ..modes import eval_mode
 
 SAMPLE = 64  # values that are looked at before all are
 TOLERANCE = 1e-3  # of a step, for the rounding of float32
-
-_mha = getattr(torch.backends, 'mha', None)  # torch 2.3 and newer
 
 _PRODUCTS = {  # operator -> places of its two operands
     'mm': (0, 1), 'bmm': (0, 1), 'mv': (0, 1), 'dot': (0, 1),
@@ -107,29 +106,31 @@ class MacCounter(TorchDispatchMode):
         self._written: Set[StorageWeakRef] = set()
         # Zeros that no operator wrote to: other values are from a kernel.
         self._zeros: Set[StorageWeakRef] = set()
-        self._fast_paths: List[bool] = []  # as they were, outer first
+        self._unfused: List[BaseTorchFunctionMode] = []
         for name, tensor in model.named_buffers():
             self._names[tensor] = ''
         for name, tensor in model.named_parameters():
             self._names[tensor] = name
 
     def __enter__(self):
-        if _mha is not None:  # one fused operator would hide the products
-            self._fast_paths.append(_mha.get_fastpath_enabled())
-            _mha.set_fastpath_enabled(False)
+        # torch calls one fused operator for attention, which would hide its
+        # products, unless something wants to see functions.
+        self._unfused.append(BaseTorchFunctionMode())
+        self._unfused[-1].__enter__()
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        if _mha is not None:
-            _mha.set_fastpath_enabled(self._fast_paths.pop())
+        self._unfused.pop().__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         operator = func.overloadpacket.__name__
         if operator not in _PRODUCTS and \
                 not operator.startswith('_scaled_dot_product'):
-            with self:  # whatever inference mode leaves whole
+            # Whatever inference mode leaves whole; the mode of functions would
+            # call the operator again instead.
+            with self, torch._C.DisableTorchFunction():
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
