@@ -1,5 +1,6 @@
 """What cannot be judged whole is told in one sentence, and nothing stops."""
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,14 +70,22 @@ class NoLoss(BaseModule):
         return self.layer(x).mean((2, 3)),
 
 
-def judged(backbone):
+def judged(backbone, *names):
+    """The record of a family and the configs of it that were read."""
+    read = []
+
+    def config(name):
+        read.append(name)
+        return Config(dict(
+            default_scope='mmpretrain', model=dict(
+                type='ImageClassifier', backbone=dict(type=backbone),
+                head=dict(type='LinearClsHead', num_classes=2, in_channels=3),
+                data_preprocessor=dict(mean=[0] * 3, std=[1] * 3))))
+
     found = dict(package='mmpretrain', family='lenet', checks={})
-    check_first(found, dict(toy=lambda: Config(dict(
-        default_scope='mmpretrain', model=dict(
-            type='ImageClassifier', backbone=dict(type=backbone),
-            head=dict(type='LinearClsHead', num_classes=2, in_channels=3),
-            data_preprocessor=dict(mean=[0] * 3, std=[1] * 3))))))
-    return found
+    check_first(found, {name: partial(config, name)
+                        for name in names or ('toy', )})
+    return found, read
 
 
 @pytest.mark.parametrize('backbone, said', [
@@ -84,7 +93,7 @@ def judged(backbone):
     ('OnlyGPU', 'implementation for device cpu not found'),
     ('NoSuchBackbone', 'NoSuchBackbone is not in the')])
 def test_what_does_not_run_in_float_is_one_row(tmp_path, backbone, said):
-    found = judged(backbone)
+    found, _ = judged(backbone)
     assert said in found['checks']['float'], found
     write_page(tmp_path / 'page.md', [found])
     row, = [line for line in (tmp_path / 'page.md').read_text().splitlines()
@@ -93,7 +102,7 @@ def test_what_does_not_run_in_float_is_one_row(tmp_path, backbone, said):
 
 
 def test_unknown_layers_are_told_and_the_rest_is_judged(tmp_path):
-    found = judged('Unknown')
+    found, _ = judged('Unknown')
     assert verdict_of(found) == 'ok', found.get('traceback')
     write_page(tmp_path / 'page.md', [found])
     assert '| 1 of 2 | 40.0% | backbone.layer.weight 60.0%; 1 of the ' \
@@ -102,11 +111,17 @@ def test_unknown_layers_are_told_and_the_rest_is_judged(tmp_path):
 
 
 def test_what_only_predicts_is_judged_without_training():
-    found = judged('NoLoss')
+    found, _ = judged('NoLoss')
     assert found['untrained'] == 'NotImplementedError: this one does not train'
     assert found['checks'] == dict.fromkeys(
         set(CHECKS) - {'train', 'gradients'} | {'macs'}, 'ok'), found
     assert found['macs']['low_bit'] == found['macs']['parametric'] > 0
+
+
+def test_what_two_configs_cannot_train_is_judged_with_the_first():
+    found, read = judged('NoLoss', 'first', 'second', 'third')
+    assert 'third' not in read and 'second' in read
+    assert found['config'] == 'first' and verdict_of(found) == 'ok'
 
 
 def test_too_deep_recursion_does_not_stop_the_sweep(tmp_path):

@@ -163,6 +163,10 @@ def _run_float(record: dict, configs: Dict[str, Callable]):
             failures[tried['config']] = error
             untrained = dict(tried, untrained=checks.sentence(error))
             predicts = predicts or (untrained, build, batch, plain)
+            # What two configs say is of the family, not of a size.
+            if untrained['untrained'] == predicts[0]['untrained'] and \
+                    tried['config'] != predicts[0]['config']:
+                break
     if predicts:
         untrained, build, batch, plain = predicts
         record.update(untrained)
