@@ -26,12 +26,16 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
         >>> pack_bits(torch.tensor([[1, 2, 3, 0, 1]]), bits=2)
         tensor([[57,  1]], dtype=torch.uint8)
     """
-    rows, columns = values.shape
-    shifts = torch.arange(bits, device=values.device)
-    stream = ((values.long()[..., None] >> shifts) & 1).flatten(1)
-    stream = torch.nn.functional.pad(stream, (0, -columns * bits % 8))
-    weights = 2**torch.arange(8, device=values.device)
-    return (stream.view(rows, -1, 8) * weights).sum(-1).to(torch.uint8)
+    # In bytes throughout: int64 would take 64 times the memory. In pieces of
+    # as many bits as divide both a code and a byte.
+    size = math.gcd(bits, 8)
+    shifts = torch.arange(0, bits, size, dtype=torch.uint8,
+                          device=values.device)
+    pieces = ((values.to(torch.uint8)[..., None] >> shifts) & (2**size - 1)
+              ).flatten(1)
+    pieces = torch.nn.functional.pad(pieces,
+                                     (0, -pieces.shape[1] % (8 // size)))
+    return _joined(pieces.unflatten(1, (-1, 8 // size)), size)
 
 
 def unpack_bits(packed: Tensor, bits: int, shape: Tuple[int, int]) -> Tensor:
@@ -54,14 +58,18 @@ def unpack_bits(packed: Tensor, bits: int, shape: Tuple[int, int]) -> Tensor:
         raise ValueError(
             f'packed codes are {packed.dtype} of shape '
             f'{tuple(packed.shape)}, expected uint8 of shape {expected}')
-    # In bytes throughout: int64 would take 64 times the memory. In pieces of
-    # as many bits as divide both a code and a byte.
-    size = math.gcd(bits, 8)
+    size = math.gcd(bits, 8)  # as in pack_bits
     shifts = torch.arange(0, 8, size, dtype=torch.uint8,
                           device=packed.device)
     pieces = ((packed[..., None] >> shifts) & (2**size - 1)).flatten(1)
-    first, *others = pieces[:, :columns * bits // size].reshape(
-        rows, columns, bits // size).unbind(-1)
+    return _joined(pieces[:, :columns * bits // size].reshape(
+        rows, columns, bits // size), size)
+
+
+def _joined(pieces: Tensor, size: int) -> Tensor:
+    """Join pieces of ``size`` bits along the last dimension, the lowest
+    first."""
+    first, *others = pieces.unbind(-1)
     for place, piece in enumerate(others, start=1):
         first = first | piece << place * size
     return first.contiguous()

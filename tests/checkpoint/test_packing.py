@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdrq_mm
 from gdrq_mm.checkpoint import (
@@ -34,6 +35,26 @@ def test_bits_are_the_little_endian_stream_of_numpy(bits, rows, columns, seed):
     assert packed.tolist() == expected
     assert unpack_bits(packed, bits, (rows, columns)).tolist() == \
         values.tolist()
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that an operator makes."""
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        for each in out if isinstance(out, (list, tuple)) else [out]:
+            self.bytes = max(self.bytes, each.numel() * each.itemsize)
+        return out
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8])
+def test_packing_makes_no_tensor_larger_than_the_weight(bits):
+    codes = torch.randint(0, 2**bits, (16, 999)).float()
+    with Largest() as largest:
+        packed = pack_bits(codes, bits)
+        unpack_bits(packed, bits, codes.shape)
+    assert 0 < largest.bytes <= codes.numel() * codes.itemsize
 
 
 def test_packed_codes_of_another_size_are_refused():
