@@ -187,12 +187,13 @@ def test_results_of_upstreams_tests_beside_the_page_are_on_it(tmp_path):
     (tmp_path / 'results').mkdir()
     (tmp_path / 'results/upstream-mmdet.json').write_text(json.dumps(dict(
         package='mmdet', version='3.3', tests=['tests/a', 'tests/b'],
-        passed=5, failed={'a.one': 'Error: no\nlong', 'b': 'Error: no'})))
+        passed=5, failed={'x.test_a.one': 'Error: 7 of 9\nlong',
+                          'b': 'Error: 3 of 9'})))
     write_page(tmp_path / 'page.md', [])
     page = (tmp_path / 'page.md').read_text()
     assert 'mmdet 3.3: of 5 tests that pass in float 2 fail converted ' \
         '(`gdrq upstream-tests CHECKOUT tests/a tests/b`):' in page
-    assert '- Error: no (2): `a.one`, `b`' in page
+    assert '- Error: ... of ... (2): `b`, `test_a.one`' in page
 
 
 def test_failures_read_the_same_on_every_machine():
@@ -201,6 +202,16 @@ def test_failures_read_the_same_on_every_machine():
     assert checks.sentence(FileNotFoundError(
         f'file "{folder / "mmdet" / "sort.py"}" does  not\nexist')) == \
         'FileNotFoundError: file "mmdet/sort.py" does not'
+
+
+def test_entries_of_quantizers_go_with_the_layer_that_is_not_loaded():
+    gap = ['again.fc.bias', 'again.fc.weight', 'attn.table']
+    assert not checks.differing_entries(
+        ['again.fc.bias', 'again.fc.weight_packed',
+         'again.fc.input_quantizer.clip', 'attn.table'], gap)
+    assert checks.differing_entries(
+        ['again.fc.bias', 'again.fc.weight', 'attn.qkv.weight'], gap) == [
+            'attn.qkv.weight', 'attn.table']
 
 
 def test_all_is_all():

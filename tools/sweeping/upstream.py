@@ -1,11 +1,13 @@
 """Run the tests of an mm package twice, as they are and converted."""
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Dict, List, Sequence
 
 from jobs.checkout import ROOT
@@ -87,7 +89,10 @@ def tell(found: dict) -> List[str]:
              + (':' if found['failed'] else '.'), '']
     kinds: Dict[str, List[str]] = {}
     for name, error in sorted(found['failed'].items()):
-        kinds.setdefault(error.splitlines()[0], []).append(name)
+        # Numbers of layers do not make another kind.
+        kind = re.sub(r'\d+', '...', error.splitlines()[0])
+        kinds.setdefault(shorten(kind, 96, placeholder=' ...'),
+                         []).append('.'.join(name.split('.')[-2:]))
     lines += [f'- {error} ({len(names)}): `{"`, `".join(names)}`'
               for error, names in kinds.items()]
     return [*lines, ''] if kinds else lines
