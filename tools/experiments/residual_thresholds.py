@@ -35,7 +35,8 @@ def outputs_of(args) -> dict:
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     residual = QuantConfig.from_dict(quantization_of(cfg)).residual
-    model = build_model(cfg).eval()  # hooks convert: this one stays float
+    model = build_model(cfg)  # hooks convert: this one stays float
+    model.eval()  # some return nothing
     load_checkpoint(model, args.checkpoint, map_location='cpu')
     values = {}
 

@@ -74,7 +74,8 @@ def _first_in_float(record: dict, configs: Dict[str, Callable]) -> tuple:
             image = batches.images_for(cfg, height, width)[:1].float()
             record.pop('refused', None)
             try:
-                model = models.build(cfg).eval()
+                model = models.build(cfg)
+                model.eval()  # some return nothing
                 try:
                     form = make_deployable(model, (height, width))
                 except ValueError as error:
