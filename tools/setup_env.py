@@ -30,6 +30,9 @@ NEEDED_GB = 9
 # Installed before the rest: they are what builds mmcv.
 BUILD_TOOLS = ('setuptools', 'wheel', 'ninja', 'psutil', 'torch',
                'torchvision', 'numpy', 'opencv-python')
+# Installed alone: it pins older versions of what it needs, and the steps that
+# are tested run with these.
+ALONE = 'finn-plus'
 
 
 def fail(message):
@@ -227,8 +230,10 @@ def main():
         f'py{sys.version_info[0]}{sys.version_info[1]}-torch{torch}-'
         f'{pins[ops].replace("==", "")}' + ('-cuda' if cuda else '')),
         cuda)
+    alone = pins.pop(ALONE)
     pip(python, 'install', *(str(mmcv) if name == ops else pin
                              for name, pin in pins.items()))
+    pip(python, 'install', '--no-deps', alone)
     if subprocess.run([str(python), '-c', 'import cv2'],
                       capture_output=True).returncode:
         # opencv-python wants libGL, which a server without a screen lacks.
