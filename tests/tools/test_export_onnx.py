@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mmcv
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -91,3 +93,40 @@ def test_a_checked_and_measured_file_is_written_or_none(
     assert json.loads(told['data_preprocessor'])['mean']
     assert 'uint8' in told['input']
     assert told['calibration'] == 'synthetic images'
+
+
+def test_a_folder_of_images_calibrates_and_openvino_is_measured(
+        trained, tmp_path):
+    pytest.importorskip('openvino', reason='pip install openvino')
+    out, figures = tmp_path / 'model.onnx', tmp_path / 'figures.json'
+    images = tmp_path / 'images'
+    for number, name in enumerate(('a.png', 'more/b.jpg')):
+        mmcv.imwrite(np.full((36, 40, 3), 99 * number, np.uint8),
+                     str(images / name))
+    (images / 'read.me').write_text('no image')
+    result = export(*trained, '--out', out, '--calibration', images,
+                    '--check', 'openvino', '--eval', '--json', figures,
+                    '--speed-rounds', '1')
+    assert result.returncode == 0, result.stderr
+    assert 'images: 36 x 40' in result.stdout  # the folder's, not 32 x 32
+    told = {each.key: each.value
+            for each in onnx.load(str(out)).metadata_props}
+    assert told['calibration'] == 'folder of images'
+    figures = json.loads(figures.read_text())
+    found = figures['openvino']
+    assert 0 < found['integer_layers'] <= found['layers']
+    assert (f'OpenVINO: {found["integer_layers"]} of {found["layers"]} layers '
+            'on integers') in result.stdout
+    assert found['time_ratio'] == pytest.approx(
+        found['ms'] / found['float_ms'])
+    metrics = figures['metrics']
+    assert metrics.keys() == {'quantized', 'integer', 'onnxruntime',
+                              'openvino'}
+    name = 'accuracy/top1'
+    assert abs(metrics['openvino'][name] - metrics['onnxruntime'][name]) <= .2
+
+    result = export(*trained, '--out', tmp_path / 'other.onnx',
+                    '--calibration', tmp_path / 'run')
+    assert result.returncode == 1
+    assert 'run has no image (.bmp, ' in result.stderr
+    assert not (tmp_path / 'other.onnx').exists()
