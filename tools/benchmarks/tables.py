@@ -61,17 +61,23 @@ def growth_table(result: dict) -> list:
 
 def deploy_table(result: dict) -> list:
     """The table of benchmark_deploy.py."""
-    lines = [_row('weights', 'time, of ONNX Runtime float (least to greatest)',
-                  'file, of float', 'peak memory: ours / float'),
-             _row(*['---'] * 4)]
-    return lines + [
-        _row(weights, f'{each["time_ratio"]:.2f} '
-             f'({each["time_ratio_least"]:.2f} to '
-             f'{each["time_ratio_greatest"]:.2f})',
-             f'1/{each["float_size"] / each["size"]:.1f}',
-             f'{each["peak_memory"] / 1e6:.0f} / '
-             f'{each["float_peak_memory"] / 1e6:.0f} MB')
-        for weights, each in result['rows'].items()]
+    runtimes = result['versions']
+    lines = [_row('model', 'image', 'weights', *(
+        f'time, of float in {name} {number} (least to greatest)'
+        for name, number in runtimes.items()), 'file, of float',
+        'peak memory: ours / float'), _row(*['---'] * (5 + len(runtimes)))]
+    for each in result['rows']:
+        times = ['{time_ratio:.2f} ({time_ratio_least:.2f} to '
+                 '{time_ratio_greatest:.2f})'.format(
+                     **each['runtimes'][name]) for name in runtimes]
+        lines.append(_row(
+            each['model'] + (', raw' if each['raw'] else ''),
+            'x'.join(map(str, each['image'])), each['weights'], *times,
+            f'1/{each["float_size"] / each["size"]:.1f}',
+            f'{each["peak_memory"] / 1e6:.0f} / '
+            f'{each["float_peak_memory"] / 1e6:.0f} MB'))
+    return [f'{result["instruction_set"]}, threads: {result["threads"]}, '
+            f'rounds: {result["rounds"]}', '', *lines]
 
 
 def export_table(results: list) -> list:
