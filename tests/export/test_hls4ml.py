@@ -10,9 +10,10 @@ from test_finn import Net
 from torch import nn
 
 import gdrq_mm
-from gdrq_mm.deploy import export_onnx
+from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.export import hls4ml_form
 from gdrq_mm.export.qonnx_check import outputs_by_place
+from gdrq_mm.merge import merge
 
 
 @pytest.fixture
@@ -41,6 +42,49 @@ def test_compiled_emulation_equals_the_model(bits, residual, tmp_path):
     assert report.steps['compiled emulation of hls4ml'] < 1e-3
     assert 'emulation of hls4ml: outputs change by' in str(report)
     assert report.size == (tmp_path / 'net.onnx').stat().st_size
+
+
+def draw(prototypes, number):
+    """Noisy images, and which prototype each comes from."""
+    labels = torch.randint(len(prototypes), (number, ))
+    images = prototypes[labels]
+    return images + .2 * torch.randn_like(images), labels
+
+
+def test_compiled_emulation_predicts_as_the_trained_integer_model(
+        tmp_path, monkeypatch):
+    pytest.importorskip('hls4ml', reason='pip install hls4ml')
+    torch.manual_seed(0)
+    model, prototypes = Net(), torch.rand(5, 3, 4, 4)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=2), activation=dict(bits=4)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=.05, momentum=.9)
+    for _ in range(80):
+        images, labels = draw(prototypes, 32)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    images, labels = draw(prototypes, 200)
+    emulated, found = hls4ml_form.emulated, []
+
+    def of_all_images(wrapper, inputs):  # compiled once
+        torch.testing.assert_close(inputs, images[:1].movedim(1, -1))
+        found.extend(emulated(wrapper, images.movedim(1, -1).contiguous()))
+        return [found[0][:1]]
+
+    monkeypatch.setattr(hls4ml_form, 'emulated', of_all_images)
+    with torch.no_grad():
+        merged = merge(model.eval(), images[:1])
+        export_onnx(merged, images[:1], tmp_path / 'net.onnx', 'hls4ml')
+        trained = merged(images)
+        integer = to_integer(merged, images, [images])(images)
+    found = torch.from_numpy(found[0])
+    assert (labels == integer.argmax(1)).float().mean() > .95  # it learned
+    assert torch.equal(found.argmax(1), integer.argmax(1))
+    # With 16 binary places a value may fall on the other side of a border
+    # between two codes: some do, in 8% of these images.
+    off = (found - trained).abs().amax(1) / trained.abs().max()
+    assert (off < 1e-4).float().mean() > .85
 
 
 @torch.no_grad()
