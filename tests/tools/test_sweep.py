@@ -268,3 +268,6 @@ class TestExport:
         assert '2 families run, 1 exported, 0 of them with' in text
         assert '| a, b, ... (5) | 3 | 0 | raw: it has a MyHead |' in text
         assert 'export: RuntimeError: no graph |' in text
+        left = text.partition('## mmdet')[2].partition('Not run yet')[2]
+        names = left.splitlines()[0].split(', ')
+        assert 'retinanet' in names and 'solo' not in names

@@ -3,7 +3,7 @@ import json
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, Iterable, List
 
 from .families import DISTRIBUTIONS, PACKAGES, families
 from .probe import CHECKS
@@ -155,19 +155,10 @@ def _causes(records: List[dict]) -> List[str]:
 
 
 def _table(package: str, records: Dict[str, dict]) -> List[str]:
-    try:
-        names = sorted({*families(package), *records})
-    except FileNotFoundError:
-        names = sorted(records)
     lines = [f'## {package}', '',
              '| family | config | reduced | layers | low-bit MACs | in float: '
              'most MACs, layers | result |', '|---|---|---|---|---|---|---|']
-    not_run = []
-    for name in names:
-        record = records.get(name)
-        if record is None:
-            not_run.append(name)
-            continue
+    for name, record in sorted(records.items()):
         layers = record.get('layers')
         config = Path(record.get('config', '')).stem
         verdict = verdict_of(record)
@@ -183,10 +174,22 @@ def _table(package: str, records: Dict[str, dict]) -> List[str]:
             name, config, _reduced(record),
             '{} of {}'.format(*layers) if layers else '', share(record),
             _in_float(record), verdict))) + ' |')
-    if not_run:
-        lines += ['', f'Not run yet ({len(not_run)}): '
-                  f'{", ".join(not_run)}.']
-    return [*lines, '']
+    return [*lines, *not_run(package, records), '']
+
+
+def not_run(package: str, run: Iterable[str]) -> List[str]:
+    """Lines that name the families without a result.
+
+    Args:
+        package (str): mmpretrain, mmdet or mmseg.
+        run (iterable of str): Families with one.
+    """
+    try:
+        left = sorted({*families(package)} - {*run})
+    except FileNotFoundError:
+        left = []
+    return ['', f'Not run yet ({len(left)}): {", ".join(left)}.'
+            ] if left else []
 
 
 def _reduced(record: dict) -> str:
