@@ -35,6 +35,7 @@ from gdrq_mm.export.speed import (
 )
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.scopes import build_model
+from gdrq_mm.training import update_bn_stats
 from gdrq_mm.writing import write_whole
 
 
@@ -85,11 +86,15 @@ def build(entry: Entry, bits: int, example: Tensor) -> nn.Module:
     torch.manual_seed(0)
     model = build_model(get_config(entry.config))
     model.eval()
+    form = make_deployable(model, entry.size, raw=entry.raw).eval()
+    # What random weights compute vanishes with depth otherwise, and biases
+    # leave int32.
+    update_bn_stats(model, [lambda: form(255 * torch.rand(
+        2, 3, *entry.size))])
     ends = dict(weight=dict(bits=8), activation=dict(bits=8))
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=bits), activation=dict(bits=4),
         rules=[dict(match=name, **ends) for name in entry.ends]))
-    form = make_deployable(model, entry.size, raw=entry.raw).eval()
     gdrq_mm.calibrate(model, [lambda: form(example)])
     return merge(form, example)
 
