@@ -1,8 +1,7 @@
 """Load an exported file and compare what it computes with PyTorch."""
 import tempfile
-import warnings
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 import onnx
@@ -10,18 +9,15 @@ import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from ..integer import IntegerModel
+from .between_check import LayerCall, check_between, choices, difference
 from .onnx_file import layer_nodes
 
 # What ONNX Runtime calls them in its optimised graph.
 INTEGER_KERNELS = ('QLinearConv', 'QGemm')
 EQUAL_CODES = 0.99999  # the least share, of every file
 EQUAL_FLOAT_CODES = 0.999  # where products are summed in float
-FLOAT_TOLERANCE = 1e-3  # of whole networks whose layers compute in float
-# Of an output of whole networks with quantized layers, where codes may flip.
-FLIPS = 1e-2
 RUNTIME_ERRORS = (onnxruntime_pybind11_state.NotImplemented,
                   onnxruntime_pybind11_state.InvalidGraph,
                   onnxruntime_pybind11_state.Fail)
@@ -135,7 +131,9 @@ def _compare(path: Path, model: IntegerModel, example: tuple, report,
         least (float): Share of codes that must be equal.
         **options: Options of :func:`session`.
     """
-    report.codes = equal_codes(path, model, example, **options)
+    calls, values = run_layers(path, model, example, **options)
+    report.codes = {each.name: equal_codes(each, call.grid is not None)
+                    for each, call in zip(calls, model.calls)}
     if len(report.codes) != len(model.calls):
         raise RuntimeError(
             f'the file has {len(report.codes)} calls of quantized layers, '
@@ -150,44 +148,39 @@ def _compare(path: Path, model: IntegerModel, example: tuple, report,
             f'{report.codes[worst]}. Nothing was written.')
     report.difference = difference(
         model(*example), run(session(path, **options), example))
-    if not model.calls and not report.difference <= FLOAT_TOLERANCE:
-        raise RuntimeError(
-            f'outputs differ by {report.difference:.1e} from those of the '
-            'model, which computes in float; nothing was written')
-    warn_of_difference(report)
+    check_between(model.graph_module, example, calls, values, [
+        each.name for each in onnx.load(str(path)).graph.output])
 
 
-def warn_of_difference(report) -> None:
-    """Tell of outputs that differ though no quantized layer does."""
-    if not report.difference <= FLIPS:
-        warnings.warn(
-            f'{report.path.name}: an output differs by '
-            f'{report.difference:.1e} of its greatest value from that of the '
-            'model, though each quantized layer gives the same for the same '
-            'input: an operator between layers computes something else, or '
-            'values next to a rounding boundary have got another code; '
-            'compare the metric (gdrq export --eval) before you use the file')
+def equal_codes(call: LayerCall, gives_codes: bool) -> Tuple[int, int]:
+    """Equal codes of a call, and all; of a layer that gives float values,
+    those within 1e-5 of the greatest."""
+    same = call.found == call.expected if gives_codes else (
+        call.found - call.expected).abs() <= 1e-5 * call.expected.abs().max()
+    return int(same.sum()), same.numel()
 
 
-def equal_codes(path: Path, model: IntegerModel, example: tuple, **options
-                ) -> dict:
-    """Compare every layer of a QDQ file with the integer model.
+def run_layers(path: Path, model: IntegerModel, example: tuple, **options
+               ) -> Tuple[List[LayerCall], Dict[str, np.ndarray]]:
+    """Run a QDQ file, and each layer of the integer model on the very codes
+    that the file's layer read.
 
-    Each layer of the integer model gets the very codes that ONNX Runtime's
-    layer read. ``options`` are those of :func:`session`.
+    Args:
+        **options: Options of :func:`session`.
 
     Returns:
-        dict[str, tuple[int, int]]: By call: equal codes, all codes. Float
-        outputs count as equal where they are within 1e-5 of the greatest.
+        tuple[list[LayerCall], dict[str, ndarray]]: Calls of layers in order;
+        values by name, of outputs, choices and what layers read and give.
     """
     proto = onnx.load(str(path))
-    calls = list(layer_nodes(proto))
-    outputs = {each.name for each in proto.graph.output}
-    for each in calls:
-        for name in (each.source, each.result):
-            if name not in outputs:
-                outputs.add(name)
-                proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    layers = list(layer_nodes(proto))
+    made = {name for node in proto.graph.node for name in node.output}
+    names = [each.name for each in proto.graph.output]
+    for name in dict.fromkeys((
+            *(name for each in layers for name in (each.source, each.result)),
+            *filter(made.__contains__, choices(model.graph_module)))):
+        if name not in names:
+            proto.graph.output.append(onnx.ValueInfoProto(name=name))
     with tempfile.TemporaryDirectory() as folder:
         opened = Path(folder) / 'opened.onnx'
         onnx.save(proto, str(opened))
@@ -196,45 +189,21 @@ def equal_codes(path: Path, model: IntegerModel, example: tuple, **options
     values = dict(zip(names, run(runner, example)))
     nodes = {node.name: node for node in model.graph_module.graph.nodes}
     tensors = model.graph_module.state_dict()
-    counts = {}
-    for each, call in zip(calls, model.calls):
+    calls = []
+    for each, call in zip(layers, model.calls):
         node = nodes[call.node]
         codes = _from_zero(values[each.source], node.args[5])
-        arguments = [
+        expected = node.target(codes, *(
             tensors[value.target] if hasattr(value, 'target') else value
-            for value in node.args[1:]]
-        expected = node.target(codes, *arguments)
-        result = values[each.result]
-        if call.grid is None:
-            same = (torch.from_numpy(result) - expected).abs() <= \
-                1e-5 * expected.abs().max()
-        else:
-            same = _from_zero(result, call.grid.low).view(
-                expected.shape) == expected
-        counts[each.node.name] = int(same.sum()), same.numel()
-    return counts
+            for value in node.args[1:]))
+        found = torch.from_numpy(values[each.result]) if call.grid is None \
+            else _from_zero(values[each.result], call.grid.low)
+        calls.append(LayerCall(each.node.name, node, codes, expected,
+                               found.view(expected.shape)))
+    return calls, values
 
 
 def _from_zero(stored: np.ndarray, low: int) -> Tensor:
     """Codes counted from that of zero; uint8 ones begin with ``low``."""
     return torch.from_numpy(stored).float() + (
         low if stored.dtype == np.uint8 else 0)
-
-
-def difference(expected, results: Sequence[np.ndarray]) -> float:
-    """Greatest difference of outputs, relative to their greatest values; of
-    integers the share that differs."""
-    found, expected = [0.], tree_flatten(expected)[0]
-    if len(expected) != len(results):
-        raise ValueError(f'the file has {len(results)} outputs, the model '
-                         f'{len(expected)}')
-    for ours, theirs in zip(expected, results):
-        theirs = torch.from_numpy(theirs)
-        if not ours.is_floating_point():  # labels: the share that differs
-            found.append(float((ours != theirs).float().mean()))
-        elif ours.numel():
-            ours, theirs = ours.double(), theirs.double()
-            found.append(float(
-                (ours - theirs).abs().max() / ours.abs().max().clamp(1e-30)))
-    # Python's max() loses a NaN.
-    return float(torch.tensor(found, dtype=torch.float64).max())

@@ -5,7 +5,8 @@ from typing import Callable, Dict, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .onnx_check import difference, run, session
+from .between_check import difference
+from .onnx_check import run, session
 
 # Layers in OpenVINO's graph as it runs.
 PRODUCTS = ('Convolution', 'FullyConnected', 'MatMul')

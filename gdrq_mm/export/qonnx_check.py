@@ -1,7 +1,7 @@
 """Run a QONNX file in the qonnx package and compare it with PyTorch."""
 import warnings
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..integer.graph import capture
-from .onnx_check import difference, warn_of_difference
+from .between_check import LayerCall, check_between, difference
 from .onnx_file import layer_calls, quant_layers, weights_alone
 
 QONNX_TOLERANCE = 1e-5
@@ -27,9 +27,14 @@ def check_qonnx(path: Path, model: nn.Module, example: tuple, report) -> None:
     report.quant_nodes = sum(node.op_type == 'Quant'
                              for node in proto.graph.node)
     values = run_qonnx(path, example)
-    report.layers = layer_differences(proto, model, example, values)
+    module = capture(model, example)
+    layers = list(layer_outputs(proto, model, module, values))
+    report.layers = {
+        each.name: difference(each.expected, [each.found.numpy()])
+        for each in layers}
+    outputs = [each.name for each in proto.graph.output]
     report.difference = difference(
-        model(*example), [values[each.name] for each in proto.graph.output])
+        model(*example), [values[name] for name in outputs])
     off = {name: error for name, error in report.layers.items()
            if not error <= QONNX_TOLERANCE}
     if off:
@@ -38,45 +43,12 @@ def check_qonnx(path: Path, model: nn.Module, example: tuple, report) -> None:
         raise RuntimeError(
             f'the qonnx executor differs from the merged model in {len(off)} '
             f'of {len(report.layers)} layers; nothing was written:\n{shown}')
-    warn_of_difference(report)
-
-
-def layer_differences(proto: onnx.ModelProto, model: nn.Module,
-                      example: tuple, values: Dict[str, np.ndarray]
-                      ) -> Dict[str, float]:
-    """Compare every layer of a QONNX file with the merged model.
-
-    Args:
-        values (dict[str, ndarray]): All tensors, from :func:`run_qonnx`.
-
-    Returns:
-        dict[str, float]: By call: the greatest difference, relative to the
-        greatest value.
-    """
-    return {each.name: difference(each.expected, [each.found.numpy()])
-            for each in layer_outputs(proto, model, capture(model, example),
-                                      values)}
-
-
-class LayerOutput(NamedTuple):
-    """What a call of a layer gives in the merged model and in a file.
-
-    Args:
-        name (str): The name of the call in the file.
-        node (Node): The call in the graph of the merged model.
-        expected (Tensor): What the merged model's layer gives for the very
-            input that the file's layer had.
-        found (Tensor): What the file's layer gives.
-    """
-    name: str
-    node: Node
-    expected: Tensor
-    found: Tensor
+    check_between(module, example, layers, values, outputs)
 
 
 def layer_outputs(proto: onnx.ModelProto, model: nn.Module,
                   module: GraphModule, values: Dict[str, np.ndarray]
-                  ) -> Iterator[LayerOutput]:
+                  ) -> Iterator[LayerCall]:
     """Both outputs of every call of a quantized layer in a QONNX file.
 
     Args:
@@ -103,8 +75,9 @@ def layer_outputs(proto: onnx.ModelProto, model: nn.Module,
             for value in node.args[1:]]
         codes = F.pad(torch.round(x / node.args[2]), extra_padding(
             convolutions.get(name), node))
-        yield LayerOutput(name, node, node.target(codes, *arguments),
-                          torch.from_numpy(values[result]))
+        expected = node.target(codes, *arguments)
+        yield LayerCall(name, node, codes, expected, torch.from_numpy(
+            values[result]).view(expected.shape))
 
 
 def extra_padding(convolution: Optional[onnx.NodeProto], node: Node
