@@ -19,7 +19,10 @@ MOVES = {getattr(getattr(_aten, name), overload) for name, overload in (
     ('squeeze', 'dims'), ('flip', 'default'), ('roll', 'default'),
     ('clone', 'default'), ('contiguous', 'default'), ('repeat', 'default'),
     ('channel_shuffle', 'default'), ('pixel_shuffle', 'default'),
-    ('pixel_unshuffle', 'default'))}
+    ('pixel_unshuffle', 'default'), ('index', 'Tensor'),
+    ('index_select', 'default'), ('gather', 'default'),
+    ('take_along_dim', 'default'))}
+JOINS = {_aten.cat.default, _aten.stack.default}
 SPLITS = {_aten.split.Tensor, _aten.split_with_sizes.default,
           _aten.chunk.default}
 QUANTIZE, DEQUANTIZE = OPS.quantize.default, OPS.dequantize.default
@@ -45,7 +48,7 @@ def moved_from(node: Node) -> List[Node]:
         return [node.args[0]]
     if target is operator.getitem and target_of(node.args[0]) in SPLITS:
         return [node.args[0]]
-    if target is _aten.cat.default:
+    if target in JOINS:
         return list(node.args[0])
     if target is _aten.pad.default:
         mode, value = (*node.args[2:], *('constant', None)[len(

@@ -58,6 +58,11 @@ MOVES = dict(
     reflect=lambda x: F.pad(x, (1, 1, 1, 1), mode='reflect'),
     roll=lambda x: torch.roll(x, (1, 2), (2, 3)), shuffle=shuffle,
     slice=lambda x: x[:, :, 1:, ::2],
+    stack=lambda x: torch.stack([x], 2).flatten(1, 2),
+    index=lambda x: x[:, :, torch.tensor([1, 0, 5])],
+    index_select=lambda x: x.index_select(1, torch.tensor([*range(8)][::-1])),
+    take_along_dim=lambda x: torch.take_along_dim(
+        x, torch.tensor([3, 3, 0]).view(1, 1, 1, 3), 3),
     windows=lambda x: x.view(1, 8, 2, 4, 8).permute(0, 2, 1, 3, 4).reshape(
         2, 8, 4, 8))
 
@@ -204,13 +209,18 @@ MOVE_ONLY = [
     lambda x: F.pad(x, (1, 1, 1, 1), 'reflect'),
     lambda x: F.pad(x, (0, 2, 0, 0), 'circular'),
     lambda x: torch.cat([x, x.flip(1), x[:, :1]], 1),
+    lambda x: torch.stack([x, x.flip(1)], 1),
+    lambda x: x[:, torch.tensor([2, 0])],
+    lambda x: x[:, :, torch.tensor([2, 0]), torch.tensor([1, 1])],
+    lambda x: x.index_select(3, torch.tensor([2, 0])),
+    lambda x: torch.take_along_dim(x, torch.ones(1, 1, 1, 1).long(), 2),
     lambda x: F.pad(torch.cat([x, x.flip(1)], 1), (1, 1)),
     lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
     lambda x: tuple(each.flip(1) for each in x.split([1, 3], 1))]
 OTHERS = [
     lambda x, y: torch.sigmoid(x), lambda x, y: F.pad(x, (1, 1), value=.7),
     lambda x, y: x.max(1), lambda x, y: x.topk(2, 1),
-    lambda x, y: torch.cat([x, y], 1),
+    lambda x, y: torch.cat([x, y], 1), lambda x, y: torch.stack([x, y], 1),
     lambda x, y: torch.cat([x, x.exp()], 1),
     lambda x, y: F.pad(torch.cat([x.exp(), x.sin()], 1), (1, 1)),
     lambda x, y: tuple(each + 1 for each in x.exp().split(2, 1))]
