@@ -22,6 +22,11 @@ _aten = torch.ops.aten
 LAYERS = {OPS.conv2d.default: 'conv2d', OPS.linear.default: 'linear'}
 
 
+class NoGraph(RuntimeError):
+    """Raised by a model while it is captured: why it has no graph, and what
+    to do."""
+
+
 def capture(model: nn.Module, example: Tuple[Any, ...],
             dynamic: Sequence[str] = ()) -> GraphModule:
     """Capture what a merged model computes for inputs of such shapes.
@@ -74,6 +79,8 @@ def exported(model: nn.Module, example: Tuple[Any, ...],
         program = torch.export.export(
             model, traced, dynamic_shapes=dynamic_shapes(
                 dynamic, model, traced), strict=False)
+    except NoGraph:
+        raise
     except Exception as error:  # whatever torch raises
         reason = str(error).strip().splitlines() or [type(error).__name__]
         graph, remedy = 'no graph', (

@@ -192,10 +192,22 @@ def make_deployable(model: nn.Module, image_shape: Tuple[int, int],
         ValueError: Another kind of model, or a part that is not supported,
             by name.
     """
-    kinds = {cls.__name__ for cls in type(model).__mro__}
+    from .raw import DeployableRaw
     if raw:
-        from .raw import DeployableRaw
         return DeployableRaw(model)
+    try:
+        return _with_post_processing(model)
+    except ValueError as error:
+        if '--raw' in str(error):
+            try:
+                DeployableRaw(model)
+            except ValueError as no_raw_form:
+                raise no_raw_form from error
+        raise
+
+
+def _with_post_processing(model: nn.Module) -> Deployable:
+    kinds = {cls.__name__ for cls in type(model).__mro__}
     if 'ImageClassifier' in kinds:
         return DeployableClassifier(model)
     if 'EncoderDecoder' in kinds:

@@ -66,7 +66,7 @@ class DeployableRaw(DeployableWhole):
 
     def outputs(self, images: Tensor) -> Any:
         """Outputs as the package nests them."""
-        inputs = self.prepare(images)
+        inputs = self.prepared(images)
         if self.first_stage:
             return self.rpn_head(self.model.extract_feat(inputs))
         samples = self.samples(len(images), tuple(images.shape[2:])) \

@@ -4,11 +4,17 @@ import importlib
 from collections import OrderedDict
 from typing import List, Tuple
 
+import torch
 from torch import Tensor, nn
 
 from ...checkpoint import NAME
+from ...integer.graph import NoGraph
 from ..scopes import SAMPLES
+from .boxes import method_of
 from .models import Deployable, Prepare
+
+# Attention of Deformable DETR, DINO and Mask2Former.
+SAMPLES_POINTS = 'MultiScaleDeformableAttention'
 
 
 class DeployableWhole(Deployable):
@@ -32,7 +38,25 @@ class DeployableWhole(Deployable):
         self.__dict__['model'] = own  # no part of itself
 
     def features(self, images: Tensor):
-        return self.model.extract_feat(self.prepare(images))
+        return self.model.extract_feat(self.prepared(images))
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Images as the network reads them.
+
+        Raises:
+            NoGraph: In a capture, of a layer that there is no graph of.
+        """
+        if torch.compiler.is_exporting():
+            for name, part in self.named_modules():
+                if method_of(part, 'forward') == SAMPLES_POINTS:
+                    raise NoGraph(
+                        f'{name} is a {type(part).__name__}, which splits '
+                        'its input by sizes of levels that are tensors, so '
+                        'that there is no graph of it; wrap backbone and '
+                        'neck in a module that takes and gives tensors and '
+                        'call gdrq_mm.deploy.export_onnx, or train a model '
+                        'without it, such as DETR')
+        return self.prepare(images)
 
     def samples(self, number: int, size: Tuple[int, int]) -> List[object]:
         """What the packages tell a model of images of a height and width."""

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from gdrq_mm.deployable import make_deployable
+from gdrq_mm.integer.graph import capture
 
 SIZE = (64, 64)
 
@@ -75,8 +76,20 @@ def test_heads_of_mmseg_are_told_of_the_images():
     ('point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py', 'mmseg',
      'decode_head is a PointHead, whose forward takes')])
 def test_what_takes_more_than_images_is_refused(config, scope, message):
-    with pytest.raises(ValueError, match=f'{message}.*; wrap the parts'):
-        make_deployable(build(config, scope), SIZE, raw=True)
+    model = build(config, scope)
+    # Of the two forms, what is refused does not name the other.
+    for raw in (True, False):
+        with pytest.raises(ValueError, match=f'{message}.*; wrap the parts'):
+            make_deployable(model, SIZE, raw=raw)
+
+
+def test_attention_on_sampled_points_has_no_graph():
+    raw = make_deployable(build('mask2former/mask2former_r50_8xb2-lsj-50e_'
+                                'coco.py'), SIZE, raw=True).eval()
+    with pytest.raises(RuntimeError, match=r'^panoptic_head.pixel_decoder.'
+                       r'encoder.layers.0.self_attn is a MultiScale.*; wrap '
+                       'backbone and neck .* such as DETR$'):
+        capture(raw, (torch.zeros(1, 3, *SIZE), ))
 
 
 def test_mask_heads_have_no_boxes_to_post_process():
