@@ -221,17 +221,35 @@ def _metadata(cfg, args) -> dict:
         from mmengine.registry import DATASETS
         known = DATASETS.get(dataset.type)
         classes = getattr(known, 'METAINFO', {}).get('classes')
+    preprocessor = dict(cfg.model.get('data_preprocessor') or cfg.get(
+        'data_preprocessor') or {})
+    prepared = args.format == 'hls4ml'
     return dict(
         input='float32, as the data preprocessor gives it, channels last'
-        if args.format == 'hls4ml' else
+        if prepared else
         f'{args.input}, 0 to 255, channels as the pipeline of the '
         'dataset gives them; normalization and padding are in the file',
-        data_preprocessor=json.dumps(dict(
-            cfg.model.get('data_preprocessor') or cfg.get(
-                'data_preprocessor') or {}), default=str),
+        channel_order=channel_order(preprocessor, prepared),
+        data_preprocessor=json.dumps(preprocessor, default=str),
         calibration={None: 'training set', 'none': 'synthetic images'}.get(
             args.calibration, 'folder of images'),
         classes=json.dumps(classes, default=list))
+
+
+def channel_order(preprocessor: dict, prepared: bool) -> str:
+    """Order of channels of a file's input, 'bgr' or 'rgb'.
+
+    Args:
+        preprocessor (dict): Config of the data preprocessor, which reads
+            'bgr', as mmcv loads images, unless it turns 'rgb' into that.
+        prepared (bool): Whether the file's input is what it gives.
+    """
+    orders = ['bgr', 'rgb']
+    if preprocessor.get('rgb_to_bgr'):
+        orders.reverse()
+    turned = any(preprocessor.get(name) for name in (
+        'bgr_to_rgb', 'rgb_to_bgr', 'to_rgb'))
+    return orders[prepared and turned]
 
 
 def _save(model: torch.nn.Module, source: str, path: Path) -> None:

@@ -160,8 +160,8 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         input_names (sequence of str, optional): Names in the file.
         output_names (sequence of str, optional): Names in the file.
         metadata (dict[str, str], optional): Written into the file, beside
-            the versions of this package and torch and the bits of every
-            layer.
+            the versions of this package and torch, the bits of every weight
+            and of the codes that every layer reads.
         dynamic (sequence of str): What may differ from the example in 'qdq'
             and 'tensorrt' files: 'batch', 'size' (height and width); the
             file is run at others as well. Of an :class:`IntegerModel` it

@@ -13,6 +13,9 @@ import torch
 from gdrq_mm.deployable import load_model
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export_onnx.py'
+sys.path.insert(0, str(TOOL.parent))
+
+from export_onnx import channel_order  # noqa: E402
 
 
 def export(*args):
@@ -91,7 +94,7 @@ def test_a_checked_and_measured_file_is_written_or_none(
     assert 'calibrated with synthetic images' in result.stdout
     told = {each.key: each.value for each in proto.metadata_props}
     assert json.loads(told['data_preprocessor'])['mean']
-    assert 'uint8' in told['input']
+    assert 'uint8' in told['input'] and told['channel_order'] == 'bgr'
     assert told['calibration'] == 'synthetic images'
 
 
@@ -130,3 +133,12 @@ def test_a_folder_of_images_calibrates_and_openvino_is_measured(
     assert result.returncode == 1
     assert 'run has no image (.bmp, ' in result.stderr
     assert not (tmp_path / 'other.onnx').exists()
+
+
+@pytest.mark.parametrize('preprocessor, prepared, order', [
+    (dict(to_rgb=True), False, 'bgr'), (dict(bgr_to_rgb=True), True, 'rgb'),
+    (dict(), True, 'bgr'), (dict(rgb_to_bgr=True), False, 'rgb'),
+    (dict(rgb_to_bgr=True), True, 'bgr')])
+def test_the_order_of_channels_is_that_of_the_input(
+        preprocessor, prepared, order):
+    assert channel_order(preprocessor, prepared) == order
