@@ -101,15 +101,17 @@ class _OnResults(Interpreter):
     def compare(self, name: str, ours: Tensor, theirs: Tensor, few: int = 0
                 ) -> None:
         """Take note of tensors that are not equal but for ``few`` values, or
-        a share of those that are there: neither zero nor a label below it."""
+        a share of those that are there: neither zero nor a label below 0."""
+        allowed, there = 0., (ours >= 0) | (theirs >= 0)
+        if ours.is_floating_point() and ours.numel():
+            allowed = TOLERANCE * float(
+                ours.abs().nan_to_num(0., 0.).max())
+            there = (ours.abs() > allowed) | (theirs.abs() > allowed)
         ours, theirs = ours.double(), theirs.double()
-        finite = ours[ours.isfinite()].abs()
-        allowed = TOLERANCE * float(finite.max()) if len(finite) else 0.
         off = ~torch.isclose(theirs, ours, rtol=0, atol=allowed,
                              equal_nan=True)
-        there = (ours.abs() > allowed) | (theirs.abs() > allowed)
         if off.sum() > max(few, SHARE * float(there.sum())):
-            self.off[name] = float(off.sum() / there.sum())
+            self.off[name] = float(off.sum() / there.sum().clamp(1))
         if (theirs.isnan() & ~ours.isnan()).any():
             self.off[name] = float('nan')
 

@@ -150,3 +150,14 @@ def test_one_value_of_a_hundred_may_be_off(off, refused):
         return
     with pytest.raises(RuntimeError, match='11.0% of y'):
         check_between(module, (x, ), [], values, ['y'])
+
+
+@pytest.mark.parametrize('right', [0, 2000])
+def test_one_label_of_five_that_is_another_is_refused(right):
+    labels = torch.full((1, 1000), -1)
+    labels[0, :5] = right
+    found = labels.clone()
+    found[0, 0] += 1
+    with pytest.raises(RuntimeError, match='20.0% of y'):
+        check_between(capture(nn.Identity(), (labels, )), (labels, ), [],
+                      dict(y=found.numpy()), ['y'])
