@@ -7,6 +7,7 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx
+from gdrq_mm.export import onnx_check
 from gdrq_mm.export.between_check import check_between
 from gdrq_mm.integer.graph import capture
 from gdrq_mm.merge.ops import OPS
@@ -161,3 +162,19 @@ def test_one_label_of_five_that_is_another_is_refused(right):
     with pytest.raises(RuntimeError, match='20.0% of y'):
         check_between(capture(nn.Identity(), (labels, )), (labels, ), [],
                       dict(y=found.numpy()), ['y'])
+
+
+def test_a_file_that_is_joined_otherwise_as_a_whole_is_warned_of(
+        monkeypatch, tmp_path):
+    """Values between layers are read from a copy that has them as outputs."""
+    run = onnx_check.run
+
+    def joined(session, example):
+        results = run(session, example)
+        return [1.5 * each for each in results] if len(results) == 1 \
+            else results
+
+    model, x = quantized()
+    monkeypatch.setattr(onnx_check, 'run', joined)
+    with pytest.warns(UserWarning, match='joins operators otherwise'):
+        export_onnx(model, x, tmp_path / 'model.onnx')

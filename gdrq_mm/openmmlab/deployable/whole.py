@@ -4,11 +4,11 @@ import importlib
 from collections import OrderedDict
 from typing import List, Tuple
 
-import torch
 from torch import Tensor, nn
 
 from ...checkpoint import NAME
 from ...integer.graph import NoGraph
+from ...modes import is_compiling
 from ..scopes import SAMPLES
 from .boxes import method_of
 from .models import Deployable, Prepare
@@ -46,7 +46,7 @@ class DeployableWhole(Deployable):
         Raises:
             NoGraph: In a capture, of a layer that there is no graph of.
         """
-        if torch.compiler.is_exporting():
+        if is_compiling():
             for name, part in self.named_modules():
                 if method_of(part, 'forward') == SAMPLES_POINTS:
                     raise NoGraph(
