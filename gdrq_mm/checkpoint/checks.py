@@ -12,6 +12,7 @@ from .keys import PACKED, is_stored
 from .packing import check_codes, packed_shapes
 
 EXTRA_STATE = nn.modules.module._EXTRA_STATE_KEY_SUFFIX  # may be no tensor
+_LOAD = nn.Module.load_state_dict.__code__
 MAX_UPDATES = 2**40  # of counters: no training has that many steps
 
 
@@ -130,7 +131,7 @@ def demands() -> Tuple[bool, bool]:
     does not tell its hooks. Of torch, or of mmengine."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is nn.Module.load_state_dict.__code__:
+        if frame.f_code is _LOAD:
             return frame.f_locals['strict'], True
         if frame.f_code.co_name == 'load_state_dict' \
                 and frame.f_locals.get('strict') is True:

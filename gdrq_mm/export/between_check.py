@@ -51,7 +51,7 @@ class _OnResults(Interpreter):
     """A model on what the layers and choices of a file gave.
 
     Args:
-        module (GraphModule): Of the model.
+        module (GraphModule): The model's graph.
         calls (sequence[LayerCall]): All calls of layers.
         values (mapping[str, ndarray]): Other values of the file, by name.
 
@@ -136,7 +136,7 @@ def check_between(module: GraphModule, example: tuple,
     """All operators that are no quantized layer must give the same.
 
     Args:
-        module (GraphModule): Of the model that the file was made of.
+        module (GraphModule): The graph that the file was made of.
         example (tuple): What both were run on.
         calls (sequence[LayerCall]): All calls of layers in the file.
         values (mapping[str, ndarray]): Values of the file by name: outputs,

@@ -19,6 +19,7 @@ from mmengine.hooks import CheckpointHook, checkpoint_hook
 from mmengine.infer import BaseInferencer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import nn
 
 from ..checkpoint import check_whole, part_of
 from ..writing import write_whole
@@ -178,13 +179,15 @@ def _distrust_configs() -> Callable:
 
 
 def _check_models() -> Callable:
-    """mmengine loads what it finds, and only logs what it does not; of the
-    part of a checkpoint that ``init_cfg`` asks for, the schemes are left out.
+    """mmengine, and torch with ``strict=False``, load what they find, and
+    mmengine only logs what it does not; of the part of a checkpoint that
+    ``init_cfg`` asks for, the schemes are left out.
     """
-    load, load_part, read = (
+    load, load_part, read, load_any = (
         mmengine_checkpoint.load_state_dict,
         mmengine_checkpoint._load_checkpoint_with_prefix,
-        CheckpointLoader.__dict__['load_checkpoint'])
+        CheckpointLoader.__dict__['load_checkpoint'],
+        nn.Module.load_state_dict)
 
     @functools.wraps(load)
     def load_state_dict(module, state_dict, *args, **kwargs):
@@ -204,12 +207,19 @@ def _check_models() -> Callable:
         check_own_loading(content, filename, sys._getframe(1))
         return content
 
+    @functools.wraps(load_any)
+    def load_state_dict_of_torch(self, state_dict, strict=True, assign=False):
+        check_whole(self, state_dict)
+        return load_any(self, state_dict, strict, assign)
+
+    nn.Module.load_state_dict = load_state_dict_of_torch
     CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
     mmengine_checkpoint.load_state_dict = load_state_dict
     mmengine_checkpoint._load_checkpoint_with_prefix = \
         load_checkpoint_with_prefix
 
     def undo():
+        nn.Module.load_state_dict = load_any
         mmengine_checkpoint.load_state_dict = load
         mmengine_checkpoint._load_checkpoint_with_prefix = load_part
         CheckpointLoader.load_checkpoint = read

@@ -44,7 +44,8 @@ def changes(old, new):
             if (old.get(key, missing) is not new.get(key, missing)
                 if isinstance(key, tuple) else old[key] != new[key])]
 
-modules = [name for name in sys.modules if name == 'torch.serialization'
+modules = [name for name in sys.modules if name in (
+               'torch.serialization', 'torch.nn.modules.module')
            or name.split('.')[0] == 'mmengine']
 before, loaded = snapshot(), set(sys.modules)
 import gdrq_mm

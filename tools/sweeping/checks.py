@@ -223,7 +223,7 @@ def float_gap(model: nn.Module, training: Optional[Training]) -> List[str]:
 
     Args:
         model (nn.Module): The float model.
-        training (Training, optional): Of another that was built like it.
+        training (Training, optional): That of another, built like it.
 
     Returns:
         list[str]: Names of entries that are missing or unknown, sorted.
