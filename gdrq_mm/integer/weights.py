@@ -55,10 +55,14 @@ def store_integers(name: str, layer: MergedLayer, submodule: nn.Module,
     sums = span * codes.abs().flatten(1).sum(1)
     reach = bias.abs() / step + sums
     lost = reach > INT32_MAX  # next to this bias the weights are nothing
-    if bool((lost & (256 * sums > reach)).any()):
+    beyond = lost & (256 * sums > reach)
+    if bool(beyond.any()):
+        worst = int((reach * beyond).argmax())
         raise ValueError(
             f'{name} sums {codes[0].numel()} products of {layer.bits}-bit '
-            f'weights and inputs of {span + 1} codes, which may leave int32; '
+            f'weights and inputs of {span + 1} codes (in filter {worst} up '
+            f'to {sums[worst]:.3g}) and adds a bias of '
+            f'{reach[worst] - sums[worst]:.3g}, which may leave int32; '
             'train it with fewer bits, or leave it float with '
             f'dict(match={name!r}, skip=True) in the rules')
     factor = (INT32_MAX / 2 / reach.clamp(min=1)).floor()

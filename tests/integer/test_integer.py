@@ -360,5 +360,6 @@ def test_wide_layers_are_right_or_refused():
                                rtol=1e-3, atol=1e-3)
     merged, x = wide_linear(300000, .01)
     with pytest.raises(ValueError, match='0 sums 300000 products of 8-bit '
-                       'weights and inputs of 256 codes.* skip=True'):
+                       r'weights and inputs of 256 codes \(in filter \d up '
+                       r'to [\d.e+]+\) and adds a bias of \d.* skip=True'):
         to_integer(merged, x)
