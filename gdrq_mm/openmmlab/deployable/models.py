@@ -193,6 +193,11 @@ def make_deployable(model: nn.Module, image_shape: Tuple[int, int],
             by name.
     """
     from .raw import DeployableRaw
+    if not hasattr(model, 'data_preprocessor'):
+        raise ValueError(
+            f'{type(model).__name__} cannot be exported as a model of '
+            'OpenMMLab, it has no data_preprocessor: give a module that takes '
+            'and gives tensors to gdrq_mm.deploy.export_onnx')
     if raw:
         return DeployableRaw(model)
     try:

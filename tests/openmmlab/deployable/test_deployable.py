@@ -166,8 +166,10 @@ def test_parts_that_cannot_be_exported_are_named(build_model):
     model.test_cfg.rcnn.nms.type = 'soft_nms'
     with pytest.raises(ValueError, match="nms.type='soft_nms'"):
         make_deployable(model, (64, 64))
-    with pytest.raises(ValueError, match='Conv2d cannot be exported'):
-        make_deployable(nn.Conv2d(3, 4, 3), (64, 64))
+    for raw in (False, True):
+        with pytest.raises(ValueError, match='Conv2d cannot be exported.* no '
+                           'data_preprocessor: .*deploy.export_onnx'):
+            make_deployable(nn.Conv2d(3, 4, 3), (64, 64), raw)
 
 
 def test_larger_images_than_exported_are_refused(load_config):
