@@ -10,6 +10,8 @@ from typing import Dict, Iterable, Optional, Set
 import torch
 from torch import Tensor, nn
 
+LOOKS = 100  # steps in which an average moves
+
 
 @dataclasses.dataclass
 class Copied:
@@ -19,10 +21,12 @@ class Copied:
         ranges (set[str], optional): Quantizers that have a range.
         parameter (Tensor, optional): The last that could train, as it was
             when the model that was copied first stepped.
+        looks (int): How often that was looked at since then.
         averages (bool): Whether it has moved without an optimizer.
     """
     ranges: Optional[Set[str]] = None
     parameter: Optional[Tensor] = None
+    looks: int = 0
     averages: bool = False
 
 
@@ -47,18 +51,17 @@ def hand_on_ranges(state, live: Iterable, turned: Iterable[str]) -> None:
         copied = other.copied
         if copied.ranges is None:  # it has not averaged anything yet
             copied.ranges = _with_range(_quantizers(other, called=False))
-        if not _is_average(other):
-            continue
-        copied.ranges -= set(turned)
+        has = copied.ranges - set(turned)
         waiting = {name: quantizer for name, quantizer in
-                   _quantizers(state, called=True).items()
-                   if name not in copied.ranges}
+                   _quantizers(state, called=True).items() if name not in has}
+        if not waiting or not _is_average(other):
+            continue
         new = _with_range(waiting)
         theirs = _quantizers(other, called=False) if new else {}
         for name in new:
             theirs[name].load_state_dict(waiting[name].state_dict())
             theirs[name].forget()
-        copied.ranges |= new
+        copied.ranges = has | new
 
 
 def _is_average(other) -> bool:
@@ -66,10 +69,12 @@ def _is_average(other) -> bool:
     trained = [each for each in other.parameters_ if each.requires_grad]
     if not trained or copied.averages:
         return True
-    if other.has_stepped:
+    # A look waits for the device; what has not moved by then waits itself.
+    if other.has_stepped or copied.looks == LOOKS:
         return False
     if copied.parameter is None:
         copied.parameter = trained[-1].detach().clone()
+    copied.looks += 1
     copied.averages = not torch.equal(trained[-1], copied.parameter)
     return copied.averages
 
