@@ -451,15 +451,14 @@ def test_thresholds_without_their_schemes_are_refused():
     assert same(model.state_dict(), before)
 
 
+@pytest.mark.parametrize('strict', [True, False])
 @pytest.mark.parametrize('config', CONFIGS)
-def test_quantized_state_dict_is_not_silently_a_float_one(config):
+def test_a_float_model_refuses_a_quantized_state_dict(config, strict):
     source, model = trained(config), make_net()
-    result = model.load_state_dict(source.state_dict(), strict=False)
-    assert f'{NAME}.schemes' in result.unexpected_keys
-    if 'weight' in config:
-        assert 'conv1.weight_quantizer.clip' in result.unexpected_keys
-    with pytest.raises(RuntimeError, match=f'{NAME}.schemes'):
-        make_net().load_state_dict(source.state_dict())
+    before = snapshot(model)
+    with pytest.raises(CheckpointError, match='this model is float'):
+        model.load_state_dict(source.state_dict(), strict=strict)
+    assert same(model.state_dict(), before)
 
 
 @pytest.mark.parametrize('config', CONFIGS)
