@@ -1,7 +1,7 @@
 """What entries of a checkpoint must be like, before anything is loaded."""
 import math
 import sys
-from typing import Dict, Optional, Set, Tuple
+from typing import Callable, Dict, Optional, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -134,10 +134,26 @@ def demands() -> Tuple[bool, bool]:
         if frame.f_code is _LOAD:
             return frame.f_locals['strict'], True
         if frame.f_code.co_name == 'load_state_dict' \
-                and frame.f_locals.get('strict') is True:
-            return True, True
+                and 'strict' in frame.f_locals:
+            strict = frame.f_locals['strict']
+            return strict, strict
         frame = frame.f_back
     return False, False
+
+
+def adapts(module: nn.Module, gates: Callable[[nn.Module], list]) -> bool:
+    """Whether a part changes entries as it loads them (ViT resizes position
+    embeddings), so that others than its own fit.
+
+    Args:
+        module (nn.Module): A quantized model or a part of one.
+        gates (callable): Gives our own hooks of a part.
+    """
+    return any(
+        len(part._load_state_dict_pre_hooks) > len(gates(part))
+        or part._load_state_dict_post_hooks
+        or type(part)._load_from_state_dict.__module__.partition('.')[0]
+        != 'torch' for part in module.modules())
 
 
 def _second_names(ours: Dict[str, tuple], entries: dict) -> Set[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import (
+    adapts,
     check_architecture,
     check_kinds,
     check_quantizers,
@@ -133,7 +134,7 @@ def _before_load(state, module, state_dict, prefix, *_,
         if dry_run:
             return
         state_dict.update(dict.fromkeys(marks, torch.empty(0)))
-        if phase is not None and module._modules.get(NAME) is state:
+        if module._modules.get(NAME) is state:
             state.enter_loaded_phase(phase)
     if '' in layers:  # the module is one itself
         del state_dict[f'{prefix}{_MARK}']
@@ -224,7 +225,8 @@ def _check_structure(module, layers, entries, schemes, ours) -> None:
             'the packed checkpoint has no format version: it is damaged, or '
             'was published before gdrq_mm had one. Nothing was loaded; '
             'publish the training checkpoint again.')
-    names, shapes = (True, True) if packed else demands()
+    names, shapes = (True, True) if packed else (
+        False, False) if adapts(module, _gates) else demands()
     try:
         if shapes:
             without = dict(entries)

@@ -30,7 +30,7 @@ class CheckpointWatchHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Look at what a resumed run goes on with."""
         state = get_state(unwrap(runner.model))
-        if state is not None and runner._resume:
+        if state is not None and runner._resume and self._is_due(runner):
             check_optimizer(checkpoint, runner.optim_wrapper)
             log_differences(checkpoint, self._settings(state),
                             type(self).__name__)
@@ -39,11 +39,17 @@ class CheckpointWatchHook(Hook):
         """Look at the weights; the settings go with them."""
         model = unwrap(runner.model)
         state = get_state(model)
-        if state is not None:
+        if state is not None and self._is_due(runner):
             if self.finite is None:
                 self.finite = FiniteWatch(model, type(self).__name__)
             self.finite.report(runner.iter, weights=True)
             checkpoint['meta'][META] = self._settings(state)
+
+    def _is_due(self, runner) -> bool:
+        """Whether no GDRQHook, registered later, does the same."""
+        return type(self) is not CheckpointWatchHook or not any(
+            isinstance(hook, CheckpointWatchHook) and hook is not self
+            for hook in runner.hooks)
 
     def _settings(self, state) -> dict:
         return dict(state.config.to_dict(), begin_iter=self.begin_iter,

@@ -190,7 +190,7 @@ def _check_models() -> Callable:
         nn.Module.load_state_dict)
 
     @functools.wraps(load)
-    def load_state_dict(module, state_dict, *args, **kwargs):
+    def load_checked(module, state_dict, *args, **kwargs):
         check_whole(unwrap(module), state_dict)
         return load(module, state_dict, *args, **kwargs)
 
@@ -208,13 +208,13 @@ def _check_models() -> Callable:
         return content
 
     @functools.wraps(load_any)
-    def load_state_dict_of_torch(self, state_dict, strict=True, assign=False):
+    def load_state_dict(self, state_dict, strict=True, assign=False):
         check_whole(self, state_dict)
         return load_any(self, state_dict, strict, assign)
 
-    nn.Module.load_state_dict = load_state_dict_of_torch
+    nn.Module.load_state_dict = load_state_dict
     CheckpointLoader.load_checkpoint = classmethod(load_checkpoint)
-    mmengine_checkpoint.load_state_dict = load_state_dict
+    mmengine_checkpoint.load_state_dict = load_checked
     mmengine_checkpoint._load_checkpoint_with_prefix = \
         load_checkpoint_with_prefix
 

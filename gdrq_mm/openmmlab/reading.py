@@ -37,6 +37,7 @@ from ..checkpoint import (
 )
 from .plain_types import RESTRICTED, allow_plain_types
 
+PACKAGES = ('mmdet', 'mmpretrain', 'mmseg')
 _OF_NO_USE = (
     'a float model takes its float weights without bits and thresholds, or, '
     'where they are packed, none at all. Load it into a quantized model '
@@ -171,9 +172,9 @@ def check_own_loading(content: Any, filename: str,
                       reader: FrameType) -> None:
     """Look at who reads a quantized model's file, where it is not mmengine.
 
-    What becomes of it is not seen: Swin and others call torch's
-    ``load_state_dict(strict=False)``, which takes from it what it knows. A
-    float module must not; other code is warned.
+    What becomes of it is not seen: Swin and others change names and call
+    torch's ``load_state_dict(strict=False)``, which takes what it knows. A
+    float module of the packages must not; other code is warned.
 
     Args:
         content: Content of the file.
@@ -181,7 +182,7 @@ def check_own_loading(content: Any, filename: str,
         reader (FrameType): What called mmengine's ``CheckpointLoader``.
 
     Raises:
-        CheckpointError: A method of a float module reads it.
+        CheckpointError: A float module of the packages reads it.
     """
     frame: Optional[FrameType] = reader
     if reader.f_code.co_name == '_load_checkpoint':  # mmengine's short form
@@ -195,15 +196,17 @@ def check_own_loading(content: Any, filename: str,
             str(key).endswith(f'{NAME}.schemes') for key in weights):
         return
     module = frame.f_locals.get('self') if frame else None
-    if not isinstance(module, nn.Module):
-        warnings.warn(
-            f'{filename} is of a quantized model, and {code} loads it by '
-            f'itself: {_OF_NO_USE}')
-    elif not has_load_gate(module):
-        raise CheckpointError(
-            f'{filename} is of a quantized model, and {code} loads it into a '
-            f'{type(module).__name__} that is float: {_OF_NO_USE}. Nothing '
-            'was loaded.')
+    if isinstance(module, nn.Module) and '_modules' in vars(module):
+        if any(map(has_load_gate, module.modules())):
+            return
+        if code.partition('.')[0] in PACKAGES:
+            raise CheckpointError(
+                f'{filename} is of a quantized model, and {code} loads it '
+                f'into a {type(module).__name__} that is float: '
+                f'{_OF_NO_USE}. Nothing was loaded.')
+    warnings.warn(
+        f'{filename} is of a quantized model, and {code} loads it by itself: '
+        f'{_OF_NO_USE}')
 
 
 def read_checkpoint(path: str) -> dict:

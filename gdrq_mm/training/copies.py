@@ -19,13 +19,13 @@ class Copied:
 
     Args:
         ranges (set[str], optional): Quantizers that have a range.
-        parameter (Tensor, optional): The last that could train, as it was
-            when the model that was copied first stepped.
+        sums (Tensor, optional): The sum of each parameter that could train, as
+            it was when the model that was copied first stepped.
         looks (int): How often that was looked at since then.
         averages (bool): Whether it has moved without an optimizer.
     """
     ranges: Optional[Set[str]] = None
-    parameter: Optional[Tensor] = None
+    sums: Optional[Tensor] = None
     looks: int = 0
     averages: bool = False
 
@@ -51,9 +51,10 @@ def hand_on_ranges(state, live: Iterable, turned: Iterable[str]) -> None:
         copied = other.copied
         if copied.ranges is None:  # it has not averaged anything yet
             copied.ranges = _with_range(_quantizers(other, called=False))
-        has = copied.ranges - set(turned)
+        copied.ranges -= set(turned)
         waiting = {name: quantizer for name, quantizer in
-                   _quantizers(state, called=True).items() if name not in has}
+                   _quantizers(state, called=True).items()
+                   if name not in copied.ranges}
         if not waiting or not _is_average(other):
             continue
         new = _with_range(waiting)
@@ -61,7 +62,7 @@ def hand_on_ranges(state, live: Iterable, turned: Iterable[str]) -> None:
         for name in new:
             theirs[name].load_state_dict(waiting[name].state_dict())
             theirs[name].forget()
-        copied.ranges = has | new
+        copied.ranges |= new
 
 
 def _is_average(other) -> bool:
@@ -72,10 +73,12 @@ def _is_average(other) -> bool:
     # A look waits for the device; what has not moved by then waits itself.
     if other.has_stepped or copied.looks == LOOKS:
         return False
-    if copied.parameter is None:
-        copied.parameter = trained[-1].detach().clone()
+    sums = torch.stack([each.detach().double().sum().cpu()
+                        for each in trained])
+    if copied.sums is None:
+        copied.sums = sums
     copied.looks += 1
-    copied.averages = not torch.equal(trained[-1], copied.parameter)
+    copied.averages = not torch.equal(sums, copied.sums)
     return copied.averages
 
 

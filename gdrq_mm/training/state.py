@@ -96,11 +96,13 @@ class QuantizationState(nn.Module):
         self._phase = phase
         self.phase_index.fill_(PHASES.index(phase))
 
-    def enter_loaded_phase(self, index: int) -> None:
-        """The phase that a checkpoint was saved in; its buffers follow."""
-        if PHASES[index] == 'reshape' != self._phase:
+    def enter_loaded_phase(self, index: Optional[int]) -> None:
+        """The phase of a checkpoint, None: of a float one; buffers follow."""
+        self.copied = Copied()  # no average has moved it
+        phase = self._phase if index is None else PHASES[index]
+        if phase == 'reshape' != self._phase:
             _warn_of_reshape()
-        self._phase = PHASES[index]
+        self._phase = phase
 
     @property
     def is_plain(self) -> bool:
@@ -179,9 +181,7 @@ class QuantizationState(nn.Module):
         if not (self.training or self.calibrating or self._warned
                 or quantizer.initialized or x.is_inference()):
             self._warned = True
-            warnings.warn('an activation threshold is not set yet, so this '
-                          'activation stays float: load a trained quantized '
-                          'checkpoint, train, or call gdrq_mm.calibrate')
+            _warn_of_unset()
 
     def weight(self, quantizer: nn.Module, weight: Tensor) -> Tensor:
         """Quantize one weight."""
@@ -225,6 +225,12 @@ def get_state(model: nn.Module) -> Optional[QuantizationState]:
     """The state of a quantized model, None for a float one."""
     return next((child for child in model.children()
                  if isinstance(child, QuantizationState)), None)
+
+
+def _warn_of_unset() -> None:
+    warnings.warn('an activation threshold is not set yet, so this activation '
+                  'stays float: load a trained quantized checkpoint, train, '
+                  'or call gdrq_mm.calibrate')
 
 
 def _warn_of_reshape() -> None:

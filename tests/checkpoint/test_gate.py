@@ -456,3 +456,54 @@ def test_extra_state_of_other_modules_is_no_entry_of_ours(trained):
         gdrq_mm.quantize_(model, dict(weight=dict(bits=4)))
     models[1].load_state_dict(models[0].state_dict())
     assert models[1][1].found == dict(a=1)
+
+
+class Resized(nn.Module):
+    """Takes tables of any length, as ViT position embeddings of others."""
+
+    def __init__(self, length):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.table = nn.Parameter(torch.zeros(length))
+        self._register_load_state_dict_pre_hook(self.resize)
+
+    def resize(self, state_dict, prefix, *_):
+        key = f'{prefix}table'
+        state_dict[key] = state_dict[key][:len(self.table)]
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_parts_that_adapt_what_they_load_may(strict):
+    models = [nn.Sequential(Resized(length)) for length in (5, 3)]
+    for model in models:
+        gdrq_mm.quantize_(model, dict(weight=dict(bits=4)))
+    models[1].load_state_dict(models[0].state_dict(), strict=strict)
+    assert torch.equal(models[1][0].fc.weight, models[0][0].fc.weight)
+
+
+def test_the_innermost_load_says_what_it_demands(trained):
+    entries = kinds_of(trained)['training']
+    without_a_bias(entries)
+    model = make(1)
+
+    def load_state_dict(strict):
+        mmengine_load(model, entries, strict=False)
+
+    load_state_dict(strict=True)
+
+
+def test_other_entries_of_a_model_inside_change_nothing_outside(trained):
+    outer = nn.ModuleDict(dict(a=nn.Linear(2, 2), net=make(1)))
+    state_dict = {f'net.{key}': value
+                  for key, value in kinds_of(trained)['training'].items()}
+    state_dict.update({'a.weight': torch.ones(2, 2), 'a.bias': torch.ones(2)})
+    del state_dict['net.head.bias']
+    before = snapshot(outer)
+    with pytest.raises(CheckpointError, match='1 entries differ'):
+        outer.load_state_dict(state_dict)
+    after = snapshot(outer)
+    assert all(torch.equal(value, before[0][key])
+               for key, value in after[0].items())

@@ -19,7 +19,7 @@ from mmseg import models as mmseg_models
 from torch import nn
 
 import gdrq_mm
-from gdrq_mm.checkpoint import CheckpointError, pack
+from gdrq_mm.checkpoint import CheckpointError, float_weights, pack
 from gdrq_mm.openmmlab.reading import read_checkpoint
 
 
@@ -341,6 +341,34 @@ def test_a_quantized_module_that_loads_by_itself_may(tmp_path, recwarn):
     model.load(path)
     assert torch.equal(model[0].weight, written[0].weight)
     assert not [each for each in recwarn if 'by itself' in str(each.message)]
+
+
+class Distiller(nn.Module):
+    """Float but for its student; reads before it is a module, too."""
+
+    def __init__(self, path, quantize):
+        first = CheckpointLoader.load_checkpoint(path)
+        super().__init__()
+        self.student = nn.ModuleDict(dict(backbone=nn.Linear(4, 4)))
+        if quantize:
+            gdrq_mm.quantize_(self.student, dict(weight=dict(bits=2)))
+            self.student.load_state_dict(first['state_dict'])
+            self.student.load_state_dict(
+                CheckpointLoader.load_checkpoint(path)['state_dict'])
+        else:
+            self.student.load_state_dict(float_weights(
+                CheckpointLoader.load_checkpoint(path)['state_dict']))
+
+
+@pytest.mark.parametrize('quantize', [True, False])
+def test_modules_of_the_users_own_may_read_what_they_know(quantize, tmp_path):
+    path = str(tmp_path / 'a.pth')
+    written = write_quantized(nn.Linear(4, 4), path, packed=False)
+    with pytest.warns(UserWarning, match='by itself') as caught:
+        model = Distiller(path, quantize)
+    assert len(caught) == (1 if quantize else 2)
+    assert torch.equal(model.student['backbone'].weight,
+                       written['backbone'].weight)
 
 
 def test_the_short_form_of_the_loader_warns_as_well(tmp_path):

@@ -164,6 +164,17 @@ def test_other_settings_without_the_hook_are_in_the_log(
                 in run_log(runner))
 
 
+def test_a_hook_that_is_registered_late_says_it_alone(
+        make_runner, quantized_config, tmp_path, run_log):
+    options = dict(work_dir=tmp_path / 'run')
+    make_runner(quantized_config, dict(type='GDRQHook', begin_epoch=1),
+                train_cfg=dict(max_epochs=1), **options).train()
+    runner = make_runner(quantized_config, resume=True, **options)
+    runner.register_hook(dict(type='GDRQHook', begin_epoch=1))
+    runner.train()
+    assert 'other settings' not in run_log(runner)
+
+
 def test_run_without_the_hook_resumed_with_it(
         make_runner, quantized_config, tmp_path):
     """One that converts is refused; one that adds phases goes on."""

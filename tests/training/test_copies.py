@@ -126,6 +126,39 @@ def test_the_average_of_torch_starts_where_steps_were_skipped():
     assert (ours - theirs).norm() < .2 * ours.norm()
 
 
+def test_a_copy_that_loads_a_checkpoint_keeps_its_ranges():
+    """What it loads is no average."""
+    model = make_model(TYPES['LSQ'])
+    other = copy.deepcopy(model)
+    train(model, steps=1)
+    loaded = copy.deepcopy(model.state_dict())
+    for key in loaded:
+        if key.endswith('step.unit'):
+            loaded[key] *= 3
+    other.load_state_dict(loaded)
+    train(model, steps=2)
+    assert all(torch.equal(value, loaded[key])
+               for key, value in other.state_dict().items())
+
+
+def test_an_average_is_found_by_any_of_its_parameters():
+    """The last one may never get a gradient."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    model.unused = nn.Linear(2, 2)
+    quantize_(model, TYPES['LSQ'])
+    averaged = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(3):
+        x = torch.randn(2, 3, 9, 9)
+        model[2](model[1](model[0](x))).square().mean().backward()
+        optimizer.step()
+        for ours, theirs in zip(averaged.parameters(), model.parameters()):
+            ours.data.lerp_(theirs.data, .01)
+    unit = get_state(averaged).layers['0'].input_quantizer.step.unit
+    assert float(unit) > 0
+
+
 def test_a_copy_of_a_trained_model_has_not_stepped():
     model = make_model(TYPES['LSQ'])
     train(model, steps=2)
