@@ -97,7 +97,10 @@ def check_whole(module: nn.Module, state_dict: dict) -> None:
     for name, part in modules.items():
         hooks = [part._load_state_dict_pre_hooks[key].hook
                  for key in _gates(part)]
-        outer = name and has_load_gate(modules[name.rpartition('.')[0]])
+        # Not the parent alone: swapped layers (SyncBN) have no gate.
+        parts = name.split('.')
+        outer = any(has_load_gate(modules['.'.join(parts[:length])])
+                    for length in range(len(parts)))
         if hooks and name and not outer:
             prefix = f'{name}.'
             hooks[0](part, {key: value for key, value in state_dict.items()
