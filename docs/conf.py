@@ -53,7 +53,8 @@ SECTIONS = {
                   'docs/checkpoint_format', 'docs/analysis', 'docs/extend',
                   'docs/patches'],
     'Background': ['docs/architecture', 'docs/method', 'docs/results',
-                   'docs/comparison', 'docs/performance', 'docs/support'],
+                   'docs/comparison', 'docs/performance', 'docs/support',
+                   'docs/export'],
     'Configs and models': ['model_zoo/README', *(
         str(path.relative_to(ROOT).with_suffix(''))
         for path in sorted(ROOT.glob('configs/*/README.md')))],
