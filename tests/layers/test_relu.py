@@ -343,13 +343,20 @@ def test_copy_counts_its_own_sites():
 # -- calls of one module ------------------------------------------------------
 
 
-class Thrice(nn.Module):
-    """One ReLU at three places, whose values differ by a factor."""
+class Once(nn.Module):
+    """Its ReLU at one place."""
 
     def __init__(self):
         super().__init__()
         self.relu = nn.ReLU()
         self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.relu(self.fc(x))
+
+
+class Thrice(Once):
+    """At three places, whose values differ by a factor."""
 
     def forward(this, x):
         for_first = this.relu(this.fc(x))
@@ -376,18 +383,6 @@ def test_threads_share_a_model():
         slow.remove()
     assert all(map(torch.equal, found, expected))
     assert not model.relu._calls  # of threads that are gone
-
-
-class Once(nn.Module):
-    """Its ReLU at one place."""
-
-    def __init__(self):
-        super().__init__()
-        self.relu = nn.ReLU()
-        self.fc = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.relu(self.fc(x))
 
 
 class Alias(Once):

@@ -203,11 +203,11 @@ def make_deployable(model: nn.Module, image_shape: Tuple[int, int],
     try:
         return _with_post_processing(model)
     except ValueError as error:
-        if '--raw' in str(error):
-            try:
-                DeployableRaw(model)
-            except ValueError as no_raw_form:
-                raise no_raw_form from error
+        try:
+            DeployableRaw(model)
+        except ValueError as refused:
+            raise ValueError(f'{error}. And before its post-processing: '
+                             f'{refused}') from error
         raise
 
 
