@@ -34,7 +34,7 @@ SIDE = (
     ('quantizers', 'how a tensor is quantized, one file per method',
      'quantizers'),
     ('layers', 'Conv2d, Linear, ReLU, quantized', 'layers'),
-    ('kernels', 'the same in one pass: C, torch.compile, plain', 'kernels'),
+    ('kernels', 'the same in one pass: C, Triton, plain', 'kernels'),
     ('analysis', 'looks at models, changes none', 'analysis'),
 )
 WIDTH, BOX, HEIGHT, GAP, TOP = 900, 430, 52, 34, 56

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Import name -> what brings it.
 NEEDED = dict(mmengine='mmengine', mmcv='mmcv-lite', mmpretrain='mmpretrain',
               pytest='pytest')
-TESTS = ('tests/kernels/test_compiled.py', 'tests/integration/test_gpu.py')
+TESTS = ('tests/kernels/test_cuda.py', 'tests/integration/test_gpu.py')
 NO_GPU = ('torch finds no GPU on this machine (torch.cuda.is_available() is '
           'False), so there is nothing to try.')
 

@@ -164,11 +164,11 @@ def project_(weight: Tensor, clip: Tensor, k: float, group_size: int) -> None:
     library().project(weight.data_ptr(), clip.data_ptr(),
                       *_rows(weight, clip, group_size), k)
     # Writing by address does not count as a change: say it to autograd.
-    _increment_version(weight)
-    _increment_version(clip)
+    increment_version(weight)
+    increment_version(clip)
 
 
-def _increment_version(x: Tensor) -> None:
+def increment_version(x: Tensor) -> None:
     if hasattr(torch.autograd.graph, 'increment_version'):
         torch.autograd.graph.increment_version(x)
     else:  # torch < 2.3

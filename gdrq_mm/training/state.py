@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import QuantConfig
-from ..kernels.optimizer_hooks import keep_optimizer_hooks
 from ..modes import is_compiling
 from ..plan import LayerPlan
 from .copies import Copied
 from .learned import keep_in_graph
+from .optimizer_hooks import keep_optimizer_hooks
 from .step import watch
 
 PHASES = ('reshape', 'quantize')

@@ -54,7 +54,7 @@ MODULES = [
     'integer/ranges', 'integer/align', 'integer/moves']
 TESTS = ['test_functional.py', 'quantizers', 'test_extend.py', 'config',
          'test_convert.py', 'training', 'layers', 'kernels/test_kernels.py',
-         'kernels/test_optimizer_hooks.py', 'checkpoint', 'merge', 'integer']
+         'checkpoint', 'merge', 'integer']
 SLOWEST = 6.  # CPU seconds of a test that is still used
 # Before the forks: these take longer than most tests.
 IMPORTS = ('mmengine.runner', 'mmcv.ops', 'onnxruntime', 'onnxscript',

@@ -60,7 +60,8 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
     runner, measured = run_config(cfg, f'{name}_{seed}', folder, start, train,
                                   () if train else (RoundHook(), ))
     results = dict(metric=metric_of(measured, task), by='run_experiments.py',
-                   threads=torch.get_num_threads(), commit=commit(),
+                   threads=torch.get_num_threads(), device=device_name(),
+                   commit=commit(),
                    date=time.strftime('%Y-%m-%d %H:%M', time.gmtime()))
     if kind != 'test':
         results['checkpoint'] = str(folder / CHECKPOINT)
@@ -73,6 +74,12 @@ def run_cell(name: str, seed: int, config: dict, task: str, folder: str,
                            for scheme in schemes})
     results['seconds'] = round(time.monotonic() - begin, 1)
     return results
+
+
+def device_name() -> str:
+    """What mmengine's runner trains on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() \
+        else 'CPU'
 
 
 def commit() -> Optional[str]:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import gdrq_mm
-from gdrq_mm.kernels.optimizer_hooks import keep_optimizer_hooks
+from gdrq_mm.training.optimizer_hooks import keep_optimizer_hooks
 
 
 class OwnSGD(torch.optim.SGD):
