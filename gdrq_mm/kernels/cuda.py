@@ -161,9 +161,8 @@ def _project(weight, clip, n, group_values, k, BLOCK: tl.constexpr):
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
         value = tl.load(weight + at, mask=at < end, other=0.).to(tl.float32)
-        value = tl.where(top == top, _clamped(value, -top, top), top)
-        tl.store(weight + at, value.to(weight.dtype.element_ty),
-                 mask=at < end)
+        value = _clamped(value, -top, top).to(weight.dtype.element_ty)
+        tl.store(weight + at, value, mask=at < end)
 
 
 def takes(x: Tensor, clip: Tensor, other: Optional[Tensor] = None) -> bool:
