@@ -283,6 +283,16 @@ def test_parts_that_predict_in_another_way_are_named(
         'outputs.0.0' if part == 'rpn_head' else 'cls_scores.0')
 
 
+def test_cascades_that_refine_in_another_way_are_named():
+    model = build('Cascade', lambda model, *_: model)
+    roi_head = model.roi_head
+    roi_head.__class__ = type('MyCascade', (type(roi_head), ), dict(
+        _refine_roi=lambda *args, **kwargs: None))
+    with pytest.raises(ValueError, match='roi_head is a MyCascade, whose '
+                       '_refine_roi is not known.*--raw'):
+        make_deployable(model, SIZE)
+
+
 @torch.no_grad()
 def test_masks_are_pasted_as_mmdet_does():
     from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
