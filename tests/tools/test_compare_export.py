@@ -9,6 +9,8 @@ import torch
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx
 from gdrq_mm.deployable import first_images, make_deployable
+from gdrq_mm.openmmlab.publish import inference_config
+from gdrq_mm.openmmlab.scopes import build_model
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 sys.path.insert(0, str(TOOLS))
@@ -19,10 +21,11 @@ QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
 
 
 @pytest.fixture
-def saved(load_config, build_model, tmp_path):
+def saved(load_config, tmp_path):
     """Config and checkpoint of an untrained classifier."""
     cfg = load_config('resnet')
-    model = build_model(cfg).eval()
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()  # as tools do, with its preprocessor
     torch.nn.init.normal_(model.head.fc.weight)  # scores that differ
     cfg.dump(str(tmp_path / 'config.py'))
     torch.save(model.state_dict(), tmp_path / 'float.pth')
@@ -60,23 +63,27 @@ def test_the_file_of_a_quantized_model_is_compared(
     cfg, model, config, _ = saved
     images = first_images(cfg, 2, 'test')
     gdrq_mm.quantize_(model, QUANTIZATION)
-    gdrq_mm.calibrate(model, [lambda: model(torch.cat(images))])
+    deployable = make_deployable(model, images[0].shape[2:]).eval()
+    gdrq_mm.calibrate(model, [lambda: deployable(torch.cat(images))])
     checkpoint, file = tmp_path / 'quantized.pth', tmp_path / 'model.onnx'
     torch.save(model.state_dict(), checkpoint)
     cfg.custom_hooks = [dict(type='GDRQHook', quantization=QUANTIZATION)]
     cfg.custom_imports = dict(imports=['gdrq_mm'])
     cfg.dump(str(config))
-    deployable = make_deployable(model, images[0].shape[2:]).eval()
     image = images[0].to(torch.uint8 if dynamic else torch.float32)
-    export_onnx(deployable, image, file, dynamic=dynamic)
+    export_onnx(deployable.eval(), image, file, dynamic=dynamic,
+                calibration=[each.to(image.dtype) for each in images])
     figures = compare(config, checkpoint, '--file', file)
     assert figures['images'] > 3 and figures['scores'] < .1
     assert figures['same_labels'] > figures['images'] / 2
     assert ('images: any size' in capsys.readouterr().out) is bool(dynamic)
     with pytest.raises(ValueError, match='--file has a size of its own'):
         compare(config, checkpoint, '--file', file, '--shape', 32, 32)
-    cfg.model = dict(type='QuantizedModel', model=cfg.model,
-                     quantization=QUANTIZATION)
-    cfg.dump(str(config))
+
+
+def test_a_quantized_model_needs_its_file(saved, compare):
+    cfg, _, config, checkpoint = saved
+    cfg.custom_hooks = [dict(type='GDRQHook', quantization=QUANTIZATION)]
+    inference_config(cfg).dump(str(config))
     with pytest.raises(ValueError, match='is quantized: give .* with --file'):
         compare(config, checkpoint)
