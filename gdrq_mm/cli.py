@@ -40,6 +40,9 @@ VERBS: Dict[str, Verb] = {
                     'a small checkpoint of true bit widths, and its config'),
     'export': Verb('export_onnx.py', (),
                    'a checked ONNX file, for ONNX Runtime or FPGA tools'),
+    'compare-export': Verb(
+        'compare_export.py', (),
+        "an exported file beside the package's own test, image by image"),
     'analyze': Verb('analyze.py', (),
                     'what quantization does, and what to do about it'),
     'compare': Verb('compare.py', (),

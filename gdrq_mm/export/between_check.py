@@ -160,7 +160,9 @@ def check_between(module: GraphModule, example: tuple,
             'differ from those of the model')
     doubtful = given.sorted or given.off.keys() <= given.doubtful
     if not doubtful or any(map(math.isnan, given.off.values())):
-        raise RuntimeError(f'{text}; nothing was written')
+        raise RuntimeError(
+            f'{text}; nothing was written. Compute it otherwise, or, where '
+            'it is post-processing, leave it out (--raw)')
     warnings.warn(f'{text}, unless equal values were sorted in another order; '
                   'compare the metric (gdrq export --eval) before you use '
                   'the file')
@@ -171,8 +173,9 @@ def difference(expected, results: Sequence[np.ndarray]) -> float:
     integers the share that differs."""
     found, expected = [0.], tree_flatten(expected)[0]
     if len(expected) != len(results):
-        raise ValueError(f'the file has {len(results)} outputs, the model '
-                         f'{len(expected)}')
+        raise ValueError(
+            f'the file has {len(results)} outputs, the model '
+            f'{len(expected)}; return tensors alone, each of them once')
     for ours, theirs in zip(expected, results):
         theirs = torch.from_numpy(theirs)
         if not ours.is_floating_point():  # labels: the share that differs

@@ -220,8 +220,8 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
     names = dict(input_names=input_names, output_names=output_names)
     if format in QONNX_FORMATS:
         if isinstance(model, IntegerModel):
-            raise ValueError('QONNX is written from the quantized or merged '
-                             'model, not from an integer model')
+            raise ValueError(f'{format} files are not made of an integer model'
+                             ': give the merged one')
         _need_merged(model)
         report.float_layers = float_layers(model)
         proto = onnx_file.qonnx_proto(model, example, **names)
@@ -258,8 +258,8 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
                 check(part, model, other, again)
             except (RuntimeError, *onnx_check.RUNTIME_ERRORS) as error:
                 raise RuntimeError(
-                    f'with inputs of {shapes(other)} the file or the model '
-                    f'fails; nothing was written: {error}') from error
+                    f'with inputs of {shapes(other)} it fails; leave out '
+                    f'dynamic. Nothing was written: {error}') from error
             report.others[shapes(other)] = again.difference
     return report
 

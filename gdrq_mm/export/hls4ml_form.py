@@ -173,7 +173,7 @@ def _compare(step: str, report, expected: List[np.ndarray],
         raise RuntimeError(
             f'{step}: outputs have the sizes {[each.size for each in found]} '
             f'in place of {[each.size for each in expected]}; nothing was '
-            'written')
+            "written. The file without this check: format='qonnx'")
     worst = float(np.max([
         np.abs(ours.ravel() - theirs.ravel()).max() / max(
             np.abs(ours).max(), 1e-30)

@@ -2,7 +2,7 @@
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Collection, Dict, List, Sequence, Tuple
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..integer import IntegerModel
 from .between_check import LayerCall, check_between, choices, difference
-from .onnx_file import layer_nodes
+from .onnx_file import layer_nodes, numbered
 
 # What ONNX Runtime calls them in its optimised graph.
 INTEGER_KERNELS = ('QLinearConv', 'QGemm')
@@ -81,21 +81,34 @@ def check_qdq(path: Path, model: IntegerModel, example: tuple, report
     try:
         report.kernels = kernels(path)
     except RUNTIME_ERRORS as error:
-        raise RuntimeError('ONNX Runtime cannot load the file; nothing was '
-                           f'written: {error}') from error
+        raise RuntimeError(
+            'ONNX Runtime cannot load the file; nothing was written. Compute '
+            'what it names otherwise, or wrap the model in a module that '
+            f'leaves it out: {error}') from error
     floats = {call: kind for call, kind in report.kernels.items()
               if kind not in INTEGER_KERNELS}
-    if len(report.kernels) != len(model.calls):
-        raise RuntimeError(
-            f'the file has {len(report.kernels)} calls of quantized layers, '
-            f'the model {len(model.calls)}; nothing was written')
+    _check_calls(report.kernels, model)
     if floats:
         shown = '\n'.join(f'  {call}: {kind}'
                           for call, kind in floats.items())
         raise RuntimeError(
             f'ONNX Runtime would run {len(floats)} of {len(model.calls)} '
-            f'quantized layers in float; nothing was written:\n{shown}')
+            'quantized layers in float; nothing was written. Please report '
+            'the model, or leave them float, with dict(match=NAME, skip=True) '
+            f'in the rules:\n{shown}')
     _compare(path, model, example, report, EQUAL_CODES)
+
+
+def _check_calls(found: Collection[str], model: IntegerModel) -> None:
+    """Raise where a file has other calls of quantized layers."""
+    wanted = list(numbered(call.layer for call in model.calls))
+    if len(found) != len(wanted):
+        off = ', '.join(sorted(set(found) ^ set(wanted)))
+        raise RuntimeError(
+            f'the file has {len(found)} calls of quantized layers, the model '
+            f'{len(wanted)}: {off}; nothing was written. Please report the '
+            'model, or leave these layers float, with rules that have '
+            'skip=True')
 
 
 def check_tensorrt(path: Path, model: IntegerModel, example: tuple, report
@@ -115,13 +128,17 @@ def check_tensorrt(path: Path, model: IntegerModel, example: tuple, report
             continue
         point = values.get(node.input[2])
         if point is None or point.dtype != np.int8 or point.any():
-            raise RuntimeError(f'{node.name} has a zero point or no int8 '
-                               'codes; nothing was written')
+            raise RuntimeError(
+                f'{node.name} has a zero point or no int8 codes, which '
+                'TensorRT does not read; nothing was written. Train with an '
+                'activation type without zero points, or take --target qdq')
     for each in layer_nodes(proto):
         made = producers.get(each.node.input[0])
         if made is None or made.op_type != 'DequantizeLinear':
-            raise RuntimeError(f'{each.node.name} reads a float tensor; '
-                               'nothing was written')
+            raise RuntimeError(
+                f'{each.node.name} reads a float tensor; nothing was written. '
+                'Leave it float, with a rule that has skip=True, or take '
+                '--target qdq')
     _compare(path, model, example, report, EQUAL_FLOAT_CODES, optimise=False)
 
 
@@ -136,10 +153,7 @@ def _compare(path: Path, model: IntegerModel, example: tuple, report,
     calls, values = run_layers(path, model, example, **options)
     report.codes = {each.name: equal_codes(each, call.grid is not None)
                     for each, call in zip(calls, model.calls)}
-    if len(report.codes) != len(model.calls):
-        raise RuntimeError(
-            f'the file has {len(report.codes)} calls of quantized layers, '
-            f'the model {len(model.calls)}; nothing was written')
+    _check_calls(report.codes, model)
     equal, total = report.equal_codes()
     if equal < least * total:
         worst = min(report.codes, key=lambda call: report.codes[call][0]
@@ -147,7 +161,9 @@ def _compare(path: Path, model: IntegerModel, example: tuple, report,
         raise RuntimeError(
             f'only {equal} of {total} codes equal the integer model, given '
             f'the same input codes; the worst layer is {worst} '
-            f'{report.codes[worst]}. Nothing was written.')
+            f'{report.codes[worst]}. Nothing was written. Please report the '
+            'model, or leave that layer float, with a rule that has '
+            'skip=True')
     results = run(session(path, **options), example)
     report.difference = difference(model(*example), results)
     names = [each.name for each in onnx.load(str(path)).graph.output]

@@ -73,9 +73,12 @@ def qdq_proto(model: IntegerModel, example: tuple, weights: str,
                    if weight.bits <= bits}
         if not fitting:
             needed = min(weight.bits for weight in model.weights.values())
+            wider = [name for name, held in CONTAINERS.items()
+                     if held >= needed]
             raise ValueError(
                 f'weights={weights!r}: no layer has weights of {bits} or '
-                f'fewer bits, the smallest have {needed}')
+                f'fewer bits, the smallest have {needed}; choose '
+                f'{" or ".join(map(repr, wider))}')
         _pack(proto, fitting, bits)
     return proto
 

@@ -42,7 +42,9 @@ def check_qonnx(path: Path, model: nn.Module, example: tuple, report) -> None:
                           for name, error in off.items())
         raise RuntimeError(
             f'the qonnx executor differs from the merged model in {len(off)} '
-            f'of {len(report.layers)} layers; nothing was written:\n{shown}')
+            f'of {len(report.layers)} layers; nothing was written. Please '
+            'report the model, or leave them float, with dict(match=NAME, '
+            f'skip=True) in the rules:\n{shown}')
     check_between(module, example, layers, values, outputs)
 
 
@@ -65,9 +67,12 @@ def layer_outputs(proto: onnx.ModelProto, model: nn.Module,
     convolutions = {each.name: each for each in proto.graph.node
                     if each.op_type == 'Conv'}
     if sorted(calls) != sorted(name for name, *_ in layers):
+        off = ', '.join(sorted({name for name, *_ in layers} ^ set(calls)))
         raise RuntimeError(
             f'the file has {len(layers)} calls of quantized layers, the model '
-            f'{len(calls)}, or of other names')
+            f'{len(calls)}, or of other names: {off}; nothing was written. '
+            'Please report the model, or leave these layers float, with rules '
+            'that have skip=True')
     for name, source, result in layers:
         node, x = calls[name], torch.from_numpy(values[source])
         arguments = [

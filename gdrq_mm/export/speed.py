@@ -16,7 +16,7 @@ from ..merge.layers import (
     MergedReLU,
     RoundedInput,
     RoundedOutput,
-    take_hooks,
+    take_place,
 )
 from .onnx_check import run, session
 
@@ -64,7 +64,7 @@ def float_form(model: nn.Module) -> nn.Module:
 
 def _float_layer(layer: Union[MergedLayer, RoundedInput]) -> nn.Module:
     plain = layer[0] if isinstance(layer, RoundedInput) else _Float(layer)
-    take_hooks(layer, plain)
+    take_place(layer, plain)
     return plain
 
 

@@ -239,11 +239,17 @@ def map_grids(model: nn.Module,
 _HOOKS = ('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs',
           '_forward_hooks', '_forward_hooks_with_kwargs',
           '_forward_hooks_always_called')
+_SIZES = ('in_features', 'out_features', 'in_channels', 'out_channels',
+          'kernel_size')
 
 
-def take_hooks(source: nn.Module, target: nn.Module) -> None:
+def take_place(source: nn.Module, target: nn.Module) -> None:
     """Let ``target`` run the forward hooks of the module that it replaces,
-    that of a quantizer of the output included."""
+    that of a quantizer of the output included, and say of its sizes what
+    that said: models ask their layers."""
+    for name in _SIZES:
+        if hasattr(source, name):
+            setattr(target, name, getattr(source, name))
     for name in _HOOKS:
         getattr(target, name).update(getattr(source, name))
     if hasattr(source, OUTPUT_QUANTIZER):

@@ -19,7 +19,7 @@ from .layers import (
     MergedReLU,
     QuantParams,
     RoundedOutput,
-    take_hooks,
+    take_place,
 )
 
 
@@ -92,10 +92,10 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     for layer, flow in flows.items():
         replaced[layer] = merged_form(layer, flow, names)
         replaced[layer].input_keywords = layer.input_keywords
-        take_hooks(layer, replaced[layer])
+        take_place(layer, replaced[layer])
         if flow.norm is not None:
             replaced[flow.norm] = nn.Identity()
-            take_hooks(flow.norm, replaced[flow.norm])
+            take_place(flow.norm, replaced[flow.norm])
             for part in (layer, flow.norm):
                 part.forward = _left_behind(names[part])
     return _replace(merged, replaced)

@@ -409,6 +409,32 @@ def test_unset_threshold_of_an_output_is_refused_by_name():
         merge(model, x, act=True)
 
 
+@pytest.mark.parametrize('rules', [
+    [], [dict(match='*', weight=dict(bits=None))],
+    [dict(match='*', activation=dict(bits=None))]])
+def test_models_may_ask_layers_for_their_sizes(rules):
+    """As DINO does, of its last classifier; merged, rounded or codes alone."""
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x):
+            kernel, _ = self.conv.kernel_size
+            x = self.conv(x)[..., :kernel, 0].mean(-1)
+            return self.fc(x[:, :self.fc.in_features])[
+                :, :self.fc.out_features - 1]
+
+    torch.manual_seed(0)
+    model, x = Asks(), torch.randn(1, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4), rules=rules))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    assert merged(x).shape == (1, 4)
+    torch.testing.assert_close(merged(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize('outputs', [[], ['norm', 'second']])
 @pytest.mark.parametrize('rules', [
     [], [dict(match='second', weight=dict(bits=None))],

@@ -73,6 +73,7 @@ def test_a_checked_and_measured_file_is_written_or_none(
                     '--align', aligned)
     assert result.returncode == 1
     assert 'no layer has weights of 2 or fewer bits' in result.stderr
+    assert "; choose 'int8' or 'int4'" in result.stderr
     assert not other.exists() and sorted(tmp_path.glob('other*')) == []
     result = export(*trained, '--out', other, '--align', other)
     assert result.returncode == 1 and 'written twice' in result.stderr

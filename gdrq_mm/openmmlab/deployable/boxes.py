@@ -7,6 +7,7 @@ from torch import Tensor
 from ...export import detection_ops  # noqa: F401, defines OPS.nms, OPS.top
 from ...merge.ops import OPS
 
+PACKAGES = 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'
 NMS_KEYS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
 
 
@@ -42,9 +43,15 @@ def joined(levels: Iterable[Candidates]) -> Candidates:
 
 
 def method_of(part: object, name: str) -> str:
-    """The class whose method a part has, such as 'BaseDenseHead'."""
+    """The class whose method a part has, such as 'BaseDenseHead'; with its
+    module where that is not of OpenMMLab: names of others say nothing."""
     method = getattr(type(part), name, None)
-    return getattr(method, '__qualname__', '?').rpartition('.')[0]
+    if name in getattr(part, '__dict__', ()):
+        return f'the method of this {type(part).__name__} alone'
+    module = getattr(method, '__module__', None) or '?'
+    kind = getattr(method, '__qualname__', '?').rpartition('.')[0]
+    return kind if module.partition('.')[0] in PACKAGES else \
+        f'{module}.{kind}'
 
 
 def check_methods(name: str, part: object, known: Set[str],
@@ -68,21 +75,22 @@ def check_methods(name: str, part: object, known: Set[str],
                 'before it with --raw (make_deployable(..., raw=True))')
 
 
-def check_nms(cfg) -> None:
+def check_nms(where: str, cfg) -> None:
     """Raise on suppression that ONNX has no operator for.
 
     Args:
-        cfg (dict): ``nms`` of a ``test_cfg``.
+        where (str): Name of the ``test_cfg``.
+        cfg (dict): Its ``nms``.
 
     Raises:
         ValueError: Names the value.
     """
     if cfg.get('type', 'nms') != 'nms':
-        raise ValueError(f'test_cfg has nms.type={cfg.type!r}, allowed: '
+        raise ValueError(f'{where} has nms.type={cfg.type!r}, allowed: '
                          "'nms' (ONNX has no other); or export with --raw")
     unknown = sorted(set(cfg) - NMS_KEYS)
     if unknown:
-        raise ValueError(f'test_cfg has nms.{unknown[0]}, which cannot be '
+        raise ValueError(f'{where} has nms.{unknown[0]}, which cannot be '
                          'exported; leave it out, or export with --raw')
 
 

@@ -184,14 +184,19 @@ def _known_head(model: nn.Module) -> Callable[..., List[Candidates]]:
         ValueError: Its post-processing is not known, or not as ONNX.
     """
     head = model.bbox_head
-    kind = tuple(method_of(head, name) for name in (
-        'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process'))
-    known = method_of(head, 'predict') == 'BaseDenseHead' and not getattr(
-        getattr(head, 'loss_cls', None), 'custom_cls_channels', False)
-    if not known or kind not in KNOWN_HEADS:
+    methods = 'predict_by_feat', '_predict_by_feat_single', \
+        '_bbox_post_process'
+    kind = tuple(method_of(head, name) for name in methods)
+    check_methods('bbox_head', head, {'BaseDenseHead'}, ('predict', ))
+    own_scores = getattr(getattr(head, 'loss_cls', None),
+                         'custom_cls_channels', False)
+    if own_scores or kind not in KNOWN_HEADS:
+        what = 'a loss_cls that computes scores of its own' if own_scores \
+            else ', '.join(f'{name} of {owner}'
+                           for name, owner in zip(methods, kind))
         raise ValueError(
             f'bbox_head is a {type(head).__name__}, whose post-processing is '
-            'not known; export what comes before it with --raw '
+            f'not known ({what}); export what comes before it with --raw '
             '(make_deployable(..., raw=True))')
-    check_nms(head.test_cfg.nms)
+    check_nms('bbox_head.test_cfg', head.test_cfg.nms)
     return KNOWN_HEADS[kind]

@@ -1,7 +1,17 @@
 """The metric of a deployed model: mm dataset, any function, mm evaluator."""
 import copy
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import torch
 import torch.nn.functional as F
@@ -185,36 +195,50 @@ def evaluate(cfg: Config, functions: Dict[str, Callable],
         detections over 0.3 with the same label and an IoU over 0.75) with
         the first function, in percent.
     """
-    scope = scope_of(cfg)
-    init_default_scope(scope)
-    dataset = Runner.build_dataloader(
-        dict(cfg.test_dataloader, num_workers=0, persistent_workers=False)
-    ).dataset
-    evaluators, agreement = {}, {name: [0, 0] for name in functions}
-    for name in functions:
-        evaluators[name] = Evaluator(copy.deepcopy(cfg.test_evaluator))
-        evaluators[name].dataset_meta = dataset.metainfo
+    scope, evaluators = scope_of(cfg), evaluators_of(cfg, functions)
+    agreement, images = {name: [0, 0] for name in functions}, 0
     for image, sample in images_of(cfg, 'test', size):
-        first = None
+        first, images = None, images + 1
         for name, function in functions.items():
-            outputs = [torch.as_tensor(each) for each in _sequence(
-                function(image))]
+            outputs = tensors_of(function(image))
             first = outputs if first is None else first
             for index, count in enumerate(_agreement(scope, outputs, first)):
                 agreement[name][index] += count
-            filled = _fill(cfg, copy.deepcopy(sample), outputs)
+            filled = with_predictions(cfg, copy.deepcopy(sample), outputs)
             evaluators[name].process([filled], dict(inputs=[image[0]]))
-    return {name: dict(evaluators[name].evaluate(len(dataset)),
+    return {name: dict(evaluators[name].evaluate(images),
                        agreement=100 * equal / total if total else 100.)
             for name, (equal, total) in agreement.items()}
 
 
-def _sequence(outputs) -> Sequence:
-    return outputs if isinstance(outputs, (tuple, list)) else [outputs]
+def evaluators_of(cfg: Config, names: Iterable[str]) -> Dict[str, Evaluator]:
+    """An evaluator of the test set for each of several names."""
+    init_default_scope(scope_of(cfg))
+    dataset = Runner.build_dataloader(
+        dict(cfg.test_dataloader, num_workers=0, persistent_workers=False)
+    ).dataset
+    evaluators = {}
+    for name in names:
+        evaluators[name] = Evaluator(copy.deepcopy(cfg.test_evaluator))
+        evaluators[name].dataset_meta = dataset.metainfo
+    return evaluators
 
 
-def _fill(cfg: Config, sample, outputs: Sequence[Tensor]):
-    """The data sample with the predictions in it."""
+def tensors_of(outputs: Any) -> List[Tensor]:
+    """Outputs of a deployable model, or of a file, as tensors."""
+    return [torch.as_tensor(each) for each in (
+        outputs if isinstance(outputs, (tuple, list)) else [outputs])]
+
+
+def with_predictions(cfg: Config, sample: Any, outputs: Sequence[Tensor]
+                     ) -> Any:
+    """The data sample with the predictions in it.
+
+    Args:
+        cfg (Config): Config of the model.
+        sample (BaseDataElement): Data sample of the image; changed in place.
+        outputs (sequence of Tensor): As deployable models give them.
+    """
     scope = scope_of(cfg)
     if scope == 'mmpretrain':
         scores, = outputs

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...merge.ops import OPS
 from .boxes import check_methods, clip, gather
+from .lengths import known_lengths
 from .whole import DeployableWhole
 
 
@@ -34,10 +35,12 @@ class DeployableQueryDetector(DeployableWhole):
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         height, width = images.shape[2:]
-        outputs = self.model.forward_transformer(
-            self.features(images), self.samples(
+        features = self.features(images)
+        with known_lengths():
+            outputs = self.model.forward_transformer(features, self.samples(
                 self.told_apart(images), (height, width)))
-        scores, boxes = (each[-1] for each in self.bbox_head(**outputs)[:2])
+            scores, boxes = (each[-1]
+                             for each in self.bbox_head(**outputs)[:2])
         number = self.bbox_head.test_cfg.get('max_per_img', boxes.shape[1])
         if self.bbox_head.loss_cls.use_sigmoid:
             classes = scores.shape[2]

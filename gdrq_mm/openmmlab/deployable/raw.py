@@ -6,6 +6,7 @@ from typing import Any, List, Optional, Tuple
 from torch import Tensor, nn
 
 from .boxes import method_of
+from .lengths import known_lengths
 from .whole import DeployableWhole
 
 # The head of a model, by the names that the packages have for it.
@@ -71,9 +72,11 @@ class DeployableRaw(DeployableWhole):
             return self.rpn_head(self.model.extract_feat(inputs))
         samples = self.samples(len(images), tuple(images.shape[2:])) \
             if self.reads_samples else None
-        if self.tells_head:
-            return self.decode_head(self.model.extract_feat(inputs), samples)
-        return self.model.forward(inputs, samples, mode='tensor')
+        with known_lengths():
+            if self.tells_head:
+                return self.decode_head(self.model.extract_feat(inputs),
+                                        samples)
+            return self.model.forward(inputs, samples, mode='tensor')
 
     def names_for(self, images: Tensor) -> Tuple[str, ...]:
         """Names of the outputs for such images."""

@@ -13,6 +13,7 @@ from .boxes import (
     clip,
     gather,
     joined,
+    method_of,
     suppress,
 )
 from .dense import by_level
@@ -205,6 +206,8 @@ def _check_parts(model: nn.Module) -> None:
         'roi_head', roi, {'BaseRoIHead', 'StandardRoIHead', 'CascadeRoIHead'},
         ('predict', 'predict_bbox', 'predict_mask', '_bbox_forward',
          '_mask_forward'))
+    if method_of(roi, 'predict_bbox') == 'CascadeRoIHead':
+        check_methods('roi_head', roi, {'CascadeRoIHead'}, ('_refine_roi', ))
     for head in _stages(roi.bbox_head):
         check_methods('roi_head.bbox_head', head, {'BBoxHead'},
                       ('predict_by_feat', '_predict_by_feat_single',
@@ -214,20 +217,26 @@ def _check_parts(model: nn.Module) -> None:
                 f'roi_head.bbox_head is a {type(head).__name__} with a loss '
                 'that computes scores of its own, or without boxes; export '
                 'the first stage with --raw')
-    extractors = _stages(roi.bbox_roi_extractor)
+    parts = ['bbox_roi_extractor']
     if roi.with_mask:
-        extractors += _stages(roi.mask_roi_extractor)
+        parts.append('mask_roi_extractor')
         for head in _stages(roi.mask_head):
             check_methods('roi_head.mask_head', head, {'FCNMaskHead'},
                           ('predict_by_feat', '_predict_by_feat_single'))
-    for extractor in extractors:
-        check_methods('roi_extractor', extractor, {'SingleRoIExtractor'},
-                      ('forward', 'map_roi_levels'))
-        for layer in extractor.roi_layers:
-            check_methods('roi_layer', layer, {'RoIAlign'}, ('forward', ))
-            if layer.pool_mode != 'avg':
-                raise ValueError(
-                    f'RoIAlign has pool_mode={layer.pool_mode!r}, allowed: '
-                    "'avg'; or export the first stage with --raw")
-    for cfg in (model.test_cfg.rpn, model.test_cfg.rcnn):
-        check_nms(cfg.nms)
+    for part in parts:
+        for extractor in _stages(getattr(roi, part)):
+            check_methods(f'roi_head.{part}', extractor,
+                          {'SingleRoIExtractor'},
+                          ('forward', 'map_roi_levels'))
+            for layer in extractor.roi_layers:
+                _check_align(f'roi_head.{part}.roi_layers', layer)
+    for stage in ('rpn', 'rcnn'):
+        check_nms(f'test_cfg.{stage}', model.test_cfg[stage].nms)
+
+
+def _check_align(name: str, layer: nn.Module) -> None:
+    check_methods(name, layer, {'RoIAlign'}, ('forward', ))
+    if layer.pool_mode != 'avg':
+        raise ValueError(
+            f'{name} has pool_mode={layer.pool_mode!r}, allowed: '
+            "'avg'; or export the first stage with --raw")

@@ -4,11 +4,11 @@ import importlib
 from collections import OrderedDict
 from typing import List, Tuple
 
+import torch
 from torch import Tensor, nn
 
 from ...checkpoint import NAME
 from ...integer.graph import NoGraph
-from ...modes import is_compiling
 from ..scopes import SAMPLES
 from .boxes import method_of
 from .models import Deployable, Prepare
@@ -44,18 +44,17 @@ class DeployableWhole(Deployable):
         """Images as the network reads them.
 
         Raises:
-            NoGraph: In a capture, of a layer that there is no graph of.
+            NoGraph: In a capture for any batch or size, of a layer that
+                has a graph of one.
         """
-        if is_compiling():
+        if any(isinstance(length, torch.SymInt) for length in images.shape):
             for name, part in self.named_modules():
                 if method_of(part, 'forward') == SAMPLES_POINTS:
                     raise NoGraph(
                         f'{name} is a {type(part).__name__}, which splits '
-                        'its input by sizes of levels that are tensors, so '
-                        'that there is no graph of it; wrap backbone and '
-                        'neck in a module that takes and gives tensors and '
-                        'call gdrq_mm.deploy.export_onnx, or train a model '
-                        'without it, such as DETR')
+                        'its input by the sizes of levels, so that its graph '
+                        'is of one batch and size: leave out --dynamic '
+                        '(dynamic=())')
         return self.prepare(images)
 
     def samples(self, number: int, size: Tuple[int, int]) -> List[object]:

@@ -11,6 +11,7 @@ import gdrq_mm
 from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.deployable import make_deployable
 from gdrq_mm.export import onnx_check
+from gdrq_mm.export.speed import export_float
 from gdrq_mm.integer.graph import capture
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.scopes import example_batch
@@ -68,22 +69,49 @@ def test_detections_are_those_of_mmdet(name, spread):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('name', ['Deformable', 'DINO'])
+def test_float_files_with_sampled_points_give_the_detections_of_mmdet(
+        name, spread, tmp_path):
+    """Sizes of levels, which mmdet computes in tensors, are numbers there."""
+    model, x = build(name, spread), image()
+    path = tmp_path / 'float.onnx'
+    export_float(make_deployable(model, SIZE).eval(), x, path)
+    boxes, scores, labels = (torch.from_numpy(each[0]) for each in
+                             onnx_check.run(onnx_check.session(path), [x]))
+    expected = model.test_step(
+        example_batch('mmdet', SIZE))[0].pred_instances
+    torch.testing.assert_close(boxes, expected.bboxes, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(scores, expected.scores, rtol=1e-4, atol=1e-5)
+    assert torch.equal(labels, expected.labels)
+
+
+@pytest.mark.parametrize('dynamic', ['batch', 'size'])
+def test_sampled_points_have_one_batch_and_size(dynamic, spread):
+    deployable = make_deployable(build('Deformable', spread), SIZE).eval()
+    with pytest.raises(RuntimeError, match=r'^encoder.layers.0.self_attn is a '
+                       'MultiScale.*: leave out --dynamic'):
+        capture(deployable, (image(), ), [dynamic])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name, dynamic', [
+    ('DETR', ['batch', 'size']), ('DINO', [])])
 def test_onnx_runtime_gives_the_detections_of_the_integer_model(
-        spread, tmp_path):
-    model, x = build('DETR', spread), image()
+        name, dynamic, spread, tmp_path):
+    model, x = build(name, spread), image()
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4)))
     deployable = make_deployable(model, SIZE).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(x)])
-    dynamic = ['batch', 'size']
     integer = to_integer(merge(deployable, x), x, dynamic=dynamic)
+    last = dict(DETR='fc_cls', DINO='cls_branches.1')[name]
     assert {call.layer for call in integer.calls} >= {
-        'backbone.conv1', 'bbox_head.fc_cls'}
+        'backbone.conv1', f'bbox_head.{last}'}
     path = tmp_path / 'model.onnx'
     export_onnx(integer, x, path, dynamic=dynamic,
                 output_names=deployable.output_names)
     runner = onnx_check.session(path)
-    for images in (x, others()):
+    for images in (x, others()) if dynamic else (x, ):
         theirs = map(torch.from_numpy, onnx_check.run(runner, [images]))
         for mine, other in zip(integer(images), theirs):
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)

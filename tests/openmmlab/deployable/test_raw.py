@@ -83,13 +83,21 @@ def test_what_takes_more_than_images_is_refused(config, scope, message):
             make_deployable(model, SIZE, raw=raw)
 
 
-def test_attention_on_sampled_points_has_no_graph():
+@torch.no_grad()
+def test_graphs_of_mask_heads_with_sampled_points_give_their_outputs():
+    """Sizes of levels, which mmdet computes in tensors, are numbers there."""
     raw = make_deployable(build('mask2former/mask2former_r50_8xb2-lsj-50e_'
                                 'coco.py'), SIZE, raw=True).eval()
+    example = torch.zeros(1, 3, *SIZE)
+    graph = capture(raw, (example, ))
+    image = torch.randint(0, 256, example.shape, generator=torch.Generator(
+        ).manual_seed(0)).float()
+    for ours, theirs in zip(graph(image), raw(image)):
+        torch.testing.assert_close(ours, theirs)
     with pytest.raises(RuntimeError, match=r'^panoptic_head.pixel_decoder.'
-                       r'encoder.layers.0.self_attn is a MultiScale.*; wrap '
-                       'backbone and neck .* such as DETR$'):
-        capture(raw, (torch.zeros(1, 3, *SIZE), ))
+                       r'encoder.layers.0.self_attn is a MultiScale.*: leave '
+                       r'out --dynamic \(dynamic=\(\)\)$'):
+        capture(raw, (example, ), ['size'])
 
 
 def test_mask_heads_have_no_boxes_to_post_process():

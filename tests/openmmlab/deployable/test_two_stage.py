@@ -17,6 +17,7 @@ import gdrq_mm
 from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.deployable import evaluate, make_deployable
 from gdrq_mm.export import onnx_check
+from gdrq_mm.export.speed import export_float
 from gdrq_mm.integer.graph import capture
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.deployable.two_stage import paste
@@ -109,6 +110,23 @@ def test_detections_are_those_of_mmdet(
         assert not masks[labels < 0].any()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['Cascade', 'CascadeMask'])
+def test_the_float_file_of_a_cascade_gives_the_detections_of_mmdet(
+        name, check_detections, check_masks, spread, tmp_path):
+    model, x = build(name, spread, regions=20), image()
+    path = tmp_path / 'float.onnx'
+    export_float(make_deployable(model, SIZE).eval(), x, path)
+    boxes, scores, labels, *masks = (
+        torch.from_numpy(each[0]) for each in onnx_check.run(
+            onnx_check.session(path), [x]))
+    expected = predicted(model)
+    rows = check_detections((boxes, scores, labels), expected)
+    assert len(masks) == ('Mask' in name)
+    for each in masks:
+        check_masks(each[rows], boxes[rows], expected.masks)
+
+
 def coco_of(tmp_path, found, images):
     """Write images, and some of the detections as their ground truth."""
     annotations = []
@@ -175,9 +193,10 @@ def test_masks_are_evaluated_as_mmdet_evaluates_them(spread, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('name', ['Mask', 'Cascade', 'CascadeMask'])
 def test_onnx_runtime_gives_boxes_and_masks_of_the_integer_model(
-        spread, tmp_path):
-    model, x = build('Mask', spread, regions=8), image()
+        name, spread, tmp_path):
+    model, x = build(name, spread, regions=8), image()
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4)))
     deployable = make_deployable(model, SIZE).eval()
@@ -193,13 +212,15 @@ def test_onnx_runtime_gives_boxes_and_masks_of_the_integer_model(
                for reason in report.float_layers.values())
     pair = torch.cat([x, x.flip(3)])
     ours = integer(pair)
-    *theirs, masks = map(torch.from_numpy, onnx_check.run(
+    boxes, scores, labels, *masks = map(torch.from_numpy, onnx_check.run(
         onnx_check.session(path), [pair]))
     assert ((ours[2] >= 0).sum(1) > 3).all()
-    for mine, other in zip(ours, theirs):
+    for mine, other in zip(ours, (boxes, scores, labels)):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+    assert len(masks) == ('Mask' in name)
     # Regions are sampled at places of float precision: codes may differ.
-    assert (masks - ours[3]).abs().mean() < 1e-3
+    for mine, other in zip(ours[3:], masks):
+        assert (other - mine).abs().mean() < 1e-3
 
 
 @torch.no_grad()
@@ -260,6 +281,16 @@ def test_parts_that_predict_in_another_way_are_named(
     # What another ``predict`` makes of the outputs is not known.
     assert raw.names_for(image())[0] == (
         'outputs.0.0' if part == 'rpn_head' else 'cls_scores.0')
+
+
+def test_cascades_that_refine_in_another_way_are_named():
+    model = build('Cascade', lambda model, *_: model)
+    roi_head = model.roi_head
+    roi_head.__class__ = type('MyCascade', (type(roi_head), ), dict(
+        _refine_roi=lambda *args, **kwargs: None))
+    with pytest.raises(ValueError, match='roi_head is a MyCascade, whose '
+                       '_refine_roi is not known.*--raw'):
+        make_deployable(model, SIZE)
 
 
 @torch.no_grad()

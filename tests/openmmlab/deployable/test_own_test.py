@@ -1,0 +1,75 @@
+"""An exported file beside the package's own test, image by image."""
+import pytest
+import torch
+from mmengine.structures import InstanceData
+
+from gdrq_mm.deployable import first_images, make_deployable
+from gdrq_mm.openmmlab.deployable.evaluation import default_size
+from gdrq_mm.openmmlab.deployable.own_test import (
+    compare_with_own_test,
+    paired,
+)
+
+
+def found(boxes, scores, labels):
+    return InstanceData(
+        bboxes=torch.tensor(boxes).repeat_interleave(4).view(-1, 4),
+        scores=torch.tensor(scores), labels=torch.tensor(labels))
+
+
+def test_detections_are_paired_by_label_box_and_score():
+    ours = found([1., 5., 5.], [.9, .5, .4], [0, 1, 0])
+    theirs = found([5., 1., 5.], [.5, .9, .4], [1, 0, 0])
+    assert paired(ours, theirs).tolist() == [1, 0, 2]
+    assert paired(ours[:2], theirs) is None  # one is missing
+    assert paired(found([1., 5., 5.], [.9, .5, .4], [0, 1, 1]),
+                  theirs) is None  # another label
+    none = theirs[:0]
+    assert paired(none, none).tolist() == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['faster_rcnn', 'pspnet', 'resnet'])
+def test_a_float_form_gives_the_packages_own_test(name, load_config,
+                                                  build_model):
+    cfg = load_config(name)
+    dataset = cfg.test_dataloader.dataset
+    if name == 'pspnet':  # mmseg enlarges logits, the form gives classes
+        dataset.pipeline = [each for each in dataset.pipeline
+                            if each['type'] != 'Resize']
+    model = build_model(cfg).eval()
+    size = default_size(cfg, first_images(cfg, 1, 'test'))
+    deployable = make_deployable(model, size).eval()
+    result = compare_with_own_test(cfg, model, deployable, size)
+    assert result.images > 1
+    assert result.scores < 1e-5 and (result.boxes or 0) < 1e-2
+    assert (result.boxes is None) is (name != 'faster_rcnn')
+    if name == 'pspnet':
+        equal, pixels = result.pixels
+        assert .999 < equal / pixels
+    else:
+        assert result.same_labels == result.images
+        assert result.metrics['file'] == pytest.approx(
+            result.metrics['package'], nan_ok=True)
+
+    def other(images):
+        """Something else than the model gives, in its first image alone."""
+        outputs = deployable(images)
+        if other.called:
+            return outputs
+        other.called = True
+        if name == 'faster_rcnn':
+            boxes, scores, labels = outputs
+            return boxes + 3, scores, labels
+        return outputs + 1 if name == 'pspnet' else outputs.roll(1, 1)
+
+    other.called = False
+    changed = compare_with_own_test(cfg, model, other, size)
+    if name == 'faster_rcnn':
+        assert changed.boxes > 2 and changed.scores < 1e-5
+        assert 'greatest difference of a box there' in str(changed)
+    else:
+        assert changed.same_labels <= result.same_labels
+        assert changed.pixels <= result.pixels
+        assert (changed.same_labels, changed.pixels) != (
+            result.same_labels, result.pixels)
