@@ -193,7 +193,7 @@ def test_masks_are_evaluated_as_mmdet_evaluates_them(spread, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('name', ['Mask', 'Cascade', 'CascadeMask'])
+@pytest.mark.parametrize('name', ['Mask', 'CascadeMask'])
 def test_onnx_runtime_gives_boxes_and_masks_of_the_integer_model(
         name, spread, tmp_path):
     model, x = build(name, spread, regions=8), image()
