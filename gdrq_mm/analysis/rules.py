@@ -37,7 +37,7 @@ def acting_rules(config: dict, acting: Mapping[str, Sequence[str]]
 def quantized_sides(plans: Iterable[LayerPlan]) -> Dict[str, List[str]]:
     """What is quantized of all that rules decide, by its name."""
     return {plan.name: [side for side in SIDES if getattr(plan, side)]
-            for plan in plans if not plan.output}
+            for plan in plans if not plan.child}
 
 
 def rules_of_layers(config: dict, model: nn.Module) -> List[dict]:

@@ -5,7 +5,7 @@ from torch import nn
 
 from ..functional import num_groups
 from ..layers import QuantLayer, QuantReLU, lost_layers
-from .plan import LayerPlan
+from .layer_plan import LayerPlan
 from .trace import LayerTrace
 
 # See QuantLayer.past_reads.
@@ -63,9 +63,10 @@ class QuantReport:
         if self.traces is not None:
             trace = self.traces[plan.name]
             return ('not called' if not trace.calls else
+                    '' if plan.products else
                     'signed' if trace.signed else 'unsigned')
-        layer = getattr(plan.module, 'output_quantizer', None) \
-            if plan.output else plan.module
+        layer = getattr(plan.module, plan.child, None) \
+            if plan.child else plan.module
         quantizers = getattr(layer, 'activation_quantizers', tuple)()
         signs = [quantizer.is_signed for _, quantizer in quantizers
                  if quantizer.initialized]
@@ -81,7 +82,7 @@ class QuantReport:
         it."""
         if self.traces is not None:
             return self.traces[plan.name].same_input
-        return [] if plan.output else getattr(plan.module, 'same_input', [])
+        return [] if plan.child else getattr(plan.module, 'same_input', [])
 
     @staticmethod
     def reads_of(plan: LayerPlan) -> List[str]:
@@ -143,7 +144,7 @@ class QuantReport:
             before, after = self.bytes_of(plan)
             row: Dict[str, Any] = dict(
                 layer=plan.name, type=type(plan.module).__name__)
-            row['w bits'] = '' if plan.output else \
+            row['w bits'] = '' if plan.child else \
                 plan.weight.bits if plan.weight else 'float'
             row['w levels'] = plan.weight.num_levels() if plan.weight else ''
             row['a bits'] = plan.activation.bits if plan.activation else \

@@ -7,7 +7,7 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.functional import linear_quantize
 from gdrq_mm.plan import count_macs
-from gdrq_mm.plan.macs import has_low_bit_filters, is_evenly_spaced
+from gdrq_mm.plan.grids import has_low_bit_filters, is_evenly_spaced
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
 
