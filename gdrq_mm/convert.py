@@ -14,6 +14,7 @@ from .layers import (
     added_names,
     attach_output,
     attach_products,
+    refuse_fused_layers,
     refuse_nested_tensors,
     refuse_switches,
     watch_layers,
@@ -84,6 +85,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         state.to(next(model.parameters()).device).train(model.training)
         refuse_switches(model)
         refuse_nested_tensors(model, state.layers.values())
+        refuse_fused_layers(model)
         watch_layers(model, state)
         model.add_module(NAME, state)
         add_load_gate(model, state)

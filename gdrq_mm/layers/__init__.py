@@ -23,7 +23,7 @@ from .switched import (
     refuse_switches,
     watch_layers,
 )
-from .torch_encoders import refuse_nested_tensors
+from .torch_encoders import refuse_fused_layers, refuse_nested_tensors
 
 register_quant_layer(nn.Conv2d, QuantConv2d)
 register_quant_layer(nn.Linear, QuantLinear)
@@ -42,6 +42,6 @@ __all__ = ['InputFirst', 'MERGED_FORMS', 'MergedForm', 'OutputQuantizer',
            'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer', 'QuantLinear',
            'QuantMultiheadAttention', 'QuantReLU', 'added_names',
            'attach_output', 'attach_products', 'check_layers_are_there',
-           'count_products', 'lost_layers', 'refuse_nested_tensors',
-           'refuse_switches', 'register_products', 'register_quant_layer',
-           'warn_of_shared_places', 'watch_layers']
+           'count_products', 'lost_layers', 'refuse_fused_layers',
+           'refuse_nested_tensors', 'refuse_switches', 'register_products',
+           'register_quant_layer', 'warn_of_shared_places', 'watch_layers']

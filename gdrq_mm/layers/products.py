@@ -59,7 +59,7 @@ class ProductOperands(nn.Module):
         """
         raise NotImplementedError
 
-    def rounded(self, place: int, x: Tensor) -> Tensor:
+    def forward(self, place: int, x: Tensor) -> Tensor:
         """An operand on its grid.
 
         Args:
@@ -127,7 +127,7 @@ class ProductQuantizers(ProductOperands, nn.ModuleList):
             return True
         return not all(each.is_floating_point() for each in operands)
 
-    def rounded(self, place: int, x: Tensor) -> Tensor:
+    def forward(self, place: int, x: Tensor) -> Tensor:
         return quantize_activation(self.state, self[place], x)
 
 
@@ -185,8 +185,8 @@ class _Rounding(TorchFunctionMode):
         if self.operands.leaves(number, first, second):
             return [first, second]
         place = 2 * (number % self.operands.number)
-        return [self.operands.rounded(place, first),
-                self.operands.rounded(place + 1, second)]
+        return [self.operands(place, first),
+                self.operands(place + 1, second)]
 
     def _matmul(self, first: Tensor, second: Tensor) -> Tensor:
         return torch.matmul(*self._rounded(first, second))

@@ -196,7 +196,7 @@ class RoundedProducts(ProductOperands):
         return product % self.number in self.of_weights or not all(
             each.is_floating_point() for each in operands)
 
-    def rounded(self, place: int, x: Tensor) -> Tensor:
+    def forward(self, place: int, x: Tensor) -> Tensor:
         grid = self.grids[place]
         if grid is None:
             raise RuntimeError(
