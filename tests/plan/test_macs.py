@@ -195,3 +195,21 @@ def test_interpolated_inputs_are_float_also_where_offsets_are_zeros(kind):
     gdrq_mm.calibrate(model, [lambda: model(x)])
     count = count_macs(model.eval(), lambda: model(x))
     assert set(count.float_parameters()) == {'1.weight'}
+
+
+@pytest.mark.parametrize('bits', [4, 8])
+def test_products_of_low_bit_activations_are_told_from_float_ones(bits):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    x = torch.randn(5, 3, 8)
+
+    def forward():
+        return model[1](model[0](x, x, x)[0])
+
+    gdrq_mm.quantize_(model, dict(W4A4, products=dict(bits=bits)))
+    gdrq_mm.calibrate(model, [forward])
+    counts = [count_macs(model, forward, most) for most in (bits, bits - 1)]
+    assert [count.between_activations for count in counts] == [
+        2 * 3 * 5 * 5 * 8] * 2
+    assert [count.low_bit_between for count in counts] == [
+        2 * 3 * 5 * 5 * 8, 0]
