@@ -59,7 +59,8 @@ def keep_apart(proto: ModelProto) -> None:
             node.input[0] = plain[name]
         nodes.append(node)
         if node.op_type == 'Gemm' and is_dequantized(node.input[1]) and any(
-                each.op_type in FUSED for each in readers.get(node.output[0], ())):
+                each.op_type in FUSED
+                for each in readers.get(node.output[0], ())):
             name = node.output[0]
             renamed[name] = f'{name}.apart'
             nodes.append(helper.make_node(
