@@ -74,6 +74,11 @@ class Coverage:
         return sum(row.low_bit for row in self.rows
                    if row.operand == ACTIVATIONS)
 
+    @property
+    def between_share(self) -> float:
+        """Share of those that have two low-bit operands."""
+        return self.low_bit_between / max(self.between, 1)
+
     def _weight_rows(self) -> List[Row]:
         return [row for row in self.rows
                 if row.operand not in (CONSTANT, ACTIVATIONS)]
@@ -95,7 +100,7 @@ class Coverage:
             line += (f'; {(self.macs - total) / 1e6:.4g} million more have no '
                      'weight (activations with activations, as in attention)')
         if self.low_bit_between:
-            line += (f', {percent(self.low_bit_between / self.between)} of '
+            line += (f', {percent(self.between_share)} of '
                      'those of activations with two low-bit operands')
         return line
 

@@ -37,14 +37,19 @@ class QuantReport:
             weights that were seen to have two low-bit operands, see
             :func:`gdrq_mm.analysis.measure_coverage`. Defaults to None: it
             was not measured, and is not printed.
+        between_share (float, optional): The same of those of activations with
+            activations; printed where the config says anything of
+            ``products``.
     """
 
     def __init__(self, layers: List[LayerPlan],
                  traces: Optional[Dict[str, LayerTrace]] = None,
-                 mac_share: Optional[float] = None) -> None:
+                 mac_share: Optional[float] = None,
+                 between_share: Optional[float] = None) -> None:
         self.layers = layers
         self.traces = traces
         self.mac_share = mac_share
+        self.between_share = between_share
 
     @staticmethod
     def bytes_of(plan: LayerPlan) -> tuple:
@@ -135,6 +140,9 @@ class QuantReport:
             bytes_after=sum(after for _, after in sizes))
         if self.mac_share is not None:
             totals['mac_share'] = self.mac_share
+        if self.between_share is not None and any(
+                plan.products for plan in self.layers):
+            totals['between_share'] = self.between_share
         return totals
 
     def rows(self) -> List[dict]:
@@ -172,6 +180,9 @@ class QuantReport:
                 'weights')
         if 'mac_share' in totals:
             line += f' and {percent(totals["mac_share"])} of the MACs'
+        if 'between_share' in totals:
+            line += (f' and {percent(totals["between_share"])} of those of '
+                     'activations with activations')
         line += (f' are quantized: {totals["bytes_before"] / 1e6:.2f} '
                  f'-> {totals["bytes_after"] / 1e6:.2f} MB of weights')
         lost = self.lost()
