@@ -188,7 +188,8 @@ def _prepare_layers(model: nn.Module) -> None:
               if isinstance(layer, QuantLayer)]
     if not layers:
         raise ValueError('no layer of the model is quantized; convert it with '
-                         'gdrq_mm.quantize_ and load its checkpoint')
+                         'gdrq_mm.quantize_ (with weight bits) and load its '
+                         'checkpoint')
     phase = layers[0].state.phase
     if phase != 'quantize':
         raise ValueError(f'the model is in its {phase!r} phase, its weights '

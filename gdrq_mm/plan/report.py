@@ -222,14 +222,18 @@ class QuantReport:
                 for row in self.rows()]
         if not rows:
             return 'no layers'
-        widths = {key: max(len(key), *(len(row[key]) for row in rows))
-                  for key in rows[0]}
-        lines = ['  '.join(key.ljust(width) for key, width in widths.items()),
-                 '  '.join('-' * width for width in widths.values())]
-        lines += ['  '.join(row[key].ljust(width)
-                            for key, width in widths.items()) for row in rows]
         return '\n'.join(line.rstrip() for line in [
-            *lines, self.summary(), self.policy()])
+            *_table(rows), self.summary(), self.policy()])
+
+
+def _table(rows: List[Dict[str, str]]) -> List[str]:
+    """Lines of a table, whose columns are the keys."""
+    widths = {key: max(len(key), *(len(row[key]) for row in rows))
+              for key in rows[0]}
+    return ['  '.join(key.ljust(width) for key, width in widths.items()),
+            '  '.join('-' * width for width in widths.values()),
+            *('  '.join(row[key].ljust(width)
+                        for key, width in widths.items()) for row in rows)]
 
 
 def _size(plan: LayerPlan) -> int:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gdrq_mm
 from gdrq_mm.checkpoint import float_weights, pack
-from gdrq_mm.deploy import merge
+from gdrq_mm.deploy import export_onnx, merge
 from gdrq_mm.layers import (
     QuantMultiheadAttention,
     count_products,
@@ -619,3 +619,10 @@ def test_a_merged_model_refuses_products_that_its_example_did_not_show():
     merged = merge(model, batch())
     with pytest.raises(RuntimeError, match='0 computes more products'):
         merged(torch.randn(4, 5, 8))
+
+
+@pytest.mark.parametrize('part', [Attention, lambda: Torchs(True)])
+def test_quantized_products_alone_are_not_exported(part, tmp_path):
+    model = made(part())
+    with pytest.raises(ValueError, match='no layer of the model is quantized'):
+        export_onnx(model, batch(), tmp_path / 'model.onnx')
