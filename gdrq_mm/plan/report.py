@@ -1,4 +1,5 @@
 """What was quantized and what was not: rows to read, totals to quote."""
+from collections import Counter
 from typing import Any, Dict, List, Optional
 
 from torch import nn
@@ -215,7 +216,8 @@ class QuantReport:
             more = f' and {len(plans) - 8} more' if len(plans) > 8 else ''
             parts.append(f'{name}: {names}{more}' if index else
                          f'{name}: {len(plans)} layers')
-        return '[weight,activation] bits: ' + '; '.join(parts)
+        return '[weight,activation] bits: ' + '; '.join(
+            parts + _products(self.layers))
 
     def __str__(self) -> str:
         rows = [{key: str(value) for key, value in row.items()}
@@ -224,6 +226,14 @@ class QuantReport:
             return 'no layers'
         return '\n'.join(line.rstrip() for line in [
             *_table(rows), self.summary(), self.policy()])
+
+
+def _products(plans: List[LayerPlan]) -> List[str]:
+    """Bits of the products of activations, where a plan has any."""
+    counts = Counter(plan.activation.bits if plan.activation else 'float'
+                     for plan in plans if plan.products)
+    return [f'products of activations at {bits}: {number} modules'
+            for bits, number in counts.most_common()]
 
 
 def _table(rows: List[Dict[str, str]]) -> List[str]:

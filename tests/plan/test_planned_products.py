@@ -156,6 +156,20 @@ def test_the_report_lists_products_and_who_was_called():
     assert rows['second.product_quantizers']['input'] == 'not called'
 
 
+def test_the_policy_and_the_measured_share_name_products():
+    plans = plans_of(weight=dict(bits=4), products=dict(bits=8), rules=[
+        dict(match='first', products=dict(bits=None))])
+    report = QuantReport(plans, mac_share=1., between_share=.5)
+    assert report.policy().endswith(
+        '; products of activations at float: 1 modules; '
+        'products of activations at 8: 1 modules')
+    assert 'and 100.0% of the MACs and 50.0% of those of activations with ' \
+        'activations are quantized' in report.summary()
+    without = QuantReport(plans_of(weight=dict(bits=4)), mac_share=1.,
+                          between_share=0.)
+    assert 'activations' not in without.summary() + without.policy()[25:]
+
+
 def test_coverage_says_how_many_products_are_low_bit():
     part = model()
     x = torch.randn(2, 3, 8)
