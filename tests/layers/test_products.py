@@ -21,6 +21,7 @@ from gdrq_mm.layers import (
     register_quant_layer,
 )
 from gdrq_mm.layers.products import attention
+from gdrq_mm.merge.layers import MergedLinear
 from gdrq_mm.plan import count_macs
 from gdrq_mm.training import get_state
 
@@ -579,12 +580,18 @@ class Registered(nn.Linear):
         return (x @ x.mT).softmax(-1) @ F.linear(x, self.weight, self.bias)
 
 
+class WithKernel(Registered):
+    """Its integer kernel would know nothing of the products."""
+
+
 register_quant_layer(Registered)
+register_quant_layer(WithKernel,
+                     integer=lambda layer, *args: MergedLinear(*args))
 
 
 @pytest.mark.parametrize('part', [
     Attention, lambda: Function(), lambda: Torchs(False),
-    lambda: Registered(8, 8), Weighted])
+    lambda: Registered(8, 8), lambda: WithKernel(8, 8), Weighted])
 def test_a_merged_model_computes_what_was_trained(part):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), part())

@@ -213,3 +213,13 @@ def test_products_of_low_bit_activations_are_told_from_float_ones(bits):
         2 * 3 * 5 * 5 * 8] * 2
     assert [count.low_bit_between for count in counts] == [
         2 * 3 * 5 * 5 * 8, 0]
+
+
+def test_a_product_with_one_float_operand_is_none_of_low_bits():
+    few, many = torch.randn(3, 4, 5).round(), torch.randn(3, 5, 4)
+    model = nn.Linear(1, 1)
+    for operands, low_bit in (((few, many), 0), ((many, few), 0),
+                              ((few, few.mT), 3 * 4 * 4 * 5)):
+        count = count_macs(model, lambda: torch.bmm(*operands))
+        assert count.low_bit_between == low_bit
+        assert count.between_activations > 0
