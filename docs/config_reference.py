@@ -33,9 +33,9 @@ custom_hooks = [
 ```
 
 Every part may be left out: without `weight` weights stay float, without
-`activation` activations do. An unknown field, a value that is not allowed and
-a rule that decides nothing are errors. `gdrq plan CONFIG` shows what a config
-does to every layer.
+`activation` activations do, without `products` the products of attention. An
+unknown field, a value that is not allowed and a rule that decides nothing are
+errors. `gdrq plan CONFIG` shows what a config does to every layer.
 """
 
 
@@ -112,6 +112,13 @@ def page() -> str:
                  'whatever reads them: the fields of `activation` without '
                  '`site`, with 8 bits as the default, and\n\n'
                  + table(ResidualScheme, without=('activation', )))
+    parts.append('## `products`\n\nBoth operands of products of activations '
+                 'with activations, as attention has them (see '
+                 '[method.md](method.md#products-of-attention)): the fields '
+                 'of `activation` without `site`. `ScaleClip` has '
+                 "`threshold='mse'` as its default here, since a multiple of "
+                 'the mean cuts off the few large attention weights. In rules '
+                 '`match` is the name of the module that multiplies.\n')
     parts.append('## `GDRQHook`\n\n' + table(GDRQHook))
     parts.append('## `distill`\n\nAn argument of `GDRQHook`, see '
                  '[method.md](method.md#distillation).\n\n'

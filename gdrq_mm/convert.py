@@ -10,14 +10,16 @@ from .config import QuantConfig
 from .layers import (
     QUANT_LAYERS,
     OutputQuantizer,
+    ProductQuantizers,
     added_names,
     attach_output,
+    attach_products,
+    refuse_fused_layers,
     refuse_nested_tensors,
     refuse_switches,
     watch_layers,
 )
 from .layers.output import HEADROOM as OUTPUT_HEADROOM
-from .layers.output import NAME as OUTPUT_QUANTIZER
 from .modes import at_least_float32
 from .plan import LayerPlan, QuantReport, make_plan
 from .quantizers import QUANTIZERS
@@ -83,6 +85,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         state.to(next(model.parameters()).device).train(model.training)
         refuse_switches(model)
         refuse_nested_tensors(model, state.layers.values())
+        refuse_fused_layers(model)
         watch_layers(model, state)
         model.add_module(NAME, state)
         add_load_gate(model, state)
@@ -108,11 +111,14 @@ def _check_names(model: nn.Module, plans: List[LayerPlan]) -> None:
             f'{type(getattr(model, NAME)).__name__}, and quantization needs '
             'that name for its state: rename it. Nothing was changed')
     for plan in plans:
-        if plan.output:
-            name, names = plan.name.rpartition('.')[0], {OUTPUT_QUANTIZER}
-            remedy = 'name another module in residual.outputs'
+        name = plan.module_name or 'the model'
+        if plan.child:
+            names = {plan.child}
+            remedy = 'name another module in residual.outputs' \
+                if plan.output else 'leave its products float with ' \
+                f'dict(match={plan.module_name!r}, products=dict(bits=None))' \
+                ' in the rules'
         else:
-            name = plan.name or 'the model'
             names = {PACKED, *added_names(QUANT_LAYERS[type(plan.module)])}
             remedy = ('leave this layer float with '
                       f'dict(match={plan.name!r}, skip=True) in the rules')
@@ -140,6 +146,10 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
         attach_output(plan.module, layer)
         state.add(plan.name, layer.train(plan.module.training))
         return
+    if plan.products:
+        _convert_products(plan, state, [
+            activation_quantizer() for _ in range(plan.sites)])
+        return
     layer.__class__ = QUANT_LAYERS[type(layer)]
     if isinstance(layer, nn.ReLU):
         parent = modules[plan.name.rpartition('.')[0]]
@@ -156,6 +166,17 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState,
               for _ in layer.input_names))
     layer.train(layer.training)  # its quantizers as well
     state.add(plan.name, layer)
+
+
+def _convert_products(plan: LayerPlan, state: QuantizationState,
+                      quantizers: List[nn.Module]) -> None:
+    module = plan.module
+    if type(module) is nn.MultiheadAttention:  # else torch computes them
+        module.__class__ = QUANT_LAYERS[nn.MultiheadAttention]
+        module.start_quantizing(state, None, *[None] * 3)
+    operands = ProductQuantizers(state, quantizers)
+    attach_products(module, operands)
+    state.add(plan.name, operands.train(module.training))
 
 
 def check_weights(plans: List[LayerPlan]) -> None:

@@ -91,7 +91,8 @@ def plan(args) -> None:
     cfg, model, plans = open_config(args, quantization_of)
     batch = example_batch(scope_of(cfg), tuple(args.shape))
     traces = trace_layers(model, plans, lambda: model.test_step(batch))
-    print(QuantReport(plans, traces, coverage_of(args).share))
+    coverage = coverage_of(args)
+    print(QuantReport(plans, traces, coverage.share, coverage.between_share))
 
 
 def ends(args) -> None:

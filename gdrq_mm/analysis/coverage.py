@@ -62,6 +62,23 @@ class Coverage:
         return sum(row.low_bit for row in self._weight_rows()) / max(
             self.with_weights, 1)
 
+    @property
+    def between(self) -> int:
+        """Multiply-accumulates of activations with activations."""
+        return sum(row.macs for row in self.rows
+                   if row.operand == ACTIVATIONS)
+
+    @property
+    def low_bit_between(self) -> int:
+        """Those of them with two low-bit operands (``products``)."""
+        return sum(row.low_bit for row in self.rows
+                   if row.operand == ACTIVATIONS)
+
+    @property
+    def between_share(self) -> float:
+        """Share of those that have two low-bit operands."""
+        return self.low_bit_between / max(self.between, 1)
+
     def _weight_rows(self) -> List[Row]:
         return [row for row in self.rows
                 if row.operand not in (CONSTANT, ACTIVATIONS)]
@@ -82,6 +99,9 @@ class Coverage:
         if self.macs > total:
             line += (f'; {(self.macs - total) / 1e6:.4g} million more have no '
                      'weight (activations with activations, as in attention)')
+        if self.low_bit_between:
+            line += (f', {percent(self.between_share)} of '
+                     'those of activations with two low-bit operands')
         return line
 
 

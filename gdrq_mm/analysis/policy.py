@@ -227,6 +227,8 @@ def _rule_of_bits(name: str, bits: Bits, old: Optional[Rule],
                       bits=getattr(bits, side))
         if fields != dict(bits=getattr(config, side).bits):
             sides[side] = fields
+    if old is not None and old.products:
+        sides['products'] = dict(old.products)
     # A rule must say something, if only what holds without any.
     return dict(match=glob.escape(name),
                 **(sides or dict(weight=dict(bits=bits.weight))))

@@ -7,6 +7,7 @@ from ..config import QuantConfig
 from ..plan import LayerPlan, make_plan
 
 SIDES = ('weight', 'activation')
+ALL_SIDES = (*SIDES, 'products')
 
 
 def acting_rules(config: dict, acting: Mapping[str, Sequence[str]]
@@ -18,7 +19,7 @@ def acting_rules(config: dict, acting: Mapping[str, Sequence[str]]
     Args:
         config (dict): A ``quantization`` that is allowed.
         acting (mapping): Names that rules are to decide -> what of
-            these is quantized, of 'weight' and 'activation'.
+            these is quantized, of 'weight', 'activation' and 'products'.
     """
     parsed = QuantConfig.from_dict(config)
     kept = []
@@ -26,22 +27,28 @@ def acting_rules(config: dict, acting: Mapping[str, Sequence[str]]
         decided = [name for name in acting if parsed.rule_of(name) is rule]
         acts = {side for name in decided for side in acting[name]}
         left = {key: value for key, value in given.items()
-                if key not in SIDES or key in acts
+                if key not in ALL_SIDES or key in acts
                 # What turns a side off acts by leaving it float.
                 or (value and value.get('bits', 0) is None)}
-        if decided and any(left.get(key) for key in ('skip', *SIDES)):
+        if decided and any(left.get(key) for key in ('skip', *ALL_SIDES)):
             kept.append(left)
     return kept
 
 
 def quantized_sides(plans: Iterable[LayerPlan]) -> Dict[str, List[str]]:
     """What is quantized of all that rules decide, by its name."""
-    return {plan.name: [side for side in SIDES if getattr(plan, side)]
-            for plan in plans if not plan.output}
+    sides: Dict[str, List[str]] = {}
+    for plan in plans:
+        if not plan.output:
+            sides.setdefault(plan.module_name, []).extend(
+                ['products'] * plan.quantized if plan.products else
+                [side for side in SIDES if getattr(plan, side)])
+    return sides
 
 
 def rules_of_layers(config: dict, model: nn.Module) -> List[dict]:
-    """The rules of a config, without what they say of ReLUs alone.
+    """The rules of a config, without what they say of ReLUs alone and of
+    products.
 
     Args:
         config (dict): A ``quantization`` of this model.
@@ -49,4 +56,5 @@ def rules_of_layers(config: dict, model: nn.Module) -> List[dict]:
     """
     plans = make_plan(model, QuantConfig.from_dict(config))
     return acting_rules(config, quantized_sides(
-        plan for plan in plans if not isinstance(plan.module, nn.ReLU)))
+        plan for plan in plans if not plan.products
+        and not isinstance(plan.module, nn.ReLU)))

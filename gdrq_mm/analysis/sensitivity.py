@@ -106,7 +106,7 @@ def float_parts(model: nn.Module, layers: Dict[str, Iterable[str]]):
         model (nn.Module): A quantized model.
         layers (dict[str, iterable of str]): Name of a layer -> its quantizers
             that are not to act, of ``SIDES['both']``; 'input_quantizer' is
-            those of all inputs. ReLUs and outputs that are quantized are
+            those of all inputs. Quantized ReLUs, outputs and products are
             float as a whole.
     """
     state = get_state(model)
@@ -129,9 +129,9 @@ def float_parts(model: nn.Module, layers: Dict[str, Iterable[str]]):
         yield
 
 
-def _unchanged(x: Tensor) -> Tensor:
-    """An output that is not rounded."""
-    return x
+def _unchanged(*args) -> Tensor:
+    """An output, or an operand and its place before it, not rounded."""
+    return args[-1]
 
 
 def float_in(setting: Setting, members: Iterable[str],

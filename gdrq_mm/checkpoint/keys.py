@@ -17,7 +17,8 @@ NAME = 'quantization_state'  # the child of the converted model
 
 # What converted layers add, as submodules.
 QUANTIZER_NAMES = ('weight_quantizer', 'input_quantizer', 'key_quantizer',
-                   'value_quantizer', 'site_quantizers', 'output_quantizer')
+                   'value_quantizer', 'site_quantizers', 'output_quantizer',
+                   'product_quantizers')
 PACKED = 'weight_packed'  # in published files, in the place of ``weight``
 
 # Of published files; raised whenever an older gdrq_mm could no longer read

@@ -6,7 +6,15 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from ..errors import check, did_you_mean
 from ..quantizers import ActivationScheme, WeightScheme
-from .schemes import ResidualScheme, build, build_scheme, replace_fields
+from .schemes import (
+    ResidualScheme,
+    build,
+    build_scheme,
+    fields_of,
+    replace_fields,
+)
+
+SIDES = ('weight', 'activation', 'products')
 
 
 @dataclass(frozen=True)
@@ -18,28 +26,32 @@ class Rule:
         skip (bool): Leave these layers float. Defaults to False.
         weight (dict): Fields of :class:`WeightScheme` to replace.
         activation (dict): Fields of :class:`ActivationScheme` to replace.
+        products (dict): The same for products of activations; ``match`` is
+            the name of the module that computes them.
     """
     match: str = ''
     skip: bool = False
     weight: Optional[dict] = None
     activation: Optional[dict] = None
+    products: Optional[dict] = None
 
     def __post_init__(self):
         check(isinstance(self.match, str) and self.match != '', 'rule.match',
               self.match, 'a layer name or a pattern such as "backbone.*"')
         check(isinstance(self.skip, bool), f'rule {self.match!r}: skip',
               self.skip, 'True or False')
-        for side in ('weight', 'activation'):
+        for side in SIDES:
             value = getattr(self, side)
             check(value is None or isinstance(value, dict),
                   f'rule {self.match!r}: {side}', value, 'a dict')
-        if self.skip and (self.weight or self.activation):
+        asked = any(getattr(self, side) for side in SIDES)
+        if self.skip and asked:
             raise ValueError(f'rule {self.match!r} both skips its layers and '
                              'gives them bits; keep one of the two')
-        if not (self.skip or self.weight or self.activation):
+        if not (self.skip or asked):
             raise ValueError(f'rule {self.match!r} changes nothing; give it '
-                             'skip=True, weight=dict(...) or '
-                             'activation=dict(...)')
+                             'skip=True, weight=dict(...), '
+                             'activation=dict(...) or products=dict(...)')
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,9 @@ class QuantConfig:
             that matches a layer wins.
         residual (dict or ResidualScheme): Defaults to none: no output is
             quantized.
+        products (dict or ActivationScheme): How both operands of products of
+            activations with activations are quantized, as attention has
+            them. Defaults to float operands.
 
     Raises:
         ValueError: An unknown field or a value that is not allowed.
@@ -69,6 +84,7 @@ class QuantConfig:
                                                 'activation')
     rules: Tuple[Rule, ...] = ()
     residual: ResidualScheme = ResidualScheme()
+    products: ActivationScheme = build_scheme('products', {}, 'products')
 
     @classmethod
     def from_dict(cls, config: Union[dict, 'QuantConfig']) -> 'QuantConfig':
@@ -92,9 +108,11 @@ class QuantConfig:
                          'activation'),
             tuple(_rule(rule, index) for index, rule in enumerate(rules)),
             ResidualScheme.from_dict(given['residual'])
-            if given.get('residual') else ResidualScheme())
+            if given.get('residual') else ResidualScheme(),
+            build_scheme('products', given.get('products', {}), 'products'))
         for rule in self.rules:
-            self._apply(rule)  # the values of rules are checked here
+            for side in SIDES:  # the values of rules are checked here
+                self._apply(rule, side)
         return self
 
     def to_dict(self) -> Dict[str, Any]:
@@ -107,6 +125,8 @@ class QuantConfig:
                       rules=rules)
         if self.residual.outputs:
             config['residual'] = self.residual.to_dict()
+        if self.products != type(self).products:
+            config['products'] = fields_of(self.products, 'products')
         return config
 
     def rule_of(self, name: str) -> Optional[Rule]:
@@ -119,26 +139,34 @@ class QuantConfig:
     def schemes(self, name: str) -> Tuple[WeightScheme, ActivationScheme]:
         """The schemes of layer ``name``, its rule applied."""
         rule = self.rule_of(name)
-        if rule is None:
-            return self.weight, self.activation
-        return self._apply(rule)
+        return self._apply(rule, 'weight'), self._apply(rule, 'activation')
 
-    def _apply(self, rule: Rule) -> Tuple[WeightScheme, ActivationScheme]:
+    def products_of(self, name: str) -> ActivationScheme:
+        """The scheme of products that module ``name`` computes, its rule
+        applied."""
+        return self._apply(self.rule_of(name), 'products')
+
+    @property
+    def has_products(self) -> bool:
+        """Whether it says anything of products."""
+        return self.products.bits is not None or any(
+            rule.products for rule in self.rules)
+
+    def _apply(self, rule: Optional[Rule], side: str) -> Any:
+        scheme = getattr(self, side)
+        if rule is None:
+            return scheme
         if rule.skip:
-            return (dataclasses.replace(self.weight, bits=None),
-                    dataclasses.replace(self.activation, bits=None))
-        return tuple(
-            replace_fields(getattr(self, side), side,
-                           getattr(rule, side) or {},
-                           f'rule {rule.match!r}: {side}')
-            for side in ('weight', 'activation'))
+            return dataclasses.replace(scheme, bits=None)
+        return replace_fields(scheme, side, getattr(rule, side) or {},
+                              f'rule {rule.match!r}: {side}')
 
     def for_float_weights(self) -> 'QuantConfig':
         """The same with :meth:`WeightScheme.for_float_weights` everywhere."""
         rules = tuple(
             rule if rule.skip or not rule.weight else dataclasses.replace(
                 rule, weight=dataclasses.asdict(
-                    self._apply(rule)[0].for_float_weights()))
+                    self._apply(rule, 'weight').for_float_weights()))
             for rule in self.rules)
         return dataclasses.replace(
             self, weight=self.weight.for_float_weights(), rules=rules)
@@ -187,7 +215,7 @@ class QuantConfig:
                                  f'layer; {hint}')
 
 
-SECTIONS = ('weight', 'activation', 'rules', 'residual')
+SECTIONS = ('weight', 'activation', 'rules', 'residual', 'products')
 
 
 def _rule(values, index: int) -> Rule:

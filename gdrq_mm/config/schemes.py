@@ -42,7 +42,8 @@ def build_scheme(side: str, values: Any, where: str,
     """Build the scheme of weights or of activations by its ``type``.
 
     Args:
-        side (str): 'weight' or 'activation'.
+        side (str): 'weight', 'activation', or 'products', which are quantized
+            as activations are.
         values (dict): Its fields; a scheme is returned as it is.
         where (str): What the dict is called in errors.
         others (tuple[str]): Fields that are read elsewhere, for hints.
@@ -56,12 +57,18 @@ def build_scheme(side: str, values: Any, where: str,
         return values
     if not isinstance(values, Mapping):
         raise ValueError(f'{where} is {values!r}, allowed: a dict')
+    products = side == 'products'
+    side = 'activation' if products else side
     known = {name: getattr(pair, side) for name, pair in QUANTIZERS.items()
              if getattr(pair, side)}
     name = values.get('type', DEFAULT_TYPE)
     if not isinstance(name, str) or name not in known:
         raise ValueError(f'{where}.type is {name!r}, which is no {side} '
                          f'quantizer; {did_you_mean(str(name), known)}')
+    if products:
+        check('site' not in values, f'{where}.site', values.get('site'),
+              'none: products are where they are')
+        values = {**known[name].Scheme.FOR_PRODUCTS, **values}
     try:
         return build(known[name].Scheme, values, where, others)
     except ValueError as error:
@@ -77,12 +84,21 @@ def replace_fields(scheme: Scheme, side: str, values: Mapping,
     Another ``type`` takes over what all types have (bits, group size, site),
     and its own defaults for all else.
     """
-    inherited = dataclasses.asdict(scheme)
+    inherited = fields_of(scheme, side)
     if values.get('type', scheme.type) != scheme.type:
         base = WeightScheme if side == 'weight' else ActivationScheme
         inherited = {field.name: inherited[field.name]
-                     for field in dataclasses.fields(base)}
+                     for field in dataclasses.fields(base)
+                     if field.name in inherited}
     return build_scheme(side, {**inherited, **values}, where)
+
+
+def fields_of(scheme: Scheme, side: str) -> Dict[str, Any]:
+    """Fields of a scheme that a config may name on some side."""
+    fields = dataclasses.asdict(scheme)
+    if side == 'products':
+        del fields['site']
+    return fields
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,5 @@ class ResidualScheme:
 
     def to_dict(self) -> Dict[str, Any]:
         """In primitive types; :meth:`from_dict` gives it back."""
-        fields = dataclasses.asdict(self.activation)
-        del fields['site']
+        fields = fields_of(self.activation, 'products')
         return dict(fields, outputs=list(self.outputs))

@@ -285,7 +285,7 @@ def _need_merged(model: nn.Module) -> None:
     if not merged_layers(model) and not any(
             isinstance(layer, WeightOnly) for layer in model.modules()):
         raise ValueError('no layer of the model is quantized; convert it with '
-                         'gdrq_mm.quantize_ and load its checkpoint')
+                         'gdrq_mm.quantize_ (weight bits); load a checkpoint')
 
 
 def _require_packages() -> None:

@@ -5,6 +5,11 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 ROUNDED = 'Conv', 'ConvTranspose'  # whose float weights it rounds
+# As those of these, where codes of what they give are read.
+LINEAR = 'Gemm', 'MatMul'
+# Past these it looks for who reads them.
+PASSED = ('Add', 'Flatten', 'Reshape', 'Slice', 'Split', 'Squeeze',
+          'Transpose', 'Unsqueeze')
 FUSED = ('Clip', 'Elu', 'HardSigmoid', 'LeakyRelu', 'Relu', 'Selu', 'Sigmoid',
          'Softplus', 'Softsign', 'Tanh', 'ThresholdedRelu')
 SAME_SHAPE = 'rows.same_shape'
@@ -14,22 +19,28 @@ def keep_apart(proto: ModelProto) -> None:
     """Let layers in float stay so, and layers on integers as well, in place.
 
     Between a DequantizeLinear and a QuantizeLinear, ONNX Runtime rounds the
-    float weights of a convolution to 8 bits, one scale for all filters: it
-    gets the same values in other words. And of a Gemm and an activation right
-    behind it, ONNX Runtime makes one operator, in float: something goes
-    between them.
+    float weights of a convolution or linear layer to 8 bits, one scale for
+    all filters: it gets the same values in other words. And of a Gemm and an
+    activation right behind it, ONNX Runtime makes one operator, in float:
+    something goes between them.
 
     Args:
         proto (ModelProto): A file with codes as uint8.
     """
     makers = {name: node for node in proto.graph.node for name in node.output}
-    readers: Dict[str, List[str]] = {}
+    readers: Dict[str, List[NodeProto]] = {}
     for node in proto.graph.node:
         for name in node.input:
-            readers.setdefault(name, []).append(node.op_type)
+            readers.setdefault(name, []).append(node)
 
     def is_dequantized(name: str) -> bool:
         return name in makers and makers[name].op_type == 'DequantizeLinear'
+
+    def becomes_codes(node: NodeProto) -> bool:
+        return any(
+            reader.op_type == 'QuantizeLinear'
+            or reader.op_type in PASSED and becomes_codes(reader)
+            for name in node.output for reader in readers.get(name, ()))
 
     nodes: List[NodeProto] = []
     plain: Dict[str, str] = {}  # dequantized values -> the same, in float
@@ -37,8 +48,10 @@ def keep_apart(proto: ModelProto) -> None:
     for node in proto.graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = renamed.get(name, name)
-        if node.op_type in ROUNDED and is_dequantized(
-                node.input[0]) and not is_dequantized(node.input[1]):
+        if (node.op_type in ROUNDED
+                or node.op_type in LINEAR and becomes_codes(node)) \
+                and is_dequantized(node.input[0]) \
+                and not is_dequantized(node.input[1]):
             name = node.input[0]
             if name not in plain:
                 nodes += _in_float(makers[name])
@@ -46,7 +59,8 @@ def keep_apart(proto: ModelProto) -> None:
             node.input[0] = plain[name]
         nodes.append(node)
         if node.op_type == 'Gemm' and is_dequantized(node.input[1]) and any(
-                each in FUSED for each in readers.get(node.output[0], ())):
+                each.op_type in FUSED
+                for each in readers.get(node.output[0], ())):
             name = node.output[0]
             renamed[name] = f'{name}.apart'
             nodes.append(helper.make_node(

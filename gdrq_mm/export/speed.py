@@ -16,6 +16,7 @@ from ..merge.layers import (
     MergedReLU,
     RoundedInput,
     RoundedOutput,
+    RoundedProducts,
     take_place,
 )
 from .onnx_check import run, session
@@ -55,6 +56,8 @@ def float_form(model: nn.Module) -> nn.Module:
             module.grids = [None] * len(module.grids)
         elif isinstance(module, RoundedOutput):
             module.grid = None
+        elif isinstance(module, RoundedProducts):
+            module.of_weights = set(range(module.number))
         for name, child in list(module._modules.items()):
             if isinstance(child, (MergedLayer, RoundedInput)):
                 module._modules[name] = _float_layer(child)

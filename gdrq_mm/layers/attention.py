@@ -3,7 +3,7 @@
 Paper: "Attention Is All You Need" (Vaswani et al.), Section 3.2; computed as
 ``torch.nn.functional.multi_head_attention_forward`` does. A filter of the
 projection into queries, keys and values is one row of ``in_proj_weight``.
-Products of activations with activations stay float.
+Products of activations with activations: see :mod:`.products`.
 """
 import math
 from typing import Any, Optional, Tuple

@@ -74,10 +74,22 @@ class OutputQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.called:
             self.called = True
-        if self.state.is_plain:
-            return self.state.activation(self.quantizer, x)
-        x, grid = self.state.activation_and_grid(self.quantizer, x)
-        return x if grid is None else _Round.apply(x, grid)
+        return quantize_activation(self.state, self.quantizer, x)
+
+
+def quantize_activation(state: nn.Module, quantizer: nn.Module, x: Tensor
+                        ) -> Tensor:
+    """Observe an activation that no layer reads, and put it on its grid.
+
+    Args:
+        state (QuantizationState): State of the model.
+        quantizer (nn.Module): The activation quantizer.
+        x (Tensor): The activation.
+    """
+    if state.is_plain:
+        return state.activation(quantizer, x)
+    x, grid = state.activation_and_grid(quantizer, x)
+    return x if grid is None else _Round.apply(x, grid)
 
 
 def attach_output(module: nn.Module, quantizer: OutputQuantizer) -> None:

@@ -13,6 +13,8 @@ from ..layers import (
     QuantLinear,
     register_quant_layer,
 )
+from ..layers.products import NAME as PRODUCT_QUANTIZERS
+from ..layers.products import attach_products
 from .flow import LayerFlow
 from .layers import (
     TINY,
@@ -66,7 +68,7 @@ def merged_form(layer: QuantLayer, flow: LayerFlow,
     if layer.past_reads:
         return _fixed(name, layer, 'other code reads its weight')
     if layer.weight_quantizer is None or not quantizers or not flow.calls \
-            or form.integer is None:
+            or form.integer is None or hasattr(layer, PRODUCT_QUANTIZERS):
         return _float_form(name, layer, form, flow, quantizers)
     codes, scale, bias = fold(layer, flow.norm)
     merged = form.integer(
@@ -138,6 +140,9 @@ def _float_form(name: str, layer: QuantLayer, form: MergedForm,
     plain._modules = {key: child for key, child in layer._modules.items()
                       if key not in own}
     drop_hooks(plain)
+    if hasattr(layer, PRODUCT_QUANTIZERS):  # of the copy's own forward
+        del plain.forward
+        attach_products(plain, getattr(layer, PRODUCT_QUANTIZERS))
     if layer.weight_quantizer is None:
         plain._parameters = {**layer._parameters, 'weight': nn.Parameter(
             layer.weight.detach().clone(), requires_grad=False)}

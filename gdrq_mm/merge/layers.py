@@ -1,13 +1,13 @@
 """Layers of merged models: integer codes, one scale and bias per channel."""
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Callable, List, Optional
+from typing import Callable, List, Optional, Set
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import InputFirst, QuantReLU
+from ..layers import InputFirst, ProductOperands, QuantReLU
 from ..layers.output import NAME as OUTPUT_QUANTIZER
 from .ops import OPS
 
@@ -173,6 +173,39 @@ class RoundedOutput(nn.Module):
         return x if self.grid is None else self.grid.round(x)
 
 
+class RoundedProducts(ProductOperands):
+    """Merged form of the quantizers of a module's products.
+
+    Args:
+        name (str): The module.
+        grids (list[QuantParams, optional]): Two a product; None where the
+            example showed none.
+        of_weights (set[int]): Products that are left as they are.
+    """
+
+    def __init__(self, name: str, grids: List[Optional[QuantParams]],
+                 of_weights: Set[int]) -> None:
+        super().__init__()
+        self.name, self.grids, self.of_weights = name, grids, of_weights
+
+    @property
+    def number(self) -> int:
+        return len(self.grids) // 2
+
+    def leaves(self, product: int, *operands: Tensor) -> bool:
+        return product % self.number in self.of_weights or not all(
+            each.is_floating_point() for each in operands)
+
+    def forward(self, place: int, x: Tensor) -> Tensor:
+        grid = self.grids[place]
+        if grid is None:
+            raise RuntimeError(
+                f'{self.name or "the model"} computes more products of '
+                'activations than the example showed when it was merged: '
+                'merge it with inputs like these')
+        return grid.round(x)
+
+
 class WeightOnly(InputFirst, nn.Module):
     """A float layer with codes for a weight.
 
@@ -227,7 +260,7 @@ def map_grids(model: nn.Module,
               change: Callable[[QuantParams], QuantParams]) -> nn.Module:
     """Give every activation of a merged model another grid, in place."""
     for module in model.modules():
-        if isinstance(module, MergedReLU):
+        if isinstance(module, (MergedReLU, RoundedProducts)):
             module.grids = [grid and change(grid) for grid in module.grids]
         elif isinstance(getattr(module, 'grid', None), QuantParams):
             module.grid = change(module.grid)

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..checkpoint import NAME, remove_load_gate
-from ..layers import OutputQuantizer, QuantLayer, QuantReLU
+from ..layers import (
+    OutputQuantizer,
+    ProductQuantizers,
+    QuantLayer,
+    QuantReLU,
+)
 from ..training import QuantizationState
 from .flow import trace_flow
 from .forms import merged_form
@@ -19,6 +24,7 @@ from .layers import (
     MergedReLU,
     QuantParams,
     RoundedOutput,
+    RoundedProducts,
     take_place,
 )
 
@@ -55,9 +61,9 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
 
     Raises:
         ValueError: Nothing is quantized, weights are still float ('reshape'
-            phase), the threshold of a layer's input or of an output is not
-            set, or a layer reads inputs of several scales, or quantized and
-            float ones.
+            phase), the threshold of a layer's input, of an output or of a
+            product is not set, or a layer reads inputs of several scales, or
+            quantized and float ones.
 
     Examples:
         >>> import gdrq_mm
@@ -89,6 +95,8 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
             if isinstance(child, OutputQuantizer):
                 module._modules[key] = _rounded_output(
                     name, child, child in outputs)
+            elif isinstance(child, ProductQuantizers):
+                module._modules[key] = _rounded_products(name, child)
     for layer, flow in flows.items():
         replaced[layer] = merged_form(layer, flow, names)
         replaced[layer].input_keywords = layer.input_keywords
@@ -141,6 +149,20 @@ def _rounded_output(name: str, output: OutputQuantizer, called: bool
     return RoundedOutput(grid)
 
 
+def _rounded_products(name: str, operands: ProductQuantizers
+                      ) -> RoundedProducts:
+    """What takes the place of the quantizers of a module's products."""
+    for product in operands.seen - operands.of_weights:
+        if not all(operands[place].initialized
+                   for place in (2 * product, 2 * product + 1)):
+            raise ValueError(
+                f'{name or "the model"}: the thresholds of its products of '
+                'activations are not set; load a trained checkpoint, train, '
+                'or call gdrq_mm.calibrate')
+    return RoundedProducts(name, [_grid_of(each, name) for each in operands],
+                           operands.of_weights)
+
+
 def merged_layers(model: nn.Module) -> Dict[str, MergedLayer]:
     """The merged layers of a model, by name."""
     return {name: module for name, module in model.named_modules()
@@ -166,7 +188,8 @@ def _prepare_layers(model: nn.Module) -> None:
               if isinstance(layer, QuantLayer)]
     if not layers:
         raise ValueError('no layer of the model is quantized; convert it with '
-                         'gdrq_mm.quantize_ and load its checkpoint')
+                         'gdrq_mm.quantize_ (with weight bits) and load its '
+                         'checkpoint')
     phase = layers[0].state.phase
     if phase != 'quantize':
         raise ValueError(f'the model is in its {phase!r} phase, its weights '

@@ -5,7 +5,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from .. import kernels
-from ..layers import check_layers_are_there
+from ..layers import ProductQuantizers, check_layers_are_there
 from ..plan import QuantReport
 from ..training import QuantizationState, any_threshold
 from .checks import frozen_norms
@@ -46,7 +46,7 @@ def log_first_iteration(state: QuantizationState) -> None:
     """What only data tell: signs, shared inputs, layers not called."""
     report = QuantReport(state.plans)
     signed = [plan.name for plan in report.layers
-              if not plan.output and report.input_of(plan) == 'signed']
+              if not plan.child and report.input_of(plan) == 'signed']
     shared = sorted({' = '.join(sorted({plan.name, *same}))
                      for plan in report.layers
                      for same in [report.same_input(plan)] if same})
@@ -86,6 +86,28 @@ def log_first_iteration(state: QuantizationState) -> None:
             'calls their forward directly (mmseg does so with decode '
             'heads), their output is not quantized: name the module '
             'inside whose output it is.', 'current', logging.WARNING)
+    _log_products(state)
+
+
+def _log_products(state: QuantizationState) -> None:
+    """Where the products of a forward are not those of the source."""
+    layers = {name.rpartition('.')[0]: layer
+              for name, layer in state.layers.items()
+              if isinstance(layer, ProductQuantizers)}
+    repeated = [f'{name} ({layer.most})' for name, layer in layers.items()
+                if layer.most > layer.number]
+    if repeated:
+        print_log(
+            'GDRQHook: modules that multiply activations more often than '
+            f'their source shows: {", ".join(repeated)}; products in a loop '
+            'share thresholds', 'current')
+    unseen = [name for name, layer in layers.items() if not layer.called]
+    if unseen:
+        print_log(
+            'the source of these multiplies activations, and the first '
+            f'iteration showed none of it: {", ".join(unseen[:5])}. What '
+            'code outside of their forward multiplies stays float.',
+            'current', logging.WARNING)
 
 
 def _warn_of_rules(state: QuantizationState, report: QuantReport) -> None:

@@ -236,7 +236,7 @@ def _check_asked(bench: Bench, plans: List[LayerPlan], sides: Iterable[str],
                 raise ValueError(f'{name} is {value!r}, allowed: '
                                  f'{", ".join(allowed)}')
     relus = [plan.name for plan in plans if plan.quantized
-             and plan.parameter is None and not plan.output]
+             and plan.parameter is None and not plan.child]
     for side in sides if relus else ():
         if side != 'weight':  # what they have rounded is no layer's own
             raise ValueError(

@@ -16,9 +16,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..modes import eval_mode
-
-SAMPLE = 64  # values that are looked at before all are
-TOLERANCE = 1e-3  # of a step, for the rounding of float32
+from .grids import has_low_bit_filters, is_evenly_spaced
 
 _PRODUCTS = {  # operator -> places of its two operands
     'mm': (0, 1), 'bmm': (0, 1), 'mv': (0, 1), 'dot': (0, 1),
@@ -71,6 +69,12 @@ class MacCount:
         """MACs of activations with activations, as attention has them."""
         return sum(each.macs for each in self.products
                    if each.parameter is None)
+
+    @property
+    def low_bit_between(self) -> int:
+        """Those of them whose operands both lie on a grid."""
+        return sum(each.macs for each in self.products
+                   if each.parameter is None and each.low_bit)
 
     @property
     def low_bit_share(self) -> float:
@@ -189,17 +193,20 @@ class MacCounter(TorchDispatchMode):
         macs = _macs(operator, args, first, second, out)
         names = self.name_of(first), self.name_of(second)
         if names == (None, None):
-            self._add(macs, None, False)
+            self._add(macs, None, self._on_grid(first)
+                      and self._on_grid(second))
             return
         name = names[1] or names[0] or ''
         weight, x = (second, first) if name == names[1] else (first, second)
         # What a kernel interpolated lies on a grid by chance, as where the
         # offsets of a deformable convolution still are zeros.
-        low_bit = bool(name) and self.bits is not None and \
-            _storage(x) not in self._zeros and \
-            is_evenly_spaced(x.reshape(1, -1), self.bits) and \
+        low_bit = bool(name) and self._on_grid(x) and \
             has_low_bit_filters(weight, self.bits)
         self._add(macs, name, low_bit)
+
+    def _on_grid(self, x: Tensor) -> bool:
+        return self.bits is not None and _storage(x) not in self._zeros and \
+            is_evenly_spaced(x.reshape(1, -1), self.bits)
 
     def _add(self, macs: int, name: Optional[str], low_bit: bool) -> None:
         owner = self.owners[-1] if self.owners else None
@@ -220,58 +227,6 @@ def _macs(operator: str, args: tuple, first: Tensor, second: Tensor,
     if operator == 'addbmm':  # sums over the batch
         return first.numel() * second.shape[-1]
     return out.numel() * first.shape[-1]
-
-
-def has_low_bit_filters(weight: Tensor, bits: int) -> bool:
-    """Whether the filters of an operand lie on a grid each: slices along one
-    of its dimensions, as the operator turned it."""
-    if weight.dim() == 1:
-        return is_evenly_spaced(weight[None], bits)
-    rows = weight.flatten(1) if weight.dim() != 3 else weight.flatten(0, 1)
-    turned = weight.transpose(-1, -2) if weight.dim() <= 3 else \
-        weight.transpose(0, 1)
-    columns = turned.flatten(1) if weight.dim() != 3 else \
-        turned.flatten(0, 1)
-    return is_evenly_spaced(rows, bits) or is_evenly_spaced(columns, bits)
-
-
-def is_evenly_spaced(rows: Tensor, bits: int) -> bool:
-    """Whether the values of every row are evenly spaced, ``2^bits`` at most.
-
-    Args:
-        rows (Tensor): Shape ``(num_rows, num_values)``.
-        bits (int): 1 to 8.
-
-    Examples:
-        >>> is_evenly_spaced(torch.tensor([[-.3, 0., .6, .3]]), bits=2)
-        True
-        >>> is_evenly_spaced(torch.tensor([[-.3, 0., .6, .4]]), bits=2)
-        False
-    """
-    if rows.numel() == 0 or not rows.is_floating_point():
-        return True
-    rows = rows.detach().double()
-    low, span = rows.amin(1, keepdim=True), \
-        rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)
-    left = (span > 0).flatten()
-    # Strides over the row: neighbours are often equal, paddings for one.
-    every = max(rows.shape[1] // SAMPLE, 1)
-    for steps in range(1, 2**bits):
-        if not left.any():
-            return True
-        index = left.nonzero().flatten()
-        for values in (rows[:, ::every], rows):
-            index = index[_fits(values[index], low[index], span[index],
-                                steps)]
-            if not len(index):
-                break
-        left[index] = False
-    return not left.any()
-
-
-def _fits(values: Tensor, low: Tensor, span: Tensor, steps: int) -> Tensor:
-    codes = (values - low) * (steps / span)
-    return ((codes - codes.round()).abs() < TOLERANCE).all(1)
 
 
 @torch.no_grad()

@@ -1,89 +1,17 @@
 """config -> plan: what becomes of every layer, decided before any change."""
-from dataclasses import dataclass
-from typing import Dict, List, Optional
+from typing import List
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..config import (
-    ActivationScheme,
-    QuantConfig,
-    ResidualScheme,
-    WeightScheme,
-)
+from ..config import QuantConfig, ResidualScheme
 from ..layers import QUANT_LAYERS
 from ..layers.output import NAME as OUTPUT_QUANTIZER
 from ..layers.relu import count_call_sites
+from .layer_plan import LayerPlan, kind_of
 from .outputs import find_outputs
-
-_TABLES = nn.Embedding, nn.EmbeddingBag
-
-
-@dataclass
-class LayerPlan:
-    """What happens to one layer, or to the output of one module.
-
-    Args:
-        name (str): Name in the model; of outputs, that of the quantizer.
-        module (nn.Module): The layer, or the module that returns the output.
-        weight (WeightScheme, optional): None where the weight stays float.
-        activation (ActivationScheme, optional): None where no activation is
-            quantized here.
-        sites (int): Number of activation thresholds.
-        reason (str): Why, in words; for quantized layers the rule behind it.
-        output (bool): Whether it is about what ``module`` returns.
-    """
-    name: str
-    module: nn.Module
-    weight: Optional[WeightScheme] = None
-    activation: Optional[ActivationScheme] = None
-    sites: int = 0
-    reason: str = ''
-    output: bool = False
-
-    @property
-    def parameter_name(self) -> str:
-        """Name of the weight in the module."""
-        cls = type(self.module)
-        return getattr(QUANT_LAYERS.get(cls, cls), 'weight_name', 'weight')
-
-    @property
-    def parameter(self) -> Optional[nn.Parameter]:
-        """The weight of the layer, None for ReLUs and outputs."""
-        if self.output:
-            return None
-        weight = self.module._parameters.get(self.parameter_name)
-        return getattr(self.module, 'weight', None) if weight is None \
-            else weight
-
-    @property
-    def matrices(self) -> List[Tensor]:
-        """All matrices that the layer itself multiplies by; recurrent and
-        attention layers have others than ``weight``."""
-        return [] if self.output else _matrices(self.module)
-
-    def learned_parameters(self) -> Dict[str, nn.Parameter]:
-        """Learned parameters of the quantizers that were put here."""
-        layer = getattr(self.module, OUTPUT_QUANTIZER, None) if self.output \
-            else self.module
-        quantizers = getattr(layer, 'quantizers', tuple)()
-        return {f'{part}.{name}': parameter for part, quantizer in quantizers
-                for name, parameter in quantizer.named_parameters()
-                if parameter.requires_grad}
-
-    @property
-    def quantized(self) -> bool:
-        return self.weight is not None or self.activation is not None
-
-    def scheme(self) -> dict:
-        """What a checkpoint must agree with, in primitive types."""
-        described = {}
-        if self.weight:
-            described['weight'] = self.weight.describe()
-        if self.activation:
-            described['activation'] = (f'{self.activation.describe()}, '
-                                       f'{self.sites} sites')
-        return described
+from .products import plan_products
+from .rules import check_rules_act
 
 
 def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
@@ -91,7 +19,8 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
 
     Changes nothing. Layers are all modules that own weights of two or more
     dimensions, whatever they call them, and, with ``site='relu'``, the ReLUs;
-    the outputs that ``residual`` names come after them.
+    the outputs that ``residual`` names come after them, then the modules that
+    multiply activations, where the config says anything of ``products``.
 
     Args:
         model (nn.Module): A float model.
@@ -103,24 +32,26 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
     Raises:
         ValueError: A rule matches no layer or acts on none, two layers share
             one weight but get different schemes, a part is quantized already,
-            a lazy module has no shape yet, or a pattern of ``residual``
-            matches no module.
+            a lazy module has no shape yet, a pattern of ``residual`` matches
+            no module, or no module is known to have ``products``.
     """
     modules = dict(model.named_modules())
     plans = []
     for name, module in modules.items():
         _check_shaped(name, module)
-        kind = _kind(module)
+        kind = kind_of(module)
         if kind == 'relu' and config.schemes(name)[1].site == 'relu':
             plans.append(_plan_relu(name, module, modules, config))
         elif kind == 'layer':
             plans.append(_plan_layer(name, module, config))
     _leave_held_elsewhere(model, plans)
     aliases = _name_aliases(model, plans)
-    config.check_rules([plan.name for plan in plans], aliases)
-    _check_rules_act(plans, config)
+    products = plan_products(modules, config)
+    config.check_rules([plan.module_name for plan in plans + products],
+                       aliases)
+    check_rules_act(plans + products, config)
     _check_shared_weights(plans)
-    return plans + _plan_outputs(model, config.residual)
+    return plans + _plan_outputs(model, config.residual) + products
 
 
 def _check_shaped(name: str, module: nn.Module) -> None:
@@ -152,25 +83,6 @@ def _name_aliases(model: nn.Module, plans: List[LayerPlan]) -> dict:
             aliases[name] = plan.name
             plan.reason += f'; is {name} as well'
     return aliases
-
-
-def _kind(module: nn.Module) -> Optional[str]:
-    if type(module) is nn.ReLU:
-        return 'relu'
-    return 'layer' if _matrices(module) else None
-
-
-def _matrices(module: nn.Module) -> List[Tensor]:
-    """``weight``; ``weight_ih_l0`` and the like of recurrent layers;
-    ``in_proj_weight`` of attention. Tables are looked up, not multiplied."""
-    if isinstance(module, _TABLES):
-        return []
-    own = dict(module.named_parameters(recurse=False))
-    weight = getattr(module, 'weight', None)
-    if 'weight' not in own and isinstance(weight, Tensor):
-        return [weight] if weight.dim() >= 2 else []  # computed from others
-    return [value for name, value in own.items()
-            if 'weight' in name and value.dim() >= 2]
 
 
 def _plan_layer(name, module, config) -> LayerPlan:
@@ -239,34 +151,6 @@ def _leave_held_elsewhere(model: nn.Module, plans: List[LayerPlan]) -> None:
             plan.weight, plan.activation, plan.sites = None, None, 0
             plan.reason += f'; its weight is {other} as well, which stays ' \
                 'float'
-
-
-def _check_rules_act(plans: List[LayerPlan], config: QuantConfig) -> None:
-    """Fields of a rule must act on a layer that it decides."""
-    for rule in config.rules:
-        decided = [plan for plan in plans if config.rule_of(plan.name) is rule]
-        if (rule.activation or {}).get('site') == 'relu' and not any(
-                _kind(plan.module) == 'relu' for plan in decided):
-            raise ValueError(
-                f"rule {rule.match!r}: site='relu' acts on ReLUs, and it "
-                f'decides none ({decided[0].name} is a '
-                f'{type(decided[0].module).__name__}): match the ReLU, or '
-                'leave site out')
-        for side in ('weight', 'activation'):
-            fields = getattr(rule, side)
-            turned_off = fields and fields.get('bits', '') is None
-            if not fields or turned_off or any(
-                    getattr(plan, side) for plan in decided):
-                continue
-            first = decided[0]
-            why = ('a ReLU has no weight' if _kind(first.module) == 'relu'
-                   and side == 'weight' else
-                   first.reason if not first.quantized else
-                   f'its {side} has no bits')
-            raise ValueError(
-                f'rule {rule.match!r}: {side}={fields} acts on none of its '
-                f'layers ({first.name}: {why}): give it bits, or leave '
-                f'{side} out')
 
 
 def _check_shared_weights(plans: List[LayerPlan]) -> None:

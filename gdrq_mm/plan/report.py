@@ -1,11 +1,12 @@
 """What was quantized and what was not: rows to read, totals to quote."""
+from collections import Counter
 from typing import Any, Dict, List, Optional
 
 from torch import nn
 
 from ..functional import num_groups
 from ..layers import QuantLayer, QuantReLU, lost_layers
-from .plan import LayerPlan
+from .layer_plan import LayerPlan
 from .trace import LayerTrace
 
 # See QuantLayer.past_reads.
@@ -37,14 +38,19 @@ class QuantReport:
             weights that were seen to have two low-bit operands, see
             :func:`gdrq_mm.analysis.measure_coverage`. Defaults to None: it
             was not measured, and is not printed.
+        between_share (float, optional): The same of those of activations with
+            activations; printed where the config says anything of
+            ``products``.
     """
 
     def __init__(self, layers: List[LayerPlan],
                  traces: Optional[Dict[str, LayerTrace]] = None,
-                 mac_share: Optional[float] = None) -> None:
+                 mac_share: Optional[float] = None,
+                 between_share: Optional[float] = None) -> None:
         self.layers = layers
         self.traces = traces
         self.mac_share = mac_share
+        self.between_share = between_share
 
     @staticmethod
     def bytes_of(plan: LayerPlan) -> tuple:
@@ -63,9 +69,10 @@ class QuantReport:
         if self.traces is not None:
             trace = self.traces[plan.name]
             return ('not called' if not trace.calls else
+                    '' if plan.products else
                     'signed' if trace.signed else 'unsigned')
-        layer = getattr(plan.module, 'output_quantizer', None) \
-            if plan.output else plan.module
+        layer = getattr(plan.module, plan.child, None) \
+            if plan.child else plan.module
         quantizers = getattr(layer, 'activation_quantizers', tuple)()
         signs = [quantizer.is_signed for _, quantizer in quantizers
                  if quantizer.initialized]
@@ -81,7 +88,7 @@ class QuantReport:
         it."""
         if self.traces is not None:
             return self.traces[plan.name].same_input
-        return [] if plan.output else getattr(plan.module, 'same_input', [])
+        return [] if plan.child else getattr(plan.module, 'same_input', [])
 
     @staticmethod
     def reads_of(plan: LayerPlan) -> List[str]:
@@ -134,6 +141,9 @@ class QuantReport:
             bytes_after=sum(after for _, after in sizes))
         if self.mac_share is not None:
             totals['mac_share'] = self.mac_share
+        if self.between_share is not None and any(
+                plan.products for plan in self.layers):
+            totals['between_share'] = self.between_share
         return totals
 
     def rows(self) -> List[dict]:
@@ -143,7 +153,7 @@ class QuantReport:
             before, after = self.bytes_of(plan)
             row: Dict[str, Any] = dict(
                 layer=plan.name, type=type(plan.module).__name__)
-            row['w bits'] = '' if plan.output else \
+            row['w bits'] = '' if plan.child else \
                 plan.weight.bits if plan.weight else 'float'
             row['w levels'] = plan.weight.num_levels() if plan.weight else ''
             row['a bits'] = plan.activation.bits if plan.activation else \
@@ -171,6 +181,9 @@ class QuantReport:
                 'weights')
         if 'mac_share' in totals:
             line += f' and {percent(totals["mac_share"])} of the MACs'
+        if 'between_share' in totals:
+            line += (f' and {percent(totals["between_share"])} of those of '
+                     'activations with activations')
         line += (f' are quantized: {totals["bytes_before"] / 1e6:.2f} '
                  f'-> {totals["bytes_after"] / 1e6:.2f} MB of weights')
         lost = self.lost()
@@ -203,21 +216,34 @@ class QuantReport:
             more = f' and {len(plans) - 8} more' if len(plans) > 8 else ''
             parts.append(f'{name}: {names}{more}' if index else
                          f'{name}: {len(plans)} layers')
-        return '[weight,activation] bits: ' + '; '.join(parts)
+        return '[weight,activation] bits: ' + '; '.join(
+            parts + _products(self.layers))
 
     def __str__(self) -> str:
         rows = [{key: str(value) for key, value in row.items()}
                 for row in self.rows()]
         if not rows:
             return 'no layers'
-        widths = {key: max(len(key), *(len(row[key]) for row in rows))
-                  for key in rows[0]}
-        lines = ['  '.join(key.ljust(width) for key, width in widths.items()),
-                 '  '.join('-' * width for width in widths.values())]
-        lines += ['  '.join(row[key].ljust(width)
-                            for key, width in widths.items()) for row in rows]
         return '\n'.join(line.rstrip() for line in [
-            *lines, self.summary(), self.policy()])
+            *_table(rows), self.summary(), self.policy()])
+
+
+def _products(plans: List[LayerPlan]) -> List[str]:
+    """Bits of the products of activations, where a plan has any."""
+    counts = Counter(plan.activation.bits if plan.activation else 'float'
+                     for plan in plans if plan.products)
+    return [f'products of activations at {bits}: {number} modules'
+            for bits, number in counts.most_common()]
+
+
+def _table(rows: List[Dict[str, str]]) -> List[str]:
+    """Lines of a table, whose columns are the keys."""
+    widths = {key: max(len(key), *(len(row[key]) for row in rows))
+              for key in rows[0]}
+    return ['  '.join(key.ljust(width) for key, width in widths.items()),
+            '  '.join('-' * width for width in widths.values()),
+            *('  '.join(row[key].ljust(width)
+                        for key, width in widths.items()) for row in rows)]
 
 
 def _size(plan: LayerPlan) -> int:

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..layers import QuantLayer
 from ..modes import eval_mode
-from .plan import LayerPlan
+from .layer_plan import LayerPlan
 
 
 @dataclass
@@ -70,6 +70,8 @@ def trace_layers(model: nn.Module, plans: List[LayerPlan],
                     'that return one tensor')
             trace = traces[plan.name]
             trace.calls += 1
+            if plan.products:  # operands are no inputs: signs do not show
+                return
             x = output if plan.output else first_tensor((args, kwargs))
             if x is None:
                 return

@@ -217,7 +217,7 @@ class QuantizationState(nn.Module):
 
     def uncalled_outputs(self) -> List[str]:
         """Modules whose quantized output was never seen."""
-        return [plan.name.rpartition('.')[0] for plan in self.plans
+        return [plan.module_name for plan in self.plans
                 if plan.output and not self.layers[plan.name].called]
 
 

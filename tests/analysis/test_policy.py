@@ -18,6 +18,7 @@ from gdrq_mm.analysis.policy import (
     propose,
     relative_cost,
 )
+from gdrq_mm.analysis.rules import rules_of_layers
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.plan import make_plan
 
@@ -179,6 +180,26 @@ def test_rules_for_the_default_bits_stand_before_wider_ones():
     layers = [Layer([name], 10, 1, 10, {}, {}, 4) for name in 'ab']
     assert make_rules(layers, {'a': Bits(4, 4), 'b': Bits(8, 4)}, config) == [
         dict(match='a', weight=dict(bits=4)), *config['rules']]
+
+
+def test_rules_keep_what_was_said_of_products():
+    model = nn.ModuleDict({name: nn.MultiheadAttention(4, 2)
+                           for name in 'ab'})
+    config = dict(weight=dict(bits=4), activation=dict(bits=4), rules=[
+        dict(match='a', weight=dict(bits=8), products=dict(bits=8)),
+        dict(match='b', products=dict(bits=3))])
+    plans = make_plan(model, QuantConfig.from_dict(config))
+    layers = [Layer([name], 10, 1, 10, {}, {}, 4) for name in 'ab']
+    rules = make_rules(layers, {'a': Bits(2, 4), 'b': Bits(4, 4)}, config,
+                       plans)
+    found = {plan.name: plan for plan in quantize_(
+        model, dict(config, rules=rules)).layers}
+    assert found['a'].weight.bits == 2
+    assert [found[f'{name}.product_quantizers'].activation.bits
+            for name in 'ab'] == [8, 3]
+    assert rules_of_layers(config, nn.ModuleDict({
+        name: nn.MultiheadAttention(4, 2) for name in 'ab'})) == [
+            dict(match='a', weight=dict(bits=8))]
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])

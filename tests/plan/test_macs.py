@@ -7,7 +7,7 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.functional import linear_quantize
 from gdrq_mm.plan import count_macs
-from gdrq_mm.plan.macs import has_low_bit_filters, is_evenly_spaced
+from gdrq_mm.plan.grids import has_low_bit_filters, is_evenly_spaced
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
 
@@ -195,3 +195,31 @@ def test_interpolated_inputs_are_float_also_where_offsets_are_zeros(kind):
     gdrq_mm.calibrate(model, [lambda: model(x)])
     count = count_macs(model.eval(), lambda: model(x))
     assert set(count.float_parameters()) == {'1.weight'}
+
+
+@pytest.mark.parametrize('bits', [4, 8])
+def test_products_of_low_bit_activations_are_told_from_float_ones(bits):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    x = torch.randn(5, 3, 8)
+
+    def forward():
+        return model[1](model[0](x, x, x)[0])
+
+    gdrq_mm.quantize_(model, dict(W4A4, products=dict(bits=bits)))
+    gdrq_mm.calibrate(model, [forward])
+    counts = [count_macs(model, forward, most) for most in (bits, bits - 1)]
+    assert [count.between_activations for count in counts] == [
+        2 * 3 * 5 * 5 * 8] * 2
+    assert [count.low_bit_between for count in counts] == [
+        2 * 3 * 5 * 5 * 8, 0]
+
+
+def test_a_product_with_one_float_operand_is_none_of_low_bits():
+    few, many = torch.randn(3, 4, 5).round(), torch.randn(3, 5, 4)
+    model = nn.Linear(1, 1)
+    for operands, low_bit in (((few, many), 0), ((many, few), 0),
+                              ((few, few.mT), 3 * 4 * 4 * 5)):
+        count = count_macs(model, lambda: torch.bmm(*operands))
+        assert count.low_bit_between == low_bit
+        assert count.between_activations > 0

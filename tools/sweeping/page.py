@@ -38,7 +38,7 @@ family runs in a process of its own, on a CPU:
 - **low-bit MACs**: measured in a real forward: the share of
   multiply-accumulates of activations with parameters in which both operands
   have 4 bits. Products of activations with activations (attention) are told
-  apart; they stay float.
+  apart; they stay float here, where no config asks for `products`.
 '''
 
 TAIL = '''## Upstream's own tests

@@ -1,6 +1,6 @@
 """How a config asks for activations on running thresholds."""
 from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from typing import Any, ClassVar, Dict, Optional
 
 from ...errors import check
 from ..schemes import ActivationScheme, is_number
@@ -32,6 +32,8 @@ class ScaleClipActivationScheme(ActivationScheme):
             codes with a zero point, not signed ones: for small negatives, as
             of SiLU, GELU and hard-swish. With 'mse' only. Defaults to False.
     """
+    # A multiple of the mean cuts off the few large attention weights.
+    FOR_PRODUCTS: ClassVar[Dict[str, Any]] = dict(threshold='mse')
     k: Optional[float] = None
     lr: float = 0.01
     threshold: str = 'mean'

@@ -1,0 +1,56 @@
+"""Which modules multiply activations with activations: config -> plans."""
+from typing import Dict, List
+
+from torch import nn
+
+from ..config import QuantConfig
+from ..layers import QUANT_LAYERS, count_products
+from ..layers.products import NAME
+from .layer_plan import LayerPlan
+
+
+def plan_products(modules: Dict[str, nn.Module], config: QuantConfig
+                  ) -> List[LayerPlan]:
+    """Decide for every module with products of activations.
+
+    Args:
+        modules (dict[str, nn.Module]): All of the model, by name.
+        config (QuantConfig): What to quantize; nothing is planned where it
+            does not say anything of products.
+
+    Raises:
+        ValueError: They are asked for, and no module is known to have any.
+    """
+    if not config.has_products:
+        return []
+    plans = []
+    for name, module in modules.items():
+        number = count_products(module)
+        if number:
+            plans.append(_plan(name, module, number, config))
+    if not plans:
+        raise ValueError(
+            'products are to be quantized, and the source of no module of the '
+            'model multiplies activations with activations: leave products '
+            'out, or name the class of such modules with '
+            'gdrq_mm.layers.register_products')
+    return plans
+
+
+def _plan(name: str, module: nn.Module, number: int, config: QuantConfig
+          ) -> LayerPlan:
+    plan = LayerPlan(f'{name}.{NAME}'.lstrip('.'), module, products=True)
+    rule, scheme = config.rule_of(name), config.products_of(name)
+    plan.reason = f'rule {rule.match!r}' if rule else 'products'
+    # Of nn.MultiheadAttention, whose quantized form alone computes them.
+    form = QUANT_LAYERS.get(type(module)) if isinstance(
+        module, nn.MultiheadAttention) else None
+    if rule and rule.skip:
+        plan.reason += ': skip'
+    elif scheme.bits is None:
+        plan.reason += ': no bits asked for'
+    elif form is not None and form.why_not(module):
+        plan.reason = form.why_not(module)
+    else:
+        plan.activation, plan.sites = scheme, 2 * number
+    return plan
