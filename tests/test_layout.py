@@ -121,3 +121,10 @@ def test_no_test_imports_a_conftest(path):
     which files a worker has run before."""
     names = {module for module, _ in imports_of(path)}
     assert 'conftest' not in names
+
+
+def test_test_files_have_names_of_their_own():
+    # pytest imports them by these.
+    names = [path.name for path in TESTS]
+    assert len(set(names)) == len(names), [
+        name for name in set(names) if names.count(name) > 1]

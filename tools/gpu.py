@@ -49,7 +49,9 @@ class Part:
 
 def parts(device: str, out: Path) -> List[Part]:
     """All there is to do, the most telling first."""
-    benchmarks = ROOT / 'tools' / 'benchmarks'
+    # Relative to ROOT, where all runs: commands go into the results.
+    benchmarks = Path('tools', 'benchmarks')
+    out = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
     # On a CPU this file is tried, not the machine.
     model, batch, rounds = ('resnet50', '64', '15') if device == 'cuda' else (
         'resnet18', '2', '2')
