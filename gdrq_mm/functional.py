@@ -63,6 +63,16 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def divide(x: Tensor, number: float) -> Tensor:
+    """``x / number``, rounded alike on every device.
+
+    By a Python number, a GPU multiplies with its reciprocal, which can be off
+    by a bit: a model would have other scales where it is trained than where
+    it is exported.
+    """
+    return x / torch.full((), number, dtype=x.dtype, device=x.device)
+
+
 def mean_abs(x: Tensor, group_size: int = -1) -> Tensor:
     """Mean absolute value of every group of filters, in float32.
 
@@ -165,7 +175,8 @@ def _codes_of(x: Tensor, clip: Tensor, bits: int, signed: bool, even: bool):
         return torch.where(x < 0, -1., 1.).to(dtype), clip, None
     # Not so large that the largest code times the scale overflows.
     levels, finfo = num_levels(bits, signed), torch.finfo(dtype)
-    scale = (clip / levels).clamp(max=finfo.max / levels * (1 - finfo.eps))
+    scale = divide(clip, levels).clamp(
+        max=finfo.max / levels * (1 - finfo.eps))
     codes = torch.clamp(x, -clip if signed else torch.zeros_like(clip), clip)
     inside = codes == x
     # A scale of 0, or one so small that it lost its precision, divides by 1:

@@ -23,7 +23,7 @@ class _RoundTanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, top, levels):
         ctx.save_for_backward(weight)
-        return (codes_of(weight, top, levels) * (top / levels)).to(
+        return (codes_of(weight, top, levels) * F.divide(top, levels)).to(
             weight.dtype)
 
     @staticmethod
@@ -150,7 +150,8 @@ class DoReFaWeight(WeightQuantizer):
                 f'{self.levels}, which integer kernels of 8 bits do not hold; '
                 'to merge or export, train these layers with 7 bits or with '
                 "weight=dict(type='LSQ') in a rule")
-        return self.packed_codes(weight), self._tops(weight) / self.levels
+        return self.packed_codes(weight), F.divide(
+            self._tops(weight), self.levels)
 
     def packed_state(self, weight: Tensor) -> Dict[str, Tensor]:
         return dict(top=self.top if self.top.any() else self._top_of(weight))
@@ -158,7 +159,7 @@ class DoReFaWeight(WeightQuantizer):
     def decode(self, codes: Tensor, entries: Dict[str, Tensor]) -> Tensor:
         """A weight with these codes; ``tanh`` is undone."""
         top = F.expand_clip(entries['top'], codes, self.group_size)
-        value = codes * (top / self.levels)
+        value = codes * F.divide(top, self.levels)
         # tanh of float32 values reaches 1.
         return value if self.bits == 1 else torch.atanh(
             value.clamp(-1 + 2**-23, 1 - 2**-23))

@@ -5,13 +5,26 @@ in a process of their own.
 """
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from gdrq_mm import functional as F
+from gdrq_mm import kernels
 from gdrq_mm.kernels import cuda, eager
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = pytest.mark.gpu
+
+
+class DividesAsGPUs(TorchFunctionMode):
+    """PyTorch on a GPU: by a number it multiplies with the reciprocal."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.__truediv__, torch.Tensor.div, torch.div) \
+                and not isinstance(args[1], torch.Tensor):
+            return args[0] * (1 / torch.full((), args[1], dtype=torch.float32,
+                                             device=DEVICE))
+        return func(*args, **(kwargs or {}))
 
 
 def assert_same(ours, plain):
@@ -87,6 +100,11 @@ def test_projections_agree_to_the_rounding_of_the_mean(dtype, group_size):
         clip.double(), F.clip_threshold(weight.double(), 2., group_size),
         rtol=1e-6, atol=0)
     assert_same(ours, F.scale_clip(weight, clip, group_size))
+
+
+def test_they_agree_with_what_pytorch_computes_on_a_gpu():
+    with DividesAsGPUs():
+        kernels._check(cuda, torch.device(DEVICE))
 
 
 def test_what_is_not_finite_stays_so():

@@ -72,7 +72,8 @@ class Comparison:
             return
         if scope == 'mmpretrain':
             pairs = [(ours.pred_score, theirs.pred_score)]
-            same = torch.equal(ours.pred_label, theirs.pred_label)
+            same = torch.equal(ours.pred_label, theirs.pred_label) \
+                and not bool(theirs.pred_score.isnan().any())
         else:
             ours, theirs = ours.pred_instances, theirs.pred_instances
             order = paired(ours, theirs)
@@ -108,6 +109,8 @@ def paired(ours: Any, theirs: Any) -> Optional[Tensor]:
         return torch.zeros(0, dtype=torch.long)
     rows = [torch.cat([each.bboxes, 1e2 * each.scores[:, None]], 1).double()
             for each in (theirs, ours)]
+    if any(each.isnan().any() for each in rows):
+        return None
     apart = torch.cdist(*rows, p=float('inf'))
     apart[theirs.labels[:, None] != ours.labels] = float('inf')
     nearest, order = apart.min(1)
@@ -128,12 +131,20 @@ def compare_with_own_test(cfg: Config, model: nn.Module, function: Callable,
         function (callable): Image -> outputs, as deployable models give them.
         size (tuple[int, int], optional): Height and width it takes; None:
             any.
+
+    Raises:
+        ValueError: The exported form gives NaN.
     """
     scope, result = scope_of(cfg), Comparison()
     evaluators = evaluators_of(cfg, ('package', 'file'))
     for image, sample in images_of(cfg, 'test'):
         padded = image if size is None else pad_image(cfg, image, size)
         outputs = tensors_of(function(padded))
+        if any(each.isnan().any() for each in outputs):
+            raise ValueError(
+                f'{sample.get("img_path", "an image")}: the exported model '
+                'gives NaN; export it again, which compares every layer and '
+                'names the first that differs')
         inputs: Any = image if scope == 'mmpretrain' else [image[0]]
         found = dict(
             package=model.test_step(dict(

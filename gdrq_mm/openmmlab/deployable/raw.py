@@ -116,7 +116,7 @@ def _check_parts(model: nn.Module, head: Optional[nn.Module]) -> None:
 def _takes_samples(head: Optional[nn.Module]) -> bool:
     """Whether a head of mmseg is to be told of the images."""
     return head is not None and 'batch_data_samples' in inspect.signature(
-        head.forward).parameters
+        type(head).forward).parameters  # on the object, it may be wrapped
 
 
 def _arguments(head: Optional[nn.Module]) -> List[inspect.Parameter]:

@@ -4,6 +4,7 @@ from typing import Dict, Optional
 
 from torch import Tensor
 
+from ... import functional as F
 from ..lsq import LearnedStep
 from ..pact import PACTActivation
 
@@ -30,7 +31,7 @@ class LearnedClipActivation(PACTActivation):
             return x
         levels = self._levels(self.is_signed)
         return LearnedStep.apply(
-            x, self.clip() / levels,
+            x, F.divide(self.clip(), levels),
             -levels if self.is_signed else 0, levels,
             1 / math.sqrt(max(x.numel(), 1) * levels))
 

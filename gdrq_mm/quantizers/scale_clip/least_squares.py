@@ -113,7 +113,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
     def _range(self) -> Tuple[Tensor, Tensor, Tensor]:
         """Step, least and greatest code from zero on."""
         zero = self.zero.round()
-        step = (self.clip / self.levels).clamp(
+        step = F.divide(self.clip, self.levels).clamp(
             min=torch.finfo(torch.float32).tiny)
         return step, -zero, self.levels - zero
 

@@ -192,7 +192,8 @@ class ScaleClipWeight(ClippedWeight):
     def top_of_groups(self, clip: Tensor) -> Tensor:
         # At 1 bit the mean, sign(w) * mean|G|, which is clip / k where the
         # clip is T.
-        return clip / self.k if self.bits == 1 and not self.searches else clip
+        return F.divide(clip, self.k) if self.bits == 1 \
+            and not self.searches else clip
 
     def start_step(self, weight: Tensor) -> None:
         # Stored from the first training step on.

@@ -26,6 +26,18 @@ def test_detections_are_paired_by_label_box_and_score():
                   theirs) is None  # another label
     none = theirs[:0]
     assert paired(none, none).tolist() == []
+    bad = found([5., 1., 5.], [.5, float('nan'), .4], [1, 0, 0])
+    assert paired(ours, bad) is None
+
+
+@torch.no_grad()
+def test_an_exported_form_that_gives_nan_is_named(load_config, build_model):
+    cfg = load_config('resnet')
+    model = build_model(cfg).eval()
+    deployable = make_deployable(model, None).eval()
+    with pytest.raises(ValueError, match='the exported model gives NaN'):
+        compare_with_own_test(
+            cfg, model, lambda image: deployable(image) * float('nan'), None)
 
 
 @torch.no_grad()
