@@ -7,7 +7,8 @@ from .conv import QuantConv2d
 from .count_products import count_products, register_products
 from .linear import QuantLinear
 from .output import OutputQuantizer, attach_output
-from .products import ProductOperands, ProductQuantizers, attach_products
+from .product_operands import ProductOperands, ProductQuantizers
+from .products import attach_products
 from .registry import (
     MERGED_FORMS,
     QUANT_LAYERS,

@@ -13,8 +13,8 @@ from ..layers import (
     QuantLinear,
     register_quant_layer,
 )
-from ..layers.products import NAME as PRODUCT_QUANTIZERS
-from ..layers.products import attach_products
+from ..layers.product_operands import NAME as PRODUCT_QUANTIZERS
+from ..layers.products import attach_products, detach_products
 from .flow import LayerFlow
 from .layers import (
     TINY,
@@ -141,7 +141,7 @@ def _float_form(name: str, layer: QuantLayer, form: MergedForm,
                       if key not in own}
     drop_hooks(plain)
     if hasattr(layer, PRODUCT_QUANTIZERS):  # of the copy's own forward
-        del plain.forward
+        detach_products(plain)
         attach_products(plain, getattr(layer, PRODUCT_QUANTIZERS))
     if layer.weight_quantizer is None:
         plain._parameters = {**layer._parameters, 'weight': nn.Parameter(

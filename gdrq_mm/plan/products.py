@@ -5,7 +5,7 @@ from torch import nn
 
 from ..config import QuantConfig
 from ..layers import QUANT_LAYERS, count_products
-from ..layers.products import NAME
+from ..layers.product_operands import NAME
 from .layer_plan import LayerPlan
 
 
