@@ -64,7 +64,8 @@ class _Rounding(TorchFunctionMode):
         if site is None:
             return func(*args, **kwargs)
         if func is _ATTENTION:
-            sites = iter(((*site, 'keys'), (*site, 'values')))
+            sites = iter([site and (*site, operand)
+                          for operand in ('keys', 'values')])
             return attention(lambda *operands: torch.matmul(*self._rounded(
                 next(sites), *operands)), *args, **kwargs)
         if func is torch.einsum:
@@ -84,7 +85,8 @@ class _Rounding(TorchFunctionMode):
 
     def _site(self, frame) -> Optional[tuple]:
         """Where the module's own code multiplies: the way there from its
-        forward, the same for all calls of a loop. None in a child of it."""
+        forward, the same for all calls of a loop. Empty where the order is
+        known, None in a child of it."""
         way, repeats = [], False
         while frame.f_code is not _CALL:
             if frame.f_code is _run.__code__:
