@@ -1,7 +1,9 @@
 """What puts the operands of products of activations on their grids."""
 from typing import Any, Dict, Iterator, List, Set
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .output import quantize_activation
 from .read import is_read_weight
@@ -174,9 +176,18 @@ class ProductQuantizers(ProductOperands, nn.ModuleList):
         return quantize_activation(self.state, self[place], x)
 
     def kept_in_graph(self, result: Any, reached: Set[int]) -> Any:
-        idle = [quantizer for place, quantizer in enumerate(self)
-                if place // 2 not in reached]
-        return self.state.kept_in_graph(result, idle) if idle else result
+        if not (self.state.training and torch.is_grad_enabled()):
+            return result
+        # DistributedDataParallel waits for a gradient of every parameter,
+        # also in forwards that pass by some products.
+        idle = [0 * parameter.sum() for place, quantizer in enumerate(self)
+                if place // 2 not in reached
+                for parameter in quantizer.learned_parameters()]
+        if not idle:
+            return result
+        return tree_map(
+            lambda value: value + sum(idle) if isinstance(value, Tensor)
+            and value.requires_grad else value, result)
 
 
 def _storage_of(x: Tensor) -> int:

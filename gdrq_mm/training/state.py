@@ -3,11 +3,10 @@ import json
 import uuid
 import warnings
 import weakref
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Dict, Iterable, List, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..config import QuantConfig
 from ..modes import is_compiling
@@ -157,21 +156,6 @@ class QuantizationState(nn.Module):
         result = quantizer(x, rounding=self._phase == 'quantize')
         return keep_in_graph(x, quantizer) \
             if result is x and self.training else result
-
-    def kept_in_graph(self, result: Any, idle: List[nn.Module]) -> Any:
-        """What a module returned, on which what quantizers learn that its
-        forward passed by depends, see :func:`.learned.keep_in_graph`."""
-        if not (self.training and torch.is_grad_enabled() and any(
-                True for each in idle for _ in each.learned_parameters())):
-            return result
-
-        def kept(value):
-            if isinstance(value, Tensor) and value.requires_grad:
-                for each in idle:
-                    value = keep_in_graph(value, each)
-            return value
-
-        return tree_map(kept, result)
 
     def activation_and_grid(self, quantizer: nn.Module, x: Tensor):
         """One activation, and the grid that it still has to be put on.
