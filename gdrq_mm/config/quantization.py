@@ -152,6 +152,13 @@ class QuantConfig:
         return self.products.bits is not None or any(
             rule.products for rule in self.rules)
 
+    @property
+    def asks_for_products(self) -> bool:
+        """Whether it gives bits to products of some module."""
+        return self.products.bits is not None or any(
+            (rule.products or {}).get('bits') is not None
+            for rule in self.rules)
+
     def _apply(self, rule: Optional[Rule], side: str) -> Any:
         scheme = getattr(self, side)
         if rule is None:

@@ -4,10 +4,11 @@ from torch import nn
 from .attention import QuantMultiheadAttention
 from .base import InputFirst, QuantLayer
 from .conv import QuantConv2d
-from .count_products import count_products, register_products
+from .count_products import count_products, products_of, register_products
 from .linear import QuantLinear
 from .output import OutputQuantizer, attach_output
-from .products import ProductOperands, ProductQuantizers, attach_products
+from .product_operands import ProductOperands, ProductQuantizers
+from .products import attach_products
 from .registry import (
     MERGED_FORMS,
     QUANT_LAYERS,
@@ -42,6 +43,7 @@ __all__ = ['InputFirst', 'MERGED_FORMS', 'MergedForm', 'OutputQuantizer',
            'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer', 'QuantLinear',
            'QuantMultiheadAttention', 'QuantReLU', 'added_names',
            'attach_output', 'attach_products', 'check_layers_are_there',
-           'count_products', 'lost_layers', 'refuse_fused_layers',
-           'refuse_nested_tensors', 'refuse_switches', 'register_products',
-           'register_quant_layer', 'warn_of_shared_places', 'watch_layers']
+           'count_products', 'lost_layers', 'products_of',
+           'refuse_fused_layers', 'refuse_nested_tensors', 'refuse_switches',
+           'register_products', 'register_quant_layer',
+           'warn_of_shared_places', 'watch_layers']

@@ -2,16 +2,41 @@
 import ast
 import inspect
 import textwrap
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Type
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Set,
+    Type,
+    Union,
+)
 
 from torch import nn
 
 from .products import PER_CALL
 
-_NUMBERS: Dict[Type[nn.Module], int] = {}  # registered, or counted before
+
+class Products(NamedTuple):
+    """What is known of the products of a class of modules.
+
+    Args:
+        number (int): How many one forward has.
+        reason (str): Why they stay float; '' where they need not.
+    """
+    number: int
+    reason: str = ''
 
 
-def register_products(cls: Type[nn.Module], number: int) -> None:
+# Registered, by class or by its full name, or counted before.
+_KNOWN: Dict[Union[Type[nn.Module], str], Products] = {}
+
+
+def register_products(cls: Union[Type[nn.Module], str], number: int,
+                      reason: str = '') -> None:
     """Say how many products of activations modules of a class compute.
 
     Without it, they are counted in the source of its ``forward``, of the
@@ -20,10 +45,30 @@ def register_products(cls: Type[nn.Module], number: int) -> None:
     ``scaled_dot_product_attention``, which has two.
 
     Args:
-        cls (type): Modules of exactly this class.
+        cls (type or str): Modules of exactly this class, which may be given
+            as 'package.module.Class': it need not be imported. What is said
+            of the class itself counts before that.
         number (int): Products in one forward; 0: they stay float.
+        reason (str): Why they stay float, for the plan. Defaults to '':
+            modules without products are not in the plan.
     """
-    _NUMBERS[cls] = number
+    _KNOWN[cls] = Products(number, reason)
+
+
+def products_of(module: nn.Module) -> Products:
+    """What is known of the products of activations that a module computes.
+
+    Args:
+        module (nn.Module): Any module; 0 products also where there is no
+            source to look at.
+    """
+    cls = type(module)
+    if cls not in _KNOWN:
+        named = _KNOWN.get(f'{cls.__module__}.{cls.__qualname__}')
+        if named is not None:
+            return named
+        _KNOWN[cls] = Products(_count_in_source(cls))
+    return _KNOWN[cls]
 
 
 def count_products(module: nn.Module) -> int:
@@ -32,10 +77,7 @@ def count_products(module: nn.Module) -> int:
     Returns:
         int: 0 also where there is no source to look at.
     """
-    cls = type(module)
-    if cls not in _NUMBERS:
-        _NUMBERS[cls] = _count_in_source(cls)
-    return _NUMBERS[cls]
+    return products_of(module).number
 
 
 def _count_in_source(cls: Type[nn.Module]) -> int:

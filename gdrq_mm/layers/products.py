@@ -7,22 +7,22 @@ the module, its class and its code stay as they are. What a child of it
 multiplies is the child's own.
 """
 import functools
-import math
 import sys
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set
+from typing import Any, Callable, Dict, Optional, Set
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from ..modes import is_traced_by_dynamo
-from .output import quantize_activation
-from .read import ReadWeight
-
-NAME = 'product_quantizers'  # the child of a module with such products
+from .product_operands import NAME, ProductOperands
+from .scaled_attention import attention
 
 _CALL = nn.Module._call_impl.__code__
+# Their code multiplies in an order that is known.
+_KNOWN = 'torch', __name__.partition('.')[0]
 _ATTENTION = F.scaled_dot_product_attention
 _OPERANDS: Dict[Callable, tuple] = {  # function -> its operands, by place
     torch.matmul: ('input', 'other'), Tensor.matmul: ('self', 'other'),
@@ -38,205 +38,88 @@ PER_CALL = {  # name of a function -> products of one call
     _ATTENTION.__name__: 2}
 
 
-class ProductOperands(nn.Module):
-    """What puts the operands of a module's products on their grids.
-
-    Products are told apart by their order in one forward; those in a loop
-    begin again with the first.
-    """
-
-    @property
-    def number(self) -> int:
-        """Products that have grids of their own."""
-        raise NotImplementedError
-
-    def leaves(self, product: int, *operands: Tensor) -> bool:
-        """Whether a product stays as it is: one with a weight.
-
-        Args:
-            product (int): Which of the forward it is, from 0 on.
-            *operands (Tensor): What is multiplied.
-        """
-        raise NotImplementedError
-
-    def forward(self, place: int, x: Tensor) -> Tensor:
-        """An operand on its grid.
-
-        Args:
-            place (int): Among the operands: 0 and 1 are those of the first
-                product.
-            x (Tensor): The operand.
-        """
-        raise NotImplementedError
-
-
-class ProductQuantizers(ProductOperands, nn.ModuleList):
-    """Activation quantizers of the products of a module.
-
-    Args:
-        state (QuantizationState): State of the model.
-        quantizers (list[nn.Module]): Two a product.
-
-    Attributes:
-        called (bool): Whether a product was seen.
-        most (int): How many a forward had at most.
-        seen (set[int]): Those with grids of their own that were seen.
-        of_weights (set[int]): Those of them with a Parameter as an operand,
-            which are left to the quantizers of weights.
-    """
-
-    def __init__(self, state: nn.Module, quantizers: List[nn.Module]) -> None:
-        nn.ModuleList.__init__(self, quantizers)
-        self._shared = (state, )  # in a tuple: it is no submodule
-        self.called = False
-        self.most = 0
-        self.seen: Set[int] = set()
-        self.of_weights: Set[int] = set()
-
-    @property
-    def state(self) -> nn.Module:
-        """The :class:`QuantizationState` of the model."""
-        return self._shared[0]
-
-    @property
-    def number(self) -> int:
-        return len(self) // 2
-
-    def quantizers(self) -> Iterator[tuple]:
-        """All quantizers in it, by their name."""
-        return self.activation_quantizers()
-
-    def activation_quantizers(self) -> Iterator[tuple]:
-        return self.named_children()
-
-    def quantizer_state(self) -> dict:
-        """State-dict entries that the float model does not have."""
-        return dict(self.state_dict())
-
-    def forget(self) -> None:
-        """Buffers were written from outside: look at them again."""
-        for quantizer in self:
-            quantizer.forget()
-
-    def leaves(self, product: int, *operands: Tensor) -> bool:
-        self.called, self.most = True, max(self.most, product + 1)
-        product %= self.number
-        self.seen.add(product)
-        if any(map(_is_weight, operands)):
-            self.of_weights.add(product)
-            return True
-        return not all(each.is_floating_point() for each in operands)
-
-    def forward(self, place: int, x: Tensor) -> Tensor:
-        return quantize_activation(self.state, self[place], x)
-
-
-def _is_weight(x: Tensor) -> bool:
-    # Or a view of one.
-    return isinstance(x, (nn.Parameter, ReadWeight)) or isinstance(
-        x._base, nn.Parameter)
-
-
 class _Rounding(TorchFunctionMode):
     """Rounds the operands of products in one forward of a module.
 
     Args:
         operands (ProductOperands): What does so.
+
+    Attributes:
+        reached (set[int]): Products whose operands were rounded.
     """
 
     def __init__(self, operands: ProductOperands) -> None:
         super().__init__()
         self.operands = operands
+        self.learns = torch.is_grad_enabled()
         self.count = 0
+        self.reached: Set[int] = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         places = _OPERANDS.get(func)
-        if places is None and func not in (_ATTENTION, torch.einsum) \
-                or not self._is_own(sys._getframe(1)):
+        if places is None and func not in (_ATTENTION, torch.einsum):
+            return func(*args, **kwargs)
+        site = self._site(sys._getframe(1))
+        if site is None:
             return func(*args, **kwargs)
         if func is _ATTENTION:
-            return attention(self._matmul, *args, **kwargs)
+            sites = iter([site and (*site, operand)
+                          for operand in ('keys', 'values')])
+            return attention(lambda *operands: torch.matmul(*self._rounded(
+                next(sites), *operands)), *args, **kwargs)
         if func is torch.einsum:
             equation, *operands = args
             if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
                 operands = list(operands[0])
             if len(operands) == 2:
-                operands = self._rounded(*operands)
+                operands = self._rounded(site, *operands)
             return func(equation, *operands, **kwargs)
         args, kwargs = list(args), dict(kwargs)
         found = [(args, place) if place < len(args) else (kwargs, name)
                  for place, name in enumerate(places) if name]
-        for (where, key), value in zip(found, self._rounded(*(
+        for (where, key), value in zip(found, self._rounded(site, *(
                 where[key] for where, key in found))):
             where[key] = value
         return func(*args, **kwargs)
 
-    def _is_own(self, frame) -> bool:
-        """Whether the module's own code multiplies, no child of it."""
+    def _site(self, frame) -> Optional[tuple]:
+        """Where the module's own code multiplies: the way there from its
+        forward, the same for all calls of a loop. Empty where the order is
+        known, None in a child of it."""
+        way, repeats = [], False
         while frame.f_code is not _CALL:
             if frame.f_code is _run.__code__:
-                return frame.f_locals['rounding'] is self
+                if frame.f_locals['rounding'] is not self:
+                    return None
+                if repeats and self.learns:
+                    self._refuse_checkpoint()
+                return tuple(way)
+            name = frame.f_globals.get('__name__', '')
+            repeats = repeats or name == checkpoint.__name__
+            if name.partition('.')[0] not in _KNOWN:
+                way.append((frame.f_code, frame.f_lasti))
             frame = frame.f_back
-        return False
+        return None
 
-    def _rounded(self, first: Tensor, second: Tensor) -> list:
-        number, self.count = self.count, self.count + 1
-        if self.operands.leaves(number, first, second):
+    def _refuse_checkpoint(self) -> None:
+        name = self.operands.name
+        raise RuntimeError(
+            f'{name or "the model"} checkpoints a part of its own forward '
+            '(torch.utils.checkpoint) that multiplies activations; the '
+            'backward pass would repeat that part without their quantizers, '
+            'for wrong gradients: checkpoint the whole module, or leave its '
+            f'products float with dict(match={name or "*"!r}, '
+            'products=dict(bits=None)) in the rules')
+
+    def _rounded(self, site: tuple, first: Tensor, second: Tensor) -> list:
+        product = self.operands.product_at(self.count, site)
+        self.count += 1
+        if self.operands.leaves(product, first, second):
             return [first, second]
-        place = 2 * (number % self.operands.number)
-        return [self.operands(place, first),
-                self.operands(place + 1, second)]
-
-    def _matmul(self, first: Tensor, second: Tensor) -> Tensor:
-        return torch.matmul(*self._rounded(first, second))
-
-
-def attention(matmul: Callable[[Tensor, Tensor], Tensor], query: Tensor,
-              key: Tensor, value: Tensor, attn_mask: Optional[Tensor] = None,
-              dropout_p: float = 0., is_causal: bool = False,
-              scale: Optional[float] = None, enable_gqa: bool = False
-              ) -> Tensor:
-    """``F.scaled_dot_product_attention`` as its two products.
-
-    Args:
-        matmul (callable): Computes them.
-        query (Tensor): Shape ``(..., length, width)``.
-        key (Tensor): Shape ``(..., other_length, width)``.
-        value (Tensor): Shape ``(..., other_length, value_width)``.
-        attn_mask (Tensor, optional): True where a key takes part, or what is
-            added to the products.
-        dropout_p (float): Share of attention weights that are set to zero.
-            Defaults to 0.
-        is_causal (bool): Keys up to the place of the query take part.
-        scale (float, optional): Defaults to ``width ** -0.5``.
-        enable_gqa (bool): Several heads of queries share one of keys.
-    """
-    if enable_gqa:
-        heads = query.shape[-3]
-        key, value = (x.repeat_interleave(heads // x.shape[-3], -3)
-                      for x in (key, value))
-    if scale is None:
-        scale = 1 / math.sqrt(query.shape[-1])
-    # Scaled before: sums of half precision overflow sooner.
-    weights = matmul(query * scale, key.transpose(-2, -1))
-    if is_causal:
-        if attn_mask is not None:
-            raise ValueError('is_causal=True and attn_mask exclude each other')
-        attn_mask = torch.ones(weights.shape[-2:], dtype=torch.bool,
-                               device=weights.device).tril()
-    if attn_mask is None:
-        weights = weights.softmax(-1)
-    else:
-        if attn_mask.dtype == torch.bool:
-            weights = weights.masked_fill(~attn_mask, -math.inf)
-        else:
-            weights = weights + attn_mask
-        # Queries that no key is left for get zeros, as from torch.
-        nothing = (weights == -math.inf).all(-1, keepdim=True)
-        weights = weights.masked_fill(nothing, 0.).softmax(-1)
-        weights = weights.masked_fill(nothing, 0.)
-    return matmul(F.dropout(weights, dropout_p), value)
+        self.reached.add(product)
+        return [self.operands(2 * product, first),
+                self.operands(2 * product + 1, second)]
 
 
 def attach_products(module: nn.Module, operands: ProductOperands) -> None:
@@ -254,6 +137,20 @@ def attach_products(module: nn.Module, operands: ProductOperands) -> None:
         _forward, module, vars(module).get('forward'))
 
 
+def detach_products(module: nn.Module) -> None:
+    """Take the forward of :func:`attach_products` from a shallow copy.
+
+    Args:
+        module (nn.Module): The copy. A forward of its own that the original
+            had before is its own again.
+    """
+    original, forward = vars(module).pop('forward').args
+    if forward is not None:
+        if getattr(forward, '__self__', None) is original:
+            forward = forward.__func__.__get__(module)
+        module.forward = forward
+
+
 def _forward(module: nn.Module, forward: Optional[Callable], *args, **kwargs
              ) -> Any:
     if is_traced_by_dynamo():  # it knows no frames: the graph ends here
@@ -263,8 +160,9 @@ def _forward(module: nn.Module, forward: Optional[Callable], *args, **kwargs
 
 def _run(module: nn.Module, forward: Optional[Callable], *args, **kwargs
          ) -> Any:
-    rounding = _Rounding(getattr(module, NAME))  # _is_own knows it
+    operands = getattr(module, NAME)
+    rounding = _Rounding(operands)  # _site knows it
     with rounding:
-        if forward is None:
-            return type(module).forward(module, *args, **kwargs)
-        return forward(*args, **kwargs)
+        result = type(module).forward(module, *args, **kwargs) \
+            if forward is None else forward(*args, **kwargs)
+    return operands.kept_in_graph(result, rounding.reached)

@@ -6,11 +6,12 @@ everybody else (optimizers, initialization, checkpoints) gets the Parameter.
 """
 import sys
 from types import FrameType
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Dict, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..modes import is_compiling, is_traced_by_dynamo
@@ -29,6 +30,8 @@ _SHAPES = ('__get__', '__len__', 'dim', 'ndimension', 'size', 'stride',
            'numel', 'nelement', 'is_floating_point', 'type_as', 'new_zeros',
            'new_ones', 'new_empty', 'new_full', 'new_tensor', 'zeros_like',
            'ones_like', 'empty_like', 'full_like', 'rand_like', 'randn_like')
+# Storages of quantized weights that code has read and still holds.
+_READ: Dict[StorageWeakRef, None] = {}
 MOVED = (
     'the weight Parameter of {} is quantized and cannot be replaced. What '
     'does that: fuse_conv_bn (fuse the float model before), tying weights '
@@ -60,6 +63,10 @@ class ReadWeight(Tensor):
                 device=values.device)
         else:
             read = values.as_subclass(cls)
+            for each in list(_READ):  # threads may share a model
+                if each.expired():
+                    _READ.pop(each, None)
+            _READ[StorageWeakRef(values.untyped_storage())] = None
         read.layer, read.values = layer, values
         return read
 
@@ -88,6 +95,16 @@ class ReadWeight(Tensor):
         result = _of_values(func, args, kwargs)
         return cls.of(layer, result) if layer is not None and \
             func in _ALIASES else result
+
+
+def is_read_weight(x: Tensor) -> bool:
+    """Whether ``x`` is a weight that was read, or a view of one.
+
+    Args:
+        x (Tensor): Any tensor.
+    """
+    return isinstance(x, ReadWeight) or bool(_READ) and StorageWeakRef(
+        x.untyped_storage()) in _READ
 
 
 class TracedReadWeight(ReadWeight):

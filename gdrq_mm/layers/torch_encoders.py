@@ -3,7 +3,7 @@ from typing import Iterable
 
 from torch import nn
 
-from .products import ProductQuantizers
+from .product_operands import ProductQuantizers
 
 
 def refuse_nested_tensors(model: nn.Module, layers: Iterable[nn.Module]

@@ -13,8 +13,9 @@ from ..layers import (
     QuantLinear,
     register_quant_layer,
 )
-from ..layers.products import NAME as PRODUCT_QUANTIZERS
-from ..layers.products import attach_products
+from ..layers.product_operands import NAME as PRODUCT_QUANTIZERS
+from ..layers.product_operands import Sites
+from ..layers.products import attach_products, detach_products
 from .flow import LayerFlow
 from .layers import (
     TINY,
@@ -141,8 +142,10 @@ def _float_form(name: str, layer: QuantLayer, form: MergedForm,
                       if key not in own}
     drop_hooks(plain)
     if hasattr(layer, PRODUCT_QUANTIZERS):  # of the copy's own forward
-        del plain.forward
-        attach_products(plain, getattr(layer, PRODUCT_QUANTIZERS))
+        operands = getattr(layer, PRODUCT_QUANTIZERS)
+        operands.sites = Sites()  # another class, other ways to the products
+        detach_products(plain)
+        attach_products(plain, operands)
     if layer.weight_quantizer is None:
         plain._parameters = {**layer._parameters, 'weight': nn.Parameter(
             layer.weight.detach().clone(), requires_grad=False)}

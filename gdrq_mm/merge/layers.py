@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..layers import InputFirst, ProductOperands, QuantReLU
 from ..layers.output import NAME as OUTPUT_QUANTIZER
+from ..layers.product_operands import Sites
 from .ops import OPS
 
 FLOAT32_EXACT = 2**24  # integers below it are exact in float32
@@ -181,19 +182,21 @@ class RoundedProducts(ProductOperands):
         grids (list[QuantParams, optional]): Two a product; None where the
             example showed none.
         of_weights (set[int]): Products that are left as they are.
+        sites (Sites): Where the trained model multiplied.
     """
 
     def __init__(self, name: str, grids: List[Optional[QuantParams]],
-                 of_weights: Set[int]) -> None:
+                 of_weights: Set[int], sites: Sites) -> None:
         super().__init__()
-        self.name, self.grids, self.of_weights = name, grids, of_weights
+        self.name, self.grids = name, grids
+        self.of_weights, self.sites = of_weights, sites
 
     @property
     def number(self) -> int:
         return len(self.grids) // 2
 
     def leaves(self, product: int, *operands: Tensor) -> bool:
-        return product % self.number in self.of_weights or not all(
+        return product in self.of_weights or not all(
             each.is_floating_point() for each in operands)
 
     def forward(self, place: int, x: Tensor) -> Tensor:

@@ -62,8 +62,9 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
     Raises:
         ValueError: Nothing is quantized, weights are still float ('reshape'
             phase), the threshold of a layer's input, of an output or of a
-            product is not set, or a layer reads inputs of several scales, or
-            quantized and float ones.
+            product is not set, a layer reads inputs of several scales, or
+            quantized and float ones, or a product has a weight as an operand
+            in some calls only.
 
     Examples:
         >>> import gdrq_mm
@@ -152,7 +153,15 @@ def _rounded_output(name: str, output: OutputQuantizer, called: bool
 def _rounded_products(name: str, operands: ProductQuantizers
                       ) -> RoundedProducts:
     """What takes the place of the quantizers of a module's products."""
-    for product in operands.seen - operands.of_weights:
+    both = operands.seen & operands.of_weights
+    if both:
+        raise ValueError(
+            f'{name or "the model"}: product {min(both) + 1} of its forward '
+            'was seen with a weight as an operand and with activations only, '
+            'so that its merged form is not known: leave its products float '
+            f'with dict(match={name or "*"!r}, products=dict(bits=None)) in '
+            'the rules')
+    for product in operands.seen:
         if not all(operands[place].initialized
                    for place in (2 * product, 2 * product + 1)):
             raise ValueError(
@@ -160,7 +169,7 @@ def _rounded_products(name: str, operands: ProductQuantizers
                 'activations are not set; load a trained checkpoint, train, '
                 'or call gdrq_mm.calibrate')
     return RoundedProducts(name, [_grid_of(each, name) for each in operands],
-                           operands.of_weights)
+                           operands.of_weights, operands.sites)
 
 
 def merged_layers(model: nn.Module) -> Dict[str, MergedLayer]:

@@ -4,8 +4,9 @@ from typing import Dict, List
 from torch import nn
 
 from ..config import QuantConfig
-from ..layers import QUANT_LAYERS, count_products
-from ..layers.products import NAME
+from ..layers import QUANT_LAYERS, products_of
+from ..layers.count_products import Products
+from ..layers.product_operands import NAME
 from .layer_plan import LayerPlan
 
 
@@ -25,10 +26,10 @@ def plan_products(modules: Dict[str, nn.Module], config: QuantConfig
         return []
     plans = []
     for name, module in modules.items():
-        number = count_products(module)
-        if number:
-            plans.append(_plan(name, module, number, config))
-    if not plans:
+        known = products_of(module)
+        if known.number or known.reason:
+            plans.append(_plan(name, module, known, config))
+    if not plans and config.asks_for_products:
         raise ValueError(
             'products are to be quantized, and the source of no module of the '
             'model multiplies activations with activations: leave products '
@@ -37,7 +38,7 @@ def plan_products(modules: Dict[str, nn.Module], config: QuantConfig
     return plans
 
 
-def _plan(name: str, module: nn.Module, number: int, config: QuantConfig
+def _plan(name: str, module: nn.Module, known: Products, config: QuantConfig
           ) -> LayerPlan:
     plan = LayerPlan(f'{name}.{NAME}'.lstrip('.'), module, products=True)
     rule, scheme = config.rule_of(name), config.products_of(name)
@@ -49,8 +50,10 @@ def _plan(name: str, module: nn.Module, number: int, config: QuantConfig
         plan.reason += ': skip'
     elif scheme.bits is None:
         plan.reason += ': no bits asked for'
+    elif known.reason:
+        plan.reason = known.reason
     elif form is not None and form.why_not(module):
         plan.reason = form.why_not(module)
     else:
-        plan.activation, plan.sites = scheme, 2 * number
+        plan.activation, plan.sites = scheme, 2 * known.number
     return plan

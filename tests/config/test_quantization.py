@@ -441,3 +441,15 @@ def test_float_weights_are_measured_at_the_clip_values_of_least_loss():
     assert measured.schemes('d')[0].bits is None
     assert measured.for_float_weights() == measured
     assert QuantConfig.from_dict(measured.to_dict()) == measured
+
+
+@pytest.mark.parametrize('config', [
+    dict(products=dict(bits=8, k=3.)),
+    dict(products=dict(bits=8), rules=[
+        dict(match='a', products=dict(k=3.))])])
+def test_the_default_of_products_that_excludes_a_field_is_named(config):
+    refused(config, "k is 3.0, allowed: with threshold='mse': None",
+            "(threshold='mse' is the default of products)")
+    mean = copy.deepcopy(config)
+    mean['products']['threshold'] = 'mean'
+    assert QuantConfig.from_dict(mean).products_of('a').k == 3.

@@ -20,7 +20,7 @@ from gdrq_mm.layers import (
     count_products,
     register_quant_layer,
 )
-from gdrq_mm.layers.products import attention
+from gdrq_mm.layers.scaled_attention import attention
 from gdrq_mm.merge.layers import MergedLinear
 from gdrq_mm.plan import count_macs
 from gdrq_mm.training import get_state

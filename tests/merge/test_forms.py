@@ -1,4 +1,6 @@
 """What takes the place of quantized layers of every type."""
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -166,3 +168,40 @@ def test_inference_mode_is_left(built_inside, tmp_path):
     torch.testing.assert_close(merged(x.clone()), expected)
     assert not any(value.is_inference() for each in (merged, integer)
                    for value in each.state_dict().values())
+
+
+class Squared(nn.Linear):
+    """A layer that multiplies activations as well."""
+
+    def forward(self, x):
+        x = nn.functional.linear(x, self.weight, self.bias)
+        return x @ x.mT
+
+
+class QuantSquared(QuantLayer, Squared):
+    def forward(self, x):
+        return super().forward(self.quantized_input(x))
+
+
+def _doubled(layer, x):
+    return 2 * type(layer).forward(layer, x)
+
+
+@pytest.mark.parametrize('weight', [dict(bits=4), dict(bits=None)])
+def test_a_forward_that_an_instance_had_before_stays(weight, monkeypatch):
+    for registry in (QUANT_LAYERS, MERGED_FORMS):  # restored at the end
+        for cls in (Squared, QuantSquared):
+            monkeypatch.setitem(registry, cls, None)
+            monkeypatch.delitem(registry, cls)
+    register_quant_layer(Squared, QuantSquared)
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), Squared(4, 4)), \
+        torch.randn(2, 3, 4)
+    model[1].forward = types.MethodType(_doubled, model[1])
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4), products=dict(bits=4),
+        rules=[dict(match='1', weight=weight)]))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    assert not any(isinstance(part, QuantLayer) for part in merged.modules())
+    torch.testing.assert_close(merged(x), model(x), atol=1e-5, rtol=1e-5)

@@ -2,17 +2,26 @@
 import pytest
 import torch
 from mmdet.models.backbones.swin import WindowMSA as DetWindowMSA
+from mmdet.models.detectors.soft_teacher import SoftTeacher
 from mmpretrain.models.backbones.levit import Attention as LeViTAttention
+from mmpretrain.models.heads.spark_head import SparKPretrainHead
+from mmpretrain.models.losses.swav_loss import SwAVLoss
+from mmpretrain.models.selfsup.densecl import DenseCL
+from mmpretrain.models.selfsup.moco import MoCo
+from mmpretrain.models.selfsup.simclr import SimCLR
 from mmpretrain.models.utils import BEiTAttention, MultiheadAttention
 from mmpretrain.models.utils import WindowMSA as PretrainWindowMSA
 from mmseg.models.backbones.beit import BEiTAttention as SegBEiTAttention
 from mmseg.models.backbones.swin import WindowMSA as SegWindowMSA
+from mmseg.models.decode_heads.ema_head import EMAModule
+from mmseg.models.decode_heads.ham_head import NMF2D
+from mmseg.models.losses.huasdorff_distance_loss import HuasdorffDisstanceLoss
 from torch import nn
 
 import gdrq_mm
 from gdrq_mm.analysis.coverage import measure_coverage
 from gdrq_mm.config import QuantConfig
-from gdrq_mm.layers import count_products, register_products
+from gdrq_mm.layers import count_products, products_of, register_products
 from gdrq_mm.plan import QuantReport, make_plan, trace_layers
 
 WINDOW = dict(embed_dims=8, num_heads=2, window_size=(2, 2))
@@ -185,3 +194,44 @@ def test_coverage_says_how_many_products_are_low_bit():
     assert coverage.low_bit_between == coverage.between / 2 == 2 * 144
     assert coverage.summary().endswith(
         ', 50.0% of those of activations with two low-bit operands')
+
+
+@pytest.mark.parametrize('part', [
+    lambda: EMAModule(8, 4, 3, 1.), lambda: NMF2D(dict(MD_R=4)),
+    lambda: SwAVLoss(16)])
+def test_classes_of_the_packages_that_stay_float_say_why(part):
+    plans = plans_of(nn.Sequential(Attention(), part()),
+                     products=dict(bits=8))
+    plan = next(plan for plan in plans if plan.module_name == '1')
+    assert not plan.quantized
+    assert plan.reason.startswith(('its loop repeats', 'its products are'))
+    with pytest.raises(ValueError, match='acts on none of its layers .*its '):
+        plans_of(nn.Sequential(Attention(), part()), products=dict(bits=8),
+                 rules=[dict(match='1', products=dict(bits=8))])
+
+
+def test_what_is_said_of_a_class_counts_before_its_name():
+
+    class Looped(EMAModule):
+        pass
+
+    name = f'{Looped.__module__}.{Looped.__qualname__}'
+    register_products(name, 0, 'a reason')
+    looped = Looped(8, 4, 3, 1.)
+    assert products_of(looped) == (0, 'a reason')
+    register_products(Looped, 7)
+    assert products_of(looped) == (7, '')
+
+
+@pytest.mark.parametrize('cls', [MoCo, DenseCL, SimCLR, SoftTeacher,
+                                 SparKPretrainHead, HuasdorffDisstanceLoss])
+def test_losses_and_what_is_no_activation_are_not_counted(cls):
+    known = products_of(cls.__new__(cls))
+    assert known.number == 0 and known.reason
+
+
+def test_a_rule_that_leaves_products_float_asks_for_none():
+    rules = [dict(match='0', products=dict(bits=None))]
+    plan, = plans_of(nn.Sequential(nn.Linear(2, 2)), weight=dict(bits=4),
+                     rules=rules)
+    assert not plan.products
