@@ -189,3 +189,17 @@ def test_values_too_small_for_a_scale_are_codes_of_zero(top, has_grid):
     grid = best_grid(values, (0, 255))
     assert (grid.scale != 1) == bool(grid.quantize(values).any()) == has_grid
     assert grid.scale >= TINY
+
+
+def test_a_grid_clips_what_costs_less_to_clip():
+    # Against all scales that there are, finely.
+    values = torch.cat([torch.linspace(-1, 1, 200001), torch.tensor([1.5])])
+
+    def error(scale):
+        return float(((values / scale).round().clamp(-127, 127) * scale
+                      - values).double().square().sum())
+
+    least = min(map(error, torch.linspace(.002, 1.5 / 127, 100).tolist()))
+    found = best_grid(values, (-127, 127))
+    assert error(found.scale) <= 1.05 * least
+    assert least < .8 * error(1.5 / 127)  # which clips nothing
