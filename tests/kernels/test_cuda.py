@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton
 from torch import nn
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from gdrq_mm import kernels, quantize_
-from gdrq_mm.kernels import cuda
+
+triton = pytest.importorskip(
+    'triton', reason='torch brings Triton on Linux alone')
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from gdrq_mm.kernels import cuda  # noqa: E402
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 NEEDS_GPU = pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
