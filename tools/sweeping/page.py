@@ -20,9 +20,9 @@ One config of every model family of the installed packages, with all layers at
 images, the batch (2) and the number of proposals, not channels; where the
 table says so, the size that a model is built for and how often equal layers
 follow each other (2). No pretrained weights are loaded, SyncBN is BN. Each
-family runs in a process of its own, on a CPU, with limits of 300 seconds of CPU
-time and 8 GB, for `dino` of 900 seconds (`--seconds`) and for `setr` of 14 GB
-(`--gigabytes`):
+family runs in a process of its own, on a CPU, with limits of 300 seconds of
+CPU time and 8 GB, for `dino` of 900 seconds (`--seconds`) and for `setr` of
+14 GB (`--gigabytes`):
 
 - **float**: the float model trains two steps and predicts. What does not run
   in float here (a download, a package that is missing, a limit of time or
