@@ -137,6 +137,8 @@ VERBS = [
     (f'publish my_w4a4.py {QUANTIZED} zoo', 'published packed', 'zoo/*.pth'),
     (f'export my_w4a4.py {QUANTIZED} --shape 32 32 --out my_w4a4.onnx '
      '--speed-rounds 0', 'codes equal to the integer model', 'my_w4a4.onnx'),
+    (f'compare-export my_w4a4.py {QUANTIZED} --file my_w4a4.onnx '
+     '--json images.json', 'images: 32 x 32', 'images.json'),
     ('analyze coverage my_w4a4.py --shape 32 32',
      'have two low-bit operands', None),
     (f'compare my_w4a4.py {FLOAT} --schemes lsq --bits 4,4 --batches 1 '
