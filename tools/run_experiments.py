@@ -84,10 +84,11 @@ def make_data(cells, data):
 def tasks_of(args):
     """Cells and seeds, in order: the first seed of all studies first."""
     tasks = []
-    for seed in args.seeds or range(max(
-            STUDIES[study].seeds for study in args.studies)):
+    seeds = args.seeds or sorted({
+        seed for study in args.studies for seed in STUDIES[study].all_seeds()})
+    for seed in seeds:
         for study in args.studies:
-            if args.seeds or seed < STUDIES[study].seeds:
+            if args.seeds or seed in STUDIES[study].all_seeds():
                 tasks += STUDIES[study].tasks(CELLS, [seed])
     return list(dict.fromkeys(tasks))
 

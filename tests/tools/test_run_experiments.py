@@ -103,6 +103,9 @@ def test_all_seeds_may_begin_with_one_model(settings):
             == f'toy/next {seed} from {start}'
     assert '  3 of   3' in list_studies(settings, dict(
         toy=dataclasses.replace(study, seeds=2)))
+    # Seed 1 is there, seed 2 is not.
+    assert '  2 of   3' in list_studies(settings, dict(
+        toy=dataclasses.replace(study, seeds=2, first_seed=1)))
 
 
 @pytest.fixture

@@ -117,6 +117,7 @@ class Study:
         rows (sequence[Row]): The table.
         claims (sequence[Claim]): What should follow from it.
         seeds (int): Trainings of each cell. Defaults to 3.
+        first_seed (int): Seed of the first of them. Defaults to 0.
     """
     title: str
     corner: str
@@ -124,6 +125,10 @@ class Study:
     rows: Sequence[Row]
     claims: Sequence[Claim] = ()
     seeds: int = 3
+    first_seed: int = 0
+
+    def all_seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def cells(self, cells: Dict[str, Cell]) -> List[str]:
         """All that it needs, in the order of :func:`with_needs`."""

@@ -129,7 +129,7 @@ def list_studies(settings, studies) -> str:
     """How much of every study is there."""
     finished, lines = Finished(settings), []
     for name, study in studies.items():
-        tasks = study.tasks(settings.cells, range(study.seeds))
+        tasks = study.tasks(settings.cells, study.all_seeds())
         done = sum(bool(finished.get(*task)) for task in tasks)
         lines.append(f'{name:12} {done:3} of {len(tasks):3} '
                      f'trainings and tests: {study.title}')
