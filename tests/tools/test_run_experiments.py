@@ -258,6 +258,9 @@ def test_published_results_are_added_to(settings, tmp_path):
         elsewhere, 'toy', study, out).read_text())['cells']
     assert cells['toy/start']['seeds'].keys() == {'0', '1'}
     assert cells['toy/next']['seeds'].keys() == {'0'}
+    # Another study, some of whose cells were run elsewhere for this one.
+    other = json.loads(collect(elsewhere, 'more', study, out).read_text())
+    assert other['cells']['toy/next'] == cells['toy/next']
     # Of other data: they are no results of this study any more.
     write_json(settings.data / 'signs' / 'demo_data.json', dict(version=9))
     run(elsewhere, 'start', seeds=(2, ))

@@ -50,10 +50,10 @@ class Finished:
 def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
     """Write ``<name>.json`` of a study.
 
-    What that file has of other seeds, of the same configs and data, is kept:
-    a machine need not have them all. A result is not, and that is printed,
-    where the float model that it is compared with now began with another
-    start.
+    What the files of studies there have of these cells, of other seeds, of
+    the same configs and data, is taken over: a machine need not have them
+    all. A result is not, and that is printed, where the float model that it
+    is compared with now began with another start.
 
     Args:
         settings (Settings): Settings of the engine.
@@ -65,20 +65,28 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
         Path: The file; None where there is nothing to write.
     """
     finished, path = Finished(settings), out / f'{name}.json'
-    before = read_json(path) or dict(data={}, versions=[], cells={})
+    written = _written(path)
+    names = study.cells(settings.cells)
     data = {family: finished.configs.stamp(settings.families[family])
-            or before['data'].get(family) for family in dict.fromkeys(
-                settings.cells[cell].family for cell in study.cells(
-                    settings.cells))}
-    cells, versions, new = {}, list(before['versions']), 0
-    for cell_name in study.cells(settings.cells):
+            or next((each['data'][family] for each in written
+                     if each['data'].get(family)), None)
+            for family in dict.fromkeys(settings.cells[cell].family
+                                        for cell in names)}
+    cells, versions, new = {}, [], 0
+    for cell_name in names:
         cell, seeds = settings.cells[cell_name], {}
-        if before['data'].get(cell.family) == data[cell.family]:
-            seeds = {seed: result for seed, result in before['cells'].get(
+        for each in written:
+            if each['data'].get(cell.family) != data[cell.family]:
+                continue
+            found = {seed: result for seed, result in each['cells'].get(
                 cell_name, dict(seeds={}))['seeds'].items()
-                if int(seed) == cell.seed_for(int(seed))
+                if seed not in seeds
+                and int(seed) == cell.seed_for(int(seed))
                 and result['config_hash'] == finished.configs.hash(
                     cell, int(seed))}
+            seeds.update(found)
+            versions += [version for version in each['versions']
+                         if found and version not in versions]
         for seed, record in finished.seeds(cell_name).items():
             new += 1
             seeds[str(seed)] = dict(
@@ -103,6 +111,14 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
         command=f'python tools/run_experiments.py {name}', data=data,
         versions=versions, cells=cells))
     return path
+
+
+def _written(path: Path) -> list:
+    """What files of studies have, that of this one first."""
+    found = [read_json(each) for each in (path, *sorted(
+        other for other in path.parent.glob('*.json') if other != path))]
+    return [each for each in found if isinstance(each, dict)
+            and {'study', 'data', 'versions', 'cells'} <= each.keys()]
 
 
 def _leave_out_other_starts(study: str, cells: dict) -> None:

@@ -209,8 +209,6 @@ def groups_study() -> Study:
 
 # One change of GDRQ's best settings at a time: where LSQ's lead, if any, is.
 CHANGES = {  # name of cells -> words, and what is changed
-    'odd': ('three levels', dict(weight=dict(levels='odd'))),
-    'mean': ('thresholds of means', dict(activation=dict(threshold='mean'))),
     'clip-a-channel': ('a clip value a channel',
                        dict(weight=dict(group_size=1))),
     'learned-clip': ('learned clip values of weights',
@@ -225,26 +223,54 @@ CHANGES = {  # name of cells -> words, and what is changed
                        dict(activation=dict(type='LSQ')))}
 
 
+def changed(family: str, name: str, change: dict, pair) -> str:
+    """GDRQ's best settings with one change."""
+    task, sides = TASKS[family], []
+    for side, each in zip(('weight', 'activation'), pair):
+        fields = change.get(side, {})
+        if 'type' not in fields:
+            fields = {**BEST[side], **fields}
+        sides.append(dict(fields, bits=each))
+    return add(f'{family}/{name}-{bits(pair)}',
+               task.config.format('finetune_'),
+               options=hook(*sides, ends(task)),
+               start=f'{family}/start', reference=f'{family}/float')
+
+
+def defaults_study() -> Study:
+    """Whether the best settings should be the defaults; three seeds."""
+    mean = dict(activation=dict(threshold='mean'))
+    odd = dict(weight=dict(levels='odd'))
+    rows, nonzero, even = [], [], []
+    for family in TASKS:
+        best, best_low = f'{family}/bestk-w4a4', f'{family}/bestk-w2a2'
+        means, means_low = (changed(family, 'mean', mean, pair)
+                            for pair in ((4, 4), (2, 2)))
+        three = changed(family, 'odd', odd, (2, 2))
+        rows.append(Row(FAMILIES[family].title,
+                        [best, means, best_low, means_low, three]))
+        nonzero += [(best, means), (best_low, means_low)]
+        even.append((best_low, three))
+    return Study(
+        'Real data: GDRQ with k of the bits, four levels, thresholds of '
+        'non-zeros, and with one of them as published', 'drop',
+        ['[4,4]', '[4,4], means', '[2,2]', '[2,2], means',
+         '[2,2], three levels'], rows,
+        [*(Claim(f'thresholds of non-zeros lose less than means, '
+                 f'{FAMILIES[family].title}', better=nonzero[2 * i:2 * i + 2])
+           for i, family in enumerate(TASKS)),
+         *(Claim(f'four levels lose less than three, '
+                 f'{FAMILIES[family].title}', better=even[i:i + 1])
+           for i, family in enumerate(TASKS))], first_seed=FIRST_SEED)
+
+
 def changes_study() -> Study:
     """What each part of a method does at [2,2]; one seed."""
     pair = 2, 2
-
-    def cell(family: str, task: Task, name: str, change: dict) -> str:
-        sides = []
-        for side, each in zip(('weight', 'activation'), pair):
-            fields = change.get(side, {})
-            if 'type' not in fields:
-                fields = {**BEST[side], **fields}
-            sides.append(dict(fields, bits=each))
-        return add(f'{family}/{name}-{bits(pair)}',
-                   task.config.format('finetune_'),
-                   options=hook(*sides, ends(task)),
-                   start=f'{family}/start', reference=f'{family}/float')
-
     rows = [Row('nothing', [f'{family}/bestk-{bits(pair)}'
                             for family in TASKS])]
-    rows += [Row(words, [cell(family, task, name, change)
-                         for family, task in TASKS.items()])
+    rows += [Row(words, [changed(family, name, change, pair)
+                         for family in TASKS])
              for name, (words, change) in CHANGES.items()]
     return Study('Real data at [2,2]: one change of GDRQ with k of the bits, '
                  'four levels, thresholds of non-zeros',
@@ -263,4 +289,5 @@ for family, task in OTHERS.items():
     STUDIES[f'real_{family}'] = methods_study(
         family, task, ((4, 4), (2, 8), (2, 4), (2, 2)), seeds=1)
 STUDIES['real_groups'] = groups_study()
+STUDIES['real_defaults'] = defaults_study()
 STUDIES['real_changes'] = changes_study()
