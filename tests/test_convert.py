@@ -161,7 +161,8 @@ def test_skipped_layers_compute_as_before():
 @pytest.mark.parametrize('bits', range(1, 9))
 def test_weight_only_layer_computes_with_brute_force_levels(bits):
     model = make_net()
-    quantize_(model, dict(weight=dict(bits=bits, group_size=4)))
+    quantize_(model, dict(weight=dict(bits=bits, group_size=4,
+                                      levels='odd')))
     w = model.conv2.weight.detach().double().numpy()
     quantized = np.empty_like(w)
     top = 2**(bits - 1) - 1

@@ -6,10 +6,11 @@ model itself, which the drops are measured against; and each is tested after
 calibration alone. First and last layers have 8 bits, or what CONFIG says where
 it quantizes.
 
-Schemes: gdrq (as published), gdrq-even (2^b levels, thresholds of non-zeros),
-lsq-channel, every quantizer by its name in small letters (lsq, ...), two of
-those as WEIGHTS+ACTIVATIONS, or a config file with quantization=dict(...) and,
-if you like, hook=dict(...), other arguments of GDRQHook. After each name may
+Schemes: gdrq (the defaults), gdrq-published (2^b - 1 levels, thresholds of
+means), lsq-channel, every quantizer by its name in small letters (lsq, ...),
+two of those as WEIGHTS+ACTIVATIONS, or a config file with
+quantization=dict(...) and, if you like, hook=dict(...), other arguments of
+GDRQHook. After each name may
 follow +distill: the float model is its teacher.
 
 What is done is kept: after an interruption the same command goes on, and with

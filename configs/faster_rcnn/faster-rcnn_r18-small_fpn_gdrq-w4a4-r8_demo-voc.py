@@ -6,8 +6,10 @@ custom_hooks = [
     dict(
         type='GDRQHook',
         quantization=dict(
-            weight=dict(type='ScaleClip', bits=4, group_size=4, k=2.0),
-            activation=dict(type='ScaleClip', bits=4),
+            # As published.
+            weight=dict(type='ScaleClip', bits=4, group_size=4, k=2.0,
+                        levels='odd'),
+            activation=dict(type='ScaleClip', bits=4, threshold='mean'),
             # First and last layers at 8 bits.
             rules=[
                 dict(match=name, weight=dict(bits=8), activation=dict(bits=8))

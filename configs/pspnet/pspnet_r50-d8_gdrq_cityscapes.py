@@ -10,7 +10,8 @@ model = dict(
     type='QuantizedModel',
     architecture='EncoderDecoder',
     quantization=dict(
-        weight=dict(group_size=4, k=2.0),
+        weight=dict(group_size=4, k=2.0, levels='odd'),
+        activation=dict(threshold='mean'),
         rules=[
             dict(match=name, weight=dict(bits=8), activation=dict(bits=8))
             for name in ('backbone.stem.0', '*_head.conv_seg')

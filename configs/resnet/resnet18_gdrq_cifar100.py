@@ -10,6 +10,7 @@ _base_ = [
 model = dict(
     type='QuantizedModel',
     architecture='ImageClassifier',
-    quantization=dict(rules=[dict(match='head.fc', skip=True)]),
+    quantization=dict(
+        weight=dict(levels='odd'), rules=[dict(match='head.fc', skip=True)]),
     head=dict(num_classes=100))
 custom_hooks = [dict(type='GDRQHook')]

@@ -6,7 +6,7 @@ model = dict(
     type='QuantizedModel',
     architecture='ImageClassifier',
     quantization=dict(
-        weight=dict(bits=2, group_size=-1),
+        weight=dict(bits=2, group_size=-1, levels='odd'),
         rules=[dict(match='head.fc', skip=True)]))
 custom_hooks = [
     dict(type='GDRQHook', begin_epoch=_base_.train_cfg.max_epochs)

@@ -12,8 +12,8 @@ model = dict(
     type='QuantizedModel',
     architecture='ImageClassifier',
     quantization=dict(
-        weight=dict(bits=4, group_size=4, k=2.0),
-        activation=dict(bits=4),
+        weight=dict(bits=4, group_size=4, k=2.0, levels='odd'),
+        activation=dict(bits=4, threshold='mean'),
         rules=[
             dict(match=name, weight=dict(bits=8), activation=dict(bits=8))
             for name in ('backbone.conv1', 'head.fc')

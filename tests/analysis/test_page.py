@@ -24,7 +24,8 @@ def model():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3),
                           nn.Flatten(), nn.Linear(128, 4))
-    quantize_(model, dict(weight=dict(bits=2), activation=dict(bits=4)))
+    quantize_(model, dict(weight=dict(bits=2, levels='odd'),
+                          activation=dict(bits=4)))
     calibrate(model, [lambda: model(torch.rand(2, 3, 8, 8))])
     return model.eval()
 

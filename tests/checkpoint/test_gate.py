@@ -20,7 +20,7 @@ from gdrq_mm.checkpoint import (
 )
 from gdrq_mm.training import get_state
 
-CONFIG = dict(weight=dict(bits=2), activation=dict(bits=4))
+CONFIG = dict(weight=dict(bits=2, levels='odd'), activation=dict(bits=4))
 
 
 class Net(nn.Module):

@@ -33,10 +33,10 @@ def test_defaults_are_float_layers_with_scale_clip_settings():
     assert config == QuantConfig()
     assert config.weight == ScaleClipWeightScheme(
         type='ScaleClip', bits=None, group_size=4, k=None, clip='threshold',
-        projection=True, levels='odd')
+        projection=True, levels='even')
     assert config.activation == ScaleClipActivationScheme(
         type='ScaleClip', bits=None, k=None, lr=0.01, site='input',
-        threshold='mean', asymmetric=False)
+        threshold='nonzero', asymmetric=False)
     assert config.rules == ()
 
 
@@ -363,9 +363,9 @@ def test_to_dict_shows_all_values_in_primitive_types():
     assert make(dict(match='*', weight=dict(bits=8))).to_dict() == dict(
         weight=dict(type='ScaleClip', bits=4, group_size=8, k=None,
                     clip='threshold', projection=True,
-                    levels='odd'),
+                    levels='even'),
         activation=dict(type='ScaleClip', bits=5, k=None, lr=.1,
-                        site='input', threshold='mean', asymmetric=False),
+                        site='input', threshold='nonzero', asymmetric=False),
         rules=[dict(match='*', weight=dict(bits=8))])
 
 

@@ -126,7 +126,7 @@ def test_images_of_an_output_stay_in_their_order(tmp_path):
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 1)),
         shape=(3, 4, 6))
     report = export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
-    assert report.steps['compiled emulation of hls4ml'] < 1e-3
+    assert report.steps['compiled emulation of hls4ml'] < 5e-3
 
 
 @torch.no_grad()

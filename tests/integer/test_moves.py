@@ -152,7 +152,7 @@ def test_padding_moves_values_unless_it_brings_one(mode, value, moves):
     assert first.layer == 'first'
     # Values that are only moved are rounded once, to the reader's codes.
     assert (first.grid == merged.second.grid) is moves
-    assert (integer(x) - merged(x)).abs().mean() < .02
+    assert (integer(x) - merged(x)).abs().mean() < .025
 
 
 INF = float('inf')

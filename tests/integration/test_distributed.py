@@ -60,8 +60,9 @@ def test_two_processes_get_the_thresholds_of_the_joint_batch(results):
             assert torch.equal(ours[key], value), key
         else:
             # Float noise rounds a few values to the next level.
-            torch.testing.assert_close(ours[key], value, rtol=5e-3,
-                                       atol=1e-6, msg=key)
+            torch.testing.assert_close(ours[key], value, rtol=2e-2,
+                                       atol=1e-6,
+                                       msg=lambda text: f'{key}: {text}')
 
 
 def test_two_processes_get_the_weights_of_the_joint_batch(results):

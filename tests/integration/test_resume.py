@@ -186,6 +186,6 @@ def test_averages_of_ranges_do_not_begin_at_zero(kind, begin_iter, ema,
     checked = 0
     for name, value in runner.model.state_dict().items():
         if name.endswith(('quantizer.step.unit', 'quantizer.clip')):
-            torch.testing.assert_close(averaged[name], value, rtol=.3, atol=0)
+            torch.testing.assert_close(averaged[name], value, rtol=.5, atol=0)
             checked += 1
     assert checked == 2 * len(runner.model.quantization_state.layers)

@@ -66,7 +66,8 @@ def test_threshold_follows_what_the_module_returns():
         lambda m, x, y: seen.append(y), prepend=True)
     gdrq_mm.calibrate(model, [lambda: model(x)])
     quantizer = model.head.output_quantizer.quantizer
-    expected = 3 * default_k(8, True) * seen[0].abs().mean()
+    expected = 3 * default_k(8, True, of_nonzero=True) * \
+        seen[0].abs().mean()
     torch.testing.assert_close(quantizer.clip, expected)
 
 

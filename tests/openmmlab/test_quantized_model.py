@@ -181,7 +181,8 @@ def test_each_site_of_a_bottleneck_sees_its_own_call(build_model, load_batch):
     train_step(model, load_batch('resnet'), lr=0.)
     assert len(outputs) == 3
     for quantizer, output in zip(block.relu.site_quantizers, outputs):
-        assert torch.isclose(quantizer.clip, output.mean(), rtol=1e-5)
+        mean = output[output > 0].mean()
+        assert torch.isclose(quantizer.clip, mean, rtol=1e-5)
     assert len({float(q.clip) for q in block.relu.site_quantizers}) == 3
 
 
@@ -334,9 +335,9 @@ def test_each_layer_has_the_number_of_levels_of_its_own_bits(
         for x, weight in calls:
             assert x.unique().numel() <= (255 if layer_name == first else 4)
             if layer_name != first:
-                assert weight[:4].unique().numel() <= 3
+                assert weight[:4].unique().numel() <= 4
     x, weight = recorder.calls[first][0]
-    assert x.unique().numel() > 4 and weight[:4].unique().numel() > 3
+    assert x.unique().numel() > 4 and weight[:4].unique().numel() > 4
 
 
 def test_frozen_stages_get_thresholds_and_keep_their_weights(

@@ -170,10 +170,10 @@ def test_scheme_tells_what_a_checkpoint_must_agree_with():
     plan = plan_of(Block(), dict(weight=dict(bits=2, group_size=-1),
                                  activation=dict(bits=4, site='relu')))
     assert plan['conv1'].scheme() == dict(
-        weight='ScaleClip 2 bits, group size -1',
-        activation='ScaleClip 4 bits, 1 sites')
+        weight='ScaleClip 2 bits, group size -1, 4 levels',
+        activation='ScaleClip 4 bits, threshold nonzero, 1 sites')
     assert plan['relu'].scheme() == dict(
-        activation='ScaleClip 4 bits, 2 sites')
+        activation='ScaleClip 4 bits, threshold nonzero, 2 sites')
 
 
 @pytest.mark.parametrize('weight, text', [

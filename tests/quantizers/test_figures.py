@@ -13,7 +13,7 @@ from gdrq_mm.training import get_state, step_
 ACTIVATIONS = {
     **{name: dict(type=name) for name in (
         'LSQ', 'LSQPlus', 'PACT', 'DoReFa', 'DirectQuantization')},
-    'mean': {}, 'mse': dict(threshold='mse'),
+    'mean': dict(threshold='mean'), 'mse': dict(threshold='mse'),
     'learned': dict(threshold='learned'),
     'zero point': dict(threshold='mse', asymmetric=True)}
 WEIGHTS = {

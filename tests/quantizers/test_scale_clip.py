@@ -63,9 +63,11 @@ def test_a_quantizer_of_ones_own_needs_what_its_pair_says(monkeypatch):
     assert isinstance(model[0].input_quantizer, Mine)
     output = model[2].output_quantizer.quantizer
     assert isinstance(output, Mine)
-    assert output.k_of(True) == 3 * default_k(8, True)
-    assert repr(output) == 'Mine(bits=8, k=None, lr=0.01, headroom=3.0)'
-    assert repr(model[0].input_quantizer) == 'Mine(bits=4, k=None, lr=0.01)'
+    assert output.k_of(True) == 3 * default_k(8, True, of_nonzero=True)
+    assert repr(output) == \
+        "Mine(bits=8, k=None, lr=0.01, threshold='nonzero', headroom=3.0)"
+    assert repr(model[0].input_quantizer) == \
+        "Mine(bits=4, k=None, lr=0.01, threshold='nonzero')"
 
 
 # -- default k ----------------------------------------------------------------
@@ -105,7 +107,10 @@ def test_default_k_grows_with_the_bits():
 
 def test_own_k_replaces_the_default():
     assert ScaleClipActivation(4, 3.5, .1).k_of(True) == 3.5
-    assert ScaleClipActivation(4, None, .1).k_of(True) == default_k(4, True)
+    assert ScaleClipActivation(4, None, .1).k_of(True) == default_k(
+        4, True, of_nonzero=True)
+    assert ScaleClipActivation(4, None, .1, threshold='mean').k_of(
+        True) == default_k(4, True)
 
 
 # -- weights ------------------------------------------------------------------
@@ -114,7 +119,7 @@ def test_own_k_replaces_the_default():
 @pytest.mark.parametrize('bits', range(1, 9))
 def test_quantized_weights_lie_on_the_levels_of_their_group(bits, group_size):
     weight = normal(10, 4, 3, 3)
-    quantizer = quantizer_of(weight, bits, group_size)
+    quantizer = ScaleClipWeight(10, bits, group_size, 2., levels='odd')
     quantized = quantizer(weight)
     top = max(2**(bits - 1) - 1, 1)
     for group, original in zip(groups_of(quantized.double().numpy(),
@@ -177,7 +182,7 @@ def test_even_levels_are_2_to_the_bits_and_odd_ones_one_less(
 
 def test_levels_stand_in_the_scheme_where_they_differ():
     Scheme = ScaleClipWeight.Scheme
-    assert Scheme(bits=2, clip='search').describe() == \
+    assert Scheme(bits=2, clip='search', levels='odd').describe() == \
         'ScaleClip 2 bits, group size 4, searched clip'
     with pytest.raises(ValueError, match='bits is 9, allowed: 1 to 8, or '
                                          'None for float$'):
@@ -335,14 +340,15 @@ def test_projected_or_searched_weights_are_reshaped_as_they_are(kwargs):
 @pytest.mark.parametrize('bits', [1, 2, 4])
 def test_searched_clip_is_that_of_the_least_loss(bits, group_size):
     weight = normal(10, 5)
-    quantizer = ScaleClipWeight(10, bits, group_size, 2., clip='search')
+    quantizer = ScaleClipWeight(10, bits, group_size, 2., clip='search',
+                                levels='odd')
     quantized = quantizer(weight)
     clip = search_clip(weight, bits, group_size)
     assert torch.equal(quantizer.clip.detach(), clip)  # stored at first use
     assert torch.equal(quantized, F.linear_quantize(
         weight, F.expand_clip(clip, weight, group_size), bits))
     if bits > 1:
-        threshold = ScaleClipWeight(10, bits, group_size, 2.)
+        threshold = ScaleClipWeight(10, bits, group_size, 2., levels='odd')
         assert F.quantized_loss(weight, quantized) <= F.quantized_loss(
             weight, threshold(weight))
 
@@ -571,7 +577,8 @@ def test_the_kind_of_threshold_stands_in_the_scheme():
     Scheme = ScaleClipActivation.Scheme
     assert Scheme(bits=4, threshold='nonzero', k=2.).describe() == \
         'ScaleClip 4 bits, threshold nonzero'
-    assert Scheme(bits=4).describe() == 'ScaleClip 4 bits'
+    assert Scheme(bits=4).describe() == 'ScaleClip 4 bits, threshold nonzero'
+    assert Scheme(bits=4, threshold='mean').describe() == 'ScaleClip 4 bits'
     with pytest.raises(ValueError, match="threshold is 'max', allowed"):
         Scheme(threshold='max')
 
@@ -640,7 +647,8 @@ def test_what_was_asked_for_stands_in_the_text():
     assert ScaleClipWeight(
         2, bits=2, group_size=2, k=2., levels='even').extra_repr() == \
         "bits=2, group_size=2, k=2.0, levels='even'"
-    assert ScaleClipActivation(4, None, .01).extra_repr() == \
+    assert ScaleClipActivation(
+        4, None, .01, threshold='mean').extra_repr() == \
         'bits=4, k=None, lr=0.01'
     assert ScaleClipActivation(
         4, None, .01, 3., threshold='nonzero').extra_repr() == \

@@ -273,7 +273,7 @@ def test_what_differs_stands_in_the_scheme():
     (dict(threshold='mse', k=3.), "k is 3.0, allowed: with threshold='mse'"),
     (dict(threshold='learned', k=2), 'as no mean is taken'),
     (dict(asymmetric=True), "asymmetric is True, allowed: with threshold="
-                            "'mean': False; threshold='mse' finds"),
+                            "'nonzero': False; threshold='mse' finds"),
     (dict(threshold='learned', asymmetric=True), "type='LSQPlus' learns one"),
     (dict(threshold='mse', asymmetric=1),
      'asymmetric is 1, allowed: True or False'),

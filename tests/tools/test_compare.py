@@ -147,7 +147,7 @@ def test_all_cells_are_trained_alike(start, tmp_path):
                                      seeds=(0, 1)))
     assert [cell.name for cell in comparison.cells] == [
         'float', 'gdrq-w2a4', 'lsq-w2a4']
-    assert [cell.weight_levels for cell in comparison.cells[1:]] == [3, 4]
+    assert [cell.weight_levels for cell in comparison.cells[1:]] == [4, 4]
     for cell in comparison.cells[1:]:
         assert '[8,8]: backbone.conv1, head.fc' in cell.policy
     cfgs = [comparison.config(cell, 1) for cell in comparison.cells]
@@ -184,10 +184,14 @@ def test_a_quantized_config_says_what_ends_have_and_how_to_train(start,
     cfg.custom_hooks = [dict(type='GDRQHook', bn_batches=3, quantization=dict(
         weight=dict(bits=2), rules=[dict(match='head.fc', skip=True)]))]
     cfg.dump(config)
-    comparison = Comparison(settings((config, checkpoint), tmp_path))
+    comparison = Comparison(settings((config, checkpoint), tmp_path,
+                                     ['gdrq-published']))
     cell = comparison.cells[1]
     hook, = comparison.config(cell, 0).custom_hooks
     assert hook.bn_batches == 3 and hook.quantization.weight.k == 2
+    assert hook.quantization.weight.levels == 'odd'
+    assert hook.quantization.activation.threshold == 'mean'
+    assert cell.weight_levels == 3
     assert 'float: head.fc' in cell.policy and '[8,8]' not in cell.policy
     assert not comparison.config(comparison.cells[0], 0).custom_hooks
 

@@ -389,7 +389,8 @@ def test_sign_seen_late_carries_the_threshold_over_to_the_new_k():
     from gdrq_mm.quantizers.scale_clip import default_k
     inputs = [torch.full((2, 4), value) for value in (1., 1., -1., 3.)]
     _, seen = run_thresholds(inputs, lr=.01)
-    unsigned, signed = default_k(4, False), default_k(4, True)
+    unsigned, signed = (default_k(4, sign, of_nonzero=True)
+                        for sign in (False, True))
     expected, mean = [], 0.
     for step, value in enumerate((1., 1., 1., 3.)):
         mean += (value - mean) / (step + 1)
@@ -558,7 +559,7 @@ def test_phase_travels_with_the_state_dict():
 # -- metrics ------------------------------------------------------------------
 
 def test_metrics_are_means_over_layers():
-    model = make(dict(weight=dict(bits=3, group_size=-1),
+    model = make(dict(weight=dict(bits=3, group_size=-1, levels='odd'),
                       activation=dict(bits=4)))
     state, optimizer = get_state(model), sgd(model)
     train_step(model, optimizer, batch())
@@ -885,7 +886,7 @@ def test_training_of_such_schemes_is_resumed_exactly(
 
 
 def test_clip_is_searched_when_rounding_begins():
-    model = make(dict(weight=dict(bits=2, clip='search')))
+    model = make(dict(weight=dict(bits=2, clip='search', levels='odd')))
     optimizer = sgd(model, lr=.3)
     train_step(model, optimizer, batch())
     early = model.conv1.weight_quantizer.clip.detach().clone()

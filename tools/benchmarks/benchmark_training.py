@@ -48,8 +48,8 @@ from gdrq_mm.training import (
 SITES = dict(gdrq_input=({}, {}), gdrq_relu=({}, dict(site='relu')))
 DISTILL = 'gdrq_distill'  # the first of them, with its float model as teacher
 OPTIONS = dict(
-    even=(dict(levels='even'), {}), search=(dict(clip='search'), {}),
-    nonzero=({}, dict(threshold='nonzero')),
+    odd=(dict(levels='odd'), {}), search=(dict(clip='search'), {}),
+    mean=({}, dict(threshold='mean')),
     mse=({}, dict(threshold='mse')),
     zero_point=({}, dict(threshold='mse', asymmetric=True)),
     learned=({}, dict(threshold='learned')),

@@ -14,13 +14,13 @@ FILES = ('.py', '.json', '.yaml', '.yml')
 # Settings that have a name of their own; all other types of QUANTIZERS have
 # the name of the type, with its defaults.
 NAMED: Dict[str, dict] = {
-    # As published: 2^b - 1 levels in groups of four filters, k of 2.
-    'gdrq': dict(weight=dict(type=DEFAULT_TYPE, group_size=4, k=2.),
+    # The defaults.
+    'gdrq': dict(weight=dict(type=DEFAULT_TYPE),
                  activation=dict(type=DEFAULT_TYPE)),
-    # 2^b levels where that tells (2 and 3 bits), thresholds of non-zeros.
-    'gdrq-even': dict(
-        weight=dict(type=DEFAULT_TYPE, group_size=4, k=2., levels='even'),
-        activation=dict(type=DEFAULT_TYPE, threshold='nonzero')),
+    # 2^b - 1 levels in groups of four filters, k of 2, thresholds of means.
+    'gdrq-published': dict(
+        weight=dict(type=DEFAULT_TYPE, group_size=4, k=2., levels='odd'),
+        activation=dict(type=DEFAULT_TYPE, threshold='mean')),
     # A step size per channel; the paper's "lsq" has one per layer.
     'lsq-channel': dict(weight=dict(type='LSQ', group_size=1),
                         activation=dict(type='LSQ')),

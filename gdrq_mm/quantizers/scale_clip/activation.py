@@ -27,7 +27,7 @@ class ScaleClipActivation(RunningClip):
         headroom (float): Factor of the default ``k``, for tensors with longer
             tails than a half-normal distribution. Defaults to 1.
         threshold (str): 'mean' or 'nonzero', see the scheme. Defaults to
-            'mean'.
+            'nonzero'.
     """
 
     Scheme = ScaleClipActivationScheme
@@ -39,7 +39,7 @@ class ScaleClipActivation(RunningClip):
     OUTLIER = 11.
 
     def __init__(self, bits: int, k: Optional[float], lr: float,
-                 headroom: float = 1., threshold: str = 'mean') -> None:
+                 headroom: float = 1., threshold: str = 'nonzero') -> None:
         super().__init__(bits, headroom)
         self.k = k
         self.lr = lr

@@ -68,7 +68,7 @@ class LearnedClipWeight(ClippedWeight):
             :func:`default_weight_k`.
         clip (str): 'learned', what the scheme says.
         projection (bool): Clip the stored weights. Defaults to True.
-        levels (str): 'odd' or 'even' number of levels. Defaults to 'odd'.
+        levels (str): 'odd' or 'even' number of levels. Defaults to 'even'.
     """
 
     Scheme = ScaleClipWeightScheme
@@ -76,7 +76,7 @@ class LearnedClipWeight(ClippedWeight):
 
     def __init__(self, num_filters: int, bits: int, group_size: int,
                  k: Optional[float], clip: str = 'learned',
-                 projection: bool = True, levels: str = 'odd') -> None:
+                 projection: bool = True, levels: str = 'even') -> None:
         super().__init__(num_filters, bits, group_size, levels)
         self.k = default_weight_k(bits) if k is None else k
         self.projection = projection

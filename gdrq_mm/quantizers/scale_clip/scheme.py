@@ -27,7 +27,7 @@ class ScaleClipActivationScheme(ActivationScheme):
             'nonzero': the same of the values that are not zero, however many
             there are; 'mse': the threshold of least squared error of each
             batch. 'learned': it starts at the last of these, and the
-            optimizer moves it. Defaults to 'mean'.
+            optimizer moves it. Defaults to 'nonzero'.
         asymmetric (bool): Inputs with negative values get ``2^bits`` unsigned
             codes with a zero point, not signed ones: for small negatives, as
             of SiLU, GELU and hard-swish. With 'mse' only. Defaults to False.
@@ -36,7 +36,7 @@ class ScaleClipActivationScheme(ActivationScheme):
     FOR_PRODUCTS: ClassVar[Dict[str, Any]] = dict(threshold='mse')
     k: Optional[float] = None
     lr: float = 0.01
-    threshold: str = 'mean'
+    threshold: str = 'nonzero'
     asymmetric: bool = False
 
     def __post_init__(self):

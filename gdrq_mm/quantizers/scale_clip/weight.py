@@ -44,12 +44,12 @@ class ScaleClipWeightScheme(WeightScheme):
             with zero among them; 'even' has all ``2^bits``, none of them
             zero: 4 in place of 3 at 2 bits. It acts at 2 and 3 bits: from 4
             on one level more or less is little, and at 1 there are 2 either
-            way. Defaults to 'odd'.
+            way. Defaults to 'even'.
     """
     k: Optional[float] = None
     clip: str = 'threshold'
     projection: bool = True
-    levels: str = 'odd'
+    levels: str = 'even'
 
     def __post_init__(self):
         super().__post_init__()
@@ -118,7 +118,7 @@ class ScaleClipWeight(ClippedWeight):
         projection (bool): Clip the stored weights to ``T`` after each step.
             Otherwise they keep their values, and clipping acts in the forward
             only. Defaults to True.
-        levels (str): 'odd' or 'even' number of levels. Defaults to 'odd'.
+        levels (str): 'odd' or 'even' number of levels. Defaults to 'even'.
     """
 
     Scheme = ScaleClipWeightScheme
@@ -130,7 +130,7 @@ class ScaleClipWeight(ClippedWeight):
 
     def __init__(self, num_filters: int, bits: int, group_size: int,
                  k: Optional[float], clip: str = 'threshold',
-                 projection: bool = True, levels: str = 'odd') -> None:
+                 projection: bool = True, levels: str = 'even') -> None:
         super().__init__(num_filters, bits, group_size, levels)
         self.k = default_weight_k(bits) if k is None else k
         self.searches = clip == 'search'

@@ -38,12 +38,19 @@ def finetune(iters=ITERS, lr=2e-3) -> dict:
 
 
 def hook(weight, activation=None, rules=(), **arguments) -> dict:
-    """The option that quantizes."""
-    quantization = dict(weight=weight, rules=list(rules))
+    """The option that quantizes; what is not said is as published."""
+    quantization = dict(weight=published(weight, levels='odd'),
+                        rules=list(rules))
     if activation:
-        quantization['activation'] = activation
+        quantization['activation'] = published(activation, threshold='mean')
     return dict(custom_hooks=[dict(
         type='GDRQHook', quantization=quantization, **arguments)])
+
+
+def published(fields, **defaults) -> dict:
+    """Fields of a side, with what the package's own defaults have replaced."""
+    return {**defaults, **fields} if fields.get(
+        'type', 'ScaleClip') == 'ScaleClip' else fields
 
 
 def at_8_bits(*names) -> list:
