@@ -10,8 +10,7 @@ Schemes: gdrq (the defaults), gdrq-published (2^b - 1 levels, thresholds of
 means), lsq-channel, every quantizer by its name in small letters (lsq, ...),
 two of those as WEIGHTS+ACTIVATIONS, or a config file with
 quantization=dict(...) and, if you like, hook=dict(...), other arguments of
-GDRQHook. After each name may
-follow +distill: the float model is its teacher.
+GDRQHook. After each name may follow +distill: the float model is its teacher.
 
 What is done is kept: after an interruption the same command goes on, and with
 more schemes, bits or seeds it runs only these.
