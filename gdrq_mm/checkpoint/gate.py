@@ -290,9 +290,10 @@ def _check_schemes(theirs: Dict[str, dict], ours: Dict[str, dict]) -> None:
         'the checkpoint was trained with another quantization than the '
         f'config asks for, {len(differing)} layers differ:\n{shown}{more}'
         '\nUse the config it was trained with (the runner keeps a copy in '
-        'its work_dir, a published file has one beside it). To start a new '
-        'training from its weights alone, make a float checkpoint of one '
-        'that is not packed:\n'
+        'its work_dir, a published file has one beside it). A field that it '
+        'leaves out has the default of today: before 0.2.0 weight.levels was '
+        "'odd' and activation.threshold 'mean'. To start a new training from "
+        'its weights alone, make a float checkpoint of one not packed:\n'
         '  import torch\n'
         '  from gdrq_mm.checkpoint import float_weights\n'
         '  weights = torch.load(path, map_location="cpu")["state_dict"]\n'

@@ -20,6 +20,7 @@ from ..checkpoint import (
     pack,
     seal,
 )
+from ..config import QuantConfig
 from ..training import get_state
 from ..version import __version__
 from ..writing import write_whole
@@ -76,15 +77,17 @@ def _custom_imports(cfg: Config) -> dict:
 def inference_config(cfg: Config) -> Config:
     """The same config with ``model.type='QuantizedModel'``.
 
-    Inferencers run no hooks, so published configs say it in the model.
+    Inferencers run no hooks, so published configs say it in the model, with
+    all fields: they are read by versions with other defaults.
     """
-    quantization = quantization_of(cfg)
+    quantization = QuantConfig.from_dict(quantization_of(cfg)).to_dict()
     cfg = copy.deepcopy(cfg)
     if _type_name(cfg.model) != 'QuantizedModel':
         model = cfg.model.to_dict()
         cfg.model = ConfigDict(
             type='QuantizedModel', architecture=model.pop('type'),
-            quantization=quantization, **model)
+            **model)
+    cfg.model.quantization = ConfigDict(quantization)
     for hook in gdrq_hooks(cfg):
         for key in ('quantization', 'distill'):  # its teacher stays behind
             hook.pop(key, None)

@@ -12,7 +12,7 @@ from torch import nn
 from gdrq_mm import kernels, quantize_
 
 triton = pytest.importorskip(
-    'triton', reason='torch brings Triton on Linux alone')
+    'triton', reason='torch without CUDA brings no Triton')
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402

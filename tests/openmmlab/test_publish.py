@@ -22,6 +22,7 @@ from mmengine.runner import load_checkpoint
 
 import gdrq_mm
 from gdrq_mm.checkpoint import CheckpointError, pack
+from gdrq_mm.config import QuantConfig
 from gdrq_mm.openmmlab import publish as publish_module
 from gdrq_mm.openmmlab.publish import (
     inference_config,
@@ -443,8 +444,10 @@ def test_the_published_config_trains_with_the_hooks_own_phases():
             type='GDRQHook', begin_iter=5, quantization=QUANTIZATION)]))
     published = inference_config(cfg)
     assert published.model == dict(
-        type='QuantizedModel', architecture='Net', quantization=QUANTIZATION,
-        depth=18)
+        type='QuantizedModel', architecture='Net', depth=18,
+        quantization=QuantConfig.from_dict(QUANTIZATION).to_dict())
+    # Versions with other defaults read it.
+    assert published.model.quantization.weight.levels == 'even'
     assert published.custom_hooks == [
         dict(type='EMAHook'), dict(type='GDRQHook', begin_iter=5)]
     assert 'load_from' not in published and 'work_dir' not in published
@@ -508,7 +511,8 @@ def test_configs_in_pure_python_style_are_published(tmp_path):
                                  str(tmp_path / 'zoo'))
         published = Config.fromfile(str(path_cfg))
         assert published.model.type.endswith('QuantizedModel')
-        assert published.model.quantization == QUANTIZATION
+        assert published.model.quantization == \
+            QuantConfig.from_dict(QUANTIZATION).to_dict()
         assert 'quantization' not in published.custom_hooks[0]
         assert published.custom_imports.imports == ['gdrq_mm']
         load_checkpoint(build_of_config(published), str(path), strict=True)
