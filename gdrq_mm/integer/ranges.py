@@ -1,5 +1,6 @@
 """Scales of the 8-bit quantizers that an integer model adds."""
 import copy
+from dataclasses import replace
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -76,11 +77,22 @@ def observe(module: GraphModule, nodes: List[Node], examples: Iterable[tuple],
     observer = _Observer(module, nodes)
     for example in examples:
         observer.run(*example)
-    return {node: best_grid(
-                torch.cat(values), codes.unsigned if _is_positive(node)
-                or _loses_negatives(node) else codes.signed,
-                _finest_reader(node))
-            for node, values in observer.samples.items()}
+    samples = {node: torch.cat(values)
+               for node, values in observer.samples.items()}
+    grids = {node: best_grid(
+                 values, codes.unsigned if _is_positive(node)
+                 or _loses_negatives(node) else codes.signed,
+                 _finest_reader(node))
+             for node, values in samples.items()}
+    # Zeros (of a branch that ends in a norm whose weight is zero) do not say
+    # how fine they are. ONNX Runtime multiplies zero points of sums in
+    # float32: steps far wider than those of the other branch cost precision.
+    zeros = {node for node, values in samples.items() if _is_zero(values)}
+    finest = min((grid.scale for node, grid in grids.items()
+                  if node not in zeros), default=1.)
+    for node in zeros:
+        grids[node] = replace(grids[node], scale=finest)
+    return grids
 
 
 def _is_positive(value: Any) -> bool:
@@ -120,6 +132,11 @@ def _finest_reader(node: Node) -> Optional[float]:
     return min((scale for scale in scales if scale), default=None)
 
 
+def _is_zero(values: Tensor) -> bool:
+    """Whether no value is large enough for a scale of 8 bits."""
+    return not values.numel() or float(values.abs().max()) < 2**8 * TINY
+
+
 def best_grid(values: Tensor, codes: Tuple[int, int],
               reader: Optional[float] = None) -> QuantParams:
     """The 8-bit grid with the least squared error.
@@ -138,9 +155,9 @@ def best_grid(values: Tensor, codes: Tuple[int, int],
         255
     """
     low, high = codes
-    top = float(values.abs().max()) if values.numel() else 0.
-    if top < 2**8 * TINY:
+    if _is_zero(values):
         return QuantParams(1., low, high)
+    top = float(values.abs().max())
     scales = torch.zeros(0)
     if reader is not None:
         scales = reader / torch.arange(1., 2**8, 2)
