@@ -2,6 +2,7 @@
 import functools
 import itertools
 import logging
+import multiprocessing
 import os
 import random
 import subprocess
@@ -188,11 +189,38 @@ def run_processes():
         jobs = [subprocess.Popen(
             [sys.executable, *map(str, command)], stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True) for command in commands]
-        for job in jobs:
-            output, _ = job.communicate(timeout=300)
-            assert job.returncode == 0, output[-4000:]
+        try:
+            for job in jobs:
+                output, _ = job.communicate(timeout=300)
+                assert job.returncode == 0, output[-4000:]
+        finally:
+            for job in jobs:
+                job.kill()
 
     return run
+
+
+@pytest.fixture(scope='session')
+def exit_code():
+    """Call a function in a process of its own; how that ends, by a signal
+    where it is negative.
+
+    It is not forked from this one: a fork has none of the threads that
+    libraries have started here, and waits for them for ever where it must.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['pytest', 'mmpretrain', 'gdrq_mm'])
+
+    def call(function, *args):
+        process = context.Process(target=function, args=args)
+        process.start()
+        process.join(300)
+        code = process.exitcode
+        process.kill()
+        assert code is not None, f'{function.__name__} hangs'
+        return code
+
+    return call
 
 
 @pytest.fixture(autouse=True)

@@ -54,17 +54,19 @@ def test_a_file_is_on_the_disk_before_its_name_and_then_the_name(
     assert folder == str(tmp_path) and 'a.txt' in after
 
 
+def write_half(path, overwrite):
+    with write_whole(path, overwrite) as part:
+        part.write_text('half')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.parametrize('overwrite', [True, False])
-def test_a_killed_writer_leaves_the_old_file_or_none(overwrite, tmp_path):
+def test_a_killed_writer_leaves_the_old_file_or_none(overwrite, tmp_path,
+                                                     exit_code):
     path = tmp_path / 'a.txt'
     if overwrite:
         path.write_text('old')
-    pid = os.fork()
-    if pid == 0:
-        with write_whole(path, overwrite) as part:
-            part.write_text('half')
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
+    assert exit_code(write_half, path, overwrite) == -signal.SIGKILL
     assert path.exists() == overwrite
     assert not overwrite or path.read_text() == 'old'
     assert all(name.startswith('.a.txt.') for name in names(tmp_path)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from argparse import Namespace
 from pathlib import Path
 
@@ -288,23 +287,30 @@ def test_an_interrupted_publication_leaves_nothing(trained, tmp_path,
     assert list((tmp_path / 'zoo').iterdir()) == []
 
 
-def publish_in_child(trained, out, arm) -> bool:
-    """Publish in a process that ``arm`` may kill; whether it came to its end.
+def publish_armed(trained, out, arm, number):
+    """Publish in a process that ``arm`` may kill."""
+    arm(out, number)
+    publish(*trained, str(out))
 
-    Forked, because starting Python and loading torch takes seconds.
-    """
-    pid = os.fork()
-    if pid == 0:
-        try:
-            arm()
-            publish(*trained, str(out))
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc(file=sys.__stderr__)
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return not os.WIFSIGNALED(status)
+
+def kill_at(out, number):
+    """Kill this process the number-th time that Python touches a file in the
+    folder."""
+    left = [number]
+
+    def count(event, args):
+        if str(out) in str(args) and event.partition('.')[0] in (
+                'open', 'os', 'shutil', 'tempfile'):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+
+
+def kill_after(out, seconds):
+    """Kill this process by the clock, in the midst of what is not Python."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def assert_whole(out, old):
@@ -318,28 +324,15 @@ def assert_whole(out, old):
     assert all(path.read_bytes() == content for path, content in old.items())
 
 
-def test_killed_at_any_moment_it_leaves_whole_files_only(trained, tmp_path):
-    config, checkpoint = trained('resnet')
+def test_killed_at_any_moment_it_leaves_whole_files_only(
+        trained, tmp_path, exit_code):
+    paths = trained('resnet')
     out = tmp_path / 'zoo'
     old = {path: path.read_bytes()
-           for path in publish(config, checkpoint, str(out), latent=True)}
-    paths = config, checkpoint
-
-    def kill_at(number):
-        """At the number-th time that Python touches a file in the folder."""
-        left = [number]
-
-        def count(event, args):
-            if str(out) in str(args) and event.partition('.')[0] in (
-                    'open', 'os', 'shutil', 'tempfile'):
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        return lambda: sys.addaudithook(count)
-
+           for path in publish(*paths, str(out), latent=True)}
     number = 1
-    while not publish_in_child(paths, out, kill_at(number)):
+    while (code := exit_code(publish_armed, paths, out, kill_at, number)):
+        assert code == -signal.SIGKILL
         assert_whole(out, old)
         for path in out.glob('*.pth'):
             if path not in old:  # it had come that far
@@ -348,13 +341,13 @@ def test_killed_at_any_moment_it_leaves_whole_files_only(trained, tmp_path):
     assert number > 5  # it was killed at all
     assert len(list(out.glob('*.pth'))) == 2
 
-    # And by the clock, in the midst of what is not Python.
     start = time.monotonic()
-    assert publish_in_child(paths, tmp_path / 'timed', lambda: None)
+    publish(*paths, str(tmp_path / 'timed'))
     duration = time.monotonic() - start
     for share in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9):
-        publish_in_child(paths, tmp_path / f'zoo{share}', lambda: (
-            signal.setitimer(signal.ITIMER_REAL, share * duration)))
+        code = exit_code(publish_armed, paths, tmp_path / f'zoo{share}',
+                         kill_after, share * duration)
+        assert code in (0, -signal.SIGALRM)
         assert_whole(tmp_path / f'zoo{share}', {})
 
 
