@@ -80,9 +80,9 @@ def instruction_set() -> str:
                 platform.machine())
 
 
-def build(entry: Entry, bits: int, example: Tensor) -> nn.Module:
+def build(entry: Entry, bits: int, ends: int, example: Tensor) -> nn.Module:
     """Quantize a model and merge its deployable form; thresholds are set by
-    the example."""
+    the example. First and last layers have weights of ``ends`` bits."""
     torch.manual_seed(0)
     model = build_model(get_config(entry.config))
     model.eval()
@@ -91,10 +91,10 @@ def build(entry: Entry, bits: int, example: Tensor) -> nn.Module:
     # leave int32.
     update_bn_stats(model, [lambda: form(255 * torch.rand(
         2, 3, *entry.size))])
-    ends = dict(weight=dict(bits=8), activation=dict(bits=8))
+    rule = dict(weight=dict(bits=ends), activation=dict(bits=8))
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=bits), activation=dict(bits=4),
-        rules=[dict(match=name, **ends) for name in entry.ends]))
+        rules=[dict(match=name, **rule) for name in entry.ends]))
     gdrq_mm.calibrate(model, [lambda: form(example)])
     return merge(form, example)
 
@@ -127,14 +127,15 @@ def measure(name: str, weights: str, args: argparse.Namespace, folder: Path
     """Export a model into a folder and run it: a row of the results."""
     entry = MODELS[name]
     example = 255 * torch.rand(1, 3, *entry.size)
-    merged = build(entry, BITS[weights], example)
+    merged = build(entry, BITS[weights], args.ends, example)
     integer = to_integer(merged, example)
     path, floats = folder / 'model.onnx', folder / 'float.onnx'
     report = export_onnx(integer, example, path, weights=weights)
     export_float(merged, example, floats)
     row = dict(
         model=name, image=entry.size, raw=entry.raw, weights=weights,
-        weight_bits=BITS[weights], integer_kernels=len(report.kernels),
+        weight_bits=BITS[weights], end_weight_bits=args.ends,
+        integer_kernels=len(report.kernels),
         quantized_layers=len(integer.calls), size=report.size,
         float_size=floats.stat().st_size,
         peak_memory=peak_memory(path, entry.size),
@@ -169,6 +170,8 @@ def main() -> None:
                         default=['int8'])
     parser.add_argument('--runtimes', nargs='+', choices=RUNTIMES,
                         default=list(RUNTIMES))
+    parser.add_argument('--ends', type=int, default=8,
+                        help='bits of the weights of first and last layers')
     parser.add_argument('--rounds', type=int, default=50)
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--json', help='write the figures there')
