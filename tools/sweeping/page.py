@@ -21,8 +21,8 @@ images, the batch (2) and the number of proposals, not channels; where the
 table says so, the size that a model is built for and how often equal layers
 follow each other (2). No pretrained weights are loaded, SyncBN is BN. Each
 family runs in a process of its own, on a CPU, with limits of 300 seconds of
-CPU time and 8 GB, for `dino` of 900 seconds (`--seconds`) and for `setr` of
-14 GB (`--gigabytes`):
+CPU time (`--seconds`) and 8 GB (`--gigabytes`), of 12 GB for `vgg` and `sam`
+and 14 GB for `setr`:
 
 - **float**: the float model trains two steps and predicts. What does not run
   in float here (a download, a package that is missing, a limit of time or
@@ -118,8 +118,8 @@ def write_results(path: Path, records: List[dict]) -> None:
 
 def _totals(by_package: dict) -> List[str]:
     lines = ['| package | families | run | run in float | pass everything | '
-             'do not train in float, pass the rest |',
-             '|---|---|---|---|---|---|']
+             'do not train in float, pass the rest | minutes, one at a time |',
+             '|---|---|---|---|---|---|---|']
     for package in PACKAGES:
         records = by_package.get(package, {}).values()
         in_float = [each for each in records
@@ -131,9 +131,10 @@ def _totals(by_package: dict) -> List[str]:
             known = len(families(package))
         except (PackageNotFoundError, FileNotFoundError):
             number, known = 'not installed', 0
+        minutes = sum(each.get('seconds', 0.) for each in records) / 60
         lines.append(f'| {package} {number} | {known} | {len(records)} | '
                      f'{len(in_float)} | {passed.count(False)} | '
-                     f'{passed.count(True)} |')
+                     f'{passed.count(True)} | {minutes:.0f} |')
     return [*lines, '']
 
 
