@@ -1,6 +1,9 @@
 """What the docs say of the code is so."""
+import json
 import runpy
 from pathlib import Path
+
+import pytest
 
 DOCS = Path(__file__).parents[1] / 'docs'
 
@@ -30,3 +33,21 @@ def test_a_page_of_commands_gets_their_output(tmp_path):
     assert page.read_text().endswith(
         '```console\n$ python3 say.py\n3\n$ echo a \\\n  b\na b\n```\n'
         '```\n$ echo left alone\n```\n')
+
+
+def texts_in(value):
+    if isinstance(value, dict):
+        for each in value.items():
+            yield from texts_in(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from texts_in(each)
+    elif isinstance(value, str):
+        yield value
+
+
+@pytest.mark.parametrize('path', sorted((DOCS / 'results').glob('*.json')),
+                         ids=lambda path: path.stem)
+def test_results_name_no_folder_of_the_machine_that_made_them(path):
+    assert not [text for text in texts_in(json.loads(path.read_text()))
+                if text.startswith('/')]

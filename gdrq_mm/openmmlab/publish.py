@@ -80,7 +80,8 @@ def inference_config(cfg: Config) -> Config:
     Inferencers run no hooks, so published configs say it in the model, with
     all fields: they are read by versions with other defaults.
     """
-    quantization = QuantConfig.from_dict(quantization_of(cfg)).to_dict()
+    quantization = QuantConfig.from_dict(
+        quantization_of(cfg)).with_all_fields().to_dict()
     cfg = copy.deepcopy(cfg)
     if _type_name(cfg.model) != 'QuantizedModel':
         model = cfg.model.to_dict()

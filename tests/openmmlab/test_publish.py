@@ -451,6 +451,24 @@ def test_the_published_config_trains_with_the_hooks_own_phases():
     assert inference_config(published)._cfg_dict == published._cfg_dict
 
 
+def test_rules_of_a_published_config_state_the_fields_of_their_types():
+    rules = [dict(match='a', weight=dict(type='ScaleClip', bits=2),
+                  activation=dict(type='ScaleClip', bits=4)),
+             dict(match='b', weight=dict(bits=8)), dict(match='c', skip=True)]
+    cfg = Config(dict(model=dict(type='Net'), custom_hooks=[dict(
+        type='GDRQHook', quantization=dict(
+            weight=dict(type='LSQ', bits=4),
+            activation=dict(type='LSQ', bits=4), rules=rules))]))
+    published = inference_config(cfg).model.quantization
+    first, *others = published.rules
+    assert first.weight.levels == 'even'
+    assert first.activation.threshold == 'nonzero'
+    assert [dict(rule) for rule in others] == rules[1:]
+    asked = QuantConfig.from_dict(quantization_of(cfg))
+    assert all(QuantConfig.from_dict(published).schemes(name)
+               == asked.schemes(name) for name in 'abcd')
+
+
 def test_it_opens_where_the_code_of_the_training_is_absent(
         trained, tmp_path, monkeypatch):
     """A config with a hook of the user's own, in a module of the user's."""

@@ -261,6 +261,18 @@ def test_published_results_are_added_to(settings, tmp_path):
     # Another study, some of whose cells were run elsewhere for this one.
     other = json.loads(collect(elsewhere, 'more', study, out).read_text())
     assert other['cells']['toy/next'] == cells['toy/next']
+    # Of two results of a cell the newest counts, whatever file has it.
+    for name, date, value in (('toy', '2026-01-01', 1.), ('more',
+                                                          '2026-01-02', 2.)):
+        file = out / f'{name}.json'
+        record = json.loads(file.read_text())
+        record['cells']['toy/next']['seeds']['0'].update(
+            date=date, metric=value)
+        write_json(file, record)
+    for name in ('toy', 'more'):
+        cells = json.loads(collect(
+            elsewhere, name, study, out).read_text())['cells']
+        assert cells['toy/next']['seeds']['0']['metric'] == 2.
     # Of other data: they are no results of this study any more.
     write_json(settings.data / 'signs' / 'demo_data.json', dict(version=9))
     run(elsewhere, 'start', seeds=(2, ))

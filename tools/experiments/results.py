@@ -51,9 +51,10 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
     """Write ``<name>.json`` of a study.
 
     What the files of studies there have of these cells, of other seeds, of
-    the same configs and data, is taken over: a machine need not have them
-    all. A result is not, and that is printed, where the float model that it
-    is compared with now began with another start.
+    the same configs and data, is taken over, the newest of what several have:
+    a machine need not have them all. A result is not, and that is printed,
+    where the float model that it is compared with now began with another
+    start.
 
     Args:
         settings (Settings): Settings of the engine.
@@ -80,7 +81,7 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
                 continue
             found = {seed: result for seed, result in each['cells'].get(
                 cell_name, dict(seeds={}))['seeds'].items()
-                if seed not in seeds
+                if _date(result) > _date(seeds.get(seed))
                 and int(seed) == cell.seed_for(int(seed))
                 and result['config_hash'] == finished.configs.hash(
                     cell, int(seed))}
@@ -111,6 +112,11 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
         command=f'python tools/run_experiments.py {name}', data=data,
         versions=versions, cells=cells))
     return path
+
+
+def _date(result: Optional[dict]) -> str:
+    # The oldest results have none.
+    return '' if result is None else result.get('date', '0')
 
 
 def _written(path: Path) -> list:

@@ -46,9 +46,12 @@ class Results:
                 in self.cells.get(name, dict(seeds={}))['seeds'].items()}
 
     def drops(self, name: str) -> Dict[str, float]:
-        """Seed -> metric of the reference of a cell minus its own."""
+        """Seed -> metric of the reference of a cell minus its own, of the
+        study's seeds: others may have run more of a cell that they share."""
         reference = self.cells.get(name, {}).get('reference')
-        return minus(self.metrics(reference), self.metrics(name))
+        return {seed: drop for seed, drop in minus(
+                    self.metrics(reference), self.metrics(name)).items()
+                if int(seed) in self.study.all_seeds()}
 
     def text(self, values: List[float]) -> str:
         """'1.3 (0.9 to 1.6)', with the number of seeds where some lack."""

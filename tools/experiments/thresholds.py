@@ -18,7 +18,7 @@ from gdrq_mm.quantizers import ActivationQuantizer, ScaleClipActivation
 FUNCTIONS = dict(relu=F.relu, none=lambda x: x, silu=F.silu, gelu=F.gelu,
                  hardswish=F.hardswish)
 KINDS = {
-    'mean': dict(), 'nonzero': dict(threshold='nonzero'),
+    'mean': dict(threshold='mean'), 'nonzero': dict(threshold='nonzero'),
     'mse': dict(threshold='mse'),
     'mse, zero point': dict(threshold='mse', asymmetric=True)}
 BATCHES, VALUES = 30, 20000

@@ -246,10 +246,10 @@ def test_an_onnx_file_of_any_batch_and_size(spread, tmp_path):
     assert ((ours[2] >= 0).sum(1) > 3).all()
     theirs = map(torch.from_numpy, onnx_check.run(
         onnx_check.session(path), [others()]))
-    close = torch.stack([
-        torch.isclose(mine, other, rtol=1e-4, atol=1e-3).flatten(1).all(1)
-        for mine, other in zip(ours, theirs)]).all(0)
-    assert close.sum() >= len(close) - 1
+    close = [torch.isclose(mine, other, rtol=1e-4, atol=1e-3).flatten(1)
+             for mine, other in zip(ours, theirs)]
+    assert all(each.float().mean() > .9 for each in close)
+    assert torch.cat(close, 1).all(1).sum() >= len(ours[0]) - 1
 
 
 @torch.no_grad()
