@@ -132,11 +132,13 @@ class QuantConfig:
     def with_all_fields(self) -> 'QuantConfig':
         """The same; rules that change a type say what they leave to its
         defaults."""
-        rules = tuple(dataclasses.replace(rule, **{
-            side: fields_of(self._apply(rule, side), side)
-            for side in SIDES if 'type' in (getattr(rule, side) or {})})
-            for rule in self.rules)
-        return dataclasses.replace(self, rules=rules)
+        def whole(rule: Rule) -> Rule:
+            changed: Dict[str, Any] = {
+                side: fields_of(self._apply(rule, side), side)
+                for side in SIDES if 'type' in (getattr(rule, side) or {})}
+            return dataclasses.replace(rule, **changed)
+
+        return dataclasses.replace(self, rules=tuple(map(whole, self.rules)))
 
     def rule_of(self, name: str) -> Optional[Rule]:
         """The first rule that matches layer ``name``."""
