@@ -528,6 +528,12 @@ def test_drops_are_those_of_the_same_seed():
     assert 'not run' in results(a=[], b=[1], ref=[1]).table()
 
 
+def test_drops_are_those_of_the_seeds_of_the_study():
+    """Another study may have run more of a cell."""
+    table = results(a=[70, 60, 60], b=[71], ref=[72, 72, 72], seeds=1).table()
+    assert '| drop | 2.0 | 1.0 |' in table
+
+
 @pytest.mark.parametrize('a, b, verdict', [
     ([72, 73, 74], [70, 70, 70], 'confirmed'),
     ([70, 70, 70], [72, 73, 74], 'contradicted'),

@@ -131,10 +131,12 @@ def _totals(by_package: dict) -> List[str]:
             known = len(families(package))
         except (PackageNotFoundError, FileNotFoundError):
             number, known = 'not installed', 0
-        minutes = sum(each.get('seconds', 0.) for each in records) / 60
+        seconds = [each.get('seconds') for each in records]
+        # The oldest records do not say how long they took.
+        minutes = '' if None in seconds else f'{sum(seconds) / 60:.0f}'
         lines.append(f'| {package} {number} | {known} | {len(records)} | '
                      f'{len(in_float)} | {passed.count(False)} | '
-                     f'{passed.count(True)} | {minutes:.0f} |')
+                     f'{passed.count(True)} | {minutes} |')
     return [*lines, '']
 
 
