@@ -2,8 +2,8 @@
 
 Models of the packages' own configs at full width with random weights (speed
 and size do not depend on them), first and last layers at 8 bits, the rest at
-4 (int2 files: 2) bits. Interleaved runs, so that a busy machine slows both
-sides.
+4 bits (weights of int2 files: 2). Interleaved runs, so that a busy machine
+slows both sides.
 
 Usage: python tools/benchmarks/benchmark_deploy.py [--models resnet18 ...]
        [--weights int8 int4 int2] [--json OUT]
@@ -80,9 +80,11 @@ def instruction_set() -> str:
                 platform.machine())
 
 
-def build(entry: Entry, bits: int, ends: int, example: Tensor) -> nn.Module:
+def build(entry: Entry, bits: Tuple[int, int], ends: int, example: Tensor
+          ) -> nn.Module:
     """Quantize a model and merge its deployable form; thresholds are set by
-    the example. First and last layers have weights of ``ends`` bits."""
+    the example. ``bits`` are those of weights and activations, first and last
+    layers have weights of ``ends`` bits."""
     torch.manual_seed(0)
     model = build_model(get_config(entry.config))
     model.eval()
@@ -93,7 +95,7 @@ def build(entry: Entry, bits: int, ends: int, example: Tensor) -> nn.Module:
         2, 3, *entry.size))])
     rule = dict(weight=dict(bits=ends), activation=dict(bits=8))
     gdrq_mm.quantize_(model, dict(
-        weight=dict(bits=bits), activation=dict(bits=4),
+        weight=dict(bits=bits[0]), activation=dict(bits=bits[1]),
         rules=[dict(match=name, **rule) for name in entry.ends]))
     gdrq_mm.calibrate(model, [lambda: form(example)])
     return merge(form, example)
@@ -127,14 +129,16 @@ def measure(name: str, weights: str, args: argparse.Namespace, folder: Path
     """Export a model into a folder and run it: a row of the results."""
     entry = MODELS[name]
     example = 255 * torch.rand(1, 3, *entry.size)
-    merged = build(entry, BITS[weights], args.ends, example)
+    merged = build(entry, (BITS[weights], args.activations), args.ends,
+                   example)
     integer = to_integer(merged, example)
     path, floats = folder / 'model.onnx', folder / 'float.onnx'
     report = export_onnx(integer, example, path, weights=weights)
     export_float(merged, example, floats)
     row = dict(
         model=name, image=entry.size, raw=entry.raw, weights=weights,
-        weight_bits=BITS[weights], end_weight_bits=args.ends,
+        weight_bits=BITS[weights], activation_bits=args.activations,
+        end_weight_bits=args.ends,
         integer_kernels=len(report.kernels),
         quantized_layers=len(integer.calls), size=report.size,
         float_size=floats.stat().st_size,
@@ -172,6 +176,8 @@ def main() -> None:
                         default=list(RUNTIMES))
     parser.add_argument('--ends', type=int, default=8,
                         help='bits of the weights of first and last layers')
+    parser.add_argument('--activations', type=int, default=4,
+                        help='bits of activations between them')
     parser.add_argument('--rounds', type=int, default=50)
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--json', help='write the figures there')
