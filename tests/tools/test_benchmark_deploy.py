@@ -35,13 +35,24 @@ def test_a_small_model_gets_a_row_of_each_runtime(benchmark, tmp_path,
     monkeypatch.setattr(benchmark, 'MODELS', dict(tiny=benchmark.Entry(
         str(CONFIG), (32, 40), ('backbone.conv1', 'head.fc'))))
     monkeypatch.setattr(sys, 'argv', [
-        'benchmark_deploy.py', '--rounds', '1', '--json', str(out)])
+        'benchmark_deploy.py', '--rounds', '1', '--activations', '3',
+        '--ends', '7', '--json', str(out)])
+    asked = []
+    quantize = benchmark.gdrq_mm.quantize_
+    monkeypatch.setattr(benchmark.gdrq_mm, 'quantize_', lambda model, config: (
+        asked.append(config), quantize(model, config)))
     benchmark.main()
+    config, = asked
+    assert config['weight'] == dict(bits=4)
+    assert config['activation'] == dict(bits=3)
+    assert [rule['weight']['bits'] for rule in config['rules']] == [7, 7]
     result = json.loads(out.read_text())
     assert capsys.readouterr().out.startswith(
         f'{benchmark.instruction_set()}, threads: 1, rounds: 1\n'
         'tiny 32x40, int8: ')
     row, = result['rows']
+    assert (row['weight_bits'], row['activation_bits'],
+            row['end_weight_bits']) == (4, 3, 7)
     assert row['integer_kernels'] == row['quantized_layers'] > 20
     assert row['size'] < row['float_size']
     assert min(row['peak_memory'], row['float_peak_memory']) > 2**20
