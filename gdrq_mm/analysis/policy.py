@@ -213,21 +213,24 @@ def make_rules(layers: Sequence[Layer], choice: Dict[str, Bits],
             if bits in (None, own):
                 continue
             old = parsed.rule_of(name)
-            rules.append(_rule_of_bits(name, bits, old, parsed))
+            rules.append(_rule_of_bits(name, bits, old, parsed,
+                                       'products' in acting[name]))
             del acting[name]
     return rules + acting_rules(config, acting)
 
 
 def _rule_of_bits(name: str, bits: Bits, old: Optional[Rule],
-                  config: QuantConfig) -> dict:
-    """The rule of one layer, with what the old one says besides bits."""
+                  config: QuantConfig, multiplies: bool) -> dict:
+    """The rule of one layer, with what the old one says besides bits; of
+    products where the layer computes some."""
     sides = {}
     for side in SIDES:
         fields = dict(getattr(old, side, None) or {},
                       bits=getattr(bits, side))
         if fields != dict(bits=getattr(config, side).bits):
             sides[side] = fields
-    if old is not None and old.products:
+    if old is not None and old.products and (
+            multiplies or old.products.get('bits', 0) is None):
         sides['products'] = dict(old.products)
     # A rule must say something, if only what holds without any.
     return dict(match=glob.escape(name),

@@ -136,6 +136,9 @@ class QuantConfig:
             changed: Dict[str, Any] = {
                 side: fields_of(self._apply(rule, side), side)
                 for side in SIDES if 'type' in (getattr(rule, side) or {})}
+            if rule.products:
+                changed['products'] = fields_of(
+                    self._apply(rule, 'products'), 'products')
             return dataclasses.replace(rule, **changed)
 
         return dataclasses.replace(self, rules=tuple(map(whole, self.rules)))

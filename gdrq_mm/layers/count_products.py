@@ -33,6 +33,7 @@ class Products(NamedTuple):
 
 # Registered, by class or by its full name, or counted before.
 _KNOWN: Dict[Union[Type[nn.Module], str], Products] = {}
+_COUNTED: Dict[Type[nn.Module], Products] = {}
 
 
 def register_products(cls: Union[Type[nn.Module], str], number: int,
@@ -63,12 +64,12 @@ def products_of(module: nn.Module) -> Products:
             source to look at.
     """
     cls = type(module)
-    if cls not in _KNOWN:
-        named = _KNOWN.get(f'{cls.__module__}.{cls.__qualname__}')
-        if named is not None:
-            return named
-        _KNOWN[cls] = Products(_count_in_source(cls))
-    return _KNOWN[cls]
+    for key in (cls, f'{cls.__module__}.{cls.__qualname__}'):
+        if key in _KNOWN:
+            return _KNOWN[key]
+    if cls not in _COUNTED:
+        _COUNTED[cls] = Products(_count_in_source(cls))
+    return _COUNTED[cls]
 
 
 def count_products(module: nn.Module) -> int:

@@ -71,13 +71,13 @@ def _is_average(other) -> bool:
     if not trained or copied.averages:
         return True
     # A look waits for the device; what has not moved by then waits itself.
-    if other.has_stepped or copied.looks == LOOKS:
+    copied.looks += 1
+    if other.has_stepped or copied.looks > LOOKS and copied.looks % LOOKS:
         return False
     sums = torch.stack([each.detach().double().sum().cpu()
                         for each in trained])
     if copied.sums is None:
         copied.sums = sums
-    copied.looks += 1
     copied.averages = not torch.equal(sums, copied.sums)
     return copied.averages
 

@@ -202,6 +202,36 @@ def test_rules_keep_what_was_said_of_products():
             dict(match='a', weight=dict(bits=8))]
 
 
+class Attention(nn.Module):
+    """Products of its own, between layers that compute none."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.q(x) @ self.k(x).mT
+
+
+@pytest.mark.parametrize('bits', [4, None])
+def test_rules_of_layers_beside_products_do_not_speak_of_them(bits):
+    model = nn.ModuleDict(dict(a=Attention()))
+    config = dict(
+        weight=dict(bits=4), activation=dict(bits=4), products=dict(bits=8),
+        rules=[dict(match='a*', weight=dict(bits=8),
+                    products=dict(bits=bits))])
+    plans = make_plan(model, QuantConfig.from_dict(config))
+    layers = [Layer([f'a.{name}'], 10, 1, 10, {}, {}, 4) for name in 'qk']
+    rules = make_rules(layers, {'a.q': Bits(2, 4), 'a.k': Bits(8, 4)}, config,
+                       plans)
+    found = {plan.name: plan for plan in quantize_(
+        model, dict(config, rules=rules)).layers}
+    assert [found[f'a.{name}'].weight.bits for name in 'qk'] == [2, 8]
+    products = found['a.product_quantizers']
+    assert products.quantized is (bits is not None)
+    assert not bits or products.activation.bits == bits
+
+
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 def test_bits_that_broke_the_outputs_are_not_chosen(bad):
     layers = make_layers(5)

@@ -453,3 +453,12 @@ def test_the_default_of_products_that_excludes_a_field_is_named(config):
     mean = copy.deepcopy(config)
     mean['products']['threshold'] = 'mean'
     assert QuantConfig.from_dict(mean).products_of('a').k == 3.
+
+
+def test_all_fields_are_those_of_products_that_a_rule_asks_for_too():
+    config = QuantConfig.from_dict(dict(
+        weight=dict(bits=4), rules=[dict(match='a', products=dict(bits=4))]))
+    rule, = config.with_all_fields().to_dict()['rules']
+    section = QuantConfig.from_dict(dict(
+        weight=dict(bits=4), products=dict(bits=4))).to_dict()['products']
+    assert rule['products'] == section and len(section) > 4

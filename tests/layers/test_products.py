@@ -18,6 +18,7 @@ from gdrq_mm.deploy import export_onnx, merge
 from gdrq_mm.layers import (
     QuantMultiheadAttention,
     count_products,
+    register_products,
     register_quant_layer,
 )
 from gdrq_mm.layers.scaled_attention import attention
@@ -357,6 +358,17 @@ def test_a_function_of_the_same_file_is_code_of_the_module():
     first, second = model[0].product_quantizers
     torch.testing.assert_close(
         model(x).double(), on_grid(y, first) @ on_grid(y.mT, second))
+
+
+def test_what_is_said_by_a_name_counts_after_the_source_was_read():
+
+    class Said(nn.Linear):
+        def forward(self, x):
+            return multiplied(super().forward(x))
+
+    assert count_products(Said(8, 8)) == 1
+    register_products(f'{Said.__module__}.{Said.__qualname__}', 3)
+    assert count_products(Said(8, 8)) == 3
 
 
 def multiplied(x):

@@ -609,7 +609,7 @@ def test_statistics_are_those_of_all_ranks(monkeypatch):
 
 
 def test_the_first_batches_are_averaged_also_where_they_are_zeros():
-    quantizer = ScaleClipActivation(4, 1., .01)
+    quantizer = ScaleClipActivation(4, 1., .01, threshold='mean')
     for value in (3., 0., 6.):
         quantizer.observe(torch.full((8, ), value))
         ScaleClipActivation.update_([quantizer])

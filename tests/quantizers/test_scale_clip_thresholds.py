@@ -173,6 +173,21 @@ def test_zeros_give_a_threshold_of_zero():
         assert quantizer(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
+def test_steps_of_zeros_do_not_move_the_mean_of_non_zeros():
+    """A branch that is dead now and then keeps its range."""
+    inputs = batches(nn.functional.relu, 6)
+    zeros = [torch.zeros(50)] * 4
+    alone = seen(built(), inputs)
+    mixed = seen(built(), [*inputs[:3], *zeros, *inputs[3:]])
+    assert torch.equal(mixed.clip, alone.clip) and alone.clip > 0
+    first = seen(built(), [*zeros, *inputs])
+    assert float(first.clip) == pytest.approx(float(alone.clip), rel=.05)
+    assert seen(built(), zeros).clip == 0
+    # The published mean (Eq. 10) takes them for what they are.
+    assert seen(built(threshold='mean'), [*inputs, *zeros]).clip < seen(
+        built(threshold='mean'), inputs).clip
+
+
 def test_the_gradient_is_one_inside_the_range_with_a_zero_point():
     quantizer = seen(built(threshold='mse', asymmetric=True),
                      batches(nn.functional.gelu, 3))

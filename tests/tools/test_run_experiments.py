@@ -532,6 +532,21 @@ def test_drops_are_those_of_the_seeds_of_the_study():
     """Another study may have run more of a cell."""
     table = results(a=[70, 60, 60], b=[71], ref=[72, 72, 72], seeds=1).table()
     assert '| drop | 2.0 | 1.0 |' in table
+    assert '| metric |  | 70.0 |' in table
+
+
+def test_drops_against_a_start_that_all_seeds_share():
+    """Of calibrated models: it was trained once, with seed 0."""
+    study = Study('', '', ['a', 'start'], [
+        Row('drop', ['a']), Row('metric', ['a', 'start'], 'metric')],
+        seeds=2, first_seed=1)
+    table = Results(study, dict(cells=dict(
+        a=dict(reference='start', shared=False,
+               seeds={'1': dict(metric=70.), '2': dict(metric=71.)}),
+        start=dict(reference=None, shared=True,
+                   seeds={'0': dict(metric=72.)})))).table()
+    assert '| drop | 1.5 (1.0 to 2.0) |' in table
+    assert '| metric | 70.5 (70.0 to 71.0) | 72.0 [1] |' in table
 
 
 @pytest.mark.parametrize('a, b, verdict', [

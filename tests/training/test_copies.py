@@ -8,6 +8,7 @@ from torch import nn
 
 from gdrq_mm import quantize_
 from gdrq_mm.training import get_state
+from gdrq_mm.training.copies import LOOKS
 
 TYPES = dict(
     ScaleClip=dict(weight=dict(bits=4), activation=dict(bits=4)),
@@ -113,6 +114,24 @@ def test_an_average_by_hand_that_could_train_starts_as_well(name, kept):
     x = torch.randn(2, 3, 9, 9)
     ours, theirs = model.eval()(x), averaged.eval()(x)
     assert (ours - theirs).norm() < .2 * ours.norm()
+
+
+def test_an_average_by_hand_may_begin_late():
+    model = make_model(TYPES['LSQ'])
+    averaged = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for step in range(2 * LOOKS + 20):
+        model(torch.randn(2, 3, 9, 9)).square().mean().backward()
+        optimizer.step()
+        if step > 1.5 * LOOKS:
+            with torch.no_grad():
+                for mine, other in zip(model.parameters(),
+                                       averaged.parameters()):
+                    other.lerp_(mine, .01)
+    ours, theirs = entries(model), entries(averaged)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=.2, atol=0)
 
 
 def test_the_average_of_torch_starts_where_steps_were_skipped():

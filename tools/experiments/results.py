@@ -103,7 +103,7 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
         cells[cell_name] = dict(
             config=cell.config, options=cell.options, start=cell.start,
             reference=cell.reference, kind=cell.kind, latent=cell.latent,
-            seeds=dict(sorted(seeds.items())))
+            shared=cell.shared, seeds=dict(sorted(seeds.items())))
     if not new:
         return None
     _leave_out_other_starts(name, cells)
@@ -140,7 +140,8 @@ def _leave_out_other_starts(study: str, cells: dict) -> None:
         else:
             continue
         for seed, result in list(cell['seeds'].items()):
-            theirs = reference['seeds'].get(seed, {}).get(key)
+            theirs = reference['seeds'].get(
+                '0' if reference.get('shared') else seed, {}).get(key)
             if theirs and theirs != result['start_hash']:
                 print(f'{study}: {cell_name} seed {seed} is left out, as its '
                       'float model began with another start')

@@ -41,17 +41,20 @@ class Results:
         self.cells = measured['cells']
 
     def metrics(self, name: str) -> Dict[str, float]:
-        """Seed -> metric of a cell."""
+        """Seed -> metric of a cell, of the study's seeds: others may have run
+        more of a cell that they share. One that all seeds share has 0."""
+        cell = self.cells.get(name, dict(seeds={}))
         return {seed: result['metric'] for seed, result
-                in self.cells.get(name, dict(seeds={}))['seeds'].items()}
+                in cell['seeds'].items() if cell.get('shared')
+                or int(seed) in self.study.all_seeds()}
 
     def drops(self, name: str) -> Dict[str, float]:
-        """Seed -> metric of the reference of a cell minus its own, of the
-        study's seeds: others may have run more of a cell that they share."""
+        """Seed -> metric of the reference of a cell minus its own."""
         reference = self.cells.get(name, {}).get('reference')
-        return {seed: drop for seed, drop in minus(
-                    self.metrics(reference), self.metrics(name)).items()
-                if int(seed) in self.study.all_seeds()}
+        ours, theirs = self.metrics(name), self.metrics(reference)
+        if self.cells.get(reference, {}).get('shared'):
+            theirs = {seed: theirs['0'] for seed in ours if '0' in theirs}
+        return minus(theirs, ours)
 
     def text(self, values: List[float]) -> str:
         """'1.3 (0.9 to 1.6)', with the number of seeds where some lack."""

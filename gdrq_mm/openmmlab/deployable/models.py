@@ -206,8 +206,8 @@ def make_deployable(model: nn.Module, image_shape: Tuple[int, int],
         try:
             DeployableRaw(model)
         except ValueError as refused:
-            raise ValueError(f'{error}. And before its post-processing: '
-                             f'{refused}') from error
+            # The first error may name --raw, which is no way out.
+            raise refused from error
         raise
 
 

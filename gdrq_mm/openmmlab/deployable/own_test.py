@@ -3,6 +3,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Optional, Tuple
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
@@ -132,6 +133,9 @@ def compare_with_own_test(cfg: Config, model: nn.Module, function: Callable,
         size (tuple[int, int], optional): Height and width it takes; None:
             any.
 
+    Returns:
+        Comparison: Of the evaluator's metrics those of one number.
+
     Raises:
         ValueError: The exported form gives NaN.
     """
@@ -155,5 +159,6 @@ def compare_with_own_test(cfg: Config, model: nn.Module, function: Callable,
             evaluator.process([found[name]], dict(inputs=[image[0]]))
     result.metrics = {
         name: {key: float(value) for key, value in evaluator.evaluate(
-            result.images).items()} for name, evaluator in evaluators.items()}
+            result.images).items() if np.ndim(value) == 0}
+        for name, evaluator in evaluators.items()}
     return result

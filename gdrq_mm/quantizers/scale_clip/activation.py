@@ -106,7 +106,9 @@ class ScaleClipActivation(RunningClip):
         total, count, nonzero, negative = seen.T[:4]
         mean = total / torch.where(of_nonzero > 0, nonzero.clamp(min=1),
                                    count)
-        valid = (count > 0) & torch.isfinite(mean)
+        # The mean of non-zeros says nothing of a step that had none.
+        silent = (of_nonzero > 0) & (nonzero == 0) & (clip > 0)
+        valid = (count > 0) & torch.isfinite(mean) & ~silent
         now_signed = signed | (
             valid & (negative / count > cls.NEGATIVE_SHARE))
         turned = now_signed & ~signed & (updates >= first_updates)
@@ -116,6 +118,7 @@ class ScaleClipActivation(RunningClip):
         # The first updates average all that was seen (the first one sets the
         # threshold), later ones descend with lr.
         step = torch.maximum(lr, 1 / (updates + 1))
+        step = torch.where((of_nonzero > 0) & (clip == 0), 1., step)
         target = torch.where(now_signed, k_signed, k_unsigned) * mean
         clip = torch.where(valid & (target > 0) & (updates < first_updates),
                            clip.minimum(cls.OUTLIER * target), clip)

@@ -79,7 +79,7 @@ def test_what_takes_more_than_images_is_refused(config, scope, message):
     model = build(config, scope)
     # Of the two forms, what is refused does not name the other.
     for raw in (True, False):
-        with pytest.raises(ValueError, match=f'{message}.*; wrap the parts'):
+        with pytest.raises(ValueError, match=f'^{message}.*; wrap the parts'):
             make_deployable(model, SIZE, raw=raw)
 
 
