@@ -134,7 +134,7 @@ def compare_with_own_test(cfg: Config, model: nn.Module, function: Callable,
             any.
 
     Returns:
-        Comparison: Of the evaluator's metrics those of one number.
+        Comparison: What was found; metrics of several numbers are left out.
 
     Raises:
         ValueError: The exported form gives NaN.
