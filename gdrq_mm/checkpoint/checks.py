@@ -141,19 +141,37 @@ def demands() -> Tuple[bool, bool]:
     return False, False
 
 
-def adapts(module: nn.Module, gates: Callable[[nn.Module], list]) -> bool:
+# Classes whose way to load gives old entries other names, and no other shapes.
+RENAMING = {
+    'mmdet': {'SingleStageDetector', 'TwoStageDetector', 'SemiBaseDetector',
+              'AnchorFreeHead', 'VFNetHead'},
+    'mmcv': {'DeformConv2dPack', 'ModulatedDeformConv2dPack'}}
+
+
+def adapts(module: nn.Module, entries: dict,
+           gates: Callable[[nn.Module], list]) -> bool:
     """Whether a part changes entries as it loads them (ViT resizes position
-    embeddings), so that others than its own fit.
+    embeddings), so that others than its own fit. What only gives them other
+    names does nothing where all names are there.
 
     Args:
         module (nn.Module): A quantized model or a part of one.
+        entries (dict): What it loads.
         gates (callable): Gives our own hooks of a part.
     """
-    return any(
-        len(part._load_state_dict_pre_hooks) > len(gates(part))
-        or part._load_state_dict_post_hooks
-        or type(part)._load_from_state_dict.__module__.partition('.')[0]
-        != 'torch' for part in module.modules())
+    renames = False
+    for part in module.modules():
+        if (len(part._load_state_dict_pre_hooks) > len(gates(part))
+                or part._load_state_dict_post_hooks):
+            return True
+        load = type(part)._load_from_state_dict
+        package = load.__module__.partition('.')[0]
+        if package != 'torch':
+            owner = load.__qualname__.partition('.')[0]
+            if owner not in RENAMING.get(package, ()):
+                return True
+            renames = True
+    return renames and not module.state_dict().keys() <= entries.keys()
 
 
 def _second_names(ours: Dict[str, tuple], entries: dict) -> Set[str]:

@@ -229,7 +229,7 @@ def _check_structure(module, layers, entries, schemes, ours) -> None:
             'was published before gdrq_mm had one. Nothing was loaded; '
             'publish the training checkpoint again.')
     names, shapes = (True, True) if packed else (
-        False, False) if adapts(module, _gates) else demands()
+        False, False) if adapts(module, entries, _gates) else demands()
     try:
         if shapes:
             without = dict(entries)

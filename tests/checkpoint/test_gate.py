@@ -484,6 +484,34 @@ def test_parts_that_adapt_what_they_load_may(strict):
     assert torch.equal(models[1][0].fc.weight, models[0][0].fc.weight)
 
 
+def detector(build_model, load_config):
+    model = build_model(load_config('faster_rcnn'))
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4), rules=[
+        dict(match='rpn_head*', skip=True)]))
+    return model
+
+
+def test_detectors_give_entries_other_names_and_refuse_other_shapes(
+        build_model, load_config):
+    """mmdet's detectors load what names the heads of another kind."""
+    model, other = (detector(build_model, load_config) for _ in range(2))
+    entries = other.state_dict()
+    renamed = {key.replace('rpn_head.', 'bbox_head.', 1)
+               if key.startswith('rpn_head.') else key: value
+               for key, value in entries.items()}
+    model.load_state_dict(renamed)
+    assert torch.equal(model.rpn_head.rpn_conv.weight,
+                       other.rpn_head.rpn_conv.weight)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    changed = {key: value + 1 if value.is_floating_point() else value
+               for key, value in entries.items()}
+    changed['rpn_head.rpn_cls.bias'] = torch.zeros(7)
+    with pytest.raises(CheckpointError, match='1 entries differ'):
+        model.load_state_dict(changed)
+    assert all(torch.equal(value, before[key])
+               for key, value in model.state_dict().items())
+
+
 def test_the_innermost_load_says_what_it_demands(trained):
     entries = kinds_of(trained)['training']
     without_a_bias(entries)
