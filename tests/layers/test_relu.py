@@ -196,7 +196,8 @@ def test_site_order_is_right_under_activation_checkpointing(reentrant):
     for ours, theirs in zip(plain[0].relu.site_quantizers,
                             saving[0].relu.site_quantizers):
         assert torch.equal(ours.clip, theirs.clip)
-        assert ours.num_updates == theirs.num_updates == 3
+        # (One ReLU gives nothing but zeros in one of the steps.)
+        assert 2 <= ours.num_updates == theirs.num_updates <= 3
 
 
 # -- on the grid --------------------------------------------------------------

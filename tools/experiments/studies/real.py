@@ -74,17 +74,17 @@ class Method:
 
 BEST = dict(weight=dict(type='ScaleClip', group_size=4, levels='even'),
             activation=dict(type='ScaleClip', threshold='nonzero'))
-# Label, with the levels of weights at 4, 3 and 2 bits.
+# Label, with the levels of weights.
 METHODS = {
-    'GDRQ as published (15, 7 and 3 levels)': Method(
+    'GDRQ as published (levels: 15 at 4 bits, 7 at 3, 3 at 2)': Method(
         'gdrq', dict(type='ScaleClip', group_size=4, k=2.),
         dict(type='ScaleClip')),
     # k = 2 clips weights of 4 and 8 bits, first and last layers among them.
     'GDRQ with k of the bits, four levels, thresholds of non-zeros '
-    '(15, 8 and 4 levels)': Method('bestk', **BEST),
-    'GDRQ at its best: the same, distilled (15, 8 and 4 levels)': Method(
+    '(levels: 15, 8 and 4)': Method('bestk', **BEST),
+    'the same, distilled (levels: 15, 8 and 4)': Method(
         'distilled', **BEST, hook=dict(distill=dict())),
-    'LSQ, a step a channel (16, 8 and 4 levels)': Method(
+    'LSQ, a step a channel (levels: 16, 8 and 4)': Method(
         'lsq', dict(type='LSQ', group_size=1), dict(type='LSQ'))}
 # Other papers', of one seed; a scale a layer, as they have.
 BASELINES = {name: Method(name.lower(), dict(type=name), dict(type=name))
@@ -135,7 +135,7 @@ def methods_study(family: str, task: Task, pairs=PAIRS, seeds=3) -> Study:
         rows += [Row(f'{label}: {task.metric}', names, 'metric'),
                  Row('drop', names, paper=[
                      task.paper.get(pair, '') for pair in pairs]
-                     if task.paper and 'GDRQ' in label else ())]
+                     if task.paper and 'LSQ' not in label else ())]
     published, ours, best, lsq = cells.values()
     claims += [Claim('goal: a drop at [{},{}] of at most {}'.format(
         *pair, GOALS[pair]), limits={name: GOALS[pair]})
