@@ -256,19 +256,21 @@ class TestExport:
         write_export_page(page, [found])
         row, = [line for line in page.read_text().splitlines()
                 if line.startswith('| toy')]
-        assert row.endswith(f'| scores | {found["kernels"]} | 0 | ok |')
+        assert row.endswith(f'| scores | {found["kernels"]} | 0 | '
+                            f'{found["difference"]:.1g} | ok |')
 
     def test_what_is_exported_raw_or_not_at_all_is_told(self, tmp_path):
         raw = dict(package='mmdet', family='yolact', checks=dict(
             float='ok', export='ok'), refused='it has a MyHead', kernels=3,
-            float_layers={}, names=['a', 'b', 'c', 'd', 'e'])
+            float_layers={}, difference=.02, names=['a', 'b', 'c', 'd', 'e'])
         failed = dict(package='mmdet', family='solo', checks=dict(
             float='ok', export='RuntimeError: no graph'))
         page = tmp_path / 'page.md'
         write_export_page(page, [raw, failed])
         text = page.read_text()
         assert '2 families run, 1 exported, 0 of them with' in text
-        assert '| a, b, ... (5) | 3 | 0 | raw: it has a MyHead |' in text
+        assert ('| a, b, ... (5) | 3 | 0 | 0.02 | raw: it has a MyHead |'
+                in text)
         assert 'export: RuntimeError: no graph |' in text
         left = text.partition('## mmdet')[2].partition('Not run yet')[2]
         names = left.splitlines()[0].split(', ')

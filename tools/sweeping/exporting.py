@@ -19,7 +19,11 @@ one image and exported to a qdq file, which is run in ONNX Runtime: every
 quantized layer must be an integer kernel whose codes equal the integer
 model's. Sizes and depth are reduced as in [the other table](support.md).
 Families whose post-processing is not known are exported before it (`--raw`),
-with the sentence that refuses them.
+with the sentence that refuses them. The difference is the greatest one of an
+output of the whole file from the integer model's. It is great where detectors
+choose among the scores of an untrained model, which are nearly equal, other
+boxes; where each layer and each choice gives what it gave in the file, all
+else is the same, or there is no file.
 '''
 
 
@@ -129,12 +133,13 @@ def write_export_page(path: Path, records: List[dict]) -> None:
         lines += [f'## {package}', '', f'{len(rows)} families run, '
                   f'{len(whole)} exported, {ends} of them with their '
                   'predictions.', '', '| family | config | reduced | outputs '
-                  '| integer kernels | float layers | result |',
-                  '|---|---|---|---|---|---|---|']
+                  '| integer kernels | float layers | difference | result |',
+                  '|---|---|---|---|---|---|---|---|']
         lines += ['| ' + ' | '.join(cell(each) for each in (
             row['family'], Path(row.get('config', '')).stem,
             row.get('reduced', ''), _outputs(row), row.get('kernels', ''),
             len(row['float_layers']) if 'float_layers' in row else '',
+            f'{row["difference"]:.1g}' if 'difference' in row else '',
             _said(row))) + ' |' for row in rows]
         lines += [*not_run(package, [each['family'] for each in rows]), '']
     path.write_text('\n'.join(lines))
