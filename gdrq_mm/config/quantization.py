@@ -130,15 +130,13 @@ class QuantConfig:
         return config
 
     def with_all_fields(self) -> 'QuantConfig':
-        """The same; rules that change a type say what they leave to its
-        defaults."""
+        """The same; rules that change a type, or ask for products, say
+        what they leave to its defaults."""
         def whole(rule: Rule) -> Rule:
             changed: Dict[str, Any] = {
                 side: fields_of(self._apply(rule, side), side)
-                for side in SIDES if 'type' in (getattr(rule, side) or {})}
-            if rule.products:
-                changed['products'] = fields_of(
-                    self._apply(rule, 'products'), 'products')
+                for side in SIDES if 'type' in (getattr(rule, side) or {})
+                or side == 'products' and rule.products}
             return dataclasses.replace(rule, **changed)
 
         return dataclasses.replace(self, rules=tuple(map(whole, self.rules)))

@@ -31,7 +31,7 @@ class Products(NamedTuple):
     reason: str = ''
 
 
-# Registered, by class or by its full name, or counted before.
+# Registered, by class or by its full name; and counted.
 _KNOWN: Dict[Union[Type[nn.Module], str], Products] = {}
 _COUNTED: Dict[Type[nn.Module], Products] = {}
 

@@ -70,7 +70,8 @@ def _is_average(other) -> bool:
     trained = [each for each in other.parameters_ if each.requires_grad]
     if not trained or copied.averages:
         return True
-    # A look waits for the device; what has not moved by then waits itself.
+    # A look waits for the device: what has not moved by then may wait itself,
+    # and is looked at more rarely.
     copied.looks += 1
     if other.has_stepped or copied.looks > LOOKS and copied.looks % LOOKS:
         return False

@@ -6,7 +6,7 @@ and size do not depend on them), first and last layers at 8 bits, the rest at
 slows both sides.
 
 Usage: python tools/benchmarks/benchmark_deploy.py [--models resnet18 ...]
-       [--weights int8 int4 int2] [--json OUT]
+       [--weights int8 int4 int2] [--activations 8] [--ends 7] [--json OUT]
 """
 import argparse
 import json

@@ -41,6 +41,18 @@ def test_an_exported_form_that_gives_nan_is_named(load_config, build_model):
 
 
 @torch.no_grad()
+def test_metrics_of_several_numbers_are_left_out(load_config, build_model):
+    cfg = load_config('resnet')
+    cfg.test_evaluator = [dict(type='Accuracy', topk=1),
+                          dict(type='ConfusionMatrix')]
+    model = build_model(cfg).eval()
+    form = make_deployable(model, default_size(
+        cfg, first_images(cfg, 1, 'test'))).eval()
+    result = compare_with_own_test(cfg, model, form, None)
+    assert result.metrics['file'].keys() == {'accuracy/top1'}
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('name', ['faster_rcnn', 'pspnet', 'resnet'])
 def test_a_float_form_gives_the_packages_own_test(name, load_config,
                                                   build_model):

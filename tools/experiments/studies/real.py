@@ -134,8 +134,8 @@ def methods_study(family: str, task: Task, pairs=PAIRS, seeds=3) -> Study:
     for label, names in cells.items():
         rows += [Row(f'{label}: {task.metric}', names, 'metric'),
                  Row('drop', names, paper=[
-                     task.paper.get(pair, '') for pair in pairs]
-                     if task.paper and 'LSQ' not in label else ())]
+                     task.paper.get(pair, '') for pair in pairs] if task.paper
+                     and METHODS[label].weight['type'] == 'ScaleClip' else ())]
     published, ours, best, lsq = cells.values()
     claims += [Claim('goal: a drop at [{},{}] of at most {}'.format(
         *pair, GOALS[pair]), limits={name: GOALS[pair]})
