@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 SAMPLES = 2**12  # values of a tensor that are looked at
-# Where that is done in every step: so many for every code, as fine grids ask
+# Where that is done in training: so many for every code, as fine grids ask
 # for the tails, and so many at least.
-FEW_PER_CODE, FEW = 2**6, 2**10
+FEW_PER_CODE, FEW = 2**6, 2**12
 FEW_CANDIDATES = 25
 # Of the values that are not zero, the greatest thousandth (one at least, of so
 # many) are outliers beyond so many times the mean of the others. The greatest

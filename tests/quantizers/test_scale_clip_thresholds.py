@@ -111,6 +111,34 @@ def test_thresholds_follow_the_data(zero_point):
         x, 4, [0, 1, 2], symmetric=not zero_point)
 
 
+@pytest.mark.parametrize('zero_point', [False, True])
+def test_after_a_hundred_steps_one_in_ten_is_looked_at(zero_point):
+    """And moves the threshold as far as ten would."""
+    quantizer = seen(built(threshold='mse', asymmetric=zero_point, lr=.02),
+                     batches(nn.functional.gelu, 100))
+    before = float(quantizer.clip)
+    doubled = 2 * batches(nn.functional.gelu, 1)[0]
+    seen(quantizer, [doubled])
+    after = float(quantizer.clip)
+    assert after - before == pytest.approx((1 - .98**10) * before, rel=.3)
+    seen(quantizer, 9 * [100 * doubled])
+    assert float(quantizer.clip) == after
+    assert int(quantizer.num_updates) == 110
+    seen(quantizer, [doubled])
+    assert float(quantizer.clip) > after
+
+
+@pytest.mark.parametrize('steps', [90, 105, 110])
+def test_a_loaded_quantizer_looks_at_the_same_steps(steps):
+    inputs = batches(nn.functional.relu, 130, size=2000)
+    whole = seen(built(threshold='mse'), inputs)
+    half = seen(built(threshold='mse'), inputs[:steps])
+    resumed = built(threshold='mse')
+    resumed.load_state_dict(half.state_dict())
+    seen(resumed, inputs[steps:])
+    assert resumed.state_dict() == whole.state_dict()
+
+
 def test_inputs_without_negatives_have_no_zero_point():
     plain, asymmetric = (
         seen(built(threshold='mse', asymmetric=asymmetric),

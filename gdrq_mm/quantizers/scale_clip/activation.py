@@ -115,9 +115,7 @@ class ScaleClipActivation(RunningClip):
         # A sign that is seen late changes k: carry the threshold over.
         clip = torch.where(now_signed & ~signed, clip * k_signed / k_unsigned,
                            clip)
-        # The first updates average all that was seen (the first one sets the
-        # threshold), later ones descend with lr.
-        step = torch.maximum(lr, 1 / (updates + 1))
+        step = cls.step_size(lr, updates)
         step = torch.where((of_nonzero > 0) & (clip == 0), 1., step)
         target = torch.where(now_signed, k_signed, k_unsigned) * mean
         clip = torch.where(valid & (target > 0) & (updates < first_updates),
@@ -126,7 +124,8 @@ class ScaleClipActivation(RunningClip):
                              target)
         clip = torch.where(valid, clip - step * (clip - target), clip)
         cls.update_zero_points_(quantizers, seen, step * valid)
-        updates = updates + valid
+        # A step that was passed by has elements, but no mean of them.
+        updates = updates + (valid | (count == 0) & (nonzero > 0))
 
         for name, values in dict(clip=clip, signed=now_signed,
                                  num_updates=updates).items():
@@ -139,6 +138,19 @@ class ScaleClipActivation(RunningClip):
                 quantizer.forget()
         for quantizer in quantizers:
             quantizer._count_update()
+
+    @classmethod
+    def step_size(cls, lr: Tensor, updates: Tensor) -> Tensor:
+        """How far thresholds go towards their targets.
+
+        The first updates average all that was seen (the first one sets the
+        threshold), later ones descend with ``lr``.
+
+        Args:
+            lr (Tensor): Of each quantizer.
+            updates (Tensor): How many each has had.
+        """
+        return torch.maximum(lr, 1 / (updates + 1))
 
     @classmethod
     def update_zero_points_(cls, quantizers: Iterable['ScaleClipActivation'],
