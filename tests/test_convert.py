@@ -547,7 +547,7 @@ def test_thresholds_are_float32_whatever_the_default_dtype(kind):
 
 def test_calibrate_averages_k_times_the_mean_of_each_batch():
     model = make_net()
-    quantize_(model, dict(activation=dict(bits=4, k=3.)))
+    quantize_(model, dict(activation=dict(bits=4, threshold='mean', k=3.)))
     inputs = [batch(seed) * (seed + 1) for seed in range(3)]
     calibrate(model, ((lambda x=x: model(x)) for x in inputs))
     expected = np.mean([3 * x.double().abs().mean().item() for x in inputs])

@@ -65,24 +65,15 @@ def build_scheme(side: str, values: Any, where: str,
     if not isinstance(name, str) or name not in known:
         raise ValueError(f'{where}.type is {name!r}, which is no {side} '
                          f'quantizer; {did_you_mean(str(name), known)}')
-    defaults = {}
     if products:
         check('site' not in values, f'{where}.site', values.get('site'),
               'none: products are where they are')
-        defaults = {key: value for key, value in
-                    known[name].Scheme.FOR_PRODUCTS.items()
-                    if values.get(key, value) == value}
-        values = {**defaults, **values}
     try:
         return build(known[name].Scheme, values, where, others)
     except ValueError as error:
         if str(error).startswith(where):
             raise
-        named = [f'{key}={value!r}' for key, value in defaults.items()
-                 if f'{key}={value!r}' in str(error)]
-        hint = f' ({", ".join(named)} is the default of products)' if named \
-            else ''
-        raise ValueError(f'{where}.{error}{hint}') from None
+        raise ValueError(f'{where}.{error}') from None
 
 
 def replace_fields(scheme: Scheme, side: str, values: Mapping,

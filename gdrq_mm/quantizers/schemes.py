@@ -1,7 +1,7 @@
 """What a config says of one quantizer: its type, its bits, its options."""
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Dict, Optional
+from typing import Any, Dict, Optional
 
 from ..errors import check
 
@@ -82,14 +82,9 @@ class ActivationScheme:
             that read no ReLU output fall back to 'input'. Defaults to
             'input'.
 
-    Attributes:
-        FOR_PRODUCTS (dict): Fields with other defaults where operands of
-            products of activations are quantized.
-
     Raises:
         ValueError: A value that is not allowed.
     """
-    FOR_PRODUCTS: ClassVar[Dict[str, Any]] = {}
     type: str = DEFAULT_TYPE
     bits: Optional[int] = None
     site: str = 'input'

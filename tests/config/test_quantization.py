@@ -36,7 +36,7 @@ def test_defaults_are_float_layers_with_scale_clip_settings():
         projection=True, levels='even')
     assert config.activation == ScaleClipActivationScheme(
         type='ScaleClip', bits=None, k=None, lr=0.01, site='input',
-        threshold='nonzero', asymmetric=False)
+        threshold='mse', asymmetric=False)
     assert config.rules == ()
 
 
@@ -152,11 +152,14 @@ def test_k_that_is_no_positive_number_is_refused(side, k):
             'number from 0.001 to 1000, or None for the default of the bits')
 
 
-@pytest.mark.parametrize('side', ['weight', 'activation'])
+@pytest.mark.parametrize('side, fields', [
+    ('weight', {}), ('activation', dict(threshold='mean')),
+    ('activation', dict(threshold='nonzero'))])
 @pytest.mark.parametrize('k', [1e-3, 2, 2.5, 1000])
 @pytest.mark.filterwarnings('ignore:weight.k is')
-def test_allowed_k(side, k):
-    assert getattr(QuantConfig.from_dict({side: dict(k=k)}), side).k == k
+def test_allowed_k(side, fields, k):
+    assert getattr(QuantConfig.from_dict({side: dict(fields, k=k)}),
+                   side).k == k
 
 
 @pytest.mark.parametrize('rule', [
@@ -225,7 +228,8 @@ def test_k_of_2_does_not_warn():
         warnings.simplefilter('error')
         for k in (2, 2.5):
             QuantConfig.from_dict(dict(weight=dict(bits=4, k=k)))
-        QuantConfig.from_dict(dict(activation=dict(bits=4, k=1.)))
+        QuantConfig.from_dict(dict(
+            activation=dict(bits=4, k=1., threshold='mean')))
         # Nothing is stored clipped, so nothing shrinks.
         QuantConfig.from_dict(dict(weight=dict(bits=4, k=1.,
                                                projection=False)))
@@ -331,11 +335,12 @@ schemes = dict(
         k=st.floats(2, 9), projection=st.booleans(),
         clip=st.sampled_from(['threshold', 'search']))),
     activation=st.fixed_dictionaries({}, optional=dict(
-        bits=st.none() | st.integers(2, 8), k=st.none() | st.floats(.1, 20),
+        bits=st.none() | st.integers(2, 8),
+        threshold=st.sampled_from(['mean', 'nonzero', 'mse', 'learned']),
         lr=st.floats(1e-4, 1), site=st.sampled_from(['input', 'relu']))),
     residual=st.fixed_dictionaries(
         dict(outputs=st.lists(st.sampled_from(NAMES), max_size=2)),
-        optional=dict(bits=st.integers(2, 8), k=st.floats(.1, 20))))
+        optional=dict(bits=st.integers(2, 8), lr=st.floats(1e-4, 1))))
 rules = st.lists(st.one_of(
     st.fixed_dictionaries(dict(match=st.sampled_from(NAMES),
                                skip=st.just(True))),
@@ -365,7 +370,7 @@ def test_to_dict_shows_all_values_in_primitive_types():
                     clip='threshold', projection=True,
                     levels='even'),
         activation=dict(type='ScaleClip', bits=5, k=None, lr=.1,
-                        site='input', threshold='nonzero', asymmetric=False),
+                        site='input', threshold='mse', asymmetric=False),
         rules=[dict(match='*', weight=dict(bits=8))])
 
 
@@ -381,7 +386,8 @@ def test_rules_may_be_objects():
 
 
 def test_residual_outputs_are_read_and_given_back():
-    values = dict(residual=dict(outputs=['backbone.layer*.*'], k=6.))
+    values = dict(residual=dict(outputs=['backbone.layer*.*'], k=6.,
+                                threshold='mean'))
     config = QuantConfig.from_dict(values)
     assert config.residual.activation.bits == 8
     assert config.residual.outputs == ('backbone.layer*.*', )
@@ -444,15 +450,17 @@ def test_float_weights_are_measured_at_the_clip_values_of_least_loss():
 
 
 @pytest.mark.parametrize('config', [
+    dict(activation=dict(bits=8, k=3.)),
     dict(products=dict(bits=8, k=3.)),
+    dict(residual=dict(outputs=['a'], k=3.)),
     dict(products=dict(bits=8), rules=[
         dict(match='a', products=dict(k=3.))])])
-def test_the_default_of_products_that_excludes_a_field_is_named(config):
+def test_a_default_that_excludes_a_field_is_named(config):
     refused(config, "k is 3.0, allowed: with threshold='mse': None",
-            "(threshold='mse' is the default of products)")
+            "threshold='nonzero' or 'mean' takes one")
     mean = copy.deepcopy(config)
-    mean['products']['threshold'] = 'mean'
-    assert QuantConfig.from_dict(mean).products_of('a').k == 3.
+    next(iter(mean.values()))['threshold'] = 'mean'
+    assert '3.0' in str(QuantConfig.from_dict(mean).to_dict())
 
 
 def test_all_fields_are_those_of_products_that_a_rule_asks_for_too():

@@ -197,7 +197,7 @@ def test_8_bit_codes_of_8_bit_codes_stay_two_roundings(tmp_path):
                              nn.Conv2d(8, 4, 3)), torch.randn(1, 3, 20, 20)
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=8),
-        residual=dict(outputs=['1'], k=8.)))
+        residual=dict(outputs=['1'], threshold='mean', k=8.)))
     gdrq_mm.calibrate(model, [lambda: model(x)])
     integer = to_integer(merge(model.eval(), x), x)
     path = tmp_path / 'model.onnx'

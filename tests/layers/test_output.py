@@ -60,7 +60,7 @@ def test_output_lies_on_the_grid_of_its_threshold(bits):
 
 
 def test_threshold_follows_what_the_module_returns():
-    model = quantized(outputs=['head'])
+    model = quantized(outputs=['head'], threshold='nonzero')
     x, seen = torch.randn(2, 3, 6, 6), []
     model.head.register_forward_hook(
         lambda m, x, y: seen.append(y), prepend=True)
@@ -75,7 +75,7 @@ def test_threshold_follows_what_the_module_returns():
 def test_gradient_is_straight_through_and_that_of_the_sum_is_left_alone(
         kernels, monkeypatch):
     """Both branches of a sum get one and the same gradient tensor."""
-    model = train(quantized(outputs=['norm'], k=0.5), 12)
+    model = train(quantized(outputs=['norm'], threshold='nonzero', k=0.5), 12)
     if kernels == 'plain':
         monkeypatch.setattr(type(get_state(model)), 'is_plain',
                             property(lambda self: True))

@@ -15,7 +15,8 @@ from gdrq_mm import quantize_
 from gdrq_mm.layers import QuantReLU
 from gdrq_mm.layers.relu import count_call_sites, is_on_grid
 
-RELU = dict(weight=dict(bits=8), activation=dict(bits=4, k=2., site='relu'))
+RELU = dict(weight=dict(bits=8), activation=dict(
+    bits=4, threshold='nonzero', k=2., site='relu'))
 
 
 class Residual(nn.Module):

@@ -95,7 +95,7 @@ RELU_SITE = dict(weight=dict(bits=4), activation=dict(bits=4, site='relu'))
 @pytest.mark.parametrize('config, rule, why', [
     (RELU_SITE, dict(match='relu', weight=dict(bits=8)),
      r"'relu': weight=.*none of its layers \(relu: a ReLU has no weight\)"),
-    (dict(weight=dict(bits=4)), dict(match='conv*', activation=dict(k=3.)),
+    (dict(weight=dict(bits=4)), dict(match='conv*', activation=dict(lr=.1)),
      r'conv1: its activation has no bits\): give it bits'),
     ({}, dict(match='conv1', weight=dict(group_size=2)),
      "conv1: rule 'conv1': no bits asked for"),
@@ -171,9 +171,9 @@ def test_scheme_tells_what_a_checkpoint_must_agree_with():
                                  activation=dict(bits=4, site='relu')))
     assert plan['conv1'].scheme() == dict(
         weight='ScaleClip 2 bits, group size -1, 4 levels',
-        activation='ScaleClip 4 bits, threshold nonzero, 1 sites')
+        activation='ScaleClip 4 bits, threshold mse, 1 sites')
     assert plan['relu'].scheme() == dict(
-        activation='ScaleClip 4 bits, threshold nonzero, 2 sites')
+        activation='ScaleClip 4 bits, threshold mse, 2 sites')
 
 
 @pytest.mark.parametrize('weight, text', [

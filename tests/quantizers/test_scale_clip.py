@@ -12,6 +12,7 @@ from gdrq_mm.clip_search import search_clip
 from gdrq_mm.convert import quantize_
 from gdrq_mm.quantizers import QUANTIZERS, QuantizerPair
 from gdrq_mm.quantizers.scale_clip import (
+    LeastSquaresClipActivation,
     ScaleClipActivation,
     ScaleClipWeight,
     activation,
@@ -57,8 +58,9 @@ def test_a_quantizer_of_ones_own_needs_what_its_pair_says(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(),
                                 torch.nn.Conv2d(4, 4, 1))
     quantize_(model, dict(
-        weight=dict(type='Mine', bits=4), activation=dict(type='Mine', bits=4),
-        residual=dict(type='Mine', outputs=['2'])))
+        weight=dict(type='Mine', bits=4),
+        activation=dict(type='Mine', bits=4, threshold='nonzero'),
+        residual=dict(type='Mine', outputs=['2'], threshold='nonzero')))
     assert isinstance(model[0].weight_quantizer, MyWeight)
     assert isinstance(model[0].input_quantizer, Mine)
     output = model[2].output_quantizer.quantizer
@@ -68,6 +70,31 @@ def test_a_quantizer_of_ones_own_needs_what_its_pair_says(monkeypatch):
         "Mine(bits=8, k=None, lr=0.01, threshold='nonzero', headroom=3.0)"
     assert repr(model[0].input_quantizer) == \
         "Mine(bits=4, k=None, lr=0.01, threshold='nonzero')"
+
+
+@pytest.mark.parametrize('parent, fields, message', [
+    (ScaleClipActivation, {},
+     "threshold is 'mse', which LeastSquaresClipActivation computes, but Mine "
+     'is a ScaleClipActivation; derive it from LeastSquaresClipActivation, or '
+     "ask for another threshold than 'mse' and 'learned'"),
+    (LeastSquaresClipActivation, dict(threshold='mean'),
+     'derive it from ScaleClipActivation, or ask for '
+     "threshold='mse'")])
+def test_a_class_that_would_not_be_called_is_refused(
+        monkeypatch, parent, fields, message):
+    Mine = type('Mine', (parent, ), {})
+    monkeypatch.setitem(QUANTIZERS, 'Mine', QuantizerPair(None, Mine))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
+    with pytest.raises(ValueError, match=message):
+        quantize_(model, dict(activation=dict(type='Mine', bits=4, **fields)))
+
+
+def test_a_class_of_ones_own_for_least_squared_errors_is_called(monkeypatch):
+    Mine = type('Mine', (LeastSquaresClipActivation, ), {})
+    monkeypatch.setitem(QUANTIZERS, 'Mine', QuantizerPair(None, Mine))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
+    quantize_(model, dict(activation=dict(type='Mine', bits=4)))
+    assert type(model[0].input_quantizer) is Mine
 
 
 # -- default k ----------------------------------------------------------------
@@ -577,7 +604,7 @@ def test_the_kind_of_threshold_stands_in_the_scheme():
     Scheme = ScaleClipActivation.Scheme
     assert Scheme(bits=4, threshold='nonzero', k=2.).describe() == \
         'ScaleClip 4 bits, threshold nonzero'
-    assert Scheme(bits=4).describe() == 'ScaleClip 4 bits, threshold nonzero'
+    assert Scheme(bits=4).describe() == 'ScaleClip 4 bits, threshold mse'
     assert Scheme(bits=4, threshold='mean').describe() == 'ScaleClip 4 bits'
     with pytest.raises(ValueError, match="threshold is 'max', allowed"):
         Scheme(threshold='max')

@@ -94,7 +94,7 @@ def test_a_zero_point_has_the_least_error_there_is(function, bits):
     assert ours <= (2 if bits == 8 else 1.1) * best
     signed = seen(built(bits, threshold='mse'), inputs)
     assert ours < .6 * relative_error(x, signed(x))
-    mean = seen(built(bits), inputs)
+    mean = seen(built(bits, threshold='nonzero'), inputs)
     assert ours < .5 * relative_error(x, mean(x))
 
 
@@ -201,16 +201,20 @@ def test_zeros_give_a_threshold_of_zero():
         assert quantizer(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
-def test_steps_of_zeros_do_not_move_the_mean_of_non_zeros():
+@pytest.mark.parametrize('threshold', ['nonzero', 'mse'])
+def test_steps_of_zeros_do_not_move_a_threshold(threshold):
     """A branch that is dead now and then keeps its range."""
     inputs = batches(nn.functional.relu, 6)
     zeros = [torch.zeros(50)] * 4
-    alone = seen(built(), inputs)
-    mixed = seen(built(), [*inputs[:3], *zeros, *inputs[3:]])
-    assert torch.equal(mixed.clip, alone.clip) and alone.clip > 0
-    first = seen(built(), [*zeros, *inputs])
-    assert float(first.clip) == pytest.approx(float(alone.clip), rel=.05)
-    assert seen(built(), zeros).clip == 0
+    quantizer = built(threshold=threshold)
+    alone = float(seen(built(threshold=threshold), inputs).clip)
+    before = float(seen(quantizer, inputs[:3]).clip)
+    assert float(seen(quantizer, zeros).clip) == before > 0
+    assert float(seen(quantizer, inputs[3:]).clip) == pytest.approx(
+        alone, rel=.05)
+    first = seen(built(threshold=threshold), [*zeros, *inputs])
+    assert float(first.clip) == pytest.approx(alone, rel=.05)
+    assert seen(built(threshold=threshold), zeros).clip == 0
     # The published mean (Eq. 10) takes them for what they are.
     assert seen(built(threshold='mean'), [*inputs, *zeros]).clip < seen(
         built(threshold='mean'), inputs).clip
@@ -315,8 +319,9 @@ def test_what_differs_stands_in_the_scheme():
 @pytest.mark.parametrize('options, message', [
     (dict(threshold='mse', k=3.), "k is 3.0, allowed: with threshold='mse'"),
     (dict(threshold='learned', k=2), 'as no mean is taken'),
-    (dict(asymmetric=True), "asymmetric is True, allowed: with threshold="
-                            "'nonzero': False; threshold='mse' finds"),
+    (dict(threshold='nonzero', asymmetric=True),
+     "asymmetric is True, allowed: with threshold="
+     "'nonzero': False; threshold='mse' finds"),
     (dict(threshold='learned', asymmetric=True), "type='LSQPlus' learns one"),
     (dict(threshold='mse', asymmetric=1),
      'asymmetric is 1, allowed: True or False'),

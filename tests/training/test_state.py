@@ -221,7 +221,8 @@ def test_without_a_step_nothing_moves():
 
 
 def test_accumulated_batches_count_like_one_big_batch():
-    model, whole = make(), make()
+    config = dict(W4A4, activation=dict(bits=4, threshold='nonzero'))
+    model, whole = make(config), make(config)
     parts = [batch(1, 3), batch(2, 5)]
     for _ in range(2):
         optimizer, big = sgd(model, lr=0.), sgd(whole, lr=0.)
@@ -328,7 +329,8 @@ class OneLayer(nn.Module):
 def run_thresholds(inputs, **activation):
     """T_a after each step of a layer that reads ``inputs``."""
     model = OneLayer()
-    quantize_(model, dict(activation=dict(bits=4, **activation)))
+    quantize_(model, dict(activation=dict(bits=4, threshold='nonzero',
+                                          **activation)))
     optimizer = torch.optim.SGD(model.parameters(), .1)
     seen = []
     for x in inputs:
@@ -363,7 +365,7 @@ def test_first_step_sets_the_threshold_and_later_ones_converge():
 
 def test_unseen_input_stays_float_and_seen_input_lies_on_the_grid():
     model = OneLayer()
-    quantize_(model, dict(activation=dict(bits=2, k=2.)))
+    quantize_(model, dict(activation=dict(bits=2, k=2., threshold='mean')))
     x, quantizer = torch.rand(50, 4), model.fc.input_quantizer
     assert torch.equal(model.fc.quantized_input(x), x)
     train_step(model, sgd(model), x)
@@ -409,7 +411,7 @@ def test_activations_that_are_not_finite_are_skipped(bad):
     x, poisoned = torch.rand(3, 4), torch.rand(3, 4)
     poisoned[0, 0] = bad
     model = OneLayer()
-    quantize_(model, dict(activation=dict(bits=4, k=2.)))
+    quantize_(model, dict(activation=dict(bits=4, k=2., threshold='mean')))
     optimizer, quantizer = sgd(model, lr=0.), model.fc.input_quantizer
     train_step(model, optimizer, poisoned)
     assert not quantizer.clip and not quantizer.num_updates
@@ -442,7 +444,7 @@ def test_layer_that_is_not_called_keeps_its_threshold():
 
 def test_layer_called_on_several_inputs_counts_them_as_one_batch():
     model = OneLayer()
-    quantize_(model, dict(activation=dict(bits=4, k=2.)))
+    quantize_(model, dict(activation=dict(bits=4, k=2., threshold='mean')))
     optimizer = sgd(model)
     small, large = torch.ones(1, 4), torch.full((3, 4), 5.)
     (model(small).sum() + model(large).sum()).backward()

@@ -8,6 +8,7 @@ from ...kernels import eager
 from ..base import ActivationQuantizer
 from ..first_batch import sum_over_ranks_
 from .defaults import default_k
+from .kinds import kind_of
 from .running import RunningClip
 from .scheme import ScaleClipActivationScheme
 
@@ -56,7 +57,8 @@ class ScaleClipActivation(RunningClip):
 
     @classmethod
     def build(cls, scheme, **options) -> ActivationQuantizer:
-        kind = cls.KINDS.get(scheme.threshold, cls)
+        kind = kind_of(cls, ScaleClipActivation, cls.KINDS, 'threshold',
+                       scheme.threshold)
         return kind(bits=scheme.bits, **scheme.options(), **options)
 
     def extra_repr(self) -> str:
@@ -116,15 +118,16 @@ class ScaleClipActivation(RunningClip):
         clip = torch.where(now_signed & ~signed, clip * k_signed / k_unsigned,
                            clip)
         step = cls.step_size(lr, updates)
-        step = torch.where((of_nonzero > 0) & (clip == 0), 1., step)
+        # The first data that are not all zero set it.
+        step = torch.where(clip == 0, 1., step)
         target = torch.where(now_signed, k_signed, k_unsigned) * mean
         clip = torch.where(valid & (target > 0) & (updates < first_updates),
                            clip.minimum(cls.OUTLIER * target), clip)
-        target = torch.where(clip > 0, target.minimum(cls.OUTLIER * clip),
-                             target)
+        target = torch.where(
+            clip > 0, target.minimum(cls.most_growth(updates) * clip), target)
         clip = torch.where(valid, clip - step * (clip - target), clip)
         cls.update_zero_points_(quantizers, seen, step * valid)
-        # A step that was passed by has elements, but no mean of them.
+        # A step that was not looked at has elements, but no mean of them.
         updates = updates + (valid | (count == 0) & (nonzero > 0))
 
         for name, values in dict(clip=clip, signed=now_signed,
@@ -151,6 +154,16 @@ class ScaleClipActivation(RunningClip):
             updates (Tensor): How many each has had.
         """
         return torch.maximum(lr, 1 / (updates + 1))
+
+    @classmethod
+    def most_growth(cls, updates: Tensor) -> Tensor:
+        """As how many times the threshold the data of one step count at
+        most.
+
+        Args:
+            updates (Tensor): How many each quantizer has had.
+        """
+        return torch.full_like(updates, cls.OUTLIER, dtype=torch.float32)
 
     @classmethod
     def update_zero_points_(cls, quantizers: Iterable['ScaleClipActivation'],

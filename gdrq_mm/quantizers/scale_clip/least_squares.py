@@ -96,8 +96,10 @@ class LeastSquaresClipActivation(ScaleClipActivation):
             levels = values.new_tensor([F.num_levels(self.bits, signed)])
             step, _ = quick_grid(values, -levels * signed, levels)
             top = (levels * step).squeeze()
-        self.seen[:3] += count * torch.stack([
-            top, torch.ones_like(top), torch.ones_like(top)])
+        # Zeros have no best threshold.
+        used = count * ((top > 0) | (self.clip == 0)).to(top)
+        self.seen[:2] += torch.stack([used * top, used])
+        self.seen[2] += count * top.isfinite()
 
     @property
     def _looks(self) -> bool:
@@ -110,6 +112,13 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         return torch.where(updates < cls.FIRST_LOOKS,
                            super().step_size(lr, updates),
                            1 - (1 - lr)**cls.LOOK_INTERVAL)
+
+    @classmethod
+    def most_growth(cls, updates: Tensor) -> Tensor:
+        # By a tenth, as ten small steps would with one outlier among them.
+        return torch.where(updates < cls.FIRST_LOOKS,
+                           super().most_growth(updates),
+                           1 + (cls.OUTLIER - 1) / cls.LOOK_INTERVAL)
 
     def _zeros_to_try(self, values: Tensor) -> Tensor:
         if self._counts_negatives:

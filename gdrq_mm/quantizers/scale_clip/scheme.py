@@ -1,6 +1,6 @@
 """How a config asks for activations on running thresholds."""
 from dataclasses import dataclass
-from typing import Any, ClassVar, Dict, Optional
+from typing import Any, Dict, Optional
 
 from ...errors import check
 from ..schemes import ActivationScheme, is_number
@@ -27,16 +27,14 @@ class ScaleClipActivationScheme(ActivationScheme):
             'nonzero': the same of the values that are not zero, however many
             there are; 'mse': the threshold of least squared error of each
             batch. 'learned': it starts at the last of these, and the
-            optimizer moves it. Defaults to 'nonzero'.
+            optimizer moves it. Defaults to 'mse'.
         asymmetric (bool): Inputs with negative values get ``2^bits`` unsigned
             codes with a zero point, not signed ones: for small negatives, as
             of SiLU, GELU and hard-swish. With 'mse' only. Defaults to False.
     """
-    # A multiple of the mean cuts off the few large attention weights.
-    FOR_PRODUCTS: ClassVar[Dict[str, Any]] = dict(threshold='mse')
     k: Optional[float] = None
     lr: float = 0.01
-    threshold: str = 'nonzero'
+    threshold: str = 'mse'
     asymmetric: bool = False
 
     def __post_init__(self):
@@ -49,7 +47,7 @@ class ScaleClipActivationScheme(ActivationScheme):
               "'mean', 'nonzero', 'mse' or 'learned'")
         check(self.k is None or self.threshold in ('mean', 'nonzero'), 'k',
               self.k, f'with threshold={self.threshold!r}: None, as no mean '
-              'is taken')
+              "is taken; threshold='nonzero' or 'mean' takes one")
         check(isinstance(self.asymmetric, bool), 'asymmetric',
               self.asymmetric, 'True or False')
         check(not self.asymmetric or self.threshold == 'mse', 'asymmetric',

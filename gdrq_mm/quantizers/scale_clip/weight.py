@@ -16,6 +16,7 @@ from ..base import WeightQuantizer
 from ..schemes import WeightScheme
 from .codes import ClippedWeight, is_even
 from .defaults import check_k, default_weight_k
+from .kinds import kind_of
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class ScaleClipWeight(ClippedWeight):
 
     @classmethod
     def build(cls, scheme, num_filters: int) -> WeightQuantizer:
-        kind = cls.KINDS.get(scheme.clip, cls)
+        kind = kind_of(cls, ScaleClipWeight, cls.KINDS, 'clip', scheme.clip)
         return kind(num_filters=num_filters, bits=scheme.bits,
                     group_size=scheme.group_size, **scheme.options())
 
