@@ -25,9 +25,10 @@ class ScaleClipActivationScheme(ActivationScheme):
         threshold (str): Where ``T_a`` descends to. 'mean': ``k * mean|A|``
             (Eq. 10), whose default ``k`` takes half of the values for zeros;
             'nonzero': the same of the values that are not zero, however many
-            there are; 'mse': the threshold of least squared error of each
-            batch. 'learned': it starts at the last of these, and the
-            optimizer moves it. Defaults to 'mse'.
+            there are; 'mse': the threshold of least squared error of the
+            batch, in one step of ten after the first hundred. 'learned': it
+            starts at the last of these, and the optimizer moves it. Defaults
+            to 'mse'.
         asymmetric (bool): Inputs with negative values get ``2^bits`` unsigned
             codes with a zero point, not signed ones: for small negatives, as
             of SiLU, GELU and hard-swish. With 'mse' only. Defaults to False.

@@ -72,18 +72,21 @@ class Method:
     hook: dict = field(default_factory=dict)
 
 
-BEST = dict(weight=dict(type='ScaleClip', group_size=4, levels='even'),
-            activation=dict(type='ScaleClip', threshold='nonzero'))
+# The defaults but for the threshold, which was a mean of non-zeros.
+NONZERO = dict(weight=dict(type='ScaleClip', group_size=4, levels='even'),
+               activation=dict(type='ScaleClip', threshold='nonzero'))
 # Label, with the levels of weights.
 METHODS = {
     'GDRQ as published (levels: 15 at 4 bits, 7 at 3, 3 at 2)': Method(
         'gdrq', dict(type='ScaleClip', group_size=4, k=2.),
         dict(type='ScaleClip')),
     # k = 2 clips weights of 4 and 8 bits, first and last layers among them.
-    'GDRQ with k of the bits, four levels, thresholds of non-zeros '
-    '(levels: 15, 8 and 4)': Method('bestk', **BEST),
-    'the same, distilled (levels: 15, 8 and 4)': Method(
-        'distilled', **BEST, hook=dict(distill=dict())),
+    'GDRQ by its defaults (levels: 15, 8 and 4)': Method(
+        'mse', NONZERO['weight'], dict(type='ScaleClip', threshold='mse')),
+    'the same, thresholds of non-zeros (levels: 15, 8 and 4)': Method(
+        'bestk', **NONZERO),
+    'and distilled (levels: 15, 8 and 4)': Method(
+        'distilled', **NONZERO, hook=dict(distill=dict())),
     'LSQ, a step a channel (levels: 16, 8 and 4)': Method(
         'lsq', dict(type='LSQ', group_size=1), dict(type='LSQ'))}
 # Other papers', of one seed; a scale a layer, as they have.
@@ -136,14 +139,12 @@ def methods_study(family: str, task: Task, pairs=PAIRS, seeds=3) -> Study:
                  Row('drop', names, paper=[
                      task.paper.get(pair, '') for pair in pairs] if task.paper
                      and METHODS[label].weight['type'] == 'ScaleClip' else ())]
-    published, ours, best, lsq = cells.values()
+    published, ours, *_, lsq = cells.values()
     claims += [Claim('goal: a drop at [{},{}] of at most {}'.format(
         *pair, GOALS[pair]), limits={name: GOALS[pair]})
-        for pair, name in zip(pairs, best) if pair in GOALS]
-    # Not distilled, as LSQ is not.
+        for pair, name in zip(pairs, ours) if pair in GOALS]
     for words, names in (('as published', published),
-                         ('with k of the bits, four levels, thresholds of '
-                          'non-zeros', ours)):
+                         ('by its defaults', ours)):
         claims += [Claim(f'GDRQ {words} loses less than LSQ, {pair}',
                          better=[(name, theirs)]) for pair, name, theirs
                    in zip(columns(pairs), names, lsq)]
@@ -207,7 +208,7 @@ def groups_study() -> Study:
         first_seed=FIRST_SEED)
 
 
-# One change of GDRQ's best settings at a time: where LSQ's lead, if any, is.
+# One change at a time: where LSQ's lead, if any, is.
 CHANGES = {  # name of cells -> words, and what is changed
     'clip-a-channel': ('a clip value a channel',
                        dict(weight=dict(group_size=1))),
@@ -215,8 +216,6 @@ CHANGES = {  # name of cells -> words, and what is changed
                      dict(weight=dict(clip='learned'))),
     'lsq-weight': ('weights as LSQ',
                    dict(weight=dict(type='LSQ', group_size=1))),
-    'mse': ('thresholds of least squared error',
-            dict(activation=dict(threshold='mse'))),
     'learned-threshold': ('learned thresholds',
                           dict(activation=dict(threshold='learned'))),
     'lsq-activation': ('activations as LSQ',
@@ -224,12 +223,12 @@ CHANGES = {  # name of cells -> words, and what is changed
 
 
 def changed(family: str, name: str, change: dict, pair) -> str:
-    """GDRQ's best settings with one change."""
+    """GDRQ with thresholds of non-zeros and one change."""
     task, sides = TASKS[family], []
     for side, each in zip(('weight', 'activation'), pair):
         fields = change.get(side, {})
         if 'type' not in fields:
-            fields = {**BEST[side], **fields}
+            fields = {**NONZERO[side], **fields}
         sides.append(dict(fields, bits=each))
     return add(f'{family}/{name}-{bits(pair)}',
                task.config.format('finetune_'),
@@ -238,42 +237,44 @@ def changed(family: str, name: str, change: dict, pair) -> str:
 
 
 def defaults_study() -> Study:
-    """Whether the best settings should be the defaults; three seeds."""
+    """Which thresholds, and how many levels; three seeds."""
     mean = dict(activation=dict(threshold='mean'))
     odd = dict(weight=dict(levels='odd'))
-    rows, nonzero, even = [], [], []
+    rows, claims = [], []
     for family in TASKS:
-        best, best_low = f'{family}/bestk-w4a4', f'{family}/bestk-w2a2'
-        means, means_low = (changed(family, 'mean', mean, pair)
-                            for pair in ((4, 4), (2, 2)))
+        title, pairs = FAMILIES[family].title, ((4, 4), (2, 2))
+        errors, zeros = ([f'{family}/{name}-{bits(pair)}' for pair in pairs]
+                         for name in ('mse', 'bestk'))
+        means = [changed(family, 'mean', mean, pair) for pair in pairs]
         three = changed(family, 'odd', odd, (2, 2))
-        rows.append(Row(FAMILIES[family].title,
-                        [best, means, best_low, means_low, three]))
-        nonzero += [(best, means), (best_low, means_low)]
-        even.append((best_low, three))
+        rows.append(Row(title, [errors[0], zeros[0], means[0],
+                                errors[1], zeros[1], means[1], three]))
+        claims += [
+            Claim(f'thresholds of least squared error lose less than means of '
+                  f'non-zeros, {title}', better=list(zip(errors, zeros))),
+            Claim(f'means of non-zeros lose less than means, {title}',
+                  better=list(zip(zeros, means))),
+            Claim(f'four levels lose less than three, {title}',
+                  better=[(zeros[1], three)])]
+    names = ('least squared error', 'non-zeros', 'means')
     return Study(
-        'Real data: GDRQ with k of the bits, four levels, thresholds of '
-        'non-zeros, and with one of them as published', 'drop',
-        ['[4,4]', '[4,4], means', '[2,2]', '[2,2], means',
-         '[2,2], three levels'], rows,
-        [*(Claim(f'thresholds of non-zeros lose less than means, '
-                 f'{FAMILIES[family].title}', better=nonzero[2 * i:2 * i + 2])
-           for i, family in enumerate(TASKS)),
-         *(Claim(f'four levels lose less than three, '
-                 f'{FAMILIES[family].title}', better=even[i:i + 1])
-           for i, family in enumerate(TASKS))], first_seed=FIRST_SEED)
+        'Real data: thresholds of activations, and levels of weights at two '
+        'bits (of thresholds of non-zeros)', 'drop',
+        [f'{pair}, {name}' for pair in ('[4,4]', '[2,2]') for name in names]
+        + ['[2,2], three levels'], rows, claims, first_seed=FIRST_SEED)
 
 
 def changes_study() -> Study:
     """What each part of a method does at [2,2]; one seed."""
     pair = 2, 2
-    rows = [Row('nothing', [f'{family}/bestk-{bits(pair)}'
-                            for family in TASKS])]
+    rows = [Row(words, [f'{family}/{name}-{bits(pair)}' for family in TASKS])
+            for words, name in (('nothing', 'bestk'), (
+                'thresholds of least squared error, the defaults', 'mse'))]
     rows += [Row(words, [changed(family, name, change, pair)
                          for family in TASKS])
              for name, (words, change) in CHANGES.items()]
-    return Study('Real data at [2,2]: one change of GDRQ with k of the bits, '
-                 'four levels, thresholds of non-zeros',
+    return Study('Real data at [2,2]: one change of GDRQ with thresholds of '
+                 'non-zeros',
                  'drop, by what is changed', [
                      f'{FAMILIES[family].title}: {task.metric}'
                      for family, task in TASKS.items()], rows, seeds=1,
