@@ -38,19 +38,22 @@ from gdrq_mm import QuantConfig, kernels, quantize_
 from gdrq_mm.openmmlab.head_outputs import find_head_outputs
 from gdrq_mm.plan import make_plan, trace_layers
 from gdrq_mm.quantizers import QUANTIZERS
+from gdrq_mm.quantizers.scale_clip import LeastSquaresClipActivation
 from gdrq_mm.training import (
     Distillation,
     DistillConfig,
     QuantizationState,
+    get_state,
 )
 
 # What a row changes in the config of weights and of activations.
 SITES = dict(gdrq_input=({}, {}), gdrq_relu=({}, dict(site='relu')))
 DISTILL = 'gdrq_distill'  # the first of them, with its float model as teacher
 OPTIONS = dict(
+    first_steps=({}, {}),
     odd=(dict(levels='odd'), {}), search=(dict(clip='search'), {}),
     mean=({}, dict(threshold='mean')),
-    mse=({}, dict(threshold='mse')),
+    nonzero=({}, dict(threshold='nonzero')),
     zero_point=({}, dict(threshold='mse', asymmetric=True)),
     learned=({}, dict(threshold='learned')),
     **{name: (dict(type=name), dict(type=name))
@@ -116,6 +119,15 @@ def prepare(name: str, row: str, args):
     model = workload.build().to(args.device)
     batch = workload.make_batch(model.scope)
     return model, batch, convert(model, workload, row, args.bits, batch)
+
+
+def age(model) -> None:
+    """Make thresholds those of a training under way: of least squared error
+    they look at every step of the first hundred."""
+    for quantizer in get_state(model).activation_quantizers.values():
+        if isinstance(quantizer, LeastSquaresClipActivation):
+            quantizer.num_updates.fill_(quantizer.FIRST_LOOKS)
+            quantizer.forget()
 
 
 def timed(step, device: str) -> float:
@@ -187,6 +199,8 @@ def measure(name: str, args) -> dict:
         steps[row] = training_step(model, batch, args.autocast)
         for _ in range(WARM_UP if row in OURS else 3):
             steps[row]()
+        if row in OURS and row != 'first_steps':
+            age(model)
         evaluations[row] = model, batch
     rounds = args.rounds or WORKLOADS[name].rounds
     training = ratios(take_turns(steps, rounds, args.device, args.seed))

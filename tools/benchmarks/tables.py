@@ -13,6 +13,7 @@ from pathlib import Path
 METRICS = {'accuracy/top1': 1, 'mIoU': 1, 'pascal_voc/mAP': 100}
 ROWS = dict(gdrq_input="GDRQ, site 'input'", gdrq_relu="GDRQ, site 'relu'",
             gdrq_distill="GDRQ, site 'input', distillation",
+            first_steps="GDRQ, site 'input', the first 100 steps",
             torch_ao='torch.ao', brevitas='Brevitas')
 
 
