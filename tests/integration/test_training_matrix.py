@@ -141,8 +141,11 @@ def test_gradient_accumulation(train):
     Batch statistics, which would differ, are frozen."""
     start = Start()
     frozen = {'model.backbone.norm_eval': True}
-    plain = train(start, **frozen)
-    runner = train(**frozen, **{'optim_wrapper.accumulative_counts': 2,
+    # A threshold that is exactly that of the joint batch.
+    hook = dict(HOOK, quantization=dict(
+        weight=dict(bits=4), activation=dict(bits=4, threshold='nonzero')))
+    plain = train(start, hook=hook, **frozen)
+    runner = train(hook=hook, **frozen, **{'optim_wrapper.accumulative_counts': 2,
                                 'train_dataloader.batch_size': 2})
     assert len(runner.record.losses) == 8
     torch.testing.assert_close(thresholds(runner), thresholds(plain),

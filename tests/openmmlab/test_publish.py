@@ -462,7 +462,7 @@ def test_rules_of_a_published_config_state_the_fields_of_their_types():
     published = inference_config(cfg).model.quantization
     first, *others = published.rules
     assert first.weight.levels == 'even'
-    assert first.activation.threshold == 'nonzero'
+    assert first.activation.threshold == 'mse'
     assert [dict(rule) for rule in others] == rules[1:]
     asked = QuantConfig.from_dict(quantization_of(cfg))
     assert all(QuantConfig.from_dict(published).schemes(name)

@@ -87,9 +87,11 @@ def change_checkpoint(options, change):
 
 def test_other_settings_of_a_resumed_run_are_in_the_log(
         first, make_runner, run_log):
-    options = first(hook())
+    options = first(hook(dict(weight=dict(bits=4), activation=dict(
+        bits=4, threshold='mean'))))
     runner = make_runner('resnet', hook(dict(
-        weight=dict(bits=4, k=2.5), activation=dict(bits=4, k=6., lr=.1)),
+        weight=dict(bits=4, k=2.5), activation=dict(
+            bits=4, threshold='mean', k=6., lr=.1)),
         bn_batches=1), **options)
     runner.train()
     line = next(line for line in run_log(runner).splitlines()

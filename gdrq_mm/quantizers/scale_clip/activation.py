@@ -150,7 +150,7 @@ class ScaleClipActivation(RunningClip):
         threshold), later ones descend with ``lr``.
 
         Args:
-            lr (Tensor): Of each quantizer.
+            lr (Tensor): ``lr`` of each quantizer.
             updates (Tensor): How many each has had.
         """
         return torch.maximum(lr, 1 / (updates + 1))
