@@ -128,6 +128,20 @@ def test_after_a_hundred_steps_one_in_ten_is_looked_at(zero_point):
     assert float(quantizer.clip) > after
 
 
+@pytest.mark.parametrize('threshold', ['mse', 'nonzero'])
+def test_a_layer_that_is_called_now_and_then_follows_its_data(threshold):
+    """Whichever steps these are: not every step of the model counts."""
+    quantizer = seen(built(threshold=threshold, lr=.1),
+                     batches(nn.functional.relu, 105))
+    before = float(quantizer.clip)
+    for step in range(300):
+        if step % 10 == 0:
+            quantizer.observe(2 * batches(nn.functional.relu, 1)[0])
+        type(quantizer).update_([quantizer])
+    assert float(quantizer.clip) > 1.5 * before
+    assert int(quantizer.num_updates) == quantizer._updates == 135
+
+
 @pytest.mark.parametrize('steps', [90, 105, 110])
 def test_a_loaded_quantizer_looks_at_the_same_steps(steps):
     inputs = batches(nn.functional.relu, 130, size=2000)

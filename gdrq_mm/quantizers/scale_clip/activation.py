@@ -75,6 +75,7 @@ class ScaleClipActivation(RunningClip):
 
     def observe_later(self, x: Tensor) -> Optional[Tensor]:
         if self.settled:
+            self._called = self._called or x.numel() > 0
             return self.seen
         self.observe(x)
         return None
@@ -83,6 +84,7 @@ class ScaleClipActivation(RunningClip):
     def observe(self, x: Tensor) -> None:
         if x.numel() == 0:
             return
+        self._called = True
         x = x.detach()
         eager.see(self.seen, x)
         if self._counts_negatives:
@@ -127,7 +129,7 @@ class ScaleClipActivation(RunningClip):
             clip > 0, target.minimum(cls.most_growth(updates) * clip), target)
         clip = torch.where(valid, clip - step * (clip - target), clip)
         cls.update_zero_points_(quantizers, seen, step * valid)
-        # A step that was not looked at has elements, but no mean of them.
+        # Steps that gave no mean, such as those not looked at, count as well.
         updates = updates + (valid | (count == 0) & (nonzero > 0))
 
         for name, values in dict(clip=clip, signed=now_signed,

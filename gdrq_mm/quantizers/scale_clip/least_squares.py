@@ -78,6 +78,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
     def observe(self, x: Tensor) -> None:
         if x.numel() == 0:
             return
+        self._called = True
         count, signed = x.numel(), self.is_signed
         if not self._looks:
             self.seen[2] += count

@@ -46,6 +46,7 @@ class RunningClip(ActivationQuantizer):
         self._settled = False
         self._counts_negatives = True
         self._updates = 0
+        self._called = False  # since the last update
         self._initialized = self._is_signed = False
 
     def forget(self) -> None:
@@ -98,6 +99,9 @@ class RunningClip(ActivationQuantizer):
         self._counts_negatives = True
 
     def _count_update(self) -> None:
+        if not self._called:
+            return
+        self._called = False
         self._updates += 1
         if self._settled:
             self._counts_negatives = self._updates % self.SIGN_INTERVAL == 0
