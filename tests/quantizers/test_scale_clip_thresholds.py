@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gdrq_mm import calibrate, quantize_
 from gdrq_mm.deploy import export_onnx, merge
@@ -140,6 +141,35 @@ def test_a_layer_that_is_called_now_and_then_follows_its_data(threshold):
         type(quantizer).update_([quantizer])
     assert float(quantizer.clip) > 1.5 * before
     assert int(quantizer.num_updates) == quantizer._updates == 135
+
+
+class FromTheHost(TorchDispatchMode):
+    """Names of operations that a GPU would be waited for in."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten._local_scalar_dense.default,
+                        torch.ops.aten.lift_fresh.default,
+                        torch.ops.aten.nonzero.default):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('options', [
+    dict(threshold='mean'), dict(threshold='nonzero'), dict(threshold='mse'),
+    dict(threshold='mse', asymmetric=True)])
+@pytest.mark.parametrize('steps', [12, 105, 110])
+def test_a_step_asks_nothing_of_the_device(options, steps):
+    """But where negative values are counted, once in 20 steps."""
+    quantizer = seen(built(**options),
+                     batches(nn.functional.gelu, steps, size=500))
+    x = batches(nn.functional.gelu, 1)[0]
+    with FromTheHost() as watched:
+        seen(quantizer, [x])
+    assert watched.found == []
 
 
 @pytest.mark.parametrize('steps', [90, 105, 110])

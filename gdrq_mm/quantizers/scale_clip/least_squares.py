@@ -94,7 +94,9 @@ class LeastSquaresClipActivation(ScaleClipActivation):
             self.seen[4] += count * zeros[row].squeeze()
             top = self.levels * step
         else:
-            levels = values.new_tensor([F.num_levels(self.bits, signed)])
+            # A tensor of Python numbers would have a GPU waited for.
+            levels = values.new_full(
+                (1, ), F.num_levels(self.bits, signed))
             step, _ = quick_grid(values, -levels * signed, levels)
             top = (levels * step).squeeze()
         # Zeros have no best threshold.
