@@ -145,8 +145,9 @@ def test_gradient_accumulation(train):
     hook = dict(HOOK, quantization=dict(
         weight=dict(bits=4), activation=dict(bits=4, threshold='nonzero')))
     plain = train(start, hook=hook, **frozen)
-    runner = train(hook=hook, **frozen, **{'optim_wrapper.accumulative_counts': 2,
-                                'train_dataloader.batch_size': 2})
+    runner = train(hook=hook, **frozen, **{
+        'optim_wrapper.accumulative_counts': 2,
+        'train_dataloader.batch_size': 2})
     assert len(runner.record.losses) == 8
     torch.testing.assert_close(thresholds(runner), thresholds(plain),
                                rtol=1e-2, atol=0)
