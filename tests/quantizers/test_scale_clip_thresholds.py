@@ -129,6 +129,17 @@ def test_after_a_hundred_steps_one_in_ten_is_looked_at(zero_point):
     assert float(quantizer.clip) > after
 
 
+def test_first_steps_can_be_counted_as_done():
+    quantizer = seen(built(threshold='mse'),
+                     batches(nn.functional.relu, 12))
+    quantizer.end_first_looks()
+    seen(quantizer, batches(nn.functional.relu, 1))  # the 101st is looked at
+    before = float(quantizer.clip)
+    seen(quantizer, [5 * x for x in batches(nn.functional.relu, 5)])
+    assert float(quantizer.clip) == before
+    assert int(quantizer.num_updates) == 106
+
+
 @pytest.mark.parametrize('threshold', ['mse', 'nonzero'])
 def test_a_layer_that_is_called_now_and_then_follows_its_data(threshold):
     """Whichever steps these are: not every step of the model counts."""

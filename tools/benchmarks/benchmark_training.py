@@ -126,8 +126,7 @@ def age(model) -> None:
     they look at every step of the first hundred."""
     for quantizer in get_state(model).activation_quantizers.values():
         if isinstance(quantizer, LeastSquaresClipActivation):
-            quantizer.num_updates.fill_(quantizer.FIRST_LOOKS)
-            quantizer.forget()
+            quantizer.end_first_looks()
 
 
 def timed(step, device: str) -> float:

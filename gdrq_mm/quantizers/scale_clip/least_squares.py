@@ -110,6 +110,11 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         return (self._counts_negatives or self._updates < self.FIRST_LOOKS
                 or self._updates % self.LOOK_INTERVAL == 0)
 
+    def end_first_looks(self) -> None:
+        """Count the first steps as done, where later ones are measured."""
+        self.num_updates.fill_(self.FIRST_LOOKS)
+        self.forget()
+
     @classmethod
     def step_size(cls, lr: Tensor, updates: Tensor) -> Tensor:
         return torch.where(updates < cls.FIRST_LOOKS,
