@@ -13,12 +13,13 @@ from mmengine.config import Config
 from gdrq_mm.checkpoint import NAME
 from gdrq_mm.openmmlab.hook import GDRQHook
 from gdrq_mm.quantizers import QUANTIZERS, QuantizerPair
+from gdrq_mm.quantizers.scale_clip import LeastSquaresClipActivation
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
 
 import compare  # noqa: E402
-from comparing.cell import run_cell  # noqa: E402
+from comparing.cell import run_cell, step_ratio  # noqa: E402
 from comparing.plan import Cell, Comparison, Settings, _split  # noqa: E402
 from comparing.schemes import (  # noqa: E402
     NAMED,
@@ -248,6 +249,25 @@ def test_cells_of_every_task(name, start, tmp_path):
     assert 0 < results['bytes'] < .55 * results['float_bytes']
     assert results['step_ratio'] > 0
     assert set(results['activation_levels']) <= {'16', '15'}
+
+
+def test_step_ratios_are_those_of_a_training_under_way(start, tmp_path,
+                                                       monkeypatch):
+    """Not of its first hundred steps, in which thresholds take longer."""
+    steps = []
+
+    def watched(cfg, plain, model):
+        ratio = step_ratio(cfg, plain, model)
+        steps.extend(int(module.num_updates) for module in model.modules()
+                     if isinstance(module, LeastSquaresClipActivation))
+        return ratio
+
+    monkeypatch.setattr('comparing.cell.step_ratio', watched)
+    comparison = Comparison(settings(start('resnet'), tmp_path, ['gdrq']))
+    job = comparison.job(comparison.cells[1], 0, 'calibrate')
+    job.folder.mkdir(parents=True)
+    run_cell(**job.prepare({}).arguments)
+    assert min(steps) > LeastSquaresClipActivation.FIRST_LOOKS
 
 
 def test_the_tool_goes_on_and_shows_all(start, tmp_path):
