@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from benchmark_training import (
     WARM_UP,
+    age,
     environment,
     ratios,
     take_turns,
@@ -46,6 +47,8 @@ def step_of(workload, quantization=None):
     step = training_step(model, workload.make_batch(model.scope))
     for _ in range(WARM_UP if quantization else 2):
         step()
+    if quantization:
+        age(model)
     return step
 
 

@@ -26,8 +26,9 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
+import numpy as np
 import torch
 from mmengine.logging import MMLogger
 from peers import PEERS
@@ -39,12 +40,8 @@ from gdrq_mm.openmmlab.head_outputs import find_head_outputs
 from gdrq_mm.plan import make_plan, trace_layers
 from gdrq_mm.quantizers import QUANTIZERS
 from gdrq_mm.quantizers.scale_clip import LeastSquaresClipActivation
-from gdrq_mm.training import (
-    Distillation,
-    DistillConfig,
-    QuantizationState,
-    get_state,
-)
+from gdrq_mm.training import Distillation, DistillConfig, get_state
+from gdrq_mm.training import step as training_steps
 
 # What a row changes in the config of weights and of activations.
 SITES = dict(gdrq_input=({}, {}), gdrq_relu=({}, dict(site='relu')))
@@ -153,8 +150,8 @@ def ratios(seconds: dict) -> dict:
     found = {}
     for name, values in seconds.items():
         each = [a / b for a, b in zip(values, seconds['float'])]
-        low, _, high = quantiles(each, n=4)
-        found[name] = dict(ratio=median(each), quartiles=[low, high],
+        low, middle, high = np.quantile(each, (.25, .5, .75)).tolist()
+        found[name] = dict(ratio=middle, quartiles=[low, high],
                            seconds=median(values))
     return found
 
@@ -262,10 +259,12 @@ def profile(name: str, row: str, args) -> list:
     step = training_step(model, batch, args.autocast)
     for _ in range(WARM_UP):
         step()
-    for attribute in ('quantize', 'quantize_relu', 'mask_outside',
-                      'project_'):
+    if row != 'first_steps':
+        age(model)
+    for attribute in ('quantize', 'quantize_even', 'quantize_relu',
+                      'mask_outside', 'project_'):
         watch(kernels, attribute)
-    watch(QuantizationState, 'update_thresholds_')
+    watch(training_steps, 'update_thresholds_')
     rounds = args.rounds or WORKLOADS[name].rounds
     begin = time.perf_counter()
     for _ in range(rounds):
@@ -341,7 +340,8 @@ def main() -> None:
     found = {}
     for name in args.models:
         if args.profile:
-            found[name] = {row: profile(name, row, args) for row in SITES}
+            found[name] = {row: profile(name, row, args) for row in args.rows
+                           if row in SITES or row in OPTIONS}
         else:
             found[name] = measure(name, args)
             show(name, found[name], workload_of(name, args), args)
