@@ -24,7 +24,7 @@ from experiments.cells import with_needs
 from experiments.engine import Settings, run_cells
 from experiments.starts import published_starts, write_start
 from experiments.studies import CELLS, FAMILIES
-from experiments.studies.real import TASKS, bits
+from experiments.studies.real import FIRST_SEED, TASKS, bits
 from jobs.checkout import ROOT, cores, shown
 from jobs.engine import check_failed
 from jobs.process import prepare_environment
@@ -33,9 +33,9 @@ from run_experiments import make_data
 
 from gdrq_mm.writing import write_whole
 
-METHOD = 'bestk'  # of experiments/studies/real.py
+METHOD = 'mse'  # the defaults, in experiments/studies/real.py
 PAIRS = ((4, 4), (2, 4))
-SEED = 0
+SEED = FIRST_SEED
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,10 @@ def publish_model(model: Model, settings: Settings, out: Path) -> dict:
     """
     from gdrq_mm.openmmlab.publish import publish
     cell = CELLS[model.cell]
-    record, reference = (
-        read_json(settings.record_path(name, SEED))['results']
+    training, reference = (
+        read_json(settings.record_path(name, SEED))
         for name in (model.cell, cell.reference))
+    record = training['results']
     source = file_hash(record['checkpoint'])
     entries = read_list(out / 'models.json')
     entry = entries.get(model.name, dict(file='', config='', source=''))
@@ -103,10 +104,10 @@ def publish_model(model: Model, settings: Settings, out: Path) -> dict:
         name=model.name, training_config=model.config, file=checkpoint.name,
         config=config.name, bytes=checkpoint.stat().st_size,
         data=FAMILIES[cell.family].data, metric_name=model.metric,
-        metric=record['metric'], float_metric=reference['metric'],
+        metric=record['metric'], float_metric=reference['results']['metric'],
         policy=record['policy'], weight_levels=record['weight_levels'],
         seed=SEED, seconds=record['seconds'], commit=record['commit'],
-        date=record['date'], source=source)
+        date=record['date'], versions=training['versions'], source=source)
     write_json(out / 'models.json', [
         entries[name] for name in MODELS if name in entries])
     return entries[model.name]
@@ -121,7 +122,8 @@ def publish_start(start: Model, settings: Settings, out: Path) -> dict:
     Raises:
         JobError: A file of that name, of another training, is there.
     """
-    record = read_json(settings.record_path(start.cell, SEED))
+    seed = CELLS[start.cell].seed_for(SEED)
+    record = read_json(settings.record_path(start.cell, seed))
     result, inputs = record['results'], record['inputs']
     checkpoint, target = Path(result['checkpoint']), out / f'{start.name}.pth'
     source = file_hash(checkpoint)
@@ -136,7 +138,7 @@ def publish_start(start: Model, settings: Settings, out: Path) -> dict:
     entries[start.cell] = dict(
         name=start.name, training_config=start.config, file=target.name,
         bytes=target.stat().st_size, hash=file_hash(target),
-        metric_name=start.metric, seed=SEED, config_hash=inputs['config'],
+        metric_name=start.metric, seed=seed, config_hash=inputs['config'],
         data=FAMILIES[CELLS[start.cell].family].data, stamp=inputs['data'],
         versions=record['versions'], source=source,
         **{key: value for key, value in result.items()
@@ -186,8 +188,8 @@ def main() -> None:
                             if cell not in wanted})
     for start in starts:
         target = args.out / f'{start.name}.pth'
-        if target.exists() and not settings.record_path(start.cell,
-                                                        SEED).exists():
+        if target.exists() and not settings.record_path(
+                start.cell, CELLS[start.cell].seed_for(SEED)).exists():
             raise JobError(f'{shown(target)} is there; to train it again, '
                            'remove it or give another --out')
     lock = Lock(settings.work_dir)
@@ -195,7 +197,8 @@ def main() -> None:
     make_data([name for name in names if name not in settings.starts],
               settings.data)
     prepare_environment()
-    failed = run_cells(settings, [(name, SEED) for name in names])
+    failed = run_cells(settings, [
+        (name, CELLS[name].seed_for(SEED)) for name in names])
     del lock
     check_failed(failed)
     for entry in [*(publish_start(each, settings, args.out)

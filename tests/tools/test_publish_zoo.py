@@ -38,12 +38,13 @@ def settings(tool, tmp_path, monkeypatch):
     made = dict(policy='2 and 4', weight_levels={'2': 4}, seconds=1.,
                 commit='abc', date='2026-11-26 10:00')
     for cell, metric in (('tiny/float', 43.8), (tool.MODELS[NAME].cell, 42.)):
-        path = settings.record_path(cell, 0)
+        path = settings.record_path(cell, tool.SEED)
         path.parent.mkdir(parents=True)
         checkpoint = path.with_suffix('.pth')
         torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
-        path.write_text(json.dumps(dict(results=dict(
-            made, metric=metric, checkpoint=str(checkpoint)))))
+        path.write_text(json.dumps(dict(
+            versions=dict(torch='2'), results=dict(
+                made, metric=metric, checkpoint=str(checkpoint)))))
     return settings
 
 
@@ -63,13 +64,14 @@ def test_what_is_published_is_what_the_cells_train(tool):
         assert trained.to_dict() == published.to_dict()
     assert tool.with_needs(tool.CELLS, [tool.MODELS[
         'faster-rcnn_r18-w24_fpn_gdrq-w2a4_bccd'].cell]) == [
-            'tiny/start', 'bccd/start', 'bccd/float', 'bccd/bestk-w2a4']
+            'tiny/start', 'bccd/start', 'bccd/float', 'bccd/mse-w2a4']
 
 
 def test_a_model_is_published_once_with_its_figures(tool, settings, tmp_path):
     out = tmp_path / 'zoo'
     entry = tool.publish_model(tool.MODELS[NAME], settings, out)
     assert (entry['metric'], entry['float_metric']) == (42., 43.8)
+    assert entry['versions'] == dict(torch='2')
     assert (out / entry['file']).stat().st_size == entry['bytes'] < 6e5
     assert (out / entry['config']).exists()
     assert json.loads((out / 'models.json').read_text()) == [entry]
@@ -82,7 +84,7 @@ def test_another_training_is_not_put_beside_it(tool, settings, tmp_path):
     out = tmp_path / 'zoo'
     entry = tool.publish_model(tool.MODELS[NAME], settings, out)
     checkpoint = settings.record_path(
-        tool.MODELS[NAME].cell, 0).with_suffix('.pth')
+        tool.MODELS[NAME].cell, tool.SEED).with_suffix('.pth')
     content = torch.load(checkpoint, weights_only=True)
     content['state_dict']['head.fc.bias'] += 1
     torch.save(content, checkpoint)
@@ -129,7 +131,7 @@ def test_a_float_start_is_published_in_half_its_bytes(tool, tmp_path):
 
 
 def test_what_cannot_be_published_leaves_nothing(tool, settings, tmp_path):
-    settings.record_path(tool.MODELS[NAME].cell, 0).with_suffix(
+    settings.record_path(tool.MODELS[NAME].cell, tool.SEED).with_suffix(
         '.pth').write_bytes(b'no checkpoint')
     with pytest.raises(tool.JobError, match='no checkpoint|not a|cannot|read'):
         tool.publish_model(tool.MODELS[NAME], settings, tmp_path / 'zoo')

@@ -356,7 +356,7 @@ def test_the_configs_of_real_data_are_the_cells_of_the_study(family, configs):
     for pair in real.PAIRS:
         path = real.TASKS[family].config.format(f'gdrq-{real.bits(pair)}_')
         cfg = Config.fromfile(ROOT / path)
-        cell = configs.get(CELLS[f'{family}/bestk-{real.bits(pair)}'], 0)
+        cell = configs.get(CELLS[f'{family}/mse-{real.bits(pair)}'], 0)
         ours, theirs = (QuantConfig.from_dict(quantization_of(each))
                         for each in (cfg, cell))
         assert ours == theirs
