@@ -115,10 +115,10 @@ def page() -> str:
     parts.append('## `products`\n\nBoth operands of products of activations '
                  'with activations, as attention has them (see '
                  '[method.md](method.md#products-of-attention)): the fields '
-                 'of `activation` without `site`. `ScaleClip` has '
-                 "`threshold='mse'` as its default here, since a multiple of "
-                 'the mean cuts off the few large attention weights. In rules '
-                 '`match` is the name of the module that multiplies.\n')
+                 'of `activation` without `site`. A multiple of a mean would '
+                 'cut off the few large attention weights, so leave '
+                 "`threshold` of `ScaleClip` at `'mse'`. In rules `match` is "
+                 'the name of the module that multiplies.\n')
     parts.append('## `GDRQHook`\n\n' + table(GDRQHook))
     parts.append('## `distill`\n\nAn argument of `GDRQHook`, see '
                  '[method.md](method.md#distillation).\n\n'

@@ -235,7 +235,8 @@ def find_trouble(figures: Iterable[LayerFigures]) -> List[str]:
     say([f'{each.name} ({each.activation.clipped:.0%})' for each in figures
          if each.activation and each.activation.clipped > MUCH],
         f'more than {MUCH:.0%} of the inputs are clipped',
-        'Train longer, or raise activation.k of these layers by a rule.')
+        'Train longer, or give these layers more bits, or another type or '
+        'threshold, of activation by a rule.')
     return lines
 
 

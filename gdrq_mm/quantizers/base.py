@@ -2,34 +2,35 @@
 
 ``forward(x, rounding)`` defines a quantizer, and is what runs, unless it says
 ``fused = True``: then the kernels compute the same from its ``grid``, with a
-straight-through gradient inside the range. All else has a default. Parameters
-that require a gradient are learned: optimizers must hold them, see
-:mod:`gdrq_mm.training.learned`. docs/extend.md has a whole quantizer as an
-example.
+straight-through gradient inside the range; a subclass with another ``forward``
+is not fused. All else has a default. Parameters that require a gradient are
+learned: optimizers must hold them, see :mod:`gdrq_mm.training.learned`.
+docs/extend.md has a whole quantizer as an example.
 
-================= ===================== =====================================
-method            of                    called
-================= ===================== =====================================
-forward           both                  by layers, in every forward
-grid              both, where fused     by layers, in every forward
-start_step        weights               before the forward of a training step
-after_step        weights               after the optimizer stepped the weight
-share             weights               instead, where another layer with the
-                                        same weight was asked before
-build             both                  when a model is converted
-observe           activations           with every input that counts
-update_           activations           after a step, and in ``calibrate``
-count_negatives   activations           by ``calibrate``, before every batch
-restart           both                  where the other phase begins
-forget            both                  after buffers were written (a load)
-scalars           both                  when the log is due
-value_range       activations           when the log is due
-codes             weights               to merge, to export
-packed_codes      weights               to pack
-packed_state      weights               to pack
-decode            weights               to load what was packed
-code_range        activations           to merge, to export
-================= ===================== =====================================
+================== ===================== ====================================
+method             of                    called
+================== ===================== ====================================
+forward            both                  by layers, in every forward
+grid               both, where fused     by layers, in every forward
+start_step         weights               before the forward of a training step
+after_step         weights               after the optimizer stepped the weight
+share              weights               instead, of a weight with two layers
+build              both                  when a model is converted
+observe            activations           with every input that counts
+observe_later      activations, fused    instead: kernels may do that later
+update_            activations           after a step, and in ``calibrate``
+count_negatives    activations           by ``calibrate``, before every batch
+end_first_looks    activations           by what measures a training step
+restart            both                  where the other phase begins
+forget             both                  after buffers were written (a load)
+learned_parameters both                  before a training, at its first step
+scalars            both                  when the log is due
+value_range        activations           the same, as clipped_fraction
+codes              weights               to merge, to export
+packed_codes       weights               to pack, as packed_state
+decode             weights               to load what was packed
+code_range         activations           to merge, to export
+================== ===================== ====================================
 """
 from typing import Dict, Iterable, List, Optional, Tuple, Type
 
@@ -38,11 +39,12 @@ from torch import Tensor, nn
 
 from ..kernels import Grid
 from .code_range import CodeRange
+from .digits import KeepsDigits
 from .learned_value import LearnedValue
 from .schemes import DEFAULT_TYPE, ActivationScheme, WeightScheme
 
 
-class Quantizer(nn.Module):
+class Quantizer(KeepsDigits):
     """What quantizers of weights and of activations have in common.
 
     Args:
@@ -61,22 +63,21 @@ class Quantizer(nn.Module):
     decays = False
     non_negative: Tuple[str, ...] = ()
 
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+
+        def place(name: str) -> int:
+            return next(place for place, each in enumerate(cls.__mro__)
+                        if name in vars(each))
+
+        # What the kernels compute is not what another ``forward`` does.
+        if place('forward') < min(place('fused'), place('grid')):
+            cls.fused = False
+
     def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits
         self.greatest: Dict[str, float] = {}
-
-    def _apply(self, fn, *args, **kwargs):
-        """Move to another device, but not to a dtype of fewer digits than
-        float32: a threshold in bfloat16 moves no more."""
-
-        def keep_digits(x: Tensor) -> Tensor:
-            result = fn(x)
-            if result.dtype in (torch.float16, torch.bfloat16):
-                return x.to(result.device, torch.float32)
-            return result
-
-        return super()._apply(keep_digits, *args, **kwargs)
 
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
         """The quantized ``x``, with the gradient that trains it.
@@ -259,6 +260,10 @@ class ActivationQuantizer(Quantizer):
 
     def count_negatives(self) -> None:
         """The next step counts negative values, whether it is due or not."""
+
+    def end_first_looks(self) -> None:
+        """Count as done what only the first steps of a training do, so that
+        a step can be measured as later ones are."""
 
     @classmethod
     def update_(cls, quantizers: Iterable['ActivationQuantizer']) -> None:

@@ -114,11 +114,11 @@ class DirectQuantizationWeight(WeightQuantizer):
             lloyd(group.flatten(), 2**self.bits, self.ITERATIONS)
             for group in weight.detach().split(size)]).to(self.levels.dtype)
 
+    @torch.no_grad()
     def start_step(self, weight: Tensor) -> None:
         levels = self._current_levels(weight)
         if not self._is_set:
-            with torch.no_grad():
-                self.levels.copy_(levels)
+            self.levels.copy_(levels)
 
     def _of_filters(self, levels: Tensor, rows: Tensor) -> Tensor:
         return levels.expand(len(rows), -1) if self.group_size == -1 else \

@@ -128,17 +128,18 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
         optimizer (Optimizer): That steps parameters of the model.
 
     Raises:
-        RuntimeError: It steps the weight of a layer, or all weights of the
-            model, but not what its quantizers learn.
+        RuntimeError: It steps the weight of a layer, but not what its
+            quantizers learn; of a layer without a weight, or with a frozen
+            one: it steps all weights of the model that are trained.
     """
     held = {id(parameter) for group in optimizer.param_groups
             for parameter in group['params']}
-    weights = [plan.parameter for plan in state.plans
-               if plan.quantized and plan.parameter is not None]
-    all_held = all(id(weight) in held for weight in weights)
+    trained = {id(plan.parameter) for plan in state.plans
+               if plan.quantized and plan.parameter is not None
+               and plan.parameter.requires_grad}
     for plan in state.plans:
-        steps_it = all_held if plan.parameter is None else \
-            id(plan.parameter) in held
+        own = id(plan.parameter)
+        steps_it = own in held if own in trained else trained <= held
         for name, parameter in plan.learned_parameters().items():
             if steps_it and id(parameter) not in held:
                 raise RuntimeError(

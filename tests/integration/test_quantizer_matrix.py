@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gdrq_mm import quantize_
 from gdrq_mm.checkpoint import pack
@@ -186,6 +187,47 @@ def test_copies_reload_and_pack_bit_for_bit(name, case):
         third, _ = make(name, **case)
         third.load_state_dict(pack(other))
         assert same_outputs(third.eval(), model)
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_activation_checkpointing(name, case, reentrant):
+    """Bit for bit the training without it: repeated forwards do not count.
+    (But in batch normalization, as in float training.)"""
+    plain, _ = make(name, **case)
+    again, _ = make(name, **case)
+    optimizer, other = optimizer_of(plain), optimizer_of(again)
+    train(plain, optimizer, range(3))
+    again.train()
+    for step in range(3):
+        other.zero_grad()
+        x = checkpoint(again[1:6], again[0](batch(step)),
+                       use_reentrant=reentrant)
+        again[6:](x).square().mean().backward()
+        other.step()
+    drop = ('running_mean', 'running_var', 'num_batches_tracked')
+    ours, expected = ({key: value for key, value in model.state_dict().items()
+                       if not key.endswith(drop)} for model in (again, plain))
+    assert_equal(ours, expected)
+
+
+def test_compiled_it_is_the_same_model(name):
+    """With torch's ahead-of-time tracing, up to float noise."""
+    plain, _ = make(name, **CASES[0])
+    train(plain, optimizer_of(plain), range(2))
+    traced, _ = make(name, **CASES[0])
+    traced.load_state_dict(copy.deepcopy(plain.state_dict()))
+    compiled = torch.compile(traced, backend='aot_eager')
+    results = []
+    for model, call in ((plain, plain), (traced, compiled)):
+        model.train().zero_grad()
+        call(batch(5)).square().mean().backward()
+        results.append({key: value.grad for key, value
+                        in model.named_parameters() if value.grad is not None})
+        results[-1]['outputs'] = model.eval() and call(batch(9)).detach()
+    assert results[0].keys() == results[1].keys()
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-3,
+                                   atol=1e-4, msg=key)
 
 
 def test_starts_from_a_float_checkpoint(name, case):

@@ -10,6 +10,8 @@ from gdrq_mm.quantizers import (
     ActivationQuantizer,
     ActivationScheme,
     QuantizerPair,
+    ScaleClipActivation,
+    ScaleClipWeight,
 )
 
 
@@ -78,3 +80,48 @@ def test_fields_of_its_scheme_reach_the_quantizer(monkeypatch):
     assert quantizer.parts == 5 and quantizer.bits == 4
     x = torch.randn(3, 4)
     torch.testing.assert_close(quantizer(x), (5 * x).round() / 5)
+
+
+class Own(ScaleClipWeight):
+    """Rounds as it likes."""
+
+    def forward(self, weight, rounding=True):
+        return 2 * weight
+
+
+class OwnActivation(ScaleClipActivation):
+    """The same."""
+
+    def forward(self, x, rounding=True):
+        return 3 * x
+
+
+class Named(Own):
+    """A class between that says nothing of its own."""
+
+
+class OwnGrid(ScaleClipWeight):
+    """What forward and kernels compute goes together."""
+
+    def forward(self, weight, rounding=True):
+        return super().forward(weight, rounding)
+
+    def grid(self, weight):
+        return super().grid(weight)
+
+
+def test_a_forward_of_ones_own_is_what_runs(monkeypatch):
+    """In training and in evaluation, though the class that it derives from
+    lets kernels run."""
+    monkeypatch.setitem(QUANTIZERS, 'Own', QuantizerPair(Named, OwnActivation))
+    model = nn.Sequential(nn.Linear(4, 4, bias=False)).double()
+    x = torch.randn(3, 4).double()
+    expected = 6 * model(x).detach()
+    quantize_(model, dict(weight=dict(type='Own', bits=4), activation=dict(
+        type='Own', bits=4, threshold='nonzero')))
+    for train in (True, False):
+        model.train(train)
+        torch.testing.assert_close(model.float()(x.float()),
+                                   expected.float())
+    assert ScaleClipWeight.fused and OwnGrid.fused
+    assert not (Own.fused or Named.fused or OwnActivation.fused)

@@ -101,3 +101,27 @@ def test_decay_that_a_quantizer_asks_for_is_none_to_tell():
         warnings.simplefilter('error')
         step(model, torch.optim.SGD(model.parameters(), lr=.1,
                                     weight_decay=.1))
+
+
+FROZEN = {
+    'the input of a frozen layer': dict(
+        rules=[dict(match='body.0', activation=dict(type='LSQ', bits=4))]),
+    'the weight of a frozen layer': dict(
+        rules=[dict(match='body.0', weight=dict(type='LSQ', bits=4))]),
+    'a sum': dict(residual=dict(outputs=['body.1'], type='LSQ', bits=8))}
+
+
+@pytest.mark.parametrize('what', FROZEN)
+def test_what_is_learned_of_a_frozen_layer_must_be_held_as_well(what):
+    """By whatever optimizer trains all other weights."""
+    model = nn.Sequential()
+    for name in ('body', 'head'):
+        model.add_module(name, nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()))
+    model.body[0].weight.requires_grad = False
+    optimizer = torch.optim.SGD(
+        [each for each in model.parameters() if each.requires_grad], .01)
+    quantize_(model, dict(dict(weight=dict(bits=4), activation=dict(bits=4)),
+                          **FROZEN[what]))
+    assert learned_parameters(get_state(model))
+    with pytest.raises(RuntimeError, match='is learned, but the SGD'):
+        step(model, optimizer)

@@ -39,7 +39,6 @@ from gdrq_mm import QuantConfig, kernels, quantize_
 from gdrq_mm.openmmlab.head_outputs import find_head_outputs
 from gdrq_mm.plan import make_plan, trace_layers
 from gdrq_mm.quantizers import QUANTIZERS
-from gdrq_mm.quantizers.scale_clip import LeastSquaresClipActivation
 from gdrq_mm.training import Distillation, DistillConfig, get_state
 from gdrq_mm.training import step as training_steps
 
@@ -122,8 +121,7 @@ def age(model) -> None:
     """Make thresholds those of a training under way: of least squared error
     they look at every step of the first hundred."""
     for quantizer in get_state(model).activation_quantizers.values():
-        if isinstance(quantizer, LeastSquaresClipActivation):
-            quantizer.end_first_looks()
+        quantizer.end_first_looks()
 
 
 def timed(step, device: str) -> float:

@@ -24,7 +24,6 @@ from gdrq_mm.openmmlab.publish import load_all
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.openmmlab.scopes import build_model
 from gdrq_mm.quantizers import ActivationQuantizer
-from gdrq_mm.quantizers.scale_clip import LeastSquaresClipActivation
 from gdrq_mm.training import Distillation, DistillConfig
 
 STEPS = 7  # of each model, one after the other, of which the median counts
@@ -116,7 +115,7 @@ def step_ratio(cfg: Config, plain: nn.Module, model: nn.Module) -> float:
     hundred steps, in which thresholds take longer, none is measured.
     """
     for module in model.modules():
-        if isinstance(module, LeastSquaresClipActivation):
+        if isinstance(module, ActivationQuantizer):
             module.end_first_looks()
     cuda = torch.cuda.is_available()
     clock = time.perf_counter if cuda else time.process_time
