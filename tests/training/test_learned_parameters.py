@@ -8,6 +8,7 @@ from torch import nn
 from gdrq_mm import quantize_
 from gdrq_mm.training import (
     add_learned_parameters,
+    average_gradients_over_ranks,
     get_state,
     learned_parameters,
 )
@@ -125,3 +126,23 @@ def test_what_is_learned_of_a_frozen_layer_must_be_held_as_well(what):
     assert learned_parameters(get_state(model))
     with pytest.raises(RuntimeError, match='is learned, but the SGD'):
         step(model, optimizer)
+
+
+def test_gradients_are_means_over_ranks_once_a_backward_pass(monkeypatch):
+    """The other rank has a gradient of 4 for each value; what it alone
+    computed counts as well."""
+    reduced = []
+
+    def all_reduce(flat):
+        reduced.append(len(flat))
+        flat += 4
+
+    monkeypatch.setattr('torch.distributed.all_reduce', all_reduce)
+    monkeypatch.setattr('torch.distributed.get_world_size', lambda: 2)
+    one, other, unused = (nn.Parameter(torch.ones(size)) for size in (2, 3, 1))
+    average_gradients_over_ranks([one, other, unused])
+    (2 * one).sum().add((other * other).sum()).backward()
+    assert reduced == [6]
+    assert one.grad.tolist() == [3., 3.]
+    assert other.grad.tolist() == [3., 3., 3.]
+    assert unused.grad.tolist() == [2.]
