@@ -21,7 +21,11 @@ from mmengine.runner import load_checkpoint
 from gdrq_mm.cli import run_tool
 from gdrq_mm.deployable import first_images, load_model, make_deployable
 from gdrq_mm.layers import QuantLayer
-from gdrq_mm.openmmlab.deployable.evaluation import default_size, pad_image
+from gdrq_mm.openmmlab.deployable.evaluation import (
+    as_input,
+    default_size,
+    pad_image,
+)
 from gdrq_mm.openmmlab.deployable.own_test import compare_with_own_test
 from gdrq_mm.openmmlab.scopes import build_model
 from gdrq_mm.writing import write_whole
@@ -106,7 +110,7 @@ def open_file(path: Path) -> Tuple[Callable, Optional[Tuple[int, int]]]:
     images, = runner.get_inputs()
     _, _, *sides = images.shape
     dtype = torch.uint8 if images.type == 'tensor(uint8)' else torch.float32
-    return (lambda image: run(runner, [image.to(dtype)]),
+    return (lambda image: run(runner, [as_input(image, dtype)]),
             tuple(sides) if all(isinstance(side, int) for side in sides)
             else None)
 

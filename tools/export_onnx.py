@@ -15,6 +15,7 @@ import contextlib
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import DictAction
 
@@ -30,6 +31,7 @@ from gdrq_mm.deployable import (
 from gdrq_mm.export import CONTAINERS, FORMATS, OPSET, QONNX_FORMATS
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.deployable.evaluation import (
+    as_input,
     default_size,
     images_in,
     pad_image,
@@ -114,8 +116,8 @@ def export(args: argparse.Namespace) -> dict:
     cfg, model = load_model(args.config, args.checkpoint, args.cfg_options)
     number = max(args.calibration_images, 1)
     images, size = _images(args, cfg, number)
-    images = [pad_image(cfg, image, size).to(getattr(torch, args.input))
-              for image in images]
+    images = [as_input(pad_image(cfg, image, size),
+                       getattr(torch, args.input)) for image in images]
     if args.calibration == 'none':
         print('calibrated with synthetic images: compare the metric '
               '(--eval) where there is data')
@@ -276,13 +278,20 @@ def _evaluate(args, cfg, model, reference, out: Path, size) -> dict:
             quantized=model, merged=reference,
             qonnx=lambda image: [run_qonnx(out, [image])[name]
                                  for name in model.output_names])
-    metrics = evaluate(cfg, functions, size)
+    dtype = getattr(torch, args.input)
+    metrics = {
+        # Of several numbers, such as one a class, there is no difference.
+        name: {key: float(value) for key, value in values.items()
+               if np.ndim(value) == 0}
+        for name, values in evaluate(cfg, {
+            name: lambda image, function=function: function(
+                as_input(image, dtype))
+            for name, function in functions.items()}, size).items()}
     for name, values in metrics.items():
-        shown = ', '.join(f'{key} {float(value):.3f}'
+        shown = ', '.join(f'{key} {value:.3f}'
                           for key, value in values.items())
         print(f'{name}: {shown}')
-    return {name: {key: float(value) for key, value in values.items()}
-            for name, values in metrics.items()}
+    return metrics
 
 
 def main() -> None:

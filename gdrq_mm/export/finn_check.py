@@ -14,6 +14,10 @@ from torch import nn
 from .qonnx_check import QONNX_TOLERANCE, check_qonnx, outputs_by_place
 
 COSTS = ('total_macs', 'total_bops', 'total_mem_w_bits')
+# With which chains, residual and depthwise networks go through.
+SURVIVES = (
+    "Train with activation=dict(site='relu'), or with the outputs in "
+    'residual=dict(outputs=[...]) that "gdrq analyze residuals" prints.')
 
 
 def check_finn(path: Path, model: nn.Module, example: tuple, report) -> None:
@@ -34,8 +38,8 @@ def check_finn(path: Path, model: nn.Module, example: tuple, report) -> None:
         except Exception as error:
             raise RuntimeError(
                 f'{name} stops at this model ({error}); nothing was written. '
-                'Export the part that FINN has operators for, or the file '
-                "without this check: format='qonnx'") from error
+                f'{SURVIVES} Or export the part that FINN has operators for, '
+                "or the file without this check: format='qonnx'") from error
         report.steps[name] = float(np.max(  # which a NaN stays in
             list(map(_difference, expected, result))))
     off = {name: value for name, value in report.steps.items()
@@ -44,8 +48,8 @@ def check_finn(path: Path, model: nn.Module, example: tuple, report) -> None:
         shown = ', '.join(f'{name} by {value:.1e}'
                           for name, value in off.items())
         raise RuntimeError(
-            f'outputs change: {shown}; nothing was written. The file without '
-            "this check: format='qonnx'")
+            f'outputs change: {shown}; nothing was written. {SURVIVES} Or '
+            "export the file without this check: format='qonnx'")
     cost = inference_cost(str(path), discount_sparsity=False)['total_cost']
     report.cost = {name: float(cost[name]) for name in COSTS}
 

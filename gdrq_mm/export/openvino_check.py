@@ -1,4 +1,5 @@
 """Run an exported QDQ file in OpenVINO, beside ONNX Runtime."""
+from math import isnan
 from pathlib import Path
 from typing import Callable, Dict, Sequence, Tuple
 
@@ -20,9 +21,16 @@ def _compiled(path: Path, threads: int):
         raise ImportError('openvino is missing: pip install openvino'
                           ) from error
     core = openvino.Core()
-    return core.compile_model(core.read_model(str(path)), 'CPU', dict(
-        INFERENCE_NUM_THREADS=threads, PERFORMANCE_HINT='LATENCY',
-        INFERENCE_PRECISION_HINT='f32'))
+    try:
+        return core.compile_model(core.read_model(str(path)), 'CPU', dict(
+            INFERENCE_NUM_THREADS=threads, PERFORMANCE_HINT='LATENCY',
+            INFERENCE_PRECISION_HINT='f32'))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RuntimeError(
+            f'OpenVINO {openvino.__version__} does not open {path}: {reason}. '
+            'The file is written and runs in ONNX Runtime; export it without '
+            '--check openvino') from error
 
 
 def open_openvino(path: Path, threads: int = 1
@@ -31,6 +39,7 @@ def open_openvino(path: Path, threads: int = 1
 
     Raises:
         ImportError: OpenVINO is not installed.
+        RuntimeError: It cannot open the file.
     """
     compiled = _compiled(path, threads)
 
@@ -81,6 +90,8 @@ def metrics_apart(ours: Dict[str, float], theirs: Dict[str, float],
         percent (bool): Whether they go up to 100; else up to 1.
     """
     points = {name: (ours[name] - value) * (1 if percent else 100)
-              for name, value in theirs.items() if name != 'agreement'}
+              for name, value in theirs.items() if name != 'agreement'
+              # A class that is not in the data has none.
+              and not (isnan(ours[name]) and isnan(value))}
     return {name: value for name, value in points.items()
-            if abs(value) > METRIC_TOLERANCE}
+            if not abs(value) <= METRIC_TOLERANCE}

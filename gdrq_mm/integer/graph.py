@@ -1,6 +1,5 @@
 """The graph of a merged model, as ``torch.export`` captures it."""
 import operator
-import traceback
 from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
@@ -16,6 +15,7 @@ from .dynamic import (
     dynamic_shapes,
     traced_example,
 )
+from .failures import failing_layer, own_kernel
 from .moves import clamp_range, code_range, hoist_grids, moved_from, target_of
 
 _aten = torch.ops.aten
@@ -89,27 +89,16 @@ def exported(model: nn.Module, example: Tuple[Any, ...],
         if dynamic:
             graph = f'no graph with dynamic {" and ".join(dynamic)}'
             remedy = 'export it with a fixed one'
+        kernel = own_kernel(error)
+        if kernel:
+            reason, remedy = [f'{kernel} is a kernel that no graph holds'], (
+                'train with a layer of torch in its place, or export a module '
+                'without it with gdrq_mm.deploy.export_onnx')
         raise RuntimeError(
-            f'the model has {graph}: {_failing(error, model)}{reason[0]}; '
-            f'{remedy}') from error
+            f'the model has {graph}: {failing_layer(error, model)}'
+            f'{reason[0]}; {remedy}') from error
     _spell_out(program.graph_module)
     return program
-
-
-def _failing(error: Exception, model: nn.Module) -> str:
-    """Name of the innermost layer that an error comes from, or the method of
-    a model that is no layer of this one but computes with its layers."""
-    names = {module: name for name, module in model.named_modules() if name}
-    found = ''
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        module = frame.f_locals.get('self')
-        if not isinstance(module, nn.Module) or module is model:
-            continue
-        if module in names:
-            found = f'in {names[module]}: '
-        elif not type(module).__module__.startswith('torch.'):
-            found = f'in {type(module).__name__}.{frame.f_code.co_name}: '
-    return found
 
 
 def layer_of(node: Node) -> str:

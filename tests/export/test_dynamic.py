@@ -81,11 +81,39 @@ def test_files_of_another_opset_compute_the_same(opset, tmp_path):
     assert onnx.load(str(path)).opset_import[0].version == opset
 
 
+class Pooled(nn.Module):
+    """Operators that got attributes later: pooling, reshaping, means."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.conv(x).relu(), 2)
+        y = nn.functional.avg_pool2d(x, 2)
+        return self.fc(x.mean((2, 3))), self.last(y.flatten(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('opset', range(14, 24))
+def test_pooling_reshaping_and_means_are_in_opsets_from_14_on(opset, tmp_path):
+    torch.manual_seed(0)
+    model, x = Pooled(), torch.rand(1, 3, 8, 8)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    path = tmp_path / 'model.onnx'
+    report = export_onnx(model.eval(), x, path, opset=opset)
+    assert report.difference < 1e-6 and len(report.kernels) == 3
+    assert onnx.load(str(path)).opset_import[0].version == opset
+
+
 @torch.no_grad()
 def test_an_operator_that_an_opset_lacks_is_named(merged, tmp_path):
     merged, x = merged
     with pytest.raises(ValueError, match='opset 13: onnx cannot turn the Pad '
-                       '.*choose a greater one'):
+                       '.*into it; 18, the default, always does'):
         export_onnx(merged, x, tmp_path / 'model.onnx', opset=13)
     assert not list(tmp_path.iterdir())
 

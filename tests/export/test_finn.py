@@ -94,7 +94,24 @@ def test_a_step_that_changes_outputs_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(finn_check, '_qonnx_steps',
                         lambda: [('doubled', changed)])
     model, x = quantized(Net())
-    with pytest.raises(RuntimeError, match='outputs change: doubled by'):
+    with pytest.raises(RuntimeError, match='outputs change: doubled by .*'
+                       "activation=dict.site='relu'.*format='qonnx'"):
+        export_onnx(model, x, tmp_path / 'model.onnx', 'finn')
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_a_step_that_stops_is_refused_with_a_setting(tmp_path, monkeypatch):
+    from gdrq_mm.export import finn_check
+
+    def stops(model):
+        raise AssertionError('a node that it does not know')
+
+    monkeypatch.setattr(finn_check, '_qonnx_steps',
+                        lambda: [('lowered', stops)])
+    model, x = quantized(Net())
+    with pytest.raises(RuntimeError, match='lowered stops at this model .a '
+                       "node.*activation=dict.site='relu'.*format='qonnx'"):
         export_onnx(model, x, tmp_path / 'model.onnx', 'finn')
     assert not list(tmp_path.iterdir())
 

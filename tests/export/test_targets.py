@@ -96,6 +96,18 @@ def test_metrics_that_differ_are_named():
     assert apart(ours, theirs, percent=True) == pytest.approx(dict(top1=.3))
     assert not apart(dict(mAP=.351), dict(mAP=.35), percent=False)
     assert apart(dict(mAP=.353), dict(mAP=.35), percent=False)
+    nan = float('nan')  # of a class that is not there, or of a fault
+    assert not apart(dict(mAP=.35, small=nan), dict(mAP=.35, small=nan), False)
+    assert apart(dict(mAP=nan), dict(mAP=.35), percent=False).keys() == {'mAP'}
+
+
+def test_a_file_that_openvino_does_not_open_is_one_sentence(tmp_path):
+    pytest.importorskip('openvino', reason='pip install openvino')
+    path = tmp_path / 'no.onnx'
+    path.write_bytes(b'no model')
+    with pytest.raises(RuntimeError, match='OpenVINO .* does not open .*no.on'
+                       'nx: .*runs in ONNX Runtime'):
+        openvino_check.open_openvino(path)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The graph of a merged model."""
 import pytest
 import torch
+from mmcv.ops import DeformConv2dPack
 from torch import nn
 
 import gdrq_mm
@@ -177,6 +178,18 @@ def test_errors_tell_the_layer_the_reason_and_what_to_do(
         capture(model, (torch.randn(1, 3, 4, 4), ), dynamic)
     assert str(caught.value) == \
         f'the model has {graph}: {place}{reason}; {remedy}'
+
+
+@torch.no_grad()
+def test_a_kernel_that_no_graph_holds_is_named():
+    """There is no way out by --raw."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(
+        DeformConv2dPack(4, 4, 3)))
+    with pytest.raises(RuntimeError, match='no graph: in 1.0: mmcv.ops.deform_'
+                       'conv is a kernel that no graph holds; train with a '
+                       'layer of torch in its place') as caught:
+        capture(model, (torch.randn(1, 3, 6, 6), ))
+    assert '--raw' not in str(caught.value)
 
 
 def test_a_method_of_a_model_that_is_no_layer_is_named():

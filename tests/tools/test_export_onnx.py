@@ -129,6 +129,15 @@ def test_a_folder_of_images_calibrates_and_openvino_is_measured(
     name = 'accuracy/top1'
     assert abs(metrics['openvino'][name] - metrics['onnxruntime'][name]) <= .2
 
+    out = tmp_path / 'uint8.onnx'
+    result = export(*trained, '--out', out, '--input', 'uint8', '--eval',
+                    '--check', 'openvino', '--json', tmp_path / 'uint8.json',
+                    '--speed-rounds', '1')
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / 'uint8.json').read_text())['metrics']
+    assert metrics['onnxruntime'] == metrics['integer']
+    assert abs(metrics['openvino'][name] - metrics['integer'][name]) <= .2
+
     result = export(*trained, '--out', tmp_path / 'other.onnx',
                     '--calibration', tmp_path / 'run')
     assert result.returncode == 1

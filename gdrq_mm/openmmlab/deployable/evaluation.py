@@ -149,6 +149,18 @@ def pad_image(cfg: Config, image: Tensor, size: Tuple[int, int]) -> Tensor:
     return canvas
 
 
+def as_input(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """An image in the type of a file's input; what it is padded with is no
+    integer.
+
+    Args:
+        image (Tensor): float32, 0 to 255.
+        dtype (torch.dtype): ``torch.float32`` or ``torch.uint8``.
+    """
+    return image.to(dtype) if dtype.is_floating_point else \
+        image.round().clamp(0, 255).to(dtype)
+
+
 def first_images(cfg: Config, number: int, split: str = 'train',
                  size: Optional[Tuple[int, int]] = None) -> List[Tensor]:
     """Images to calibrate with."""

@@ -73,7 +73,7 @@ class Comparison:
             return
         if scope == 'mmpretrain':
             pairs = [(ours.pred_score, theirs.pred_score)]
-            same = torch.equal(ours.pred_label, theirs.pred_label) \
+            same = predicts(ours.pred_score, theirs.pred_label) \
                 and not bool(theirs.pred_score.isnan().any())
         else:
             ours, theirs = ours.pred_instances, theirs.pred_instances
@@ -92,6 +92,20 @@ class Comparison:
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max()) if ours.numel() else 0.
+
+
+def predicts(scores: Tensor, labels: Tensor) -> bool:
+    """Whether the classes of some labels have the greatest scores.
+
+    Args:
+        scores (Tensor): Of an image, shape ``(classes, )``.
+        labels (Tensor): Predicted from other scores: one, or as many as the
+            head of a model of several labels says.
+    """
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[labels] = True
+    return bool(chosen.all()) or not bool(chosen.any()) or bool(
+        scores[chosen].min() >= scores[~chosen].max())
 
 
 def paired(ours: Any, theirs: Any) -> Optional[Tensor]:

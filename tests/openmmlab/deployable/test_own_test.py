@@ -8,6 +8,7 @@ from gdrq_mm.openmmlab.deployable.evaluation import default_size
 from gdrq_mm.openmmlab.deployable.own_test import (
     compare_with_own_test,
     paired,
+    predicts,
 )
 
 
@@ -28,6 +29,31 @@ def test_detections_are_paired_by_label_box_and_score():
     assert paired(none, none).tolist() == []
     bad = found([5., 1., 5.], [.5, float('nan'), .4], [1, 0, 0])
     assert paired(ours, bad) is None
+
+
+@pytest.mark.parametrize('labels, same', [
+    ([1], True), ([0], False), ([1, 3], True), ([3, 1], True),
+    ([0, 1], False), ([1, 2, 3], True), ([1, 0, 3], True), ([], True),
+    ([0, 1, 2, 3], True)])
+def test_labels_are_the_classes_of_the_greatest_scores(labels, same):
+    """One, several, all or none; equal scores are in either order."""
+    scores = torch.tensor([.2, .9, .2, .5])
+    assert predicts(scores, torch.tensor(labels, dtype=torch.long)) == same
+
+
+@torch.no_grad()
+def test_images_of_several_labels_are_compared(load_config, build_model):
+    cfg = load_config('resnet')
+    cfg.model.head = dict(
+        type='MultiLabelLinearClsHead', thr=.4, num_classes=20,
+        in_channels=cfg.model.head.in_channels)
+    model = build_model(cfg).eval()
+    form = make_deployable(model, None).eval()
+    result = compare_with_own_test(cfg, model, form, None)
+    assert result.same_labels == result.images > 0
+    worse = compare_with_own_test(
+        cfg, model, lambda image: form(image).flip(1), None)
+    assert worse.same_labels < worse.images
 
 
 @torch.no_grad()
