@@ -50,14 +50,16 @@ def make_bccd(folder):
     root = folder / 'BCCD_Dataset-master' / 'BCCD'
     annotations = dict(
         good=xml(('RBC', 2, 3, 8, 9), ('WBC', 1, 1, 16, 12),
-                 ('Platelets', 4, 4, 7, 7)),
+                 ('Platelets', 4, 4, 7, 7), ('RBC', 1, 1, 'inf', 9),
+                 ('RBC', 1, 1, 9, '1e400'), ('RBC', 1, 'nan', 9, 'x')),
         empty_box=xml(('RBC', 5, 5, 5, 5), ('RBC', 2, 2, 9, 9)),
         wrong_class=xml(('Dog', 2, 2, 9, 9)),
         over=xml(('WBC', 0, -3, 40, 12)),
         grey=xml(('RBC', 2, 3, 8, 9), width=999),
         missing=xml(('RBC', 2, 3, 8, 9)),
         unreadable=xml(('RBC', 2, 3, 8, 9)),
-        cut='<annotation><object>')
+        cut='<annotation><object>',
+        encoding='<?xml version="1.0" encoding="klingon"?>' + xml())
     for number, (name, text) in enumerate(annotations.items()):
         path = root / 'Annotations' / f'{name}.xml'
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ def make_bccd(folder):
     lists.mkdir(parents=True)
     for split, names in dict(
             train='good empty_box missing cut', val='wrong_class over',
-            trainval='good empty_box missing cut wrong_class over',
+            trainval='good empty_box missing cut wrong_class over encoding',
             test='grey unreadable').items():
         # Carriage returns, and an empty line at the end.
         (lists / f'{split}.txt').write_bytes(
@@ -137,8 +139,9 @@ REPORTS = dict(
          'images that are grey (among them)': 1, 'images of train': 2,
          'images of val': 2, 'images of trainval': 4, 'images of test': 1},
         {'boxes without an area': 1, 'boxes of the unknown class "Dog"': 1,
+         'boxes without four numbers': 3,
          'images that are missing': 1, 'images that cannot be read': 1,
-         'images without a readable annotation': 1}),
+         'images without a readable annotation': 2}),
     camvid=(
         {'images of train': 2, 'images of val': 1, 'images of test': 2,
          'images that are grey (among them)': 1,

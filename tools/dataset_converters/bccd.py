@@ -64,8 +64,8 @@ def annotation(source: Path, name: str, shape, report: Report
     """
     try:
         root = ElementTree.parse(source).getroot()
-    except (OSError, ElementTree.ParseError):
-        return None
+    except (OSError, ElementTree.ParseError, LookupError, ValueError):
+        return None  # damaged, or in an encoding that Python has not
     height, width = shape[:2]
     made = ElementTree.Element('annotation')
     ElementTree.SubElement(made, 'filename').text = f'{name}.jpg'
@@ -76,7 +76,7 @@ def annotation(source: Path, name: str, shape, report: Report
         label = (item.findtext('name') or '').strip()
         try:
             box = box_of(item, width, height)
-        except ValueError:
+        except (ValueError, OverflowError):  # infinite
             report.dropped['boxes without four numbers'] += 1
             continue
         if label not in CLASSES:

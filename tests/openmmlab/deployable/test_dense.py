@@ -148,8 +148,8 @@ def test_heads_that_are_not_known_are_refused():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('name', ['RetinaNet', 'YOLOX', 'GFL', 'SSD', 'YOLOv3',
-                                  'RTMDet'])
+@pytest.mark.parametrize('name', ['RetinaNet', 'FCOS', 'ATSS', 'YOLOX', 'GFL',
+                                  'SSD', 'YOLOv3', 'RTMDet'])
 def test_onnx_runtime_gives_the_detections_of_the_integer_model(
         name, tmp_path):
     model, x = build(name, two_levels, SPREAD[name]), image()
