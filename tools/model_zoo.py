@@ -4,11 +4,11 @@ Usage:
     python tools/model_zoo.py [--check]
 
 ``configs/<family>/metafile.yml`` lists what was measured, from the results of
-the demo (docs/results/demo.json) and of the models that tools/publish_zoo.py
-has published (model_zoo/models.json); ``configs/<family>/README.md`` is a
-table of it and of the family's other configs, which say "config only";
-``model_zoo/README.md`` one of the published models. ``--check`` writes nothing
-and fails where a file is not up to date.
+the demo (docs/results/demo.json) and of real data (docs/results/real_*.json);
+``configs/<family>/README.md`` is a table of it and of the family's other
+configs, which say "config only"; ``model_zoo/README.md`` is one of the models
+that tools/publish_zoo.py has published (model_zoo/models.json). ``--check``
+writes nothing and fails where a file is not up to date.
 """
 import argparse
 import json
@@ -18,15 +18,18 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Dict
 
 import modelindex
 import yaml
+from experiments.studies.common import FAMILIES as DATA_SETS
+from experiments.studies.real import PAIRS, TASKS, bits
 from mmengine.config import Config
 from zoo_page import DATA, markdown, zoo_readme
 
+from gdrq_mm.config import QuantConfig
 from gdrq_mm.openmmlab.publish import quantization_of
-from gdrq_mm.quantizers.scale_clip import ScaleClipWeightScheme
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = 'Low-bit Quantization Needs Good Distribution'
@@ -56,6 +59,7 @@ FAMILIES = dict(
                        'drawn stand-in in VOC format'),
     pspnet=Family('PSPNet', 'Semantic Segmentation', 'mIoU', 'seg',
                   'drawn stand-in in Cityscapes format'),
+    retinanet=Family('RetinaNet', 'Object Detection', 'mAP'),
     resnet=Family('ResNet', 'Image Classification', 'Top 1 Accuracy', 'cls',
                   'drawn stand-in in ImageNet format'),
     vgg=Family('VGG', 'Image Classification', 'Top 1 Accuracy'))
@@ -87,9 +91,45 @@ def metafile(name: str, results: dict, published: list) -> dict:
             Results=[dict(Task=family.task, Dataset=family.data,
                           Metrics=metrics)],
             **{'In Collection': collection['Name']}))
-    models += [dict(published_model(each), Config=each['training_config'])
-               for each in published if family_of(each) == name]
+    for data_set, task in TASKS.items():
+        if Path(task.config).parent.name == name:
+            models += real_models(family, data_set, task, published)
     return dict(Collections=[collection], Models=models)
+
+
+def real_models(family: Family, data_set: str, task, published: list) -> list:
+    """What was measured on real data, in a metafile.
+
+    Args:
+        family (Family): Of the configs.
+        data_set (str): Key of ``TASKS``.
+        task (Task): Its configs.
+        published (list[dict]): Entries of model_zoo/models.json.
+    """
+    cells = json.loads((ROOT / f'docs/results/real_{data_set}.json'
+                        ).read_text())['cells']
+    sizes = {each['training_config']: each['bytes'] for each in published}
+    floats = cells[f'{data_set}/float']['seeds']
+    data = DATA[DATA_SETS[data_set].data].title
+    models = []
+    for kind, cell in (('', 'start'), ('finetune_', 'float'), *(
+            (f'gdrq-{bits(pair)}_', f'mse-{bits(pair)}') for pair in PAIRS)):
+        config, seeds = task.config.format(kind), cells[
+            f'{data_set}/{cell}']['seeds']
+        metadata = {'Training Data': data, 'Seeds': len(seeds)}
+        if config in sizes:
+            metadata['File Size (kB)'] = round(sizes[config] / 1000)
+        metrics = {family.metric: round(mean(
+            each['metric'] for each in seeds.values()), 1)}
+        if kind.startswith('gdrq'):
+            metrics['drop'] = round(mean(
+                floats[seed]['metric'] - each['metric']
+                for seed, each in seeds.items()), 1)
+        models.append(dict(
+            Name=Path(config).stem, Config=config, Metadata=metadata,
+            Results=[dict(Task=family.task, Dataset=data, Metrics=metrics)],
+            **{'In Collection': f'GDRQ {family.title}'}))
+    return models
 
 
 def collection_of(name: str) -> dict:
@@ -152,23 +192,23 @@ def rows(name: str, models: Dict[str, dict]) -> list:
 
 
 def scheme_of(cfg: Config) -> str:
-    """Bits and group size in words; '' for a base that names no bits."""
+    """Bits, group size and levels in words; '' for a base that names no
+    bits."""
     try:
-        quantization = quantization_of(cfg)
+        quantization = QuantConfig.from_dict(quantization_of(cfg))
     except ValueError as error:
         if 'quantizes nothing' not in str(error):
             raise
         return 'float'
-    weight, activation = (quantization.get(side) or {}
-                          for side in ('weight', 'activation'))
-    if weight.get('bits') is None:
+    weight, activation = quantization.weight, quantization.activation
+    if weight.bits is None:
         return ''
-    size = weight.get('group_size', ScaleClipWeightScheme.group_size)
-    size = 'layer' if size == -1 else size
+    size = 'layer' if weight.group_size == -1 else weight.group_size
     begin = max(hook.get('begin_epoch', 0) for hook in cfg.custom_hooks)
     if begin and begin == cfg.train_cfg.get('max_epochs'):
         return f'float, reshaped, {size}'
-    return f'[{weight["bits"]},{activation.get("bits", "float")}], {size}'
+    return (f'[{weight.bits},{activation.bits or "float"}], {size}, '
+            f'{weight.num_levels()}')
 
 
 def measured_cells(model) -> list:
@@ -186,16 +226,17 @@ def readme(name: str, index: modelindex) -> str:
     family = FAMILIES[name]
     models = {model.name: model for model in index.models
               if model.in_collection == f'GDRQ {family.title}'}
-    head = ['config', 'what', '[weight, activation] bits, group size',
-            'measured', 'file']
+    head = ['config', 'what', '[weight, activation] bits, group size, levels '
+            'of weights', 'measured', 'file']
     lines = [head, ['---'] * len(head), *rows(name, models)]
     table = markdown(lines)
     return (f'# {family.title}\n\n<!-- {GENERATED}. -->\n\n{table}\n\n'
-            'Models on drawn stand-ins are trained by `make demo` (mean of '
-            'the seeds), those on real data\nby `tools/publish_zoo.py` (one '
-            'seed; [their files](../../model_zoo/README.md)). Drop: points '
-            'below\nthe float model that was fine-tuned alike. "Config '
-            'only": no figures here.\n')
+            'Models on drawn stand-ins are trained by `make demo`, those on '
+            'real data by\n`tools/run_experiments.py` '
+            '([results](../../docs/results.md); [files](../../model_zoo/'
+            'README.md) of one of\nthe seeds); figures are means of the '
+            'seeds. Drop: points below the float model that\nwas fine-tuned '
+            'alike. "Config only": no figures here.\n')
 
 
 def main() -> None:

@@ -143,6 +143,11 @@ def methods_study(family: str, task: Task, pairs=PAIRS, seeds=3) -> Study:
     claims += [Claim('goal: a drop at [{},{}] of at most {}'.format(
         *pair, GOALS[pair]), limits={name: GOALS[pair]})
         for pair, name in zip(pairs, ours) if pair in GOALS]
+    claims += [Claim('the paper: GDRQ as published loses at most {}, [{},{}]'
+                     .format(task.paper[pair], *pair),
+                     limits={name: float(task.paper[pair])})
+               for pair, name in zip(pairs, published)
+               if pair in (task.paper or {})]
     for words, names in (('as published', published),
                          ('by its defaults', ours)):
         claims += [Claim(f'GDRQ {words} loses less than LSQ, {pair}',
