@@ -224,8 +224,14 @@ class QuantReport:
                 for row in self.rows()]
         if not rows:
             return 'no layers'
-        return '\n'.join(line.rstrip() for line in [
-            *_table(rows), self.summary(), self.policy()])
+        lines = [*_table(rows), self.summary(), self.policy()]
+        learned = len(self.learned_parameters())
+        if learned:
+            lines.append(
+                f'quantizers learn {learned} parameters, which the optimizer '
+                'must hold: GDRQHook sees to it; in plain PyTorch build it '
+                'after quantize_')
+        return '\n'.join(line.rstrip() for line in lines)
 
 
 def _products(plans: List[LayerPlan]) -> List[str]:

@@ -28,6 +28,17 @@ def test_macs_of_layers_are_those_of_their_calls():
     assert '63.4% of the MACs' in report.summary()
 
 
+def test_what_quantizers_learn_is_told():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    report = quantize_(model, dict(weight=dict(type='LSQ', bits=4)))
+    assert len(report.learned_parameters()) == 2
+    assert str(report).endswith(
+        'quantizers learn 2 parameters, which the optimizer must hold: '
+        'GDRQHook sees to it; in plain PyTorch build it after quantize_')
+    report = quantize_(nn.Linear(8, 8), dict(weight=dict(bits=4)))
+    assert 'learn' not in str(report)
+
+
 def test_100_percent_is_all_of_it():
     layers = quantize_(nn.Linear(8, 8), dict(weight=dict(bits=4))).layers
     assert 'and 100.0% of the MACs' in QuantReport(
