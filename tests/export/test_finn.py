@@ -83,6 +83,21 @@ def test_a_relu_that_others_read_is_refused_with_the_setting(tmp_path):
 
 
 @torch.no_grad()
+def test_an_input_with_a_zero_point_is_refused(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 1))
+    x = torch.rand(1, 3, 6, 6)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4), activation=dict(
+        bits=4, asymmetric=True)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    with pytest.raises(RuntimeError, match='the input of .* has a zero point, '
+                       'which FINN does not read; train with an activation '
+                       'type without one'):
+        export_onnx(model.eval(), x, tmp_path / 'model.onnx', 'finn')
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
 def test_a_step_that_changes_outputs_is_refused(tmp_path, monkeypatch):
     from gdrq_mm.export import finn_check
 

@@ -183,7 +183,7 @@ def make_deployable(model: nn.Module, image_shape: Tuple[int, int],
 
     Args:
         model (nn.Module): A classifier of mmpretrain, a segmentor of mmseg,
-            a single-stage detector or a Faster R-CNN of mmdet.
+            a detector of mmdet (dense, in two stages or more, with queries).
         image_shape (tuple[int, int]): Height and width of images.
         raw (bool): What the heads give, before any post-processing; of every
             model with a backbone and one head. Defaults to False.
