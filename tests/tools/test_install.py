@@ -1,4 +1,5 @@
 """The wheel, used away from the checkout."""
+import json
 import os
 import re
 import shutil
@@ -101,6 +102,25 @@ def test_the_installed_command_runs_away_from_the_checkout(installed,
     out = run_away(installed, tmp_path, '-m', 'gdrq_mm', 'ends', *arguments)
     assert dict(match='rpn_head.rpn_cls', weight=dict(bits=8),
                 activation=dict(bits=8)) in eval(f'dict({out})')['rules']
+
+
+def test_a_published_model_opens_without_the_checkout(installed, tmp_path):
+    """With its config beside it, and neither data nor configs."""
+    entry = next(each for each in json.loads(
+        (ROOT / 'model_zoo/models.json').read_text())
+        if each['data'] == 'tiny-imagenet-100')
+    for key in ('file', 'config'):
+        shutil.copy(ROOT / 'model_zoo' / entry[key], tmp_path)
+    out = run_away(
+        installed, tmp_path, '-c',
+        'import numpy as np\n'
+        'from mmpretrain import ImageClassificationInferencer\n'
+        f'inferencer = ImageClassificationInferencer({entry["config"]!r}, '
+        f'{entry["file"]!r}, device="cpu")\n'
+        'found, = inferencer(np.zeros((64, 64, 3), np.uint8))\n'
+        'print(found["pred_class"] in inferencer.classes)\n'
+        'import gdrq_mm\nprint(gdrq_mm.__file__)\n').split()
+    assert out[-2] == 'True' and out[-1].startswith(str(installed))
 
 
 def test_the_wheel_brings_its_licence(installed):

@@ -48,6 +48,8 @@ DISTILL = 'gdrq_distill'  # the first of them, with its float model as teacher
 OPTIONS = dict(
     first_steps=({}, {}),
     odd=(dict(levels='odd'), {}), search=(dict(clip='search'), {}),
+    learned_clip=(dict(clip='learned'), {}),
+    in_forward=(dict(projection=False), {}),
     mean=({}, dict(threshold='mean')),
     nonzero=({}, dict(threshold='nonzero')),
     zero_point=({}, dict(threshold='mse', asymmetric=True)),
