@@ -3,10 +3,8 @@
 _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     'mmdet::_base_/default_runtime.py', '../_base_/gdrq_mm.py',
-    '../_base_/datasets/bccd.py'
+    '../_base_/datasets/bccd.py', '../_base_/schedules/bccd_12e.py'
 ]
-
-max_epochs = 12
 
 model = dict(
     backbone=dict(
@@ -34,26 +32,6 @@ model = dict(
         rcnn=dict(sampler=dict(num=128))),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=150)))
 
-train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=10, norm_type=2))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-5,
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
-        by_epoch=True,
-        convert_to_iter_based=True)
-]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
-randomness = dict(seed=0)
 # The output of resnet18-w24_tiny-imagenet-100.py.
 load_from = 'work_dirs/resnet18-w24_tiny-imagenet-100/epoch_8.pth'

@@ -3,10 +3,8 @@
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/default_runtime.py', '../_base_/gdrq_mm.py',
-    '../_base_/datasets/bccd.py'
+    '../_base_/datasets/bccd.py', '../_base_/schedules/bccd_12e.py'
 ]
-
-max_epochs = 12
 
 model = dict(
     backbone=dict(
@@ -26,26 +24,6 @@ model = dict(
         # Platelets are 20 pixels wide, white cells 100.
         anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32, 64])))
 
-train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=10, norm_type=2))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=100),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=1e-5,
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
-        by_epoch=True,
-        convert_to_iter_based=True)
-]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
-randomness = dict(seed=0)
 # The output of resnet18-w24_tiny-imagenet-100.py, as model_zoo/ has it.
 load_from = 'model_zoo/resnet18-w24_tiny-imagenet-100.pth'
