@@ -1,4 +1,7 @@
-"""Operators of detectors whose outputs have a fixed number of rows."""
+"""Operators of detectors: choices, which have a fixed number of rows, and
+deformable convolutions."""
+from typing import List, Optional
+
 import torch
 from torch import Tensor
 
@@ -61,3 +64,31 @@ def top(scores: Tensor, size: int) -> Tensor:
         :, :size]
     result[:, :order.shape[1]] = order
     return result
+
+
+@register('deform_conv2d', 'Tensor x, Tensor offset, Tensor weight, '
+          'Tensor? mask, Tensor? bias, int[] stride, int[] padding, '
+          'int[] dilation, int groups, int offset_groups')
+def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor,
+                  mask: Optional[Tensor], bias: Optional[Tensor],
+                  stride: List[int], padding: List[int], dilation: List[int],
+                  groups: int, offset_groups: int) -> Tensor:
+    """Deformable ConvNets (Dai et al.), with a mask their second version.
+
+    Args:
+        x (Tensor): Shape ``(N, C, H, W)``.
+        offset (Tensor): Of every value that a window reads, in ``y`` and
+            ``x``, in pixels.
+        weight (Tensor): Shape ``(filters, C / groups, KH, KW)``.
+        mask (Tensor, optional): Factors of these values.
+        bias (Tensor, optional): Shape ``(filters, )``.
+        stride (list[int]): As of a convolution.
+        padding (list[int]): The same.
+        dilation (list[int]): The same.
+        groups (int): The same. Both numbers of groups are in the shapes;
+            ONNX asks for them.
+        offset_groups (int): Of channels that share offsets.
+    """
+    import torchvision
+    return torchvision.ops.deform_conv2d(
+        x, offset, weight, bias, stride, padding, dilation, mask)

@@ -6,6 +6,7 @@ import numpy as np
 from onnx import numpy_helper
 from onnx.defs import OpSchema
 from onnxscript import opset18 as op
+from onnxscript import opset19
 from onnxscript.values import Op, Opset
 
 from ..merge.ops import OPS
@@ -132,8 +133,17 @@ def _top(scores, size: int):
     return _best(scores, size)
 
 
+def _deform_conv2d(x, offset, weight, mask, bias, stride, padding, dilation,
+                   groups: int, offset_groups: int):
+    return opset19.DeformConv(
+        x, weight, offset, bias, mask, strides=list(stride),
+        pads=[*padding, *padding], dilations=list(dilation), group=groups,
+        offset_group=offset_groups, kernel_shape=list(weight.shape[2:]))
+
+
 COMMON_TRANSLATIONS: Dict[Callable, Callable] = {
-    OPS.nms.default: _nms, OPS.top.default: _top}
+    OPS.nms.default: _nms, OPS.top.default: _top,
+    OPS.deform_conv2d.default: _deform_conv2d}
 QONNX_TRANSLATIONS: Dict[Callable, Callable] = {
     **COMMON_TRANSLATIONS,
     OPS.quantize.default: _quant_activation,

@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from ..integer.graph import exported, target_of
 from ..merge.ops import OPS
-from .formats import OPSET
+from .formats import LATER, OPSET
 
 Names = Optional[Sequence[str]]
 IR_VERSION = 10
@@ -23,7 +23,8 @@ def to_proto(module: torch.nn.Module, example: tuple,
              translations: Dict[Callable, Callable],
              input_names: Names = None, output_names: Names = None,
              dynamic: Sequence[str] = ()) -> ModelProto:
-    """A model as ONNX, in opset :data:`OPSET`.
+    """A model as ONNX, in opset :data:`OPSET`, or the first one that has all
+    of its operators.
 
     Args:
         module (nn.Module): The model.
@@ -56,6 +57,11 @@ def to_proto(module: torch.nn.Module, example: tuple,
         part.ClearField('metadata_props')
         part.ClearField('doc_string')
     proto.ir_version = IR_VERSION
+    # Nothing else of what is written means something else there.
+    needed = max([OPSET, *(LATER[node.op_type] for node in proto.graph.node
+                           if node.op_type in LATER)])
+    for each in proto.opset_import:
+        each.version = each.version if each.domain else needed
     return proto
 
 

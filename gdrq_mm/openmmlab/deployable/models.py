@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .boxes import check_methods, method_of
+from .deformable import deformable_kernels
 
 # Known data preprocessors, and their packages.
 _KNOWN = dict(DetDataPreprocessor='mmdet', SegDataPreProcessor='mmseg',
@@ -93,6 +94,10 @@ class Deployable(nn.Module):
         self.backbone = model.backbone
         self.neck = model.neck if getattr(model, 'with_neck', False) else \
             nn.Identity()
+
+    def __call__(self, *args, **kwargs):
+        with deformable_kernels():
+            return super().__call__(*args, **kwargs)
 
     def padded_size(self, size: Tuple[int, int]) -> Tuple[int, int]:
         """Height and width of what the network sees."""

@@ -1,0 +1,63 @@
+"""mmcv's deformable convolutions, as graphs hold them.
+
+mmcv computes them by a kernel of its own, which no capture sees through.
+torchvision's computes the same, and ONNX has an operator for it.
+"""
+import contextlib
+from typing import Any, Callable, ContextManager, Iterator
+
+from torch import Tensor
+from torch.nn.modules.utils import _pair
+
+from ...export import detection_ops  # noqa: F401, defines the operator
+from ...merge.ops import OPS
+from ...modes import is_compiling
+
+
+def _forward(ctx: Any, x: Tensor, offset: Tensor, weight: Tensor, stride=1,
+             padding=0, dilation=1, groups=1, deform_groups=1, bias=False,
+             im2col_step=32) -> Tensor:
+    return OPS.deform_conv2d(x, offset, weight, None, None, _pair(stride),
+                             _pair(padding), _pair(dilation), groups,
+                             deform_groups)
+
+
+def _modulated_forward(ctx: Any, x: Tensor, offset: Tensor, mask: Tensor,
+                       weight: Tensor, bias=None, stride=1, padding=0,
+                       dilation=1, groups=1, deform_groups=1) -> Tensor:
+    return OPS.deform_conv2d(x, offset, weight, mask, bias, _pair(stride),
+                             _pair(padding), _pair(dilation), groups,
+                             deform_groups)
+
+
+def deformable_kernels() -> ContextManager:
+    """In a capture, mmcv's deformable convolutions are operators of graphs."""
+    return _replaced() if is_compiling() else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _replaced() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            from mmcv.ops import deform_conv, modulated_deform_conv
+        except ImportError:  # mmcv-lite has none
+            pass
+        else:
+            stack.enter_context(_with_forward(
+                deform_conv.DeformConv2dFunction, _forward))
+            stack.enter_context(_with_forward(
+                modulated_deform_conv.ModulatedDeformConv2dFunction,
+                _modulated_forward))
+        yield
+
+
+@contextlib.contextmanager
+def _with_forward(function: type, forward: Callable) -> Iterator[None]:
+    """An autograd function that computes otherwise; whoever has its ``apply``
+    asks the class for its forward."""
+    before = vars(function)['forward']
+    function.forward = staticmethod(forward)
+    try:
+        yield
+    finally:
+        function.forward = before
