@@ -66,8 +66,9 @@ def zoo_readme(published: list, starts: list, generated: str) -> str:
 <!-- {generated}. -->
 
 Packed models, whose weights are stored as codes: small enough to be kept in
-the repository. They were trained on two CPU cores with reduced widths, one
-seed each; [results](../docs/results.md) compares methods.
+the repository. They were trained by the defaults on two CPU cores, with reduced
+widths and 8 bits in first and last layers, one seed each: of the three of
+[results](../docs/results.md), which compares methods, the first.
 
 {markdown(lines)}
 
@@ -93,8 +94,7 @@ python tools/publish_zoo.py {first["name"]} --out my_zoo
 
 That begins with a float model, as all experiments on these data do, which is
 here as well, so that a training takes minutes. (Its weights are stored in
-float16; metrics are of float32. The models above began with an earlier
-training of the same config.) In a config of your own:
+float16; its metric is of float32.) In a config of your own:
 `load_from = 'model_zoo/{starts[0]["file"]}'`.
 The same command trains a float model again, in about half an hour:
 

@@ -95,6 +95,9 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
                  if key != 'checkpoint'},
                 config_hash=record['inputs']['config'],
                 start_hash=record['inputs']['load_from'])
+            # Behind one, augmentation is another than without.
+            if record.get('interruptions'):
+                seeds[str(seed)]['interruptions'] = record['interruptions']
             if 'checkpoint' in record['results']:
                 seeds[str(seed)]['hash'] = file_hash(
                     record['results']['checkpoint'])

@@ -162,7 +162,14 @@ model = dict(
         type='LinearClsHead'),
     neck=dict(type='GlobalAveragePooling'),
     quantization=dict(
-        activation=dict(bits=4, threshold='nonzero'),
+        activation=dict(
+            asymmetric=False,
+            bits=4,
+            k=None,
+            lr=0.01,
+            site='input',
+            threshold='mse',
+            type='ScaleClip'),
         rules=[
             dict(
                 activation=dict(bits=8),
@@ -171,7 +178,14 @@ model = dict(
             dict(
                 activation=dict(bits=8), match='head.fc', weight=dict(bits=8)),
         ],
-        weight=dict(bits=4, group_size=4, levels='even')),
+        weight=dict(
+            bits=4,
+            clip='threshold',
+            group_size=4,
+            k=None,
+            levels='even',
+            projection=True,
+            type='ScaleClip')),
     type='QuantizedModel')
 optim_wrapper = dict(
     optimizer=dict(

@@ -182,7 +182,14 @@ model = dict(
         type='PSPHead'),
     pretrained=None,
     quantization=dict(
-        activation=dict(bits=4, threshold='nonzero'),
+        activation=dict(
+            asymmetric=False,
+            bits=4,
+            k=None,
+            lr=0.01,
+            site='input',
+            threshold='mse',
+            type='ScaleClip'),
         rules=[
             dict(
                 activation=dict(bits=8),
@@ -193,7 +200,14 @@ model = dict(
                 match='decode_head.conv_seg',
                 weight=dict(bits=8)),
         ],
-        weight=dict(bits=4, group_size=4, levels='even')),
+        weight=dict(
+            bits=4,
+            clip='threshold',
+            group_size=4,
+            k=None,
+            levels='even',
+            projection=True,
+            type='ScaleClip')),
     test_cfg=dict(mode='whole'),
     train_cfg=dict(),
     type='QuantizedModel')

@@ -73,7 +73,14 @@ model = dict(
         out_channels=64,
         type='FPN'),
     quantization=dict(
-        activation=dict(bits=4, threshold='nonzero'),
+        activation=dict(
+            asymmetric=False,
+            bits=4,
+            k=None,
+            lr=0.01,
+            site='input',
+            threshold='mse',
+            type='ScaleClip'),
         rules=[
             dict(
                 activation=dict(bits=8),
@@ -92,7 +99,14 @@ model = dict(
                 match='roi_head.bbox_head.fc_*',
                 weight=dict(bits=8)),
         ],
-        weight=dict(bits=4, group_size=4, levels='even')),
+        weight=dict(
+            bits=4,
+            clip='threshold',
+            group_size=4,
+            k=None,
+            levels='even',
+            projection=True,
+            type='ScaleClip')),
     roi_head=dict(
         bbox_head=dict(
             bbox_coder=dict(
