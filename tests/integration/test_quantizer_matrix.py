@@ -189,6 +189,27 @@ def test_copies_reload_and_pack_bit_for_bit(name, case):
         assert same_outputs(third.eval(), model)
 
 
+def test_an_overflown_step_of_float16_changes_nothing(name, case):
+    """But for batch normalization, as in float training; the next one does."""
+    model, _ = make(name, **case)
+    optimizer = optimizer_of(model)
+    train(model, optimizer, range(2))
+    scaler = torch.amp.GradScaler('cpu', init_scale=4.)
+    for factor, changes in ((float('inf'), False), (1., True)):
+        before = {key: value.clone() for key, value
+                  in model.state_dict().items() if 'running' not in key
+                  and 'num_batches' not in key}
+        model.train()
+        optimizer.zero_grad()
+        scaler.scale(model(batch(3)).square().mean() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        after = model.state_dict()
+        changed = [key for key, value in before.items()
+                   if not torch.equal(value, after[key])]
+        assert bool(changed) == changes, changed
+
+
 @pytest.mark.parametrize('reentrant', [True, False])
 def test_activation_checkpointing(name, case, reentrant):
     """Bit for bit the training without it: repeated forwards do not count.
@@ -324,9 +345,10 @@ def test_two_processes_train_the_same_model(run_processes, tmp_path):
 
 
 def test_a_run_of_mmengine(name, make_runner, amp, tmp_path):
-    """bfloat16, a model average, both phases: the run resumed after two of
-    four iterations is bit for bit the uninterrupted one; its checkpoint is
-    published, which compares the outputs, and opens."""
+    """bfloat16, clipped gradients of two iterations a step, a model average,
+    both phases: the run resumed after two of four iterations is bit for bit
+    the uninterrupted one; its checkpoint is published, which compares the
+    outputs, and opens."""
     settings = quantization(name, **CASES[0])
     settings['rules'] = [dict(match='head.fc', weight=dict(bits=6))]
     hooks = [dict(type='GDRQHook', begin_iter=1, quantization=settings),
@@ -336,7 +358,9 @@ def test_a_run_of_mmengine(name, make_runner, amp, tmp_path):
         'model.backbone.out_indices': (0, ), 'model.backbone.strides': (2, ),
         'model.backbone.dilations': (1, ), 'model.head.in_channels': 4,
         'optim_wrapper.type': 'AmpOptimWrapper',
-        'optim_wrapper.dtype': 'bfloat16'}
+        'optim_wrapper.dtype': 'bfloat16',
+        'optim_wrapper.accumulative_counts': 2,
+        'optim_wrapper.clip_grad': dict(max_norm=.1)}
     whole = make_runner('resnet', *hooks, work_dir=tmp_path / 'whole',
                         **options)
     whole.cfg.custom_imports = dict(imports=['gdrq_mm'])
