@@ -66,9 +66,9 @@ def zoo_readme(published: list, starts: list, generated: str) -> str:
 <!-- {generated}. -->
 
 Packed models, whose weights are stored as codes: small enough to be kept in
-the repository. They were trained by the defaults on two CPU cores, with reduced
-widths and 8 bits in first and last layers, one seed each: of the three of
-[results](../docs/results.md), which compares methods, the first.
+the repository. They were trained by the defaults on two CPU cores, with
+reduced widths and 8 bits in first and last layers, one seed each: of the three
+of [results](../docs/results.md), which compares methods, the first.
 
 {markdown(lines)}
 
