@@ -101,7 +101,7 @@ def real_models(family: Family, data_set: str, task, published: list) -> list:
     """What was measured on real data, in a metafile.
 
     Args:
-        family (Family): Of the configs.
+        family (Family): That of the configs.
         data_set (str): Key of ``TASKS``.
         task (Task): Its configs.
         published (list[dict]): Entries of model_zoo/models.json.

@@ -77,8 +77,8 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor,
 
     Args:
         x (Tensor): Shape ``(N, C, H, W)``.
-        offset (Tensor): Of every value that a window reads, in ``y`` and
-            ``x``, in pixels.
+        offset (Tensor): Where every value that a window reads lies beside
+            its place, in ``y`` and ``x``, in pixels.
         weight (Tensor): Shape ``(filters, C / groups, KH, KW)``.
         mask (Tensor, optional): Factors of these values.
         bias (Tensor, optional): Shape ``(filters, )``.
@@ -87,7 +87,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor,
         dilation (list[int]): The same.
         groups (int): The same. Both numbers of groups are in the shapes;
             ONNX asks for them.
-        offset_groups (int): Of channels that share offsets.
+        offset_groups (int): Groups of channels that share offsets.
     """
     import torchvision
     return torchvision.ops.deform_conv2d(

@@ -224,14 +224,16 @@ class QuantReport:
                 for row in self.rows()]
         if not rows:
             return 'no layers'
-        lines = [*_table(rows), self.summary(), self.policy()]
-        learned = len(self.learned_parameters())
-        if learned:
-            lines.append(
-                f'quantizers learn {learned} parameters, which the optimizer '
-                'must hold: GDRQHook sees to it; in plain PyTorch build it '
-                'after quantize_')
-        return '\n'.join(line.rstrip() for line in lines)
+        return '\n'.join(line.rstrip() for line in [
+            *_table(rows), self.summary(), self.policy(), *_learned(self)])
+
+
+def _learned(report: QuantReport) -> List[str]:
+    """What is to be known of parameters that quantizers learn."""
+    number = len(report.learned_parameters())
+    return [f'quantizers learn {number} parameters, which the optimizer must '
+            'hold: GDRQHook sees to it; in plain PyTorch build it after '
+            'quantize_'] if number else []
 
 
 def _products(plans: List[LayerPlan]) -> List[str]:

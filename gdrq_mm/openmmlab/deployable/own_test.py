@@ -98,7 +98,7 @@ def predicts(scores: Tensor, labels: Tensor) -> bool:
     """Whether the classes of some labels have the greatest scores.
 
     Args:
-        scores (Tensor): Of an image, shape ``(classes, )``.
+        scores (Tensor): Those of an image, shape ``(classes, )``.
         labels (Tensor): Predicted from other scores: one, or as many as the
             head of a model of several labels says.
     """
