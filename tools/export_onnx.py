@@ -28,7 +28,7 @@ from gdrq_mm.deployable import (
     load_model,
     make_deployable,
 )
-from gdrq_mm.export import CONTAINERS, FORMATS, OPSET, QONNX_FORMATS
+from gdrq_mm.export import CONTAINERS, FORMATS, QONNX_FORMATS
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.deployable.evaluation import (
     as_input,
@@ -71,8 +71,9 @@ def parse_args() -> argparse.Namespace:
                         default=[], metavar='batch,size',
                         help='what may differ from the export; checked at '
                         'other values')
-    parser.add_argument('--opset', type=int, default=OPSET,
-                        help='version of ONNX operators')
+    parser.add_argument('--opset', type=int,
+                        help='version of ONNX operators; default: 18, or '
+                        'what the model needs')
     parser.add_argument('--calibration', metavar='DIR|none',
                         help='images to calibrate with; none: synthetic '
                         'ones; default: those of the training set')

@@ -126,7 +126,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
                 input_names: Optional[Sequence[str]] = None,
                 output_names: Optional[Sequence[str]] = None,
                 metadata: Optional[Dict[str, str]] = None,
-                dynamic: Sequence[str] = (), opset: int = OPSET
+                dynamic: Sequence[str] = (), opset: Optional[int] = None
                 ) -> ExportReport:
     """Write a quantized model as ONNX.
 
@@ -167,7 +167,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
             file is run at others as well. Of an :class:`IntegerModel` it
             must be what that was made with. Defaults to nothing.
         opset (int): Version of ONNX's operators, of 'qdq' and 'tensorrt'
-            files. Defaults to 18.
+            files. Defaults to None: 18, or what its operators need.
 
     Returns:
         ExportReport: Print it.
@@ -200,10 +200,10 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
     if format != 'qdq' and weights != 'int8':
         raise ValueError(f'weights={weights!r} is a container of qdq files; '
                          f'{format} files have none of their own')
-    if format in QONNX_FORMATS and (dynamic or opset != OPSET):
+    if format in QONNX_FORMATS and (dynamic or opset not in (None, OPSET)):
         raise ValueError(f'{format} files have fixed shapes and opset '
                          f'{OPSET}; leave out dynamic and opset')
-    if not LEAST_OPSET <= opset <= GREATEST_OPSET:
+    if opset is not None and not LEAST_OPSET <= opset <= GREATEST_OPSET:
         raise ValueError(f'opset is {opset}, allowed: {LEAST_OPSET} to '
                          f'{GREATEST_OPSET}')
     if path.exists():

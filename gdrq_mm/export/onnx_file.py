@@ -6,6 +6,7 @@ from typing import (
     Iterable,
     Iterator,
     NamedTuple,
+    Optional,
     Set,
     Tuple,
 )
@@ -23,7 +24,7 @@ from ..integer.integer import IntegerModel, IntegerWeight
 from ..merge import MergedLayer, WeightOnly, merged_layers
 from ..merge.ops import OPS
 from .codes import pack_codes
-from .formats import CONTAINERS, OPSET
+from .formats import CONTAINERS
 from .keep_apart import keep_apart
 from .onnx_ops import QONNX_DOMAIN, QONNX_TRANSLATIONS
 from .opset import in_opset
@@ -50,7 +51,7 @@ class LayerNode(NamedTuple):
 
 def qdq_proto(model: IntegerModel, example: tuple, weights: str,
               input_names: Names = None, output_names: Names = None,
-              opset: int = OPSET) -> ModelProto:
+              opset: Optional[int] = None) -> ModelProto:
     """QDQ form of an integer model, weights in containers of ``weights``.
 
     Raises:

@@ -1,22 +1,22 @@
 """Files with the operators of another version of ONNX."""
+from typing import Optional
+
 from onnx import ModelProto, checker, defs, helper, version_converter
 
-from .formats import OPSET
 
-
-def in_opset(proto: ModelProto, opset: int) -> ModelProto:
+def in_opset(proto: ModelProto, opset: Optional[int]) -> ModelProto:
     """The same model with the operators of another version.
 
     Args:
         proto (ModelProto): As :func:`.to_proto.to_proto` makes it.
-        opset (int): The version; :data:`OPSET` stands for that of ``proto``.
+        opset (int, optional): The version; None for that of ``proto``.
 
     Raises:
         ValueError: There is an operator that cannot be turned into it.
     """
     made = next(each.version for each in proto.opset_import
                 if not each.domain)
-    if opset in (OPSET, made):
+    if opset in (None, made):
         return proto
     plain = ModelProto()
     plain.CopyFrom(proto)
