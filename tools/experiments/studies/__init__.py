@@ -6,7 +6,8 @@ with: start -> float -> quantized against start -> float -> float, or start ->
 quantized against start -> float.
 """
 # In the order of the results page.
-from . import real, weights, choices, architectures, tasks  # noqa: F401, I001, I100
+from . import (  # noqa: F401, I001, I100
+    real, real_changes, weights, choices, architectures, tasks)
 from .common import CELLS, FAMILIES, STUDIES
 
 __all__ = ['CELLS', 'FAMILIES', 'STUDIES']

@@ -1,0 +1,80 @@
+"""Real data: GDRQ with one change at a time, and its defaults."""
+from ..cells import Claim, Row, Study
+from .common import FAMILIES, STUDIES, add, hook
+from .real import FIRST_SEED, NONZERO, TASKS, bits, ends
+
+# One change at a time: where LSQ's lead, if any, is.
+CHANGES = {  # name of cells -> words, and what is changed
+    'clip-a-channel': ('a clip value a channel',
+                       dict(weight=dict(group_size=1))),
+    'learned-clip': ('learned clip values of weights',
+                     dict(weight=dict(clip='learned'))),
+    'lsq-weight': ('weights as LSQ',
+                   dict(weight=dict(type='LSQ', group_size=1))),
+    'learned-threshold': ('learned thresholds',
+                          dict(activation=dict(threshold='learned'))),
+    'lsq-activation': ('activations as LSQ',
+                       dict(activation=dict(type='LSQ')))}
+
+
+def changed(family: str, name: str, change: dict, pair) -> str:
+    """GDRQ with thresholds of non-zeros and one change."""
+    task, sides = TASKS[family], []
+    for side, each in zip(('weight', 'activation'), pair):
+        fields = change.get(side, {})
+        if 'type' not in fields:
+            fields = {**NONZERO[side], **fields}
+        sides.append(dict(fields, bits=each))
+    return add(f'{family}/{name}-{bits(pair)}',
+               task.config.format('finetune_'),
+               options=hook(*sides, ends(task)),
+               start=f'{family}/start', reference=f'{family}/float')
+
+
+def defaults_study() -> Study:
+    """Which thresholds, and how many levels; three seeds."""
+    mean = dict(activation=dict(threshold='mean'))
+    odd = dict(weight=dict(levels='odd'))
+    rows, claims = [], []
+    for family in TASKS:
+        title, pairs = FAMILIES[family].title, ((4, 4), (2, 2))
+        errors, zeros = ([f'{family}/{name}-{bits(pair)}' for pair in pairs]
+                         for name in ('mse', 'bestk'))
+        means = [changed(family, 'mean', mean, pair) for pair in pairs]
+        three = changed(family, 'odd', odd, (2, 2))
+        rows.append(Row(title, [errors[0], zeros[0], means[0],
+                                errors[1], zeros[1], means[1], three]))
+        claims += [
+            Claim(f'thresholds of least squared error lose less than means of '
+                  f'non-zeros, {title}', better=list(zip(errors, zeros))),
+            Claim(f'means of non-zeros lose less than means, {title}',
+                  better=list(zip(zeros, means))),
+            Claim(f'four levels lose less than three, {title}',
+                  better=[(zeros[1], three)])]
+    names = ('least squared error', 'non-zeros', 'means')
+    return Study(
+        'Real data: thresholds of activations, and levels of weights at two '
+        'bits (of thresholds of non-zeros)', 'drop',
+        [f'{pair}, {name}' for pair in ('[4,4]', '[2,2]') for name in names]
+        + ['[2,2], three levels'], rows, claims, first_seed=FIRST_SEED)
+
+
+def changes_study() -> Study:
+    """What each part of a method does at [2,2]; one seed."""
+    pair = 2, 2
+    rows = [Row(words, [f'{family}/{name}-{bits(pair)}' for family in TASKS])
+            for words, name in (('nothing', 'bestk'), (
+                'thresholds of least squared error, the defaults', 'mse'))]
+    rows += [Row(words, [changed(family, name, change, pair)
+                         for family in TASKS])
+             for name, (words, change) in CHANGES.items()]
+    return Study('Real data at [2,2], four levels of weights and activations: '
+                 'one change of GDRQ with thresholds of non-zeros',
+                 'drop, by what is changed', [
+                     f'{FAMILIES[family].title}: {task.metric}'
+                     for family, task in TASKS.items()], rows, seeds=1,
+                 first_seed=FIRST_SEED)
+
+
+STUDIES['real_defaults'] = defaults_study()
+STUDIES['real_changes'] = changes_study()
