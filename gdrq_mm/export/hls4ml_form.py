@@ -182,4 +182,6 @@ def _compare(step: str, report, expected: List[np.ndarray],
     if not worst <= tolerance:
         raise RuntimeError(
             f'outputs change by {worst:.1e} in the {step}; nothing was '
-            "written. The file without this check: format='qonnx'")
+            'written. A value on the border of two codes does that in single '
+            'images: try another one. The file without this check: '
+            "format='qonnx'")

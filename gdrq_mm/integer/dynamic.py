@@ -1,10 +1,10 @@
 """Graphs for batches and sizes of images other than the example's."""
-from typing import Any, Iterator, Sequence, Tuple
+from typing import Any, Iterable, Iterator, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 DYNAMIC = dict(batch=(0, ), size=(2, 3))  # by name, the axes of images
 
@@ -120,3 +120,51 @@ def check_least(program: torch.export.ExportedProgram,
                     f'one row), and is checked at {smallest}, .75 of the '
                     'example; export larger images (--shape), or a fixed '
                     'size')
+
+
+@torch.no_grad()
+def check_others(graph: nn.Module, model: nn.Module,
+                 examples: Iterable[Tuple[Any, ...]]) -> None:
+    """Raise where a graph gives other outputs than its model.
+
+    What a model computes with Python's numbers (``int(length * 2.)``) has in
+    a graph the value that it had in the capture.
+
+    Args:
+        graph (nn.Module): From ``torch.export``.
+        model (nn.Module): What was captured.
+        examples (iterable of tuple): From :func:`other_examples`.
+
+    Raises:
+        RuntimeError: Names the shape of the images and what differs.
+    """
+    for example in examples:
+        shape = ' x '.join(map(str, example[0].shape))
+        failed = f'with dynamic batch or size, for images of {shape} '
+        remedy = ('; something computes with a batch or size of its own: '
+                  'export with a fixed one')
+        expected = tree_leaves(model(*example))
+        try:
+            found = tree_leaves(graph(*example))
+        except Exception as error:  # whatever its operators raise
+            raise RuntimeError(
+                f'{failed}the graph fails ({error}){remedy}') from error
+        for number, (ours, theirs) in enumerate(zip(found, expected)):
+            if ours.shape != theirs.shape or _differs(ours, theirs):
+                raise RuntimeError(
+                    f'{failed}output {number} of the graph is not that of the '
+                    f'model{remedy}')
+
+
+def _differs(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether more than some values are others; one that rounding changes
+    may have become another code."""
+    if not theirs.numel():
+        return False
+    if ours.dtype.is_floating_point:
+        size = theirs.abs().amax().clamp(max=torch.finfo(theirs.dtype).max)
+        same = torch.isclose(ours, theirs, rtol=1e-3, atol=float(1e-4 * size),
+                             equal_nan=True)
+    else:
+        same = ours == theirs
+    return bool(same.float().mean() < .999)

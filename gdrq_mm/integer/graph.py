@@ -12,7 +12,9 @@ from ..merge.ops import OPS
 from .dynamic import (
     check_dynamic,
     check_least,
+    check_others,
     dynamic_shapes,
+    other_examples,
     traced_example,
 )
 from .failures import failing_layer, own_kernel
@@ -47,7 +49,8 @@ def capture(model: nn.Module, example: Tuple[Any, ...],
         ValueError: ``dynamic`` does not fit the inputs.
         RuntimeError: torch has no graph of the model, such as of one that
             computes with a batch or size of its own, or none for images as
-            small as the example; or it writes to its input.
+            small as the example; or it writes to its input; or the graph
+            gives other outputs for other batches and sizes.
     """
     check_dynamic(dynamic, example)
     program = exported(model, example, dynamic)
@@ -68,6 +71,7 @@ def capture(model: nn.Module, example: Tuple[Any, ...],
     fold_grids(module.graph)
     hoist_grids(module.graph)
     module.recompile()
+    check_others(module, model, other_examples(dynamic, example))
     return module
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import gdrq_mm
 from gdrq_mm.integer import to_integer
+from gdrq_mm.integer.dynamic import check_others
 from gdrq_mm.integer.graph import (
     LAYERS,
     capture,
@@ -235,6 +236,40 @@ def test_what_cannot_be_dynamic_is_refused():
     with pytest.raises(RuntimeError, match='at least 9 pixels a side'):
         capture(model, (x, ), ['size'])  # .75 of 10 is one row
     capture(model, (x, ), ['batch'])
+
+
+class Doubled(nn.Module):
+    """Computes a size with numbers of Python, as mmseg's Upsample does."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x):
+        size = [int(length * 2.) for length in x.shape[2:]]
+        y = nn.functional.interpolate(x, size)
+        return self.outputs(x, y)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('outputs, differs', [
+    (lambda x, y: (x, y), 1), (lambda x, y: y.sum((2, 3)), 0)])
+def test_a_graph_that_kept_the_size_of_the_example_is_refused(
+        outputs, differs):
+    model, x = Doubled(outputs).eval(), torch.rand(1, 3, 20, 32)
+    torch.testing.assert_close(capture(model, (x, ))(x), model(x))
+    with pytest.raises(RuntimeError, match='for images of 1 x 3 x 26 x 25 '
+                       f'output {differs} of the graph is not that of the '
+                       'model; something computes with a .* of its own: '
+                       'export with a fixed one'):
+        capture(model, (x, ), ['size'])
+
+
+def test_a_graph_that_fails_for_other_sizes_is_refused():
+    x = torch.rand(1, 3, 20, 32)
+    with pytest.raises(RuntimeError, match='for images of 1 x 3 x 20 x 32 the '
+                       r'graph fails \(.*fixed one'):
+        check_others(nn.Linear(31, 1), nn.Linear(32, 1), [(x, )])
 
 
 class Ends(nn.Module):

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from .boxes import check_methods, method_of
 from .deformable import deformable_kernels
+from .upsampling import upsampling_of_any_size
 
 # Known data preprocessors, and their packages.
 _KNOWN = dict(DetDataPreprocessor='mmdet', SegDataPreProcessor='mmseg',
-              ClsDataPreprocessor='mmpretrain')
+              ClsDataPreprocessor='mmpretrain',
+              BoxInstDataPreprocessor='mmdet')  # another in training only
 # How they say that channels are reversed: mmengine's own, mmseg, mmpretrain.
 _REVERSED = '_channel_conversion', 'channel_conversion', 'to_rgb'
 
@@ -96,7 +98,7 @@ class Deployable(nn.Module):
             nn.Identity()
 
     def __call__(self, *args, **kwargs):
-        with deformable_kernels():
+        with deformable_kernels(), upsampling_of_any_size():
             return super().__call__(*args, **kwargs)
 
     def padded_size(self, size: Tuple[int, int]) -> Tuple[int, int]:
@@ -226,6 +228,10 @@ def _with_post_processing(model: nn.Module) -> Deployable:
         from .queries import DeployableQueryDetector
         return DeployableQueryDetector(model)
     if 'TwoStageDetector' in kinds:
+        if method_of(getattr(model, 'rpn_head', None),
+                     'predict') == 'EmbeddingRPNHead':
+            from .regions import DeployableLearnedRegions
+            return DeployableLearnedRegions(model)
         from .two_stage import DeployableTwoStage
         return DeployableTwoStage(model)
     if 'SingleStageDetector' in kinds:

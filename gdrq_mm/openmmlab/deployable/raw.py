@@ -1,7 +1,7 @@
 """Tensors in, tensors out: what heads give before post-processing."""
 import inspect
 import itertools
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
@@ -12,6 +12,10 @@ from .whole import DeployableWhole
 # The head of a model, by the names that the packages have for it.
 HEADS = ('bbox_head', 'mask_head', 'panoptic_head')
 FIRST_STAGE = 'rpn_head'
+# Class whose forward a mask head has -> its part that reads the image alone,
+# and whether of the first level only; the rest makes masks of boxes.
+PROTOTYPES = dict(YOLACTProtonet=('protonet', True),
+                  CondInstMaskHead=('mask_feature_head', False))
 
 
 class DeployableRaw(DeployableWhole):
@@ -23,12 +27,17 @@ class DeployableRaw(DeployableWhole):
     outputs, their numbers, ``outputs.0``. Of two-stage detectors it is the
     first stage.
 
+    Where ``mode='tensor'`` takes more than images, it is what comes before
+    that: with masks of boxes the outputs for boxes, and ``prototypes``; of a
+    detector that is given its regions ``features.0``, ..., by level; of a
+    segmentor that refines points the ``logits`` that it refines.
+
     Args:
         model (nn.Module): A model of mmdet, mmseg or mmpretrain.
 
     Raises:
-        ValueError: Its data preprocessor is not known, or ``mode='tensor'``
-            takes more than images, by name.
+        ValueError: Its data preprocessor is not known, or no part of it takes
+            images alone, by name.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,6 +47,10 @@ class DeployableRaw(DeployableWhole):
             if isinstance(getattr(model, name, None), nn.Module)), None)
         head = getattr(model, name or '', None)
         _check_parts(model, head)
+        self.masks_boxes = _takes_annotations(model)
+        self.needs_regions = head is None and getattr(
+            model, 'roi_head', None) is not None
+        self.refines_points = _refines_points(model)
         self.first_stage = name == FIRST_STAGE
         # mmseg's forward tells its heads nothing.
         self.tells_head = _takes_samples(getattr(model, 'decode_head', None))
@@ -53,7 +66,19 @@ class DeployableRaw(DeployableWhole):
 
     def named(self, images: Tensor) -> List[Tuple[str, Tensor]]:
         """Outputs with their names."""
-        outputs = self.outputs(images)
+        if self.masks_boxes:
+            features = self.features(images)
+            part, first = PROTOTYPES[method_of(self.mask_head, 'forward')]
+            prototypes = getattr(self.mask_head, part)(
+                features[0] if first else features)
+            return [*self.with_names(self.bbox_head(features)),
+                    ('prototypes', prototypes)]
+        if self.needs_regions:
+            return _flat(dict(features=self.features(images)))
+        return self.with_names(self.outputs(images))
+
+    def with_names(self, outputs: Any) -> List[Tuple[str, Tensor]]:
+        """Outputs with the names that the head has for them."""
         if not isinstance(outputs, (tuple, list)):
             return _flat(dict(logits=outputs))
         least = sum(each.default is each.empty for each in self.arguments)
@@ -70,6 +95,8 @@ class DeployableRaw(DeployableWhole):
         inputs = self.prepared(images)
         if self.first_stage:
             return self.rpn_head(self.model.extract_feat(inputs))
+        if self.refines_points:
+            return _coarse(self.decode_head, self.model.extract_feat(inputs))
         samples = self.samples(len(images), tuple(images.shape[2:])) \
             if self.reads_samples else None
         with known_lengths():
@@ -84,33 +111,48 @@ class DeployableRaw(DeployableWhole):
 
 
 def _check_parts(model: nn.Module, head: Optional[nn.Module]) -> None:
-    """Raise where ``mode='tensor'`` takes more than images.
+    """Raise where no part takes images alone.
 
     Raises:
         ValueError: Names the part and its function.
     """
-    name, part = 'model', model
-    if method_of(model, '_forward') == 'SingleStageInstanceSegmentor' \
-            and model.with_bbox:
-        reason = '_forward takes the boxes of annotations (bbox_head.loss)'
-    elif head is None and getattr(model, 'roi_head', None) is not None:
-        reason = '_forward takes the proposals of another model'
-    elif head is not None and type(head).forward is nn.Module.forward:
+    if head is not None and type(head).forward is nn.Module.forward:
         name, part = FIRST_STAGE, head
-        reason = 'forward is not defined'
+        reason = ('forward is not defined (where all parts are known, its '
+                  'boxes are exported without --raw)')
+    elif _takes_annotations(model) and \
+            method_of(model.mask_head, 'forward') not in PROTOTYPES:
+        name, part = 'mask_head', model.mask_head
+        reason = f'forward is not known ({", ".join(PROTOTYPES)} are)'
     else:
-        last = getattr(model, 'decode_head', None)
-        if isinstance(last, nn.ModuleList):
-            last = last[-1]
-        if method_of(last, 'forward') != 'PointHead':
-            return
-        name, part = 'decode_head', last
-        reason = 'forward takes the features of single points'
+        return
     raise ValueError(
         f'{name} is a {type(part).__name__}, whose {reason}, so that it has '
         'no raw outputs of images alone; wrap the parts that you need in a '
         'module that takes and gives tensors and call '
         'gdrq_mm.deploy.export_onnx')
+
+
+def _takes_annotations(model: nn.Module) -> bool:
+    """Whether ``_forward`` takes the boxes of annotations for masks."""
+    return method_of(model, '_forward') == 'SingleStageInstanceSegmentor' \
+        and model.with_bbox
+
+
+def _refines_points(model: nn.Module) -> bool:
+    """Whether the last of some heads of mmseg takes features of points."""
+    heads = getattr(model, 'decode_head', None)
+    return isinstance(heads, nn.ModuleList) and \
+        method_of(heads[-1], 'forward') == 'PointHead'
+
+
+def _coarse(heads: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
+    """Logits of a cascade of heads without the last one."""
+    first, *others = heads[:-1]
+    logits = first(features)
+    for head in others:
+        logits = head(features, logits)
+    return logits
 
 
 def _takes_samples(head: Optional[nn.Module]) -> bool:

@@ -40,11 +40,23 @@ class DeployableTwoStage(Deployable):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        _check_parts(model)
+        self.check(model)
         self.rpn_head, self.roi_head = model.rpn_head, model.roi_head
         self.rpn_cfg, self.cfg = model.test_cfg.rpn, model.test_cfg.rcnn
         if self.roi_head.with_mask:
             self.output_names = (*self.output_names, 'masks')
+
+    @staticmethod
+    def check(model: nn.Module) -> None:
+        """Raise on what the exported graph would not compute.
+
+        Args:
+            model (nn.Module): The detector.
+
+        Raises:
+            ValueError: Names the part.
+        """
+        _check_parts(model)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         size, features = images.shape[2:], self.features(images)
@@ -113,7 +125,7 @@ class DeployableTwoStage(Deployable):
                 deltas = deltas.unflatten(-1, (-1, 4)).gather(
                     2, scores[..., :-1].argmax(-1)[..., None, None].expand(
                         -1, -1, -1, 4))[:, :, 0]
-            rois = _decode(head, rois, deltas, size)
+            rois = decode(head, rois, deltas, size)
 
     def detect(self, rois: Tensor, scores: Tensor, deltas: Tensor,
                there: Tensor, size: Sequence[int]
@@ -125,7 +137,7 @@ class DeployableTwoStage(Deployable):
             (scores > self.cfg.score_thr) & there[..., None], scores, -1.)
         classes = scores.shape[-1]
         deltas = deltas.unflatten(-1, (-1, 4))  # one, or one a class
-        boxes = _decode(head, rois[:, :, None].expand(
+        boxes = decode(head, rois[:, :, None].expand(
             -1, -1, deltas.shape[2], 4).flatten(1, 2), deltas.flatten(1, 2),
             size).unflatten(1, (-1, deltas.shape[2]))
         labels = torch.arange(classes, device=scores.device).expand(
@@ -180,9 +192,19 @@ def _stages(part: nn.Module) -> List[nn.Module]:
     return list(part) if isinstance(part, nn.ModuleList) else [part]
 
 
-def _decode(head: nn.Module, boxes: Tensor, deltas: Tensor,
-            size: Sequence[int]) -> Tensor:
-    """Boxes ``(B, N, 4)`` moved by deltas of that shape."""
+def decode(head: nn.Module, boxes: Tensor, deltas: Tensor,
+           size: Sequence[int]) -> Tensor:
+    """Boxes moved by deltas.
+
+    Args:
+        head (nn.Module): The head that gave the deltas.
+        boxes (Tensor): Shape ``(B, N, 4)``.
+        deltas (Tensor): Theirs, of the shape of ``boxes``.
+        size (sequence of int): Height and width of images.
+
+    Returns:
+        Tensor: Shape ``(B, N, 4)``.
+    """
     coder = head.bbox_coder
     moved = coder.decode(boxes.flatten(0, 1), deltas.flatten(0, 1)).unflatten(
         0, boxes.shape[:2])
@@ -217,12 +239,25 @@ def _check_parts(model: nn.Module) -> None:
                 f'roi_head.bbox_head is a {type(head).__name__} with a loss '
                 'that computes scores of its own, or without boxes; export '
                 'the first stage with --raw')
-    parts = ['bbox_roi_extractor']
     if roi.with_mask:
-        parts.append('mask_roi_extractor')
         for head in _stages(roi.mask_head):
             check_methods('roi_head.mask_head', head, {'FCNMaskHead'},
                           ('predict_by_feat', '_predict_by_feat_single'))
+    check_extractors(roi)
+    for stage in ('rpn', 'rcnn'):
+        check_nms(f'test_cfg.{stage}', model.test_cfg[stage].nms)
+
+
+def check_extractors(roi: nn.Module) -> None:
+    """Raise where features of regions are not known to be RoIAlign's.
+
+    Args:
+        roi (nn.Module): The ``roi_head``.
+
+    Raises:
+        ValueError: Names the part.
+    """
+    parts = ['bbox_roi_extractor'] + ['mask_roi_extractor'] * roi.with_mask
     for part in parts:
         for extractor in _stages(getattr(roi, part)):
             check_methods(f'roi_head.{part}', extractor,
@@ -230,8 +265,6 @@ def _check_parts(model: nn.Module) -> None:
                           ('forward', 'map_roi_levels'))
             for layer in extractor.roi_layers:
                 _check_align(f'roi_head.{part}.roi_layers', layer)
-    for stage in ('rpn', 'rcnn'):
-        check_nms(f'test_cfg.{stage}', model.test_cfg[stage].nms)
 
 
 def _check_align(name: str, layer: nn.Module) -> None:

@@ -66,17 +66,59 @@ def test_heads_of_mmseg_are_told_of_the_images():
     assert names(model) == ['outputs.0', 'outputs.1']
 
 
-@pytest.mark.parametrize('config, scope, message', [
+@torch.no_grad()
+@pytest.mark.parametrize('config, scope, expected', [
     ('yolact/yolact_r50_1xb8-55e_coco.py', 'mmdet',
-     r'model is a YOLACT, whose _forward takes .*\(bbox_head.loss\)'),
-    ('sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py', 'mmdet',
-     'rpn_head is a EmbeddingRPNHead, whose forward is not defined'),
-    ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', 'mmdet',
-     'model is a FastRCNN, whose _forward takes the proposals'),
+     ['cls_scores', 'bbox_preds', 'coeff_preds', 'prototypes']),
+    ('condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py', 'mmdet',
+     ['cls_scores', 'bbox_preds', 'score_factors', 'param_preds',
+      'prototypes']),
+    ('boxinst/boxinst_r50_fpn_ms-90k_coco.py', 'mmdet',
+     ['cls_scores', 'bbox_preds', 'score_factors', 'param_preds',
+      'prototypes']),
+    ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py', 'mmdet', ['features']),
     ('point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py', 'mmseg',
-     'decode_head is a PointHead, whose forward takes')])
-def test_what_takes_more_than_images_is_refused(config, scope, message):
+     ['logits'])])
+def test_what_comes_before_more_than_images_is_needed(
+        config, scope, expected):
     model = build(config, scope)
+    raw = make_deployable(model, SIZE, raw=True).eval()
+    image = 255 * torch.rand(2, 3, 96, 128, generator=torch.Generator(
+        ).manual_seed(0))
+    outputs = dict(raw.named(image))
+    assert list(dict.fromkeys(name.partition('.')[0] for name in outputs)) \
+        == expected
+    graph = capture(raw, (image[:1], ), ['batch', 'size'])
+    for ours, theirs in zip(graph(image), raw(image)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    for name, value in of_mmdet_or_mmseg(model, raw.prepare(image)).items():
+        torch.testing.assert_close(outputs[name], value)
+
+
+def of_mmdet_or_mmseg(model, inputs):
+    """The last of the outputs above, computed by the package."""
+    features = model.extract_feat(inputs)
+    if hasattr(model, 'roi_head'):
+        return {'features.4': features[-1]}
+    if hasattr(model, 'decode_head'):
+        return dict(logits=model.decode_head[0](features))
+    head = model.mask_head
+    return dict(prototypes=head.mask_feature_head(features) if hasattr(
+        head, 'mask_feature_head') else head.protonet(features[0]))
+
+
+@pytest.mark.parametrize('config, part, message', [
+    ('yolact/yolact_r50_1xb8-55e_coco.py', 'mask_head',
+     r'mask_head is a Mine, whose forward is not known \(YOLACTProtonet, '),
+    ('sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py', 'roi_head',
+     'rpn_head is a EmbeddingRPNHead, whose forward is not defined')])
+def test_where_no_part_takes_images_alone_it_is_refused(
+        config, part, message):
+    model = build(config)
+    changed = getattr(model, part)
+    method = 'forward' if part == 'mask_head' else 'predict'
+    changed.__class__ = type('Mine', (type(changed), ), {
+        method: lambda *args, **kwargs: None})
     # Of the two forms, what is refused does not name the other.
     for raw in (True, False):
         with pytest.raises(ValueError, match=f'^{message}.*; wrap the parts'):
