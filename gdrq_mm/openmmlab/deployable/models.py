@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .boxes import check_methods, method_of
 from .deformable import deformable_kernels
-from .upsampling import upsampling_of_any_size
+from .layer_forms import layer_forms
 
 # Known data preprocessors, and their packages.
 _KNOWN = dict(DetDataPreprocessor='mmdet', SegDataPreProcessor='mmseg',
@@ -98,7 +98,7 @@ class Deployable(nn.Module):
             nn.Identity()
 
     def __call__(self, *args, **kwargs):
-        with deformable_kernels(), upsampling_of_any_size():
+        with deformable_kernels(), layer_forms():
             return super().__call__(*args, **kwargs)
 
     def padded_size(self, size: Tuple[int, int]) -> Tuple[int, int]:
