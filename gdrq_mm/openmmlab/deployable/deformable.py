@@ -4,7 +4,7 @@ mmcv computes them by a kernel of its own, which no capture sees through.
 torchvision's computes the same, and ONNX has an operator for it.
 """
 import contextlib
-from typing import Any, Callable, ContextManager, Iterator
+from typing import Any, Callable, ContextManager, Iterator, Sequence
 
 from torch import Tensor
 from torch.nn.modules.utils import _pair
@@ -25,9 +25,27 @@ def _forward(ctx: Any, x: Tensor, offset: Tensor, weight: Tensor, stride=1,
 def _modulated_forward(ctx: Any, x: Tensor, offset: Tensor, mask: Tensor,
                        weight: Tensor, bias=None, stride=1, padding=0,
                        dilation=1, groups=1, deform_groups=1) -> Tensor:
-    return OPS.deform_conv2d(x, offset, weight, mask, bias, _pair(stride),
-                             _pair(padding), _pair(dilation), groups,
-                             deform_groups)
+    stride, padding, dilation = map(_pair, (stride, padding, dilation))
+    size = [(length + 2 * pad - apart * (taps - 1) - 1) // step + 1
+            for length, pad, apart, taps, step in zip(
+                x.shape[2:], padding, dilation, weight.shape[2:], stride)]
+    return OPS.deform_conv2d(x, _as_read(offset, size), weight,
+                             _as_read(mask, size), bias, stride, padding,
+                             dilation, groups, deform_groups)
+
+
+def _as_read(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Offsets or masks, of larger maps than the output, as mmcv reads them.
+
+    mmdet's DyHead has such ones. mmcv takes the first values of an image, one
+    after the other, for those of the output's size.
+    """
+    height, width = size
+    if values.shape[2] == height and values.shape[3] == width:
+        return values
+    channels = values.shape[1]
+    return values.flatten(1)[:, :channels * height * width].unflatten(
+        1, (channels, height, width))
 
 
 def deformable_kernels() -> ContextManager:

@@ -2,7 +2,11 @@
 import onnx
 import pytest
 import torch
-from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
+from mmcv.ops import (
+    DeformConv2dPack,
+    ModulatedDeformConv2d,
+    ModulatedDeformConv2dPack,
+)
 from torch import nn
 
 import gdrq_mm
@@ -80,6 +84,31 @@ def test_opsets_without_the_operator_are_refused(tmp_path):
                            'default'):
             export_onnx(model.eval(), x, tmp_path / 'model.onnx', opset=opset)
     assert not list(tmp_path.iterdir())
+
+
+class Dynamic(nn.Module):
+    """Offsets of another level, as in mmdet's DyHead."""
+
+    def __init__(self):
+        super().__init__()
+        self.offsets = nn.Conv2d(3, 27, 3, padding=1)
+        self.deform = ModulatedDeformConv2d(3, 4, 3, padding=1, bias=False)
+        torch.manual_seed(0)
+        nn.init.normal_(self.offsets.weight, std=.5)
+
+    def forward(self, x):
+        offset, mask = self.offsets(x).split([18, 9], 1)
+        with deformable_kernels():
+            return self.deform(x[..., ::2, ::2].contiguous(), offset,
+                               mask.sigmoid())
+
+
+@torch.no_grad()
+def test_offsets_of_larger_maps_are_read_as_mmcv_reads_them():
+    model = Dynamic().eval()
+    graph = capture(model, (images((8, 12), 2), ))
+    x = images((8, 12), 2)
+    torch.testing.assert_close(graph(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_after_a_capture_mmcv_computes_as_before():
