@@ -219,7 +219,12 @@ def _check_parts(model: nn.Module) -> None:
     """
     check_methods('model', model, {'TwoStageDetector'},
                   ('predict', 'extract_feat'))
-    check_methods('rpn_head', getattr(model, 'rpn_head', None),
+    if getattr(model, 'rpn_head', None) is None:
+        raise ValueError(
+            f'model is a {type(model).__name__} without rpn_head, which takes '
+            'the regions of another model; export what comes before them with '
+            '--raw (make_deployable(..., raw=True))')
+    check_methods('rpn_head', model.rpn_head,
                   {'BaseDenseHead', 'RPNHead'},
                   ('predict', 'predict_by_feat', '_predict_by_feat_single',
                    '_bbox_post_process'))

@@ -142,6 +142,13 @@ def test_graphs_of_mask_heads_with_sampled_points_give_their_outputs():
         capture(raw, (example, ), ['size'])
 
 
+def test_a_detector_that_is_given_its_regions_has_raw_outputs_alone():
+    model = build('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py')
+    with pytest.raises(ValueError, match='model is a FastRCNN without '
+                       'rpn_head, .* of another model; .*--raw'):
+        make_deployable(model, SIZE)
+
+
 def test_mask_heads_have_no_boxes_to_post_process():
     model = build('mask2former/mask2former_r50_8xb2-lsj-50e_coco.py')
     with pytest.raises(ValueError, match='model is a Mask2Former, whose '
