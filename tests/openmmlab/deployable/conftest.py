@@ -2,6 +2,8 @@
 import pytest
 import torch
 
+from gdrq_mm.openmmlab.deployable.two_stage import paste
+
 
 @pytest.fixture
 def check_detections():
@@ -24,6 +26,18 @@ def check_detections():
         assert apart.amin(1).max() < tolerance
         assert apart.amin(0).max() < tolerance
         return apart.argmin(1)  # row of each of theirs
+
+    return check
+
+
+@pytest.fixture
+def check_masks():
+    """Masks of boxes, pasted into the image, against mmdet's."""
+
+    def check(masks, boxes, theirs):
+        ours = paste(masks, boxes, theirs.shape[1:]) >= .5
+        assert 100 < theirs.sum() < theirs.numel() / 2
+        assert (ours != theirs).sum() < 1e-2 * ours.sum()
 
     return check
 

@@ -67,18 +67,6 @@ def build(name, spread, regions=60):
     return spread(model, STDS, lambda: predicted(model))
 
 
-@pytest.fixture
-def check_masks():
-    """Masks of boxes, pasted into the image, against mmdet's."""
-
-    def check(masks, boxes, theirs):
-        ours = paste(masks, boxes, theirs.shape[1:]) >= .5
-        assert 100 < theirs.sum() < theirs.numel() / 2
-        assert (ours != theirs).sum() < 1e-2 * ours.sum()
-
-    return check
-
-
 def predicted(model):
     sample, = model.test_step(example_batch('mmdet', SIZE))
     return sample.pred_instances
