@@ -20,7 +20,7 @@ from ..training import QuantizationState, calibrate, update_bn_stats
 from ..version import __version__
 from ..writing import save_whole
 from .publish import inference_config, load_all
-from .reading import read_checkpoint
+from .reading import read_checkpoint, weights_of
 from .scopes import build_model
 
 
@@ -123,7 +123,7 @@ def calibrate_checkpoint(config: str,
     cfg.merge_from_dict(cfg_options or {})
     model_cfg = inference_config(cfg)
     trained = read_checkpoint(checkpoint)
-    weights = trained.get('state_dict', trained)
+    weights = weights_of(trained)
     if f'{NAME}.schemes' in weights:
         raise ValueError(f'{checkpoint} is quantized already; calibrate the '
                          'checkpoint of a float model')

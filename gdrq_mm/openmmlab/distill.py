@@ -2,7 +2,6 @@
 import copy
 import logging
 import os
-import re
 from typing import Optional
 
 import torch
@@ -16,7 +15,7 @@ from ..training import Distillation, DistillConfig
 from .head_outputs import find_head_outputs
 from .publish import load_all
 from .quantized_model import float_architecture
-from .reading import read_checkpoint
+from .reading import read_checkpoint, weights_of
 
 META = 'gdrq_mm_teacher'  # in the meta of training checkpoints
 
@@ -136,8 +135,7 @@ def build_teacher(cfg, path: str) -> nn.Module:
         raise ValueError(
             f'GDRQHook: the teacher of distill cannot be read: {error}'
         ) from error
-    weights = {re.sub(r'^module\.', '', key): value for key, value in
-               content.get('state_dict', content).items()}
+    weights = weights_of(content)
     if f'{NAME}.schemes' in weights:
         raise ValueError(
             f'GDRQHook: {path} is quantized, so it is no teacher for '

@@ -26,7 +26,7 @@ from ..version import __version__
 from ..writing import write_whole
 from .agreement import batch_to_try, first_difference, outputs_of
 from .averaging import warn_of_averaged
-from .reading import read_checkpoint
+from .reading import read_checkpoint, weights_of
 from .scopes import build_model
 
 # Of the training run, not of the model.
@@ -131,13 +131,14 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
     cfg.merge_from_dict(cfg_options or {})
     cfg = inference_config(cfg)
     trained = read_checkpoint(checkpoint)
-    if f'{NAME}.schemes' not in trained.get('state_dict', {}):
+    weights = weights_of(trained)
+    if f'{NAME}.schemes' not in weights:
         raise ValueError(
             f'{checkpoint} holds a float model: nothing in it is quantized. '
             'Publish the checkpoint of a training with GDRQHook or '
             'QuantizedModel.')
     model = build_model(cfg)
-    load_all(model, trained['state_dict'])
+    load_all(model, weights)
     if get_state(model).phase != 'quantize':
         raise ValueError(
             f"{checkpoint} is of the 'reshape' phase, in which nothing is "
@@ -267,7 +268,9 @@ def _check_thresholds(model: nn.Module, called: set) -> None:
              for name, layer in get_state(model).layers.items()
              for part, quantizer in layer.activation_quantizers()
              if f'{name}.{part}'.lstrip('.') in called or name in called
-             if not quantizer.initialized]
+             if not quantizer.initialized
+             # What a quantized ReLU gives is on its grid already.
+             and not (part == 'input_quantizer' and layer.reads_grid)]
     if unset:
         raise ValueError(
             f'{len(unset)} activation thresholds were never set, '

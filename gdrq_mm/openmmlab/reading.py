@@ -209,6 +209,22 @@ def check_own_loading(content: Any, filename: str,
         f'{_OF_NO_USE}')
 
 
+def weights_of(content: dict) -> dict:
+    """The weights in the content of a checkpoint.
+
+    Args:
+        content (dict): From :func:`read_checkpoint`: of a training, or the
+            weights themselves.
+
+    Returns:
+        dict: By name, without the ``module.`` that wrappers of several GPUs
+        put in front.
+    """
+    weights = content.get('state_dict', content)
+    return {str(key).removeprefix('module.'): value
+            for key, value in weights.items()}
+
+
 def read_checkpoint(path: str) -> dict:
     """The content of a checkpoint, on the CPU.
 

@@ -51,9 +51,9 @@ class QuantizationState(nn.Module):
         self.register_buffer('phase_index', torch.tensor(1))
         schemes = {plan.name: plan.scheme() for plan in plans
                    if plan.quantized}
-        text = json.dumps(schemes, sort_keys=True).encode()
-        self.register_buffer(
-            'schemes', torch.tensor(list(text), dtype=torch.uint8))
+        self._schemes = json.dumps(schemes, sort_keys=True).encode()
+        self.register_buffer('schemes', torch.ByteTensor([*self._schemes]))
+        self.register_state_dict_pre_hook(_restore_schemes)
         self._phase = 'quantize'
         watch(self)
 
@@ -238,3 +238,10 @@ def _warn_of_reshape() -> None:
         "the checkpoint was saved in the 'reshape' phase: this model computes "
         'in float until GDRQHook begins to round, or you call '
         "gdrq_mm.training.get_state(model).set_phase('quantize')")
+
+
+def _restore_schemes(state: QuantizationState, prefix: str, keep_vars: bool
+                     ) -> None:
+    """Before they are saved: hooks that average all buffers over ranks
+    (mmengine's SyncBuffersHook) average bytes as well, which wrap around."""
+    state.schemes.copy_(torch.tensor([*state._schemes]))

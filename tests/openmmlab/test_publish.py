@@ -635,6 +635,58 @@ def test_a_model_that_drops_entries_of_its_own_is_published(tmp_path,
     sys.modules.pop('my_net')
 
 
+BEHIND_A_RELU = HEAD + """
+@MODELS.register_module(force=True)
+class MyNet(BaseModule):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 1)
+        self.relu = torch.nn.ReLU()
+        self.second = torch.nn.Conv2d(4, 4, 1)
+    def forward(self, x):
+        return self.second(self.relu(self.first(x))),
+"""
+
+
+def test_layers_behind_a_quantized_relu_need_no_threshold(tmp_path,
+                                                          monkeypatch):
+    """Their inputs are on its grid; those of others need theirs."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(globals(), 'QUANTIZATION_OF_ALL', dict(
+        weight=dict(bits=2), activation=dict(bits=4, site='relu')))
+    config, checkpoint, model = write_model(
+        tmp_path, BEHIND_A_RELU, type='MyNet')
+    x = torch.rand(2, 3, 8, 8)
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    assert not model.backbone.second.input_quantizer.initialized
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    path, config_path = publish(config, checkpoint, str(tmp_path / 'zoo'))
+    published = build_of_config(Config.fromfile(str(config_path))).eval()
+    load_checkpoint(published, str(path), strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(published(x), model.eval()(x))
+        model.backbone.first.input_quantizer.num_updates.zero_()
+        model.backbone.first.input_quantizer.clip.zero_()
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    with pytest.raises(ValueError, match='1 activation thresholds were never '
+                       'set, backbone.first.input_quantizer for one'):
+        publish(config, checkpoint, str(tmp_path / 'other'))
+    sys.modules.pop('my_net')
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda weights: weights,
+    lambda weights: {f'module.{key}': value
+                     for key, value in weights.items()}])
+def test_bare_and_wrapped_weights_are_published(wrap, write_my_model,
+                                                tmp_path):
+    config, checkpoint = write_my_model(READS_WEIGHTS)
+    weights = torch.load(checkpoint)['state_dict']
+    torch.save(wrap(dict(weights)), checkpoint)
+    path, _ = publish(config, checkpoint, str(tmp_path / 'zoo'))
+    assert path.exists()
+
+
 def test_thresholds_that_were_never_set_are_not_published(tmp_path,
                                                           monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -194,6 +194,23 @@ def test_a_loaded_quantizer_looks_at_the_same_steps(steps):
     assert resumed.state_dict() == whole.state_dict()
 
 
+@pytest.mark.parametrize('threshold', ['mse', 'nonzero', 'mean'])
+@pytest.mark.parametrize('steps', [39, 40, 41])
+def test_a_loaded_quantizer_sees_a_late_sign_at_the_same_step(
+        threshold, steps):
+    """One step in twenty counts negative values, the one behind a checkpoint
+    among them."""
+    inputs = batches(nn.functional.relu, 40, size=500) + batches(
+        torch.clone, 5, size=500)
+    whole = seen(built(threshold=threshold), inputs)
+    resumed = built(threshold=threshold)
+    resumed.load_state_dict(seen(built(threshold=threshold),
+                                 inputs[:steps]).state_dict())
+    seen(resumed, inputs[steps:])
+    assert whole.is_signed and resumed.is_signed
+    assert resumed.state_dict() == whole.state_dict()
+
+
 def test_inputs_without_negatives_have_no_zero_point():
     plain, asymmetric = (
         seen(built(threshold='mse', asymmetric=asymmetric),

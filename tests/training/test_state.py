@@ -939,3 +939,17 @@ def test_a_step_forgets_the_inputs_it_compared():
     assert state._first_inputs
     sgd(model).step()
     assert not state._first_inputs
+
+
+def test_schemes_outlive_an_average_of_all_buffers():
+    """mmengine's SyncBuffersHook adds up those of all ranks, which wrap
+    around as bytes do."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    quantize_(model, dict(weight=dict(bits=4)))
+    before = model.state_dict()['quantization_state.schemes'].clone()
+    state = get_state(model)
+    state.schemes.copy_(4 * before // 4)
+    assert not torch.equal(state.schemes, before)
+    assert torch.equal(model.state_dict()['quantization_state.schemes'],
+                       before)
+    model.load_state_dict(model.state_dict())

@@ -33,7 +33,7 @@ def run_config(cfg: Config, name: str, folder: Path, start: Optional[str],
     cfg.work_dir = str(folder)
     # Runners of one name and second would share logger and message hub.
     cfg.experiment_name = name.replace('/', '_')
-    cfg.load_from = start
+    cfg.update(load_from=start, resume=False)
     # The model at the end is tested, none before it.
     cfg.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
     if train:

@@ -61,7 +61,9 @@ class RunningClip(ActivationQuantizer):
             self._initialized = self._updates > 0
             self._is_signed = bool(self.signed)
             self._settled = self._updates >= self.SIGN_UPDATES
-            self._counts_negatives = not self._settled
+            # As it was before a checkpoint of these updates, see below.
+            self._counts_negatives = not self._settled or \
+                self._updates % self.SIGN_INTERVAL == 0
 
     @property
     def initialized(self) -> bool:
