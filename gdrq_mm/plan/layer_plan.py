@@ -77,10 +77,12 @@ class LayerPlan:
         """Learned parameters of the quantizers that were put here."""
         layer = getattr(self.module, self.child, None) if self.child \
             else self.module
-        quantizers = getattr(layer, 'quantizers', tuple)()
+        quantizers = tuple(getattr(layer, 'quantizers', tuple)())
+        learned = {id(parameter) for _, quantizer in quantizers
+                   for parameter in quantizer.learned_parameters()}
         return {f'{part}.{name}': parameter for part, quantizer in quantizers
                 for name, parameter in quantizer.named_parameters()
-                if parameter.requires_grad}
+                if id(parameter) in learned}
 
     @property
     def quantized(self) -> bool:

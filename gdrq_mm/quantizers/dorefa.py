@@ -5,7 +5,7 @@ Low Bitwidth Gradients" (Zhou et al., 2016), arXiv 1606.06160. Its gradients
 of few bits are not part of this.
 """
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,11 @@ class DoReFaWeight(WeightQuantizer):
         self.top = nn.Parameter(torch.zeros(
             F.num_groups(num_filters, group_size)), requires_grad=False)
         self._is_set = False
+
+    def learned_parameters(self) -> List[nn.Parameter]:
+        # Not ``top``, whatever a hook that unfreezes the model makes of it.
+        return [each for each in super().learned_parameters()
+                if each is not self.top]
 
     def extra_repr(self) -> str:
         return f'bits={self.bits}, group_size={self.group_size}'

@@ -49,6 +49,7 @@ def start(load_config, build_model, tmp_path):
         cfg = load_config(name, **options)
         cfg.train_cfg.update(dict(max_epochs=1) if 'max_epochs' in
                              cfg.train_cfg else dict(max_iters=1))
+        cfg.resume = True  # there is nothing that a cell could go on from
         cfg.dump(tmp_path / f'{name}.py')
         torch.save(dict(state_dict=build_model(name).state_dict()),
                    tmp_path / f'{name}.pth')

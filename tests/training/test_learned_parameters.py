@@ -146,3 +146,15 @@ def test_gradients_are_means_over_ranks_once_a_backward_pass(monkeypatch):
     assert one.grad.tolist() == [3., 3.]
     assert other.grad.tolist() == [3., 3., 3.]
     assert unused.grad.tolist() == [2.]
+
+
+@pytest.mark.parametrize('kind', ['ScaleClip', 'DoReFa'])
+def test_a_hook_that_unfreezes_a_model_makes_nothing_learned(kind):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=.1)
+    quantize_(model, dict(weight=dict(type=kind, bits=4)))
+    model.requires_grad_(True)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.rand(2, 3, 8, 8)).sum().backward()
+        optimizer.step()

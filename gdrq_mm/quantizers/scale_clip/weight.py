@@ -2,7 +2,7 @@
 import dataclasses
 import warnings
 from dataclasses import dataclass
-from typing import Dict, Optional, Tuple, Type
+from typing import Dict, List, Optional, Tuple, Type
 
 import torch
 from torch import Tensor, nn
@@ -152,6 +152,11 @@ class ScaleClipWeight(ClippedWeight):
         kind = kind_of(cls, ScaleClipWeight, cls.KINDS, 'clip', scheme.clip)
         return kind(num_filters=num_filters, bits=scheme.bits,
                     group_size=scheme.group_size, **scheme.options())
+
+    def learned_parameters(self) -> List[nn.Parameter]:
+        # Not ``clip``, whatever a hook that unfreezes the model makes of it.
+        return [each for each in super().learned_parameters()
+                if each is not self.clip]
 
     def extra_repr(self) -> str:
         text = f'bits={self.bits}, group_size={self.group_size}, k={self.k}'
