@@ -3,8 +3,9 @@
 CONFIG fine-tunes the float model whose CHECKPOINT is given. Each scheme, at
 each pair of bits, begins with it and is trained exactly so, as is the float
 model itself, which the drops are measured against; and each is tested after
-calibration alone. First and last layers have 8 bits, or what CONFIG says where
-it quantizes.
+calibration alone. First and last layers have 8 bits, or what the rules of
+CONFIG say where it quantizes; its residual and products hold for all schemes
+that have none of their own.
 
 Schemes: gdrq (the defaults), gdrq-published (2^b - 1 levels, thresholds of
 means), lsq-channel, every quantizer by its name in small letters (lsq, ...),
@@ -86,13 +87,21 @@ def main() -> None:
         sys.exit('\ncompare: interrupted; the same command goes on from here')
 
 
+def run(jobs, comparison, lanes) -> dict:
+    """Run jobs side by side; why those that failed did, by name."""
+    from jobs.engine import Engine
+    return Engine(jobs, lanes, preload=(
+        'torch', 'mmcv', 'mmengine.runner', 'gdrq_mm',
+        f'{comparison.cfg.default_scope}.models')).run()
+
+
 def compare(args) -> None:
     """Run what is not done, then show all."""
     from comparing.plan import Comparison, Settings
     from comparing.schemes import parse_bits
     from comparing.table import collect, plot, start_of, table
     from jobs.checkout import cores
-    from jobs.engine import Engine, check_failed
+    from jobs.engine import check_failed
     from jobs.process import prepare_environment
     from jobs.records import Lock, write_json, write_text
 
@@ -107,13 +116,12 @@ def compare(args) -> None:
     failed = {}
     if not args.collect:
         lock = Lock(comparison.settings.work_dir)  # held until the end
-        jobs = comparison.jobs()
-        for part in (jobs[:1], jobs[1:]):  # the float model that all begin as
-            failed.update(Engine(part, args.jobs, preload=(
-                'torch', 'mmcv', 'mmengine.runner', 'gdrq_mm',
-                f'{comparison.cfg.default_scope}.models')).run())
-            if not failed:  # a mistyped metric is told before the trainings
-                start_of(comparison, args.metric, args.rule)
+        first, *others = comparison.jobs()
+        # The float model that all begin as; its metrics tell a mistyped one
+        # before the trainings.
+        check_failed(run([first], comparison, args.jobs))
+        start_of(comparison, args.metric, args.rule)
+        failed = run(others, comparison, args.jobs)
         del lock
     result = collect(comparison, args.metric,
                      f'gdrq compare {shlex.join(sys.argv[1:])}', args.rule)

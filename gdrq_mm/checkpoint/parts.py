@@ -1,6 +1,8 @@
 """What of a state dict is the float model's, or one child's."""
-from typing import Dict
+from collections import defaultdict
+from typing import Dict, List, Set
 
+import torch
 from torch import Tensor
 
 from .errors import CheckpointError
@@ -61,19 +63,37 @@ def float_weights(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
         raise CheckpointError(
             'the checkpoint is packed: it holds codes and no float weights. '
             'Use the training checkpoint, or one published with --latent.')
+    owners = {*schemes, *_second_names(state_dict, schemes)}
     return {key: value for key, value in state_dict.items()
-            if not _is_added(key, schemes)}
+            if not key.startswith(f'{NAME}.')
+            and owners.isdisjoint(_owners_of(key))}
 
 
-def _is_added(key: str, schemes: Dict[str, dict]) -> bool:
-    """Whether quantization added an entry to a model of these schemes."""
+def _owners_of(key: str) -> List[str]:
+    """Names whose scheme would say that quantization added an entry."""
     parts = key.split('.')
-    if parts[0] == NAME:
-        return True
-    for place, part in enumerate(parts):
-        if part in QUANTIZER_NAMES:
-            # Outputs have schemes of their own.
-            owners = '.'.join(parts[:place]), '.'.join(parts[:place + 1])
-            if not schemes.keys().isdisjoint(owners):
-                return True
-    return False
+    # Outputs have schemes of their own.
+    return ['.'.join(parts[:end]) for place, part in enumerate(parts)
+            if part in QUANTIZER_NAMES for end in (place, place + 1)]
+
+
+def _second_names(state_dict: Dict[str, Tensor], schemes: Dict[str, dict]
+                  ) -> Set[str]:
+    """Other names of converted layers (heads share convolutions): schemes
+    have one name of each, and a state dict the same entries for all."""
+    candidates = {owner for key in state_dict for owner in _owners_of(key)
+                  if owner not in schemes}
+    if not candidates:
+        return set()
+    entries: Dict[str, Dict[str, Tensor]] = defaultdict(dict)
+    for key, value in state_dict.items():
+        parts = key.split('.')
+        for end in range(len(parts)):
+            entries['.'.join(parts[:end])]['.'.join(parts[end:])] = value
+    return {owner for owner in candidates for name in schemes
+            if _are_equal(entries[owner], entries[name])}
+
+
+def _are_equal(one: Dict[str, Tensor], other: Dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[key]) for key, value in one.items())

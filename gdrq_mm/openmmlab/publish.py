@@ -53,10 +53,11 @@ def quantization_of(cfg: Config) -> dict:
 def gdrq_hooks(cfg: Config) -> list:
     """Entries of custom_hooks, by name, scoped name or class."""
     return [hook for hook in cfg.get('custom_hooks') or ()
-            if _type_name(hook) == 'GDRQHook']
+            if type_name(hook) == 'GDRQHook']
 
 
-def _type_name(cfg: dict) -> str:
+def type_name(cfg: dict) -> str:
+    """Name of the class that an entry of a config has as its ``type``."""
     kind = cfg.get('type')
     return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
@@ -83,7 +84,7 @@ def inference_config(cfg: Config) -> Config:
     quantization = QuantConfig.from_dict(
         quantization_of(cfg)).with_all_fields().to_dict()
     cfg = copy.deepcopy(cfg)
-    if _type_name(cfg.model) != 'QuantizedModel':
+    if type_name(cfg.model) != 'QuantizedModel':
         model = cfg.model.to_dict()
         cfg.model = ConfigDict(
             type='QuantizedModel', architecture=model.pop('type'),

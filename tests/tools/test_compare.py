@@ -86,7 +86,8 @@ def test_a_file_is_a_scheme(tmp_path):
     path.write_text('quantization = dict(weight=dict(type="LSQ"))')
     assert find_scheme(str(path)) == dict(weight=dict(type='LSQ'))
     demo = ROOT / 'configs/resnet/resnet18-small_gdrq-w2a4_demo-imagenet.py'
-    found = at_bits(find_scheme(str(demo)), (3, 5), [dict(match='head.fc')])
+    found = at_bits(find_scheme(str(demo)), (3, 5), dict(
+        rules=[dict(match='head.fc')]))
     assert (found['weight']['bits'], found['activation']['bits']) == (3, 5)
     assert found['weight']['group_size'] == 4  # its own
     assert [rule['match'] for rule in found['rules']] == [
@@ -138,10 +139,10 @@ def test_a_hook_that_is_given_as_a_class_is_no_part_of_the_float_model():
     cfg = Config(dict(model=dict(), custom_hooks=[
         dict(type=GDRQHook, phases=dict(quantize=0), quantization=dict(
             weight=dict(bits=4), rules=[dict(match='fc', skip=True)]))]))
-    hook, rules = _split(cfg)
+    hook, shared = _split(cfg)
     assert cfg.custom_hooks == []
     assert hook == dict(type='GDRQHook', phases=dict(quantize=0))
-    assert rules == [dict(match='fc', skip=True)]
+    assert shared == dict(rules=[dict(match='fc', skip=True)])
 
 
 def test_all_cells_are_trained_alike(start, tmp_path):
@@ -196,6 +197,45 @@ def test_a_quantized_config_says_what_ends_have_and_how_to_train(start,
     assert cell.weight_levels == 3
     assert 'float: head.fc' in cell.policy and '[8,8]' not in cell.policy
     assert not comparison.config(comparison.cells[0], 0).custom_hooks
+
+
+def test_outputs_and_products_of_a_quantized_config_hold_for_all(
+        start, tmp_path):
+    config, checkpoint = start('resnet')
+    cfg = Config.fromfile(config)
+    residual = dict(bits=8, outputs=['backbone.layer1.0'])
+    cfg.custom_hooks = [dict(type='GDRQHook', quantization=dict(
+        weight=dict(bits=2), residual=residual))]
+    cfg.dump(config)
+    own = tmp_path / 'own.py'
+    own.write_text('quantization = dict(weight=dict(type="LSQ"), '
+                   'residual=dict(bits=4, outputs=["backbone.layer1.1"]))')
+    comparison = Comparison(settings((config, checkpoint), tmp_path,
+                                     ['lsq', str(own)]))
+    found = [cell.quantization for cell in comparison.cells[1:]]
+    assert found[0]['residual'] == residual
+    assert found[1]['residual'] == dict(bits=4,
+                                        outputs=['backbone.layer1.1'])
+    products = dict(products=dict(bits=6))
+    assert at_bits({}, (2, 4), products)['products'] == dict(bits=6)
+    assert at_bits(dict(products=None), (2, 4), products)['products'] is None
+
+
+def test_what_acts_on_validations_is_refused(start, tmp_path):
+    config, checkpoint = start('resnet')
+    plateau = dict(type='ReduceOnPlateauLR', monitor='accuracy/top1')
+    for changes, kind in (
+            (dict(custom_hooks=[dict(type='EarlyStoppingHook',
+                                     monitor='accuracy/top1')]), 'EarlyStop'),
+            (dict(param_scheduler=plateau), 'ReduceOnPlateauLR'),
+            (dict(param_scheduler=[plateau]), 'ReduceOnPlateauLR'),
+            (dict(param_scheduler=dict(gen=[plateau])), 'ReduceOnPlateauLR')):
+        cfg = Config.fromfile(config)
+        cfg.update(changes)
+        path = tmp_path / 'changed.py'
+        cfg.dump(path)
+        with pytest.raises(ValueError, match=f'{kind}.*acts on validations'):
+            Comparison(settings((str(path), checkpoint), tmp_path))
 
 
 def test_bad_input_is_told_before_anything_is_written(start, tmp_path):
@@ -286,6 +326,10 @@ def test_the_tool_goes_on_and_shows_all(start, tmp_path):
 
     nothing = run('--collect')
     assert nothing.returncode == 1 and 'without --collect' in nothing.stderr
+    # So is a float model that cannot be tested, which all begin as.
+    broken = run('--cfg-options', 'test_dataloader.dataset.type=Nowhere')
+    assert broken.returncode == 1 and '1 jobs failed' in broken.stderr
+    assert 'seed0' not in broken.stdout
     # Told after the test of the float model, before any training.
     mistyped = run('--schemes', 'lsq', '--metric', 'acc/top1')
     assert mistyped.returncode == 1

@@ -2,7 +2,7 @@
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from jobs.checkout import gdrq_mm_version
 from jobs.engine import Job, Task
@@ -16,14 +16,26 @@ from gdrq_mm.checkpoint import NAME, CheckpointError
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.openmmlab.head_outputs import find_head_outputs
 from gdrq_mm.openmmlab.hook import GDRQHook
-from gdrq_mm.openmmlab.publish import gdrq_hooks, load_all, quantization_of
+from gdrq_mm.openmmlab.publish import (
+    gdrq_hooks,
+    load_all,
+    quantization_of,
+    type_name,
+)
 from gdrq_mm.openmmlab.quantized_model import float_architecture
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
 from gdrq_mm.plan import QuantReport, make_plan
 from gdrq_mm.training import DistillConfig, get_state
 
-from .schemes import ENDS_BITS, at_bits, find_scheme, hook_of, short_name
+from .schemes import (
+    ENDS_BITS,
+    OF_MODEL,
+    at_bits,
+    find_scheme,
+    hook_of,
+    short_name,
+)
 
 FLOAT, START = 'float', 'start'
 
@@ -97,15 +109,16 @@ class Comparison:
         cfg = Config.fromfile(settings.config)
         cfg.merge_from_dict(copy.deepcopy(settings.options))
         scope_of(cfg)
-        self.hook, rules = _split(cfg)
+        self.hook, shared = _split(cfg)
         self.cfg = with_evaluator(cfg)
+        _check_no_validation(cfg)
         import_modules_from_strings(**self.cfg.custom_imports)
         model = build_model(self.cfg)
         self._check_checkpoint(model)
-        if rules is None:
-            rules = ends_of(self.cfg, model)
+        if shared is None:
+            shared = dict(rules=ends_of(self.cfg, model))
         self.cells = [Cell(FLOAT)] + [
-            self._cell(model, scheme, bits, rules)
+            self._cell(model, scheme, bits, shared)
             for bits in settings.bits for scheme in settings.schemes]
         self.inputs = dict(checkpoint=file_hash(settings.checkpoint),
                            gdrq_mm=gdrq_mm_version())
@@ -124,8 +137,8 @@ class Comparison:
                 f'{path} does not fit {self.settings.config}: '
                 f'{str(error).strip().splitlines()[-1].strip()}') from None
 
-    def _cell(self, model, scheme, bits, rules) -> Cell:
-        quantization = at_bits(find_scheme(scheme), bits, rules)
+    def _cell(self, model, scheme, bits, shared) -> Cell:
+        quantization = at_bits(find_scheme(scheme), bits, shared)
         copied = copy.deepcopy(model)
         try:
             quantize_(copied, quantization)
@@ -214,14 +227,16 @@ def job_name(cell: Cell, seed: int, kind: str) -> str:
     return f'{cell.name}/{last[kind]}'
 
 
-def _split(cfg: Config) -> Tuple[dict, object]:
-    """Make a config float; its hook's other settings, and its rules for
-    layers that have other bits (None where it quantizes nothing)."""
+def _split(cfg: Config) -> Tuple[dict, Optional[dict]]:
+    """Make a config float; its hook's other settings, and what it says of
+    layers of this model (None where it quantizes nothing)."""
     hooks = [hook for hook in cfg.get('custom_hooks') or ()]
     ours = gdrq_hooks(cfg)
-    rules = None
+    shared = None
     if ours or cfg.model.get('quantization') is not None:
-        rules = quantization_of(cfg).get('rules') or []
+        quantization = quantization_of(cfg)
+        shared = {key: quantization[key] for key in OF_MODEL
+                  if quantization.get(key)}
     cfg.custom_hooks = [hook for hook in hooks if hook not in ours]
     cfg.model = float_architecture(cfg.model)
     hook = dict(ours[0].to_dict() if ours else {}, type='GDRQHook')
@@ -230,7 +245,28 @@ def _split(cfg: Config) -> Tuple[dict, object]:
     imports = [imports] if isinstance(imports, str) else list(imports)
     cfg.custom_imports = dict(imports=[*imports, *(
         ['gdrq_mm'] if 'gdrq_mm' not in imports else [])])
-    return hook, rules
+    return hook, shared
+
+
+def _check_no_validation(cfg: Config) -> None:
+    """Raises:
+        ValueError: Validations would act on the training: all cells are
+            trained for one schedule, and tested at its end.
+    """
+    schedulers = cfg.get('param_scheduler') or []
+    if isinstance(schedulers, dict):  # of one optimizer, or several by name
+        schedulers = [each for value in (
+            [schedulers] if 'type' in schedulers else schedulers.values())
+            for each in (value if isinstance(value, list) else [value])]
+    for entry, end in [*((hook, 'EarlyStoppingHook')
+                         for hook in cfg.get('custom_hooks') or ()),
+                       *((each, 'ReduceOnPlateau') for each in schedulers)]:
+        kind = type_name(entry)
+        if end in kind:
+            raise ValueError(
+                f'{cfg.filename} has {kind}, which acts on validations; '
+                'compare trains every cell by one schedule and tests it at '
+                'the end: leave it out, or give a schedule without it')
 
 
 def with_evaluator(cfg: Config) -> Config:

@@ -1,7 +1,7 @@
 """Schemes by name -> the ``quantization`` of a config at some bits."""
 import copy
 from pathlib import Path
-from typing import Dict, Sequence, Tuple
+from typing import Dict, Tuple
 
 from mmengine.config import Config
 
@@ -26,6 +26,9 @@ NAMED: Dict[str, dict] = {
                         activation=dict(type='LSQ')),
 }
 
+
+# Fields of ``quantization`` that name layers of one model.
+OF_MODEL = ('rules', 'residual', 'products')
 
 DISTILLED = '+distill'  # at the end of a name
 
@@ -112,24 +115,23 @@ def _of_file(name: str) -> dict:
     return quantization_of(cfg)
 
 
-def at_bits(quantization: dict, bits: Tuple[int, int],
-            rules: Sequence[dict]) -> dict:
+def at_bits(quantization: dict, bits: Tuple[int, int], shared: dict) -> dict:
     """A scheme at [weight, activation] bits.
 
     Args:
         quantization (dict): What :func:`find_scheme` gives.
         bits (tuple[int, int]): Bits of weights and of activations.
-        rules (sequence[dict]): For first and last layers; those that the
-            scheme has a rule of its own for are left out.
+        shared (dict): ``OF_MODEL`` of all schemes: what the scheme says
+            itself counts, rule by rule.
     """
-    result = copy.deepcopy(quantization)
-    own = [rule.get('match') for rule in result.get('rules') or ()]
-    rules = [rule for rule in rules if rule.get('match') not in own]
+    result = copy.deepcopy({**shared, **quantization})
     for side, number in zip(('weight', 'activation'), bits):
         result[side] = dict(result.get(side) or {}, bits=number)
-    result['rules'] = [*(result.get('rules') or ()), *copy.deepcopy(
-        list(rules))]
-    return result
+    rules = list(quantization.get('rules') or ())
+    own = [rule.get('match') for rule in rules]
+    rules += [rule for rule in shared.get('rules') or ()
+              if rule.get('match') not in own]
+    return dict(result, rules=copy.deepcopy(rules))
 
 
 def parse_bits(text: str) -> Tuple[int, int]:
