@@ -1,8 +1,9 @@
 """How a model runs: training or eval mode, compiled or not."""
 from contextlib import contextmanager
+from typing import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def is_compiling() -> bool:
@@ -40,3 +41,32 @@ def eval_mode(model: nn.Module):
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def side_effects_undone(model: nn.Module, moving: Iterable[Tensor]):
+    """Put back what forwards change besides the result that they run for.
+
+    The loss of a contrastive model fills its queue and moves its momentum
+    encoder: buffers, and parameters that no gradient trains.
+
+    Args:
+        model (nn.Module): The model.
+        moving (iterable of Tensor): Its entries that are to change.
+    """
+    moving_ids = set(map(id, moving))
+    buffers = [(module._buffers, name, value, value.clone())
+               for module in model.modules()
+               for name, value in module._buffers.items()
+               if value is not None and id(value) not in moving_ids]
+    parameters = [(value, value.detach().clone())
+                  for value in model.parameters()
+                  if not value.requires_grad and id(value) not in moving_ids]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, value, before in buffers:
+                owner[name] = value.copy_(before)
+            for value, before in parameters:
+                value.copy_(before)

@@ -1,14 +1,30 @@
-"""Models that ``EMAHook`` averages."""
+"""Averages of a model: those of ``EMAHook``, and momentum encoders inside."""
 import logging
 from typing import Iterator
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import BaseAveragedModel
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..training import PHASES, get_state
 from .resumed import META
+
+
+def average_what_was_added(model: nn.Module) -> None:
+    """Let momentum encoders in a converted model (MoCo, BYOL) average what
+    its quantizers learn: they list their entries when they are built.
+
+    Args:
+        model (nn.Module): The quantized model.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseAveragedModel):
+            averaged = module.module.requires_grad_(False)
+            module.avg_parameters = averaged.state_dict() \
+                if module.update_buffers else dict(
+                    averaged.named_parameters())
 
 
 def averaging_hooks(runner) -> Iterator[Hook]:

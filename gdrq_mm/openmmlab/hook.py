@@ -11,7 +11,11 @@ from ..convert import check_weights, quantize_
 from ..errors import check
 from ..quantizers import is_int, is_number
 from ..training import DistillConfig, any_threshold, get_state, metrics
-from .averaging import sync_averages, warn_of_averaging
+from .averaging import (
+    average_what_was_added,
+    sync_averages,
+    warn_of_averaging,
+)
 from .checkpoint_watch import CheckpointWatchHook
 from .checks import check_begin, check_hooks, check_model
 from .distill import DistillHook
@@ -118,6 +122,7 @@ class GDRQHook(CheckpointWatchHook):
                 'give the hook no quantization')
         else:
             report = quantize_(self.model, _plain(self.quantization))
+            average_what_was_added(self.model)
             if get_state(self.model) is None:
                 print_log('GDRQHook: nothing is quantized, no bits are asked '
                           f'for\n{report}', 'current', logging.WARNING)

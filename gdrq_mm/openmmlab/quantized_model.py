@@ -4,6 +4,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from ..convert import quantize_
+from .averaging import average_what_was_added
 from .checks import check_model
 
 
@@ -37,6 +38,7 @@ class QuantizedModel:
         check_model(model)
         quantize_(model, quantization.to_dict() if hasattr(
             quantization, 'to_dict') else quantization)
+        average_what_was_added(model)
         return model
 
 

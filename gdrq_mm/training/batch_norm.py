@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..modes import eval_mode
-from .state import get_state
+from ..modes import eval_mode, side_effects_undone
+from .state import get_state, quantizer_entries
 
 
 @torch.no_grad()
@@ -22,8 +22,8 @@ def update_bn_stats(model: nn.Module,
                    forwards: Iterable[Callable]) -> int:
     """Average the batch statistics of all BN layers over some batches.
 
-    Weights and activation thresholds stay as they are, and all other modules
-    are in eval mode meanwhile: no dropout. Frozen BN layers are
+    All else stays as it is, and all other modules are in eval mode
+    meanwhile: no dropout. Frozen BN layers are
     recalibrated as well. Where training is distributed, the statistics are
     averaged over the ranks, which must bring equally many batches.
 
@@ -49,7 +49,10 @@ def update_bn_stats(model: nn.Module,
         state._warned = True  # thresholds may come after this
     batches = 0
     try:
-        with eval_mode(model):
+        # Quantizers look after theirs.
+        with eval_mode(model), side_effects_undone(model, [
+                *(each for norm in norms for each in _buffers(norm)),
+                *quantizer_entries(state)]):
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()

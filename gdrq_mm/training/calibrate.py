@@ -2,8 +2,8 @@
 import torch
 from torch import nn
 
-from ..modes import eval_mode
-from .state import get_state
+from ..modes import eval_mode, side_effects_undone
+from .state import get_state, quantizer_entries
 from .step import update_thresholds_
 
 
@@ -32,7 +32,8 @@ def calibrate(model: nn.Module, forwards) -> int:
     batches = 0
     state.calibrating = True
     try:
-        with eval_mode(model):
+        with eval_mode(model), side_effects_undone(
+                model, quantizer_entries(state)):
             for batches, forward in enumerate(forwards, 1):
                 for quantizer in state.activation_quantizers.values():
                     quantizer.count_negatives()

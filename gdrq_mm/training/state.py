@@ -227,6 +227,15 @@ def get_state(model: nn.Module) -> Optional[QuantizationState]:
                  if isinstance(child, QuantizationState)), None)
 
 
+def quantizer_entries(state: Optional[QuantizationState]) -> List[Tensor]:
+    """Parameters and buffers of all quantizers of a model, none of a float
+    one (None)."""
+    return [] if state is None else [
+        entry for layer in state.layers.values()
+        for _, quantizer in layer.quantizers()
+        for entry in (*quantizer.parameters(), *quantizer.buffers())]
+
+
 def _warn_of_unset() -> None:
     warnings.warn('an activation threshold is not set yet, so this activation '
                   'stays float: load a trained quantized checkpoint, train, '

@@ -1,0 +1,82 @@
+"""Averages inside a model: momentum encoders of contrastive ones."""
+import mmpretrain.models  # noqa: F401, registers MoCo
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch.utils.data import DataLoader
+
+import gdrq_mm
+from gdrq_mm.training import get_state, learned_parameters
+
+LSQ = dict(weight=dict(type='LSQ', bits=4), activation=dict(type='LSQ',
+                                                            bits=4))
+MOCO = dict(
+    queue_len=16, feat_dim=4, momentum=.1,
+    data_preprocessor=dict(type='SelfSupDataPreprocessor'),
+    backbone=dict(type='ResNet', depth=18, stem_channels=4, base_channels=4),
+    neck=dict(type='MoCoV2Neck', in_channels=32, hid_channels=8,
+              out_channels=4),
+    head=dict(type='ContrastiveHead', temperature=.2,
+              loss=dict(type='CrossEntropyLoss')))
+
+
+def batch(numbers):
+    torch.manual_seed(numbers[0])
+    return dict(inputs=[torch.rand(4, 3, 32, 32) for _ in range(2)],
+                data_samples=[DataSample() for _ in range(4)])
+
+
+@pytest.fixture(params=['hook', 'model'])
+def trained(request, tmp_path):
+    """A MoCo after 12 steps, converted by the hook or as it was built."""
+    hook = dict(type='GDRQHook')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        if request.param == 'hook':
+            hook['quantization'] = LSQ
+            model = MODELS.build(dict(MOCO, type='MoCo'))
+        else:
+            model = MODELS.build(dict(
+                MOCO, type='QuantizedModel', architecture='MoCo',
+                quantization=LSQ))
+        Runner(model, str(tmp_path), experiment_name=f'moco{request.param}',
+               train_dataloader=DataLoader(range(12), collate_fn=batch),
+               train_cfg=dict(by_epoch=True, max_epochs=1),
+               optim_wrapper=dict(optimizer=dict(type='SGD', lr=.05)),
+               custom_hooks=[hook], default_scope='mmpretrain').train()
+    return model
+
+
+def test_momentum_encoders_average_what_quantizers_learn(trained):
+    layers = get_state(trained).layers
+    ours = layers['backbone.layer4.1.conv2']
+    averaged = layers['encoder_k.module.0.layer4.1.conv2']
+    for part in ('weight_quantizer', 'input_quantizer'):
+        step, theirs = (getattr(layer, part).step.detached
+                        for layer in (ours, averaged))
+        assert torch.allclose(step, theirs, rtol=.1)
+    # No gradient reaches them: no optimizer, and no DDP, waits for one.
+    assert not any(name.startswith('encoder_k.') for name in
+                   learned_parameters(get_state(trained)))
+
+
+def test_nothing_is_learned_from_batches_that_calibrate(trained):
+    before = {key: value.clone() for key, value in
+              trained.state_dict().items()}
+
+    def changed():
+        return {key for key, value in trained.state_dict().items()
+                if not torch.equal(value, before[key])}
+
+    data = batch([0])
+
+    def forward():
+        trained.loss(data['inputs'], data['data_samples'])
+
+    gdrq_mm.calibrate(trained, [forward])
+    assert all('_quantizer.' in key for key in changed())
+    gdrq_mm.update_bn_stats(trained, [forward])
+    assert {key.rpartition('.')[2] for key in changed()
+            if '_quantizer.' not in key} == {'running_mean', 'running_var'}
