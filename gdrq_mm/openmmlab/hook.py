@@ -186,6 +186,8 @@ class GDRQHook(CheckpointWatchHook):
         if not self.calls_checked and any_threshold(self.state):
             self.calls_checked = True  # after the first optimizer step
             log_first_iteration(self.state)
+            if self.iterations:  # steps that accumulate gradients
+                forget_scores(runner, 'the model without thresholds')
         self.iterations += 1
         log_missing_steps(self.state, self.iterations)
         if not self.state.collect_clipped:

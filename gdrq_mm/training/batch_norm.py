@@ -16,6 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..modes import eval_mode, side_effects_undone
 from .state import get_state, quantizer_entries
 
+NO_BATCHES = ('give it some; a loader with drop_last=True has none where the '
+              'data set is smaller than one batch')
+
 
 @torch.no_grad()
 def update_bn_stats(model: nn.Module,
@@ -74,7 +77,7 @@ def update_bn_stats(model: nn.Module,
             norm.num_batches_tracked.copy_(tracked)
             norm.momentum = momentum
     if not batches:
-        raise ValueError('update_bn_stats got no batches')
+        raise ValueError(f'update_bn_stats got no batches: {NO_BATCHES}')
     return batches
 
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from ..modes import eval_mode, side_effects_undone
+from .batch_norm import NO_BATCHES
 from .state import get_state, quantizer_entries
 from .step import update_thresholds_
 
@@ -42,5 +43,5 @@ def calibrate(model: nn.Module, forwards) -> int:
     finally:
         state.calibrating = False
     if not batches:
-        raise ValueError('calibrate got no batches')
+        raise ValueError(f'calibrate got no batches: {NO_BATCHES}')
     return batches

@@ -70,6 +70,15 @@ def test_best_checkpoint_is_a_quantized_one(
     assert 'do not count for CheckpointHook' in log
 
 
+def test_scores_before_any_threshold_do_not_count(validated, make_runner):
+    """Steps that accumulate gradients move none: activations are float."""
+    runner = make_runner(
+        validated(**{'optim_wrapper.accumulative_counts': 2}), hook())
+    runner.train()
+    assert 'best_acc_epoch_2.pth' in best(runner)
+    assert runner.message_hub.get_info('best_score') == 98  # not 99
+
+
 def test_run_that_only_reshapes_keeps_its_best(validated, make_runner):
     runner = make_runner(validated(), hook(begin_epoch=9))
     runner.train()
