@@ -60,6 +60,7 @@ FAMILIES = dict(
     pspnet=Family('PSPNet', 'Semantic Segmentation', 'mIoU', 'seg',
                   'drawn stand-in in Cityscapes format'),
     retinanet=Family('RetinaNet', 'Object Detection', 'mAP'),
+    yolox=Family('YOLOX', 'Object Detection', 'mAP'),
     resnet=Family('ResNet', 'Image Classification', 'Top 1 Accuracy', 'cls',
                   'drawn stand-in in ImageNet format'),
     vgg=Family('VGG', 'Image Classification', 'Top 1 Accuracy'))
