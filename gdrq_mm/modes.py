@@ -1,4 +1,5 @@
 """How a model runs: training or eval mode, compiled or not."""
+import itertools
 from contextlib import contextmanager
 from typing import Iterable
 
@@ -55,18 +56,14 @@ def side_effects_undone(model: nn.Module, moving: Iterable[Tensor]):
         moving (iterable of Tensor): Its entries that are to change.
     """
     moving_ids = set(map(id, moving))
-    buffers = [(module._buffers, name, value, value.clone())
-               for module in model.modules()
-               for name, value in module._buffers.items()
-               if value is not None and id(value) not in moving_ids]
-    parameters = [(value, value.detach().clone())
-                  for value in model.parameters()
-                  if not value.requires_grad and id(value) not in moving_ids]
+    before = [(value, value.detach().clone())
+              for value in itertools.chain(model.buffers(), (
+                  each for each in model.parameters()
+                  if not each.requires_grad))
+              if id(value) not in moving_ids]
     try:
         yield
     finally:
         with torch.no_grad():
-            for owner, name, value, before in buffers:
-                owner[name] = value.copy_(before)
-            for value, before in parameters:
-                value.copy_(before)
+            for value, kept in before:
+                value.copy_(kept)

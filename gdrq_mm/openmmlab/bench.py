@@ -23,7 +23,7 @@ from ..version import __version__
 from .calibrate import training_forwards
 from .evaluating import one_process, quiet, scalars
 from .publish import inference_config, quantization_of
-from .reading import read_checkpoint
+from .reading import read_checkpoint, weights_of
 from .scopes import build_model, scope_of
 
 # Goes up where the same inputs give other figures.
@@ -64,8 +64,7 @@ class Bench:
         self.cfg.merge_from_dict(cfg_options or {})
         self.scope = scope_of(self.cfg)
         self.split = self._split()
-        content = read_checkpoint(checkpoint)
-        self._weights = content.get('state_dict', content)
+        self._weights = weights_of(read_checkpoint(checkpoint))
         self.is_trained = f'{NAME}.schemes' in self._weights
         self.number, self.calibration = batches, calibration
         self.device = 'cuda' if torch.cuda.is_available() else 'cpu'

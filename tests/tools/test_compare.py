@@ -145,6 +145,14 @@ def test_a_hook_that_is_given_as_a_class_is_no_part_of_the_float_model():
     assert shared == dict(rules=[dict(match='fc', skip=True)])
 
 
+def test_a_float_model_of_several_gpus_is_one(start, tmp_path):
+    config, checkpoint = start('resnet')
+    weights = torch.load(checkpoint)['state_dict']
+    torch.save({f'module.{key}': value for key, value in weights.items()},
+               checkpoint)
+    Comparison(settings((config, checkpoint), tmp_path))
+
+
 def test_all_cells_are_trained_alike(start, tmp_path):
     comparison = Comparison(settings(start('resnet'), tmp_path,
                                      seeds=(0, 1)))

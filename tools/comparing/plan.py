@@ -23,7 +23,7 @@ from gdrq_mm.openmmlab.publish import (
     type_name,
 )
 from gdrq_mm.openmmlab.quantized_model import float_architecture
-from gdrq_mm.openmmlab.reading import read_checkpoint
+from gdrq_mm.openmmlab.reading import read_checkpoint, weights_of
 from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
 from gdrq_mm.plan import QuantReport, make_plan
 from gdrq_mm.training import DistillConfig, get_state
@@ -125,8 +125,7 @@ class Comparison:
 
     def _check_checkpoint(self, model) -> None:
         path = self.settings.checkpoint
-        loaded = read_checkpoint(path)
-        weights = loaded.get('state_dict', loaded)
+        weights = weights_of(read_checkpoint(path))
         if f'{NAME}.schemes' in weights:
             raise ValueError(f'{path} is quantized already; give the '
                              'checkpoint of the float model')
