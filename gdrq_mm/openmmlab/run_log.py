@@ -7,7 +7,7 @@ from torch import nn
 from .. import kernels
 from ..layers import ProductQuantizers, check_layers_are_there
 from ..plan import QuantReport
-from ..training import QuantizationState, any_threshold
+from ..training import QuantizationState, any_threshold, hints
 from .checks import frozen_norms
 from .patches import active_patches
 
@@ -53,6 +53,7 @@ def log_first_iteration(state: QuantizationState) -> None:
     print_log('GDRQHook: signed inputs: '
               f'{", ".join(signed) or "none"}; layers that read the same '
               f'tensor: {"; ".join(shared) or "none"}', 'current')
+    log_hints(state)
     _warn_of_rules(state, report)
     reads = [f'{plan.name}: {"; ".join(found)}' for plan in report.layers
              for found in [report.reads_of(plan)] if found]
@@ -87,6 +88,12 @@ def log_first_iteration(state: QuantizationState) -> None:
             'heads), their output is not quantized: name the module '
             'inside whose output it is.', 'current', logging.WARNING)
     _log_products(state)
+
+
+def log_hints(state: QuantizationState) -> None:
+    """Other settings that the inputs seen ask for."""
+    for hint in hints(state):
+        print_log(hint, 'current', logging.WARNING)
 
 
 def _log_products(state: QuantizationState) -> None:

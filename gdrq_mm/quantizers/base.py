@@ -229,9 +229,10 @@ class ActivationQuantizer(Quantizer):
         is_signed (bool): Whether its codes are signed.
         turned_signed (bool): Whether they came to be so after inputs were
             quantized without; training says so and sets it back.
+        hint (str): Another setting that the inputs seen ask for, or ''.
     """
     Scheme: Type[ActivationScheme] = ActivationScheme
-    turned_signed = False
+    turned_signed, hint = False, ''
     initialized, settled, is_signed = True, True, False
 
     def __init__(self, bits: int, headroom: float = 1.) -> None:
@@ -262,8 +263,7 @@ class ActivationQuantizer(Quantizer):
         """The next step counts negative values, whether it is due or not."""
 
     def end_first_looks(self) -> None:
-        """Count as done what only the first steps of a training do, so that
-        a step can be measured as later ones are."""
+        """Count as done what only the first steps of a training do."""
 
     @classmethod
     def update_(cls, quantizers: Iterable['ActivationQuantizer']) -> None:

@@ -99,6 +99,17 @@ def test_a_zero_point_has_the_least_error_there_is(function, bits):
     assert ours < .5 * relative_error(x, mean(x))
 
 
+@pytest.mark.parametrize('function, small', [
+    ('silu', True), ('gelu', True), ('hardswish', True), ('relu', False),
+    ('identity', False)])
+def test_small_negatives_ask_for_a_zero_point(function, small):
+    inputs = batches(ACTIVATIONS[function], 12)
+    quantizer = seen(built(threshold='mse'), inputs)
+    assert ('asymmetric=True' in quantizer.hint) == small
+    quantizer = seen(built(threshold='mse', asymmetric=True), inputs)
+    assert quantizer.hint == ''
+
+
 @pytest.mark.parametrize('zero_point', [False, True])
 def test_thresholds_follow_the_data(zero_point):
     quantizer = seen(built(threshold='mse', asymmetric=zero_point, lr=.05),

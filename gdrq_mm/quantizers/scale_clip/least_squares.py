@@ -37,6 +37,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
     # steps that are looked at.
     FIRST_LOOKS = 100
     LOOK_INTERVAL = RunningClip.SIGN_INTERVAL // 2
+    SMALL = 4  # the greatest value over the size of small negative ones
 
     def __init__(self, bits: int, lr: float = .01, headroom: float = 1.,
                  asymmetric: bool = False) -> None:
@@ -45,6 +46,8 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         self.levels = 2**bits - 1
         # One more: the code of zero times the number of values.
         self.register_buffer('seen', torch.zeros(5), persistent=False)
+        # The least and the greatest value, where negative ones were counted.
+        self.register_buffer('ends', torch.zeros(2), persistent=False)
         if asymmetric:
             # The running code of zero; in force is the nearest integer.
             self.register_buffer('zero', torch.zeros(()))
@@ -88,6 +91,8 @@ class LeastSquaresClipActivation(ScaleClipActivation):
             self.seen[3] += negative
             signed = signed or bool(negative > self.NEGATIVE_SHARE * count)
         values = few(x, self.bits)
+        if self._counts_negatives:
+            self.ends = torch.stack(values.aminmax())
         if signed and self.asymmetric:
             zeros = self._zeros_to_try(values)
             step, row = quick_grid(values, -zeros, self.levels - zeros)
@@ -103,6 +108,17 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         used = count * ((top > 0) | (self.clip == 0)).to(top)
         self.seen[:2] += torch.stack([used * top, used])
         self.seen[2] += count * top.isfinite()
+
+    @property
+    def hint(self) -> str:
+        """Of inputs with small negative values, as behind SiLU and GELU."""
+        if self.asymmetric or not self.is_signed:
+            return ''
+        low, high = self.ends.tolist()
+        return '' if low <= -high / self.SMALL else (
+            'negative values are small, as behind SiLU or GELU, and signed '
+            'codes are wasted on them: activation=dict(asymmetric=True) gives '
+            'a zero point instead, with much less error at few bits')
 
     @property
     def _looks(self) -> bool:
