@@ -111,7 +111,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
 
     @property
     def hint(self) -> str:
-        """Of inputs with small negative values, as behind SiLU and GELU."""
+        """A zero point, where negative values are small (SiLU, GELU)."""
         if self.asymmetric or not self.is_signed:
             return ''
         low, high = self.ends.tolist()
