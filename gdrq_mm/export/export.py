@@ -8,11 +8,11 @@ from torch import nn
 
 from ..integer.dynamic import other_examples
 from ..integer.integer import Example, IntegerModel, to_integer
-from ..layers import QuantLayer
 from ..merge import (
     WeightOnly,
     float_layers,
     in_float32,
+    is_merged,
     merge,
     merged_layers,
 )
@@ -214,7 +214,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
     from .metadata import add_metadata
     example = in_float32(
         example if isinstance(example, tuple) else (example, ))
-    if any(isinstance(layer, QuantLayer) for layer in model.modules()):
+    if not is_merged(model):
         model = merge(model, *example)
     report = ExportReport(path, format)
     names = dict(input_names=input_names, output_names=output_names)

@@ -9,7 +9,7 @@ from typing import Callable, Dict, List, Sequence, Union
 import torch
 from torch import Tensor, nn
 
-from ..layers import InputFirst
+from ..layers import InputFirst, QuantLayer
 from ..merge.layers import (
     MergedConv2d,
     MergedLayer,
@@ -56,6 +56,9 @@ def float_form(model: nn.Module) -> nn.Module:
             module.grids = [None] * len(module.grids)
         elif isinstance(module, RoundedOutput):
             module.grid = None
+        elif isinstance(module, QuantLayer):
+            for part, _ in list(module.activation_quantizers()):
+                setattr(module, part, None)
         elif isinstance(module, RoundedProducts):
             module.of_weights = set(range(module.number))
         for name, child in list(module._modules.items()):

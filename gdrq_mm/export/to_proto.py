@@ -4,6 +4,7 @@ from typing import Callable, Dict, Optional, Sequence
 
 import torch
 from onnx import ModelProto
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
@@ -36,7 +37,10 @@ def to_proto(module: torch.nn.Module, example: tuple,
 
     Raises:
         RuntimeError: There is no ONNX form of the model.
+        ValueError: Names are too many or too few, or not unique; an input
+            is no tensor.
     """
+    _check_tensors(example)
     # Captured first: code that asks whether it is exported to ONNX would take
     # ways of its own.
     program = exported(module, example, dynamic)
@@ -49,6 +53,7 @@ def to_proto(module: torch.nn.Module, example: tuple,
     except Exception as error:  # whatever torch raises
         raise RuntimeError('the model has no ONNX form: '
                            f'{_reason(error, module)}; {_REMEDY}') from error
+    _check_names(proto, input_names, output_names)
     # Codes are float32 in PyTorch and integers here; and where in whose
     # files the model was written is nobody's business.
     del proto.graph.value_info[:]
@@ -63,6 +68,32 @@ def to_proto(module: torch.nn.Module, example: tuple,
     for each in proto.opset_import:
         each.version = each.version if each.domain else needed
     return proto
+
+
+def _check_tensors(example: tuple) -> None:
+    for number, each in enumerate(example):
+        if not isinstance(each, Tensor):
+            raise ValueError(
+                f'input {number} of the example is a {type(each).__name__}; '
+                'files take tensors: wrap the model in a module whose forward '
+                'has them for arguments')
+
+
+def _check_names(proto: ModelProto, input_names: Names, output_names: Names
+                 ) -> None:
+    for kind, names, values in (('input', input_names, proto.graph.input),
+                                ('output', output_names, proto.graph.output)):
+        if names is not None and len(names) != len(values):
+            raise ValueError(
+                f'{kind}_names is {list(names)}, allowed: one name for each '
+                f'{kind} of the model, which are {len(values)}')
+    given = [*(input_names or ()), *(output_names or ())]
+    taken = [each.name for each in proto.graph.initializer]
+    for name in given:
+        if given.count(name) > 1 or name in taken:
+            raise ValueError(
+                f'{name!r}, of input_names or output_names, is the name of '
+                'another input, output or weight: choose one of its own')
 
 
 def _check_batched(program: ExportedProgram) -> None:

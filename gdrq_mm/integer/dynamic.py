@@ -87,6 +87,22 @@ def other_examples(dynamic: Sequence[str], example: Tuple[Any, ...]
         yield changed
 
 
+def checked_examples(dynamic: Sequence[str], example: Tuple[Any, ...]
+                     ) -> Iterator[Tuple[Any, ...]]:
+    """What a graph is compared with its model on: the example, whose lengths
+    were not those of the capture; one image of it, on its side (another
+    parity than the other sizes have, where they are even); and
+    :func:`other_examples`.
+    """
+    if not dynamic:
+        return
+    yield example
+    one = tuple(each[:1] if 'batch' in dynamic else each for each in example)
+    yield tuple(each.transpose(2, 3).contiguous() for each in one) \
+        if 'size' in dynamic else one
+    yield from other_examples(dynamic, example)
+
+
 def check_least(program: torch.export.ExportedProgram,
                 example: Tuple[Any, ...]) -> None:
     """Raise where a graph with a dynamic size is for larger images only.

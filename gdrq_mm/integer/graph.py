@@ -13,8 +13,8 @@ from .dynamic import (
     check_dynamic,
     check_least,
     check_others,
+    checked_examples,
     dynamic_shapes,
-    other_examples,
     traced_example,
 )
 from .failures import failing_layer, own_kernel
@@ -71,7 +71,7 @@ def capture(model: nn.Module, example: Tuple[Any, ...],
     fold_grids(module.graph)
     hoist_grids(module.graph)
     module.recompile()
-    check_others(module, model, other_examples(dynamic, example))
+    check_others(module, model, checked_examples(dynamic, example))
     return module
 
 

@@ -151,8 +151,9 @@ def to_integer(model: nn.Module, example: Example,
     plain = {name: layer for name, layer in model.named_modules()
              if isinstance(layer, WeightOnly)}
     if not layers and not plain:
-        raise ValueError('the model has no merged layers; call '
-                         'gdrq_mm.deploy.merge first')
+        raise ValueError(
+            'the model has no merged layers: convert it with weight bits, '
+            'and call gdrq_mm.deploy.merge first')
     example = _as_tuple(example)
     module = capture(model, example, dynamic)
     outputs, sums = find_sites(module)

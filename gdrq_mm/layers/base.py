@@ -44,7 +44,8 @@ class QuantLayer(InputFirst):
         weight_name (str): Name of the Parameter that is quantized.
         input_names (tuple[str]): Names of the quantizers of its inputs.
         past_reads (set[str]): How code used the weight without the layer:
-            'operation' with a quantized input, 'value' otherwise.
+            'operation' with a quantized input, 'value' otherwise; 'dtype'
+            where it asked for no more.
     """
     weight_name = 'weight'
     input_names: Tuple[str, ...] = ('input_quantizer', )
@@ -90,15 +91,15 @@ class QuantLayer(InputFirst):
         """The Parameter that training changes, whoever asks."""
         return self._parameters[self.weight_name]
 
-    def note_read(self, operation: bool) -> None:
+    def note_read(self, kind: str) -> None:
         """Code uses the weight without calling the layer.
 
         Args:
-            operation (bool): In ``F.linear`` or a convolution.
+            kind (str): See ``past_reads``.
         """
-        if not operation:  # that calls the layer's quantizer
+        if kind == 'value':  # an operation calls the layer's quantizer
             self.called = True
-        self.past_reads.add('operation' if operation else 'value')
+        self.past_reads.add(kind)
 
     def quantizers(self) -> Iterator[Tuple[str, nn.Module]]:
         """All quantizers of the layer, by their name in it."""

@@ -25,11 +25,13 @@ _ALIASES = Tensor.detach, Tensor.data.__get__
 # What is about the Parameter, whose values stay.
 _FLAGS = (Tensor.requires_grad_,
           Tensor.requires_grad.__set__)
-# What asks for its shape or dtype only, as most attributes do.
+# What asks for its shape only, as most attributes do, and what for its dtype:
+# that of codes, where the layer is merged.
 _SHAPES = ('__get__', '__len__', 'dim', 'ndimension', 'size', 'stride',
-           'numel', 'nelement', 'is_floating_point', 'type_as', 'new_zeros',
-           'new_ones', 'new_empty', 'new_full', 'new_tensor', 'zeros_like',
-           'ones_like', 'empty_like', 'full_like', 'rand_like', 'randn_like')
+           'numel', 'nelement')
+_DTYPES = ('is_floating_point', 'type_as', 'new_zeros', 'new_ones',
+           'new_empty', 'new_full', 'new_tensor', 'zeros_like', 'ones_like',
+           'empty_like', 'full_like', 'rand_like', 'randn_like')
 # Storages of quantized weights that code has read and still holds.
 _READ: Dict[StorageWeakRef, None] = {}
 MOVED = (
@@ -87,9 +89,11 @@ class ReadWeight(Tensor):
                 'and what is written to the quantized values is lost: leave '
                 'the layer float with a rule, dict(match=..., skip=True), or '
                 'write to the Parameter outside of the forward')
-        if name not in _SHAPES and func not in _ALIASES:
+        kind = 'operation' if func in _OPERATIONS else 'dtype' \
+            if name in _DTYPES or func == Tensor.dtype.__get__ else 'value'
+        if kind == 'dtype' or name not in _SHAPES and func not in _ALIASES:
             for each in read:
-                each.layer.note_read(func in _OPERATIONS)
+                each.layer.note_read(kind)
         if func in _OPERATIONS:
             args, kwargs = _quantize_input(list(args), dict(kwargs))
         result = _of_values(func, args, kwargs)

@@ -1,8 +1,14 @@
 """Quantized model -> merged model: integer codes, one scale per channel."""
 from .check import merge_errors
 from .layers import MergedConv2d, MergedLayer, QuantParams, WeightOnly
-from .merge import float_layers, in_float32, merge, merged_layers
+from .merge import (
+    float_layers,
+    in_float32,
+    is_merged,
+    merge,
+    merged_layers,
+)
 
 __all__ = ['MergedConv2d', 'MergedLayer', 'QuantParams', 'WeightOnly',
-           'float_layers', 'in_float32', 'merge', 'merge_errors',
-           'merged_layers']
+           'float_layers', 'in_float32', 'is_merged', 'merge',
+           'merge_errors', 'merged_layers']

@@ -3,7 +3,7 @@
 Paper: "Low-bit Quantization Needs Good Distribution" (Yu et al.), Fig. 4b.
 """
 import copy
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -106,20 +106,21 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
             replaced[flow.norm] = nn.Identity()
             take_place(flow.norm, replaced[flow.norm])
             for part in (layer, flow.norm):
-                part.forward = _left_behind(names[part])
+                part.forward = _LeftBehind(names[part])
     return _replace(merged, replaced)
 
 
-def _left_behind(name: str) -> Callable:
+class _LeftBehind:
     """The forward of a module that a merged one took the place of."""
 
-    def forward(*args, **kwargs):
-        raise RuntimeError(
-            f'{name} was merged, but the model calls it through a reference '
-            'that is no submodule, such as a list of layers; make that an '
-            'nn.ModuleList')
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-    return forward
+    def __call__(self, *args, **kwargs):
+        raise RuntimeError(
+            f'{self.name} was merged, but the model calls it through a '
+            'reference that is no submodule, such as a list of layers; make '
+            'that an nn.ModuleList')
 
 
 def in_float32(inputs: Any) -> Any:
@@ -178,6 +179,13 @@ def merged_layers(model: nn.Module) -> Dict[str, MergedLayer]:
             if isinstance(module, MergedLayer)}
 
 
+def is_merged(model: nn.Module) -> bool:
+    """Whether no quantized layer waits for :func:`merge`; there may be none,
+    and there may be such that stay as they are."""
+    return all(hasattr(layer, 'float_reason') for layer in model.modules()
+               if isinstance(layer, QuantLayer))
+
+
 def float_layers(model: nn.Module) -> Dict[str, str]:
     """Layers of a merged model that compute in float, by name, and why."""
     reasons = {}
@@ -199,6 +207,8 @@ def _prepare_layers(model: nn.Module) -> None:
         raise ValueError('no layer of the model is quantized; convert it with '
                          'gdrq_mm.quantize_ (with weight bits) and load its '
                          'checkpoint')
+    if is_merged(model):
+        raise ValueError('the model is merged already: use it as it is')
     phase = layers[0].state.phase
     if phase != 'quantize':
         raise ValueError(f'the model is in its {phase!r} phase, its weights '

@@ -124,3 +124,38 @@ def test_operators_that_onnx_does_not_have_are_named(tmp_path):
                        'which 1 does; compute it otherwise'):
         export_onnx(model, x, tmp_path / 'model.onnx', 'qonnx')
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('names, message', [
+    (dict(input_names=['x', 'y']),
+     'input_names is .* for each input of the model, which are 1'),
+    (dict(output_names=[]), 'output_names is .*, which are 1'),
+    (dict(input_names=['x'], output_names=['x']), "'x', of input_names or"),
+    (dict(output_names=['0.w_scale']), "'0.w_scale', of input_names or")])
+def test_names_that_do_not_fit_are_refused(names, message, tmp_path):
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 6, 6)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    with pytest.raises(ValueError, match=message):
+        export_onnx(model.eval(), x, tmp_path / 'm.onnx', 'qonnx', **names)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_no_tensor_is_refused(tmp_path):
+
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, images):
+            return self.conv(images[0])
+
+    model, x = First(), [torch.randn(1, 3, 6, 6)]
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    with pytest.raises(ValueError, match='input 0 of the example is a list; '
+                       'files take tensors: wrap the model'):
+        export_onnx(model.eval(), (x, ), tmp_path / 'm.onnx')

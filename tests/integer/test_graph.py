@@ -258,11 +258,40 @@ def test_a_graph_that_kept_the_size_of_the_example_is_refused(
         outputs, differs):
     model, x = Doubled(outputs).eval(), torch.rand(1, 3, 20, 32)
     torch.testing.assert_close(capture(model, (x, ))(x), model(x))
-    with pytest.raises(RuntimeError, match='for images of 1 x 3 x 26 x 25 '
+    with pytest.raises(RuntimeError, match='for images of 1 x 3 x 20 x 32 '
                        f'output {differs} of the graph is not that of the '
                        'model; something computes with a .* of its own: '
                        'export with a fixed one'):
         capture(model, (x, ), ['size'])
+
+
+class Branches(nn.Module):
+    """Has a way of its own for some batches and sizes."""
+
+    def __init__(self, changes, apply):
+        super().__init__()
+        self.changes, self.apply_ = changes, apply
+
+    def forward(self, x):
+        return self.apply_(x) if self.changes(*x.shape) else 2 * x
+
+
+@pytest.mark.parametrize('changes, apply, shape, dynamic', [
+    (lambda n, c, h, w: h % 2, lambda x: x[:, :, :-1], (1, 3, 64, 64),
+     'size'),
+    (lambda n, c, h, w: h % 2 == 0, lambda x: x[:, :, :-1], (1, 3, 64, 64),
+     'size'),
+    (lambda n, c, h, w: h > w, lambda x: x + 1, (1, 3, 48, 80), 'size'),
+    (lambda n, c, h, w: n > 1, lambda x: x - x.mean(0, keepdim=True),
+     (1, 3, 32, 32), 'batch'),
+    (lambda n, c, h, w: n == 1, lambda x: x + 1, (2, 3, 32, 32), 'batch')])
+def test_a_graph_of_another_way_than_the_examples_is_refused(
+        changes, apply, shape, dynamic):
+    model, x = Branches(changes, apply).eval(), torch.randn(shape)
+    torch.testing.assert_close(capture(model, (x, ))(x), model(x))
+    with pytest.raises(RuntimeError, match='of the graph is not that of the '
+                       'model; .*export with a fixed one'):
+        capture(model, (x, ), [dynamic])
 
 
 def test_a_graph_that_fails_for_other_sizes_is_refused():

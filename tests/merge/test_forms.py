@@ -8,13 +8,14 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx, float_layers, merge, to_integer
 from gdrq_mm.export import onnx_check, qonnx_check
+from gdrq_mm.export.speed import speed_against_float
 from gdrq_mm.layers import (
     MERGED_FORMS,
     QUANT_LAYERS,
     QuantLayer,
     register_quant_layer,
 )
-from gdrq_mm.merge import WeightOnly
+from gdrq_mm.merge import WeightOnly, is_merged
 
 
 class Upsample(nn.ConvTranspose2d):
@@ -72,6 +73,34 @@ def test_a_layer_whose_weight_is_read_computes_in_float(tmp_path):
                                atol=1e-4)
 
 
+class AsksForDtype(nn.Module):
+    """As CLIP does: images are made what the first weight is."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x.to(self.first.weight.dtype) / 255))
+
+
+def test_a_layer_that_is_asked_for_its_dtype_has_the_float_one(tmp_path):
+    torch.manual_seed(0)
+    model = AsksForDtype()
+    x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    with torch.no_grad():
+        merged = merge(model.eval(), x)
+        assert float_layers(merged) == {'first': 'other code reads its weight'}
+        torch.testing.assert_close(merged(x), model(x), rtol=1e-5, atol=1e-5)
+        export_onnx(model, x, tmp_path / 'm.onnx')
+        y, = onnx_check.run(onnx_check.session(tmp_path / 'm.onnx'), [x])
+    torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=.02,
+                               atol=.02)
+
+
 class Attention(nn.Module):
 
     def __init__(self, attention):
@@ -92,6 +121,24 @@ def test_a_part_of_a_model_that_trains_is_merged():
     part = Attention(model.train().attention).eval()
     merged = merge(part, x)
     torch.testing.assert_close(merged(x), model.eval()(x))
+
+
+@torch.no_grad()
+def test_a_merged_model_with_layers_that_stay_is_merged_once(tmp_path):
+    model = Attention(nn.MultiheadAttention(8, 2))
+    x = torch.randn(3, 2, 8)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    with pytest.raises(ValueError, match='the model is merged already'):
+        merge(merged, x)
+    for format in ('qdq', 'qonnx'):
+        report = export_onnx(merged, x, tmp_path / f'{format}.onnx', format)
+        assert report.difference < 1e-5
+    figures = speed_against_float(merged, tmp_path / 'qdq.onnx', x, rounds=1)
+    assert figures['float_ms'] > 0
+    assert is_merged(merged) and float_layers(merged)  # the copy was changed
 
 
 @torch.no_grad()

@@ -663,3 +663,12 @@ def test_a_reference_that_merging_cannot_replace_is_an_error():
         else:
             with pytest.raises(RuntimeError, match=match):
                 merged(x)
+
+
+def test_a_merged_model_can_be_saved_as_a_whole(tmp_path):
+    x = torch.randn(2, 3, 8, 8)
+    merged = merge(quantized(Block(), x), x)
+    torch.save(merged, tmp_path / 'merged.pth')
+    loaded = torch.load(tmp_path / 'merged.pth', weights_only=False)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), merged(x))
