@@ -48,17 +48,26 @@ def write_for_hls4ml(path: Path, model: nn.Module, example: tuple, report
     names = [each.name for each in (*plain.graph.input, *plain.graph.output)]
     wrapper = cleanup_model(plain)
     expected = outputs_by_place(wrapper, example)
-    wrapper = cleanup_model(cleanup_model(scales_behind(wrapper)).transform(
-        ConvertToChannelsLastAndClean(make_input_channels_last=True)))
-    _drop_batches(wrapper)
-    for each, name in zip((*wrapper.graph.input, *wrapper.graph.output),
-                          names):
-        if name != 'input':  # hls4ml has a layer of that name
-            wrapper.rename_tensor(each.name, name)
     inputs = example[0] if example[0].dim() == 2 else \
         example[0].movedim(1, -1).contiguous()
-    _compare('rewriting for hls4ml', report, expected,
-             outputs_by_place(wrapper, (inputs, )), QONNX_TOLERANCE)
+    step = 'rewriting for hls4ml'
+    try:
+        wrapper = cleanup_model(cleanup_model(scales_behind(wrapper))
+                                .transform(ConvertToChannelsLastAndClean(
+                                    make_input_channels_last=True)))
+        _drop_batches(wrapper)
+        for each, name in zip((*wrapper.graph.input, *wrapper.graph.output),
+                              names):
+            if name != 'input':  # hls4ml has a layer of that name
+                wrapper.rename_tensor(each.name, name)
+        found = outputs_by_place(wrapper, (inputs, ))
+    except Exception as error:  # whatever qonnx and ONNX Runtime raise
+        raise RuntimeError(
+            f'{step} stops at this model ({error}); nothing was written. '
+            'Activation functions other than ReLU do that: train with ReLU, '
+            "or take the file for other readers of QONNX, format='qonnx'"
+        ) from error
+    _compare(step, report, expected, found, QONNX_TOLERANCE)
     if importlib.util.find_spec('hls4ml') is None:
         warnings.warn('hls4ml is not installed, so its arithmetic was not '
                       'compared: pip install hls4ml')

@@ -2,7 +2,7 @@
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Collection, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, List, Sequence, Tuple
 
 import numpy as np
 import onnx
@@ -78,13 +78,7 @@ def kernels(path: Path) -> Dict[str, str]:
 def check_qdq(path: Path, model: IntegerModel, example: tuple, report
               ) -> None:
     """Every layer must run as an integer kernel and give equal codes."""
-    try:
-        report.kernels = kernels(path)
-    except RUNTIME_ERRORS as error:
-        raise RuntimeError(
-            'ONNX Runtime cannot load the file; nothing was written. Compute '
-            'what it names otherwise, or wrap the model in a module that '
-            f'leaves it out: {error}') from error
+    report.kernels = _loaded(kernels, path)
     floats = {call: kind for call, kind in report.kernels.items()
               if kind not in INTEGER_KERNELS}
     _check_calls(report.kernels, model)
@@ -97,6 +91,17 @@ def check_qdq(path: Path, model: IntegerModel, example: tuple, report
             'the model, or leave them float, with dict(match=NAME, skip=True) '
             f'in the rules:\n{shown}')
     _compare(path, model, example, report, EQUAL_CODES)
+
+
+def _loaded(load: Callable, path: Path) -> Any:
+    """What a function makes of a file that ONNX Runtime has to load."""
+    try:
+        return load(path)
+    except RUNTIME_ERRORS as error:
+        raise RuntimeError(
+            'ONNX Runtime cannot load the file; nothing was written. Compute '
+            'what it names otherwise, or wrap the model in a module that '
+            f'leaves it out: {error}') from error
 
 
 def _check_calls(found: Collection[str], model: IntegerModel) -> None:
@@ -139,6 +144,7 @@ def check_tensorrt(path: Path, model: IntegerModel, example: tuple, report
                 f'{each.node.name} reads a float tensor; nothing was written. '
                 'Leave it float, with a rule that has skip=True, or take '
                 '--target qdq')
+    _loaded(session, path)
     _compare(path, model, example, report, EQUAL_FLOAT_CODES, optimise=False)
 
 

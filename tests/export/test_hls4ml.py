@@ -203,6 +203,16 @@ def test_what_hls4ml_has_no_operators_for_is_said(tmp_path):
 
 
 @torch.no_grad()
+def test_what_has_no_form_for_hls4ml_is_said(tmp_path):
+    model, x = quantized(nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 1)))
+    with pytest.raises(RuntimeError, match='rewriting for hls4ml stops at '
+                       'this model .*train with ReLU'):
+        export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
 def test_several_images_are_refused(tmp_path):
     model, x = quantized(Net())
     with pytest.raises(ValueError, match='one input, of shape .1, C, H, W'):
