@@ -124,7 +124,7 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
 
     Raises:
         ValueError: The config quantizes nothing, or the checkpoint is a float
-            one, a reshaped one, or none at all.
+            one, a published one, a reshaped one, or none at all.
         RuntimeError: The checkpoint is damaged, or does not fit the config.
         FileExistsError: A file of that name is there.
     """
@@ -138,6 +138,9 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
             f'{checkpoint} holds a float model: nothing in it is quantized. '
             'Publish the checkpoint of a training with GDRQHook or '
             'QuantizedModel.')
+    if f'{NAME}.format' in weights:  # a seal, which trainings do not write
+        raise ValueError(f'{checkpoint} is published already: publish the '
+                         'training checkpoint, or copy the file')
     model = build_model(cfg)
     load_all(model, weights)
     if get_state(model).phase != 'quantize':

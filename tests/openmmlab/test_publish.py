@@ -402,6 +402,17 @@ def test_a_float_checkpoint_is_refused(trained, build_model, tmp_path):
 
 
 @pytest.mark.parametrize('latent', [True, False])
+def test_a_published_checkpoint_is_not_published_again(latent, trained,
+                                                       tmp_path):
+    path, path_cfg = publish(*trained('resnet'), str(tmp_path / 'zoo'),
+                             latent=latent)
+    with pytest.raises(ValueError, match=f'{path.name} is published already: '
+                       'publish the training checkpoint, or copy the file'):
+        publish(str(path_cfg), str(path), str(tmp_path / 'again'))
+    assert not (tmp_path / 'again').exists()
+
+
+@pytest.mark.parametrize('latent', [True, False])
 def test_a_reshaped_checkpoint_is_refused(latent, trained, tmp_path):
     config, checkpoint = trained('resnet')
     saved = torch.load(checkpoint, weights_only=True)
