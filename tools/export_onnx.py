@@ -33,9 +33,9 @@ from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.deployable.evaluation import (
     as_input,
     default_size,
-    images_in,
     pad_image,
 )
+from gdrq_mm.openmmlab.deployable.folder import images_in
 from gdrq_mm.openmmlab.deployable.synthetic import synthetic_images
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.openmmlab.scopes import scope_of

@@ -1,6 +1,5 @@
 """The metric of a deployed model: mm dataset, any function, mm evaluator."""
 import copy
-from pathlib import Path
 from typing import (
     Any,
     Callable,
@@ -16,7 +15,6 @@ from typing import (
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
@@ -27,8 +25,6 @@ from torchvision.ops import box_iou
 from ..publish import inference_config
 from ..scopes import build_model, scope_of
 from .two_stage import paste
-
-IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 
 
 def load_model(config: str, checkpoint: str,
@@ -170,25 +166,6 @@ def first_images(cfg: Config, number: int, split: str = 'train',
         if len(images) == number:
             break
     return images
-
-
-def images_in(cfg: Config, folder: str, number: int) -> List[Tensor]:
-    """Images of a folder through the pipeline of the test set.
-
-    Raises:
-        FileNotFoundError: There are none.
-    """
-    init_default_scope(scope_of(cfg))
-    paths = sorted(path for path in Path(folder).rglob('*')
-                   if path.suffix.lower() in IMAGE_SUFFIXES)[:number]
-    if not paths:
-        raise FileNotFoundError(
-            f'{folder} has no image ({", ".join(IMAGE_SUFFIXES)})')
-    pipeline = Compose([
-        each for each in cfg.test_dataloader.dataset.pipeline
-        if 'Annotations' not in each['type']])
-    return [pipeline(dict(img_path=str(path), img_id=number))[
-        'inputs'][None].float() for number, path in enumerate(paths)]
 
 
 def evaluate(cfg: Config, functions: Dict[str, Callable],

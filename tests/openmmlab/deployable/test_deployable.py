@@ -15,7 +15,6 @@ from gdrq_mm.layers import QuantLayer
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.deployable.evaluation import (
     default_size,
-    images_in,
     images_of,
 )
 from gdrq_mm.openmmlab.scopes import example_batch
@@ -194,15 +193,6 @@ def test_size_fits_every_image_where_the_ratio_is_kept(load_config):
     assert default_size(cfg, [image]) == (100, 100)
     resize.update(keep_ratio=False)
     assert default_size(cfg, [image, image.transpose(2, 3)]) == (40, 40)
-
-
-def test_images_of_a_folder_are_those_of_the_dataset(load_config, demo_data):
-    cfg = load_config('resnet')
-    with pytest.raises(FileNotFoundError, match='has no image'):
-        images_in(cfg, str(demo_data / 'nowhere'), 2)
-    ours = images_in(cfg, str(demo_data / 'imagenet'), 1)[0]
-    assert ours.shape == first_images(cfg, 1, 'test')[0].shape
-    assert ours.dtype == torch.float32 and ours.max() > 50
 
 
 @torch.no_grad()
