@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import DictAction
+from exporting.arguments import parse_args
 
 import gdrq_mm
 from gdrq_mm.cli import run_tool
@@ -28,7 +28,7 @@ from gdrq_mm.deployable import (
     load_model,
     make_deployable,
 )
-from gdrq_mm.export import CONTAINERS, FORMATS, QONNX_FORMATS
+from gdrq_mm.export import QONNX_FORMATS
 from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.deployable.evaluation import (
     as_input,
@@ -42,59 +42,6 @@ from gdrq_mm.openmmlab.scopes import scope_of
 from gdrq_mm.writing import write_whole
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='of the training, or as published')
-    parser.add_argument('checkpoint', help='of the training, or as published')
-    parser.add_argument('--target', '--format', choices=FORMATS,
-                        default='qdq', dest='format',
-                        help='qdq: ONNX Runtime, OpenVINO; tensorrt: int8 '
-                        'without zero points; qonnx: true bits; finn: the '
-                        'same, checked after the transformations of FINN; '
-                        'hls4ml: the same, in the form that hls4ml reads')
-    parser.add_argument('--check', choices=('openvino', ),
-                        help='run the qdq file in OpenVINO as well: share of '
-                        'integer layers, time and, with --eval, the metric')
-    parser.add_argument('--weights', choices=CONTAINERS, default='int8',
-                        help='how a qdq file stores weight codes')
-    parser.add_argument('--out', help='the file; default: '
-                        'CHECKPOINT.<format>.onnx')
-    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
-                        help='size of images; default: what all fit in')
-    parser.add_argument('--raw', action='store_true',
-                        help='outputs of the head, before post-processing')
-    parser.add_argument('--input', choices=('float32', 'uint8'),
-                        default='float32', help='type of images')
-    parser.add_argument('--dynamic', type=lambda names: names.split(','),
-                        default=[], metavar='batch,size',
-                        help='what may differ from the export; checked at '
-                        'other values')
-    parser.add_argument('--opset', type=int,
-                        help='version of ONNX operators; default: 18, or '
-                        'what the model needs')
-    parser.add_argument('--calibration', metavar='DIR|none',
-                        help='images to calibrate with; none: synthetic '
-                        'ones; default: those of the training set')
-    parser.add_argument('--calibration-images', type=int, default=32,
-                        help='training images that set the scales of 8-bit '
-                        'residual sums')
-    parser.add_argument('--align', metavar='FILE',
-                        help='round the biases of the model to those of '
-                        'integer kernels first, and write that checkpoint')
-    parser.add_argument('--eval', action='store_true',
-                        help='metric on the test set: quantized model, '
-                        'integer model, ONNX Runtime')
-    parser.add_argument('--speed-rounds', type=int, default=20,
-                        help='interleaved runs against the float export; 0: '
-                        'none')
-    parser.add_argument('--json', help='write all figures there as well')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='those of the training')
-    return parser.parse_args()
-
-
 @torch.no_grad()
 def export(args: argparse.Namespace) -> dict:
     """Export, print the report, return its figures."""
@@ -104,19 +51,8 @@ def export(args: argparse.Namespace) -> dict:
         if path.exists() or paths.count(path) > 1:
             raise FileExistsError(f'{path} exists or is to be written twice; '
                                   'remove it or give another name')
-    if args.check and args.format != 'qdq':
-        raise ValueError(f'--check {args.check} runs qdq files; leave out '
-                         f'--target {args.format}')
-    if args.format == 'hls4ml' and (args.eval or args.input != 'float32'):
-        raise ValueError('hls4ml files take normalized images with channels '
-                         'last; leave out --eval and --input')
-    if args.align and args.format == 'tensorrt':
-        raise ValueError('--align rounds biases to those of integer kernels, '
-                         'and biases of tensorrt files are float; leave it '
-                         'out')
     cfg, model = load_model(args.config, args.checkpoint, args.cfg_options)
-    number = max(args.calibration_images, 1)
-    images, size = _images(args, cfg, number)
+    images, size = _images(args, cfg)
     images = [as_input(pad_image(cfg, image, size),
                        getattr(torch, args.input)) for image in images]
     if args.calibration == 'none':
@@ -127,9 +63,6 @@ def export(args: argparse.Namespace) -> dict:
         images = [model.prepare(image) for image in images]
         model.prepare.leave_out()
     if args.raw:
-        if args.eval:
-            raise ValueError('--eval needs post-processing, which --raw '
-                             'leaves out; choose one of them')
         model.output_names = model.names_for(images[0])
     print(f'images: {size[0]} x {size[1]}')
     reference = merged = merge(model, images[0])
@@ -206,8 +139,9 @@ def _compare_metrics(cfg, metrics: dict) -> None:
             f'{shown}; the file is written and holds for ONNX Runtime')
 
 
-def _images(args, cfg, number: int) -> tuple:
+def _images(args, cfg) -> tuple:
     """Images to calibrate with, and the size of the file's."""
+    number = args.calibration_images
     if args.calibration == 'none':
         size = tuple(args.shape or default_size(cfg, ()))
         return synthetic_images(cfg, number, size), size
@@ -296,7 +230,7 @@ def _evaluate(args, cfg, model, reference, out: Path, size) -> dict:
 
 
 def main() -> None:
-    export(parse_args())
+    export(parse_args(__doc__))
 
 
 if __name__ == '__main__':

@@ -17,14 +17,7 @@ from ..merge import (
     merged_layers,
 )
 from ..writing import write_whole
-from .formats import (
-    CONTAINERS,
-    FORMATS,
-    GREATEST_OPSET,
-    LEAST_OPSET,
-    OPSET,
-    QONNX_FORMATS,
-)
+from .formats import QONNX_FORMATS, check_options
 
 
 @dataclass
@@ -192,20 +185,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
         'model.onnx'
     """
     path = Path(path)
-    if format not in FORMATS:
-        raise ValueError(f'format is {format!r}, allowed: {FORMATS}')
-    if weights not in CONTAINERS:
-        raise ValueError(
-            f'weights is {weights!r}, allowed: {", ".join(CONTAINERS)}')
-    if format != 'qdq' and weights != 'int8':
-        raise ValueError(f'weights={weights!r} is a container of qdq files; '
-                         f'{format} files have none of their own')
-    if format in QONNX_FORMATS and (dynamic or opset not in (None, OPSET)):
-        raise ValueError(f'{format} files have fixed shapes and opset '
-                         f'{OPSET}; leave out dynamic and opset')
-    if opset is not None and not LEAST_OPSET <= opset <= GREATEST_OPSET:
-        raise ValueError(f'opset is {opset}, allowed: {LEAST_OPSET} to '
-                         f'{GREATEST_OPSET}')
+    check_options(format, weights, dynamic, opset)
     if path.exists():
         raise FileExistsError(f'{path} exists; remove it or choose another '
                               'name')

@@ -1,5 +1,6 @@
 """tools/export_onnx.py: a checked file and its report, or nothing."""
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ from gdrq_mm.deployable import load_model
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export_onnx.py'
 sys.path.insert(0, str(TOOL.parent))
 
+import export_onnx  # noqa: E402
 from export_onnx import channel_order  # noqa: E402
+from exporting.arguments import parse_args  # noqa: E402
 
 
 def export(*args):
@@ -143,6 +146,30 @@ def test_a_folder_of_images_calibrates_and_openvino_is_measured(
     assert result.returncode == 1
     assert 'run has no image (.bmp, ' in result.stderr
     assert not (tmp_path / 'other.onnx').exists()
+
+
+@pytest.mark.parametrize('arguments, said', [
+    ('--shape 0 0', '--shape is 0 0; give a height and a width of 1 or more'),
+    ('--shape -5 64', '--shape is -5 64; give a height and a width'),
+    ('--calibration-images -3', '--calibration-images is -3; give 1 or more'),
+    ('--speed-rounds -1', '--speed-rounds is -1; give 0 or more'),
+    ('--dynamic batch,sizes', "'batch,sizes', allowed: batch, size or batch,"),
+    ('--dynamic "batch, size"', 'batch,size, without spaces'),
+    ('--opset 12', 'opset is 12, allowed: 13 to 23'),
+    ('--opset 19 --target finn', 'finn files have fixed shapes and opset 18'),
+    ('--weights int2 --target tensorrt', 'is a container of qdq files'),
+    ('--check openvino --target qonnx', 'leave out --target qonnx'),
+    ('--eval --target hls4ml', 'leave out --eval and --input'),
+    ('--align a.pth --target tensorrt', 'files are float; leave it out'),
+    ('--raw --eval', '--eval needs post-processing, which --raw leaves out')])
+def test_wrong_arguments_are_refused_by_the_parser(
+        arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['export', 'no.py', 'no.pth',
+                                      *shlex.split(arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        parse_args(export_onnx.__doc__)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('preprocessor, prepared, order', [
