@@ -33,6 +33,7 @@ from gdrq_mm.merge import merge
 from gdrq_mm.openmmlab.deployable.evaluation import (
     as_input,
     default_size,
+    evaluators_of,
     pad_image,
 )
 from gdrq_mm.openmmlab.deployable.folder import images_in
@@ -53,6 +54,8 @@ def export(args: argparse.Namespace) -> dict:
                                   'remove it or give another name')
     cfg, model = load_model(args.config, args.checkpoint, args.cfg_options)
     images, size = _images(args, cfg)
+    if args.eval:
+        _need_test_set(cfg, size)
     images = [as_input(pad_image(cfg, image, size),
                        getattr(torch, args.input)) for image in images]
     if args.calibration == 'none':
@@ -146,8 +149,30 @@ def _images(args, cfg) -> tuple:
         size = tuple(args.shape or default_size(cfg, ()))
         return synthetic_images(cfg, number, size), size
     images = images_in(cfg, args.calibration, number) if args.calibration \
-        else first_images(cfg, number)
+        else _training_images(cfg, number)
     return images, tuple(args.shape or default_size(cfg, images))
+
+
+def _training_images(cfg, number: int) -> list:
+    try:
+        return first_images(cfg, number)
+    except OSError as error:
+        raise OSError(
+            f'the training set, which calibrates, cannot be read ({error}): '
+            'give a folder of images with --calibration DIR, or take '
+            'synthetic ones with --calibration none') from error
+
+
+def _need_test_set(cfg, size) -> None:
+    """Raise where --eval could not begin, before anything is written."""
+    try:
+        evaluators_of(cfg, ('test', ))
+        first_images(cfg, 1, 'test', size)
+    except OSError as error:
+        raise OSError(
+            f'the test set of --eval cannot be read ({error}): say where it '
+            'is with --cfg-options test_dataloader.dataset.data_root=DIR, or '
+            'leave out --eval') from error
 
 
 def _metadata(cfg, args) -> dict:

@@ -102,6 +102,25 @@ def test_a_checked_and_measured_file_is_written_or_none(
     assert told['calibration'] == 'synthetic images'
 
 
+def test_missing_data_are_told_before_anything_is_written(trained, tmp_path):
+    out, gone = tmp_path / 'model.onnx', tmp_path / 'gone'
+    result = export(*trained, '--out', out, '--cfg-options',
+                    f'train_dataloader.dataset.data_root={gone}/')
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    assert f"cannot be read ([Errno 2] No such file or directory: '{gone}" in \
+        result.stderr
+    assert '--calibration DIR' in result.stderr
+    assert '--calibration none' in result.stderr
+    result = export(*trained, '--out', out, '--align', tmp_path / 'other.pth',
+                    '--eval', '--calibration', 'none', '--shape', '32', '32',
+                    '--cfg-options',
+                    f'test_dataloader.dataset.data_root={gone}/')
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    assert 'the test set of --eval cannot be read' in result.stderr
+    assert 'or leave out --eval' in result.stderr
+    assert not out.exists() and not (tmp_path / 'other.pth').exists()
+
+
 def test_a_folder_of_images_calibrates_and_openvino_is_measured(
         trained, tmp_path):
     pytest.importorskip('openvino', reason='pip install openvino')
@@ -145,6 +164,11 @@ def test_a_folder_of_images_calibrates_and_openvino_is_measured(
                     '--calibration', tmp_path / 'run')
     assert result.returncode == 1
     assert 'run has no image (.bmp, ' in result.stderr
+    (images / 'a.png').write_text('no image')
+    result = export(*trained, '--out', tmp_path / 'other.onnx',
+                    '--calibration', images)
+    assert result.returncode == 1
+    assert 'a.png cannot be read as an image: remove it' in result.stderr
     assert not (tmp_path / 'other.onnx').exists()
 
 
