@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Callable, Optional, Tuple
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config, DictAction
@@ -25,6 +25,7 @@ from gdrq_mm.openmmlab.deployable.evaluation import (
     as_input,
     default_size,
     pad_image,
+    tensors_of,
 )
 from gdrq_mm.openmmlab.deployable.own_test import compare_with_own_test
 from gdrq_mm.openmmlab.scopes import build_model
@@ -60,7 +61,10 @@ def compare(args: argparse.Namespace) -> dict:
     if args.file:
         cfg, model = load_model(args.config, args.checkpoint,
                                 args.cfg_options)
-        function, size = open_file(Path(args.file))
+        form = make_deployable(model, None).eval()
+        function, size = open_file(Path(args.file), form.output_names)
+        image, = first_images(cfg, 1, 'test', size)
+        need_same_shapes(args.file, function(image), form(image))
     else:
         cfg, model = load_float(args)
         size = tuple(args.shape or default_size(cfg, first_images(cfg, 32)))
@@ -103,16 +107,65 @@ def float_export(cfg: Config, model: torch.nn.Module, size: Tuple[int, int]
     return lambda image: run(runner, [image])
 
 
-def open_file(path: Path) -> Tuple[Callable, Optional[Tuple[int, int]]]:
-    """A file in ONNX Runtime, and the size of its images; None: any."""
+def open_file(path: Path, names: Sequence[str]
+              ) -> Tuple[Callable, Optional[Tuple[int, int]]]:
+    """A file in ONNX Runtime, and the size of its images; None: any.
+
+    Args:
+        path (Path): The file.
+        names (sequence of str): Outputs of the model with post-processing.
+
+    Returns:
+        tuple: Function image -> outputs, and height and width.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: ONNX Runtime does not open it, or it has other outputs.
+    """
     from gdrq_mm.export.onnx_check import run, session
-    runner = session(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'--file is {path}, which is not there; give '
+                                'a file that "gdrq export" wrote')
+    try:
+        runner = session(path)
+    except Exception as error:  # of classes that have no other base
+        said = str(error).strip().partition('\n')[0]
+        raise ValueError(
+            f'{path} is no file that ONNX Runtime opens ({said}): give one '
+            'that "gdrq export" wrote with --target qdq or tensorrt'
+        ) from error
+    found = [each.name for each in runner.get_outputs()]
+    if found != list(names):
+        raise ValueError(
+            f'{path} gives {", ".join(found)}, and the package\'s own test '
+            f'is compared with {", ".join(names)}: give what "gdrq export" '
+            'wrote of this model without --raw')
     images, = runner.get_inputs()
     _, _, *sides = images.shape
     dtype = torch.uint8 if images.type == 'tensor(uint8)' else torch.float32
     return (lambda image: run(runner, [as_input(image, dtype)]),
             tuple(sides) if all(isinstance(side, int) for side in sides)
             else None)
+
+
+def need_same_shapes(file: str, found: Any, wanted: Any) -> None:
+    """Raise where the outputs of a file are those of another model.
+
+    Args:
+        file (str): Its name.
+        found (Tensor or sequence): What it gives for an image.
+        wanted (Tensor or sequence): What the model gives.
+
+    Raises:
+        ValueError: Names both shapes.
+    """
+    found, wanted = (', '.join(str(tuple(each.shape)) for each in tensors_of(
+        outputs)) for outputs in (found, wanted))
+    if found != wanted:
+        raise ValueError(
+            f'{file} gives outputs of shape {found}, the model of the '
+            f'checkpoint {wanted}: give what "gdrq export" wrote of this '
+            'model')
 
 
 def main() -> None:

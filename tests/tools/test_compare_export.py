@@ -3,12 +3,15 @@ import json
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx
 from gdrq_mm.deployable import first_images, make_deployable
+from gdrq_mm.export.onnx_ops import COMMON_TRANSLATIONS
+from gdrq_mm.export.to_proto import to_proto
 from gdrq_mm.openmmlab.publish import inference_config
 from gdrq_mm.openmmlab.scopes import build_model
 
@@ -57,28 +60,69 @@ def test_a_float_model_is_exported_and_compared(saved, compare, tmp_path,
         compare(config, checkpoint, '--json', tmp_path / 'out.json')
 
 
-@pytest.mark.parametrize('dynamic', [[], ['batch', 'size']])
-def test_the_file_of_a_quantized_model_is_compared(
-        dynamic, saved, compare, tmp_path, capsys):
+@pytest.fixture
+def quantized(saved, tmp_path):
+    """Its config and checkpoint after quantization, and a function that
+    exports it: file, options -> path."""
     cfg, model, config, _ = saved
     images = first_images(cfg, 2, 'test')
     gdrq_mm.quantize_(model, QUANTIZATION)
     deployable = make_deployable(model, images[0].shape[2:]).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(torch.cat(images))])
-    checkpoint, file = tmp_path / 'quantized.pth', tmp_path / 'model.onnx'
+    checkpoint = tmp_path / 'quantized.pth'
     torch.save(model.state_dict(), checkpoint)
     cfg.custom_hooks = [dict(type='GDRQHook', quantization=QUANTIZATION)]
     cfg.custom_imports = dict(imports=['gdrq_mm'])
     cfg.dump(str(config))
-    image = images[0].to(torch.uint8 if dynamic else torch.float32)
-    export_onnx(deployable.eval(), image, file, dynamic=dynamic,
-                calibration=[each.to(image.dtype) for each in images])
+
+    def export(file, dtype=torch.float32, raw=False, **options):
+        form = make_deployable(model, images[0].shape[2:], raw).eval()
+        export_onnx(form, images[0].to(dtype), file, input_names=['images'],
+                    output_names=['logits'] if raw else form.output_names,
+                    calibration=[each.to(dtype) for each in images],
+                    **options)
+        return file
+
+    return config, checkpoint, export
+
+
+@pytest.mark.parametrize('dynamic', [[], ['batch', 'size']])
+def test_the_file_of_a_quantized_model_is_compared(
+        dynamic, quantized, compare, tmp_path, capsys):
+    config, checkpoint, export = quantized
+    file = export(tmp_path / 'model.onnx',
+                  torch.uint8 if dynamic else torch.float32, dynamic=dynamic)
     figures = compare(config, checkpoint, '--file', file)
     assert figures['images'] > 3 and figures['scores'] < .1
     assert figures['same_labels'] > figures['images'] / 2
     assert ('images: any size' in capsys.readouterr().out) is bool(dynamic)
     with pytest.raises(ValueError, match='--file has a size of its own'):
         compare(config, checkpoint, '--file', file, '--shape', 32, 32)
+
+
+def test_a_file_that_cannot_be_compared_is_refused(
+        quantized, compare, tmp_path, build_model):
+    config, checkpoint, export = quantized
+    cut = tmp_path / 'cut.onnx'
+    cut.write_bytes(export(tmp_path / 'model.onnx').read_bytes()[:999])
+    opens = 'is no file that ONNX Runtime opens .*--target qdq or tensorrt'
+    other = make_deployable(
+        build_model('resnet', **{'model.head.num_classes': 3}), None).eval()
+    fewer = tmp_path / 'fewer.onnx'
+    onnx.save(to_proto(other, (torch.rand(1, 3, 32, 32), ),
+                       COMMON_TRANSLATIONS, ['images'], ['scores']), fewer)
+    for file, said in (
+            (tmp_path / 'no.onnx', 'no.onnx, which is not there; give a file'),
+            (tmp_path, 'which is not there; give a file'),
+            (checkpoint, opens), (cut, opens),
+            (export(tmp_path / 'q.onnx', format='qonnx'), opens),
+            (export(tmp_path / 'raw.onnx', raw=True),
+             'raw.onnx gives logits, .* with scores: .* without --raw'),
+            (fewer, r'fewer.onnx gives outputs of shape \(1, 3\), the model '
+             r'of the checkpoint \(1, ')):
+        with pytest.raises((OSError, ValueError), match=said) as raised:
+            compare(config, checkpoint, '--file', file)
+        assert '\n' not in str(raised.value)
 
 
 def test_a_quantized_model_needs_its_file(saved, compare):
