@@ -46,6 +46,9 @@ def add_learned_parameters(state, optimizer: Optimizer,
     Returns:
         list[dict]: The groups that were added, one for each group of weights
         (or two, one of them with weight decay).
+
+    Raises:
+        ValueError: A ZeroRedundancyOptimizer holds them already.
     """
     home = {id(parameter): index
             for index, group in enumerate(optimizer.param_groups)
@@ -61,6 +64,7 @@ def add_learned_parameters(state, optimizer: Optimizer,
                 members.setdefault((index, id(parameter) in decaying),
                                    []).append(parameter)
     groups = list(optimizer.param_groups)
+    _check_movable(optimizer, members, home)
     _warn_of_own_rates(state, groups, members, home)
     for (index, decays), parameters in members.items():
         moved = {id(parameter) for parameter in parameters}
@@ -76,6 +80,21 @@ def add_learned_parameters(state, optimizer: Optimizer,
             options['weight_decay'] = 0.
         optimizer.add_param_group(dict(options, params=parameters))
     return optimizer.param_groups[len(groups):]
+
+
+def _check_movable(optimizer: Optimizer, members: dict,
+                   home: Dict[int, int]) -> None:
+    """Raise where groups are copies of those that are stepped: what is held
+    would be stepped twice."""
+    held = any(id(parameter) in home for parameters in members.values()
+               for parameter in parameters)
+    if held and any(cls.__name__ == 'ZeroRedundancyOptimizer'
+                    for cls in type(optimizer).__mro__):
+        raise ValueError(
+            'a ZeroRedundancyOptimizer that was built with what quantizers '
+            'learn cannot give it other options (no weight decay): convert '
+            'the model after it, by GDRQHook(quantization=...) in the place '
+            'of QuantizedModel')
 
 
 def _warn_of_own_rates(state, groups: List[dict], members: dict,

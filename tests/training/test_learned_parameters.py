@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from gdrq_mm import quantize_
 from gdrq_mm.training import (
@@ -158,3 +159,27 @@ def test_a_hook_that_unfreezes_a_model_makes_nothing_learned(kind):
         optimizer.zero_grad()
         model(torch.rand(2, 3, 8, 8)).sum().backward()
         optimizer.step()
+
+
+def test_an_optimizer_of_shards_takes_them_once(tmp_path):
+    """Its groups are copies: moved ones would be stepped twice."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        for first in ('model', 'optimizer'):
+            model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+            lsq = dict(weight=dict(type='LSQ', bits=4))
+            if first == 'model':
+                quantize_(model, lsq)
+            optimizer = ZeroRedundancyOptimizer(
+                list(model.parameters()), torch.optim.SGD, lr=.1)
+            if first == 'model':
+                with pytest.raises(ValueError, match='was built with what '
+                                   'quantizers learn .*QuantizedModel'):
+                    add_learned_parameters(get_state(model), optimizer)
+                continue
+            quantize_(model, lsq)
+            added, = add_learned_parameters(get_state(model), optimizer)
+            assert added['weight_decay'] == 0
+    finally:
+        torch.distributed.destroy_process_group()
