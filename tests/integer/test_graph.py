@@ -282,6 +282,7 @@ class Branches(nn.Module):
     (lambda n, c, h, w: h % 2 == 0, lambda x: x[:, :, :-1], (1, 3, 64, 64),
      'size'),
     (lambda n, c, h, w: h > w, lambda x: x + 1, (1, 3, 48, 80), 'size'),
+    (lambda n, c, h, w: w == 80, lambda x: x + 1, (1, 3, 48, 80), 'size'),
     (lambda n, c, h, w: n > 1, lambda x: x - x.mean(0, keepdim=True),
      (1, 3, 32, 32), 'batch'),
     (lambda n, c, h, w: n == 1, lambda x: x + 1, (2, 3, 32, 32), 'batch')])

@@ -20,7 +20,8 @@ from gdrq_mm.training import add_learned_parameters, get_state, step_
 
 ACTIVATIONS = dict(relu=nn.functional.relu, identity=lambda x: x,
                    silu=nn.functional.silu, gelu=nn.functional.gelu,
-                   hardswish=nn.functional.hardswish)
+                   hardswish=nn.functional.hardswish,
+                   halved=lambda x: nn.functional.leaky_relu(x, .5))
 
 
 def normal(*shape, seed=0):
@@ -101,7 +102,7 @@ def test_a_zero_point_has_the_least_error_there_is(function, bits):
 
 @pytest.mark.parametrize('function, small', [
     ('silu', True), ('gelu', True), ('hardswish', True), ('relu', False),
-    ('identity', False)])
+    ('halved', False), ('identity', False)])
 def test_small_negatives_ask_for_a_zero_point(function, small):
     inputs = batches(ACTIVATIONS[function], 12)
     quantizer = seen(built(threshold='mse'), inputs)
