@@ -1,7 +1,7 @@
 """Real data: GDRQ with one change at a time, and its defaults."""
 from ..cells import Claim, Row, Study
-from .common import FAMILIES, STUDIES, add, hook
-from .real import FIRST_SEED, NONZERO, TASKS, bits, ends
+from .common import FAMILIES, STUDIES, add, columns, hook
+from .real import FIRST_SEED, NONZERO, PAIRS, TASKS, bits, ends
 
 # One change at a time: where LSQ's lead, if any, is.
 CHANGES = {  # name of cells -> words, and what is changed
@@ -29,6 +29,25 @@ def changed(family: str, name: str, change: dict, pair) -> str:
                task.config.format('finetune_'),
                options=hook(*sides, ends(task)),
                start=f'{family}/start', reference=f'{family}/float')
+
+
+def learned_study() -> Study:
+    """Thresholds that the optimizer moves, beside what else there is."""
+    rows = []
+    for family, task in TASKS.items():
+        rows += [
+            Row(f'{FAMILIES[family].title}: {label}',
+                [f'{family}/{name}-{bits(pair)}' for pair in PAIRS])
+            for label, name in (('GDRQ by its defaults', 'mse'),
+                                ('learned thresholds', 'learned-threshold'),
+                                ('LSQ+', 'lsqplus'))]
+        for pair in PAIRS[:2]:  # [2,2] is one of the changes
+            changed(family, 'learned-threshold',
+                    CHANGES['learned-threshold'][1], pair)
+    return Study(
+        'Real data: learned thresholds of activations (levels: 15 and 4 of '
+        'GDRQ, 16 and 4 of LSQ+)', 'drop', columns(PAIRS), rows, seeds=1,
+        first_seed=FIRST_SEED)
 
 
 def defaults_study() -> Study:
@@ -78,3 +97,4 @@ def changes_study() -> Study:
 
 STUDIES['real_defaults'] = defaults_study()
 STUDIES['real_changes'] = changes_study()
+STUDIES['real_learned'] = learned_study()
