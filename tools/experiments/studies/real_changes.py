@@ -32,20 +32,26 @@ def changed(family: str, name: str, change: dict, pair) -> str:
 
 
 def learned_study() -> Study:
-    """Thresholds that the optimizer moves, beside what else there is."""
+    """What the optimizer moves in GDRQ and in LSQ+; one seed."""
+    both = dict(weight=dict(clip='learned'),
+                activation=dict(threshold='learned'))
     rows = []
     for family, task in TASKS.items():
         rows += [
             Row(f'{FAMILIES[family].title}: {label}',
                 [f'{family}/{name}-{bits(pair)}' for pair in PAIRS])
-            for label, name in (('GDRQ by its defaults', 'mse'),
-                                ('learned thresholds', 'learned-threshold'),
-                                ('LSQ+', 'lsqplus'))]
-        for pair in PAIRS[:2]:  # [2,2] is one of the changes
-            changed(family, 'learned-threshold',
-                    CHANGES['learned-threshold'][1], pair)
+            for label, name in (
+                ('GDRQ by its defaults', 'mse'),
+                ('learned thresholds', 'learned-threshold'),
+                ('learned thresholds and clip values', 'learned-both'),
+                ('LSQ+', 'lsqplus'))]
+        for pair in PAIRS:
+            changed(family, 'learned-both', both, pair)
+            if pair != (2, 2):  # that is one of the changes
+                changed(family, 'learned-threshold',
+                        CHANGES['learned-threshold'][1], pair)
     return Study(
-        'Real data: learned thresholds of activations (levels: 15 and 4 of '
+        'Real data: learned thresholds and clip values (levels: 15 and 4 of '
         'GDRQ, 16 and 4 of LSQ+)', 'drop', columns(PAIRS), rows, seeds=1,
         first_seed=FIRST_SEED)
 
