@@ -2,7 +2,7 @@
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from jobs.checkout import gdrq_mm_version
 from jobs.engine import Job, Task
@@ -38,6 +38,8 @@ from .schemes import (
 )
 
 FLOAT, START = 'float', 'start'
+# Parts of the names of hooks and schedulers.
+ON_VALIDATIONS = ('EarlyStopping', 'ReduceOnPlateau')
 
 
 @dataclass(frozen=True)
@@ -252,20 +254,23 @@ def _check_no_validation(cfg: Config) -> None:
         ValueError: Validations would act on the training: all cells are
             trained for one schedule, and tested at its end.
     """
-    schedulers = cfg.get('param_scheduler') or []
-    if isinstance(schedulers, dict):  # of one optimizer, or several by name
-        schedulers = [each for value in (
-            [schedulers] if 'type' in schedulers else schedulers.values())
-            for each in (value if isinstance(value, list) else [value])]
-    for entry, end in [*((hook, 'EarlyStoppingHook')
-                         for hook in cfg.get('custom_hooks') or ()),
-                       *((each, 'ReduceOnPlateau') for each in schedulers)]:
+    for entry in _entries([cfg.get('custom_hooks'),
+                           cfg.get('param_scheduler')]):
         kind = type_name(entry)
-        if end in kind:
+        if any(name in kind for name in ON_VALIDATIONS):
             raise ValueError(
                 f'{cfg.filename} has {kind}, which acts on validations; '
                 'compare trains every cell by one schedule and tests it at '
                 'the end: leave it out, or give a schedule without it')
+
+
+def _entries(config) -> Iterator[dict]:
+    """What has a type, in a list or in a dict of several optimizers."""
+    if isinstance(config, dict) and 'type' in config:
+        yield config
+    elif isinstance(config, (dict, list, tuple)):
+        for each in config.values() if isinstance(config, dict) else config:
+            yield from _entries(each)
 
 
 def with_evaluator(cfg: Config) -> Config:
