@@ -73,6 +73,25 @@ def divide(x: Tensor, number: float) -> Tensor:
     return x / torch.full((), number, dtype=x.dtype, device=x.device)
 
 
+def shifted_range(clip: Tensor, zero: Tensor, bits: int
+                  ) -> Tuple[Tensor, Tensor, Tensor]:
+    """The range of unsigned codes with a zero point.
+
+    Args:
+        clip (Tensor): Width of the range, a scalar.
+        zero (Tensor): Code of zero, an integer from 0 to ``2^bits - 1``, a
+            scalar.
+        bits (int): 2 to 8.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: Step; least and greatest code, counted
+        from that of zero.
+    """
+    levels = 2**bits - 1
+    step = divide(clip, levels).clamp(min=torch.finfo(torch.float32).tiny)
+    return step, -zero, levels - zero
+
+
 def mean_abs(x: Tensor, group_size: int = -1) -> Tensor:
     """Mean absolute value of every group of filters, in float32.
 

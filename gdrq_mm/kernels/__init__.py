@@ -94,6 +94,13 @@ def _calls_to_compare(device: torch.device
                 value + 3, value, clip, signed, size)
     yield 'quantize_even', lambda kind, seen: kind.quantize_even(
         weight, clips, 2, 2, None)
+    # A step of 1/8: bounds, and values halfway between levels.
+    grid = torch.tensor(15 / 8, **where), torch.tensor(5., **where), 4
+    sixteenths = (16 * x).round() / 16
+    yield 'quantize_shifted', lambda kind, seen: kind.quantize_shifted(
+        sixteenths, *grid, None)
+    yield 'mask_outside_shifted', lambda kind, seen: \
+        kind.mask_outside_shifted(x + 3, sixteenths, *grid)
     for inplace in (False, True):
         yield 'quantize_relu', lambda kind, seen: torch.stack(
             kind.quantize_relu(x.clone(), scalar, 4, seen, inplace))
@@ -157,6 +164,23 @@ def quantize_even(x: Tensor, clip: Tensor, bits: int, group_size: int = -1,
     return _for(x, clip).quantize_even(x, clip, bits, group_size, slot)
 
 
+def quantize_shifted(x: Tensor, clip: Tensor, zero: Tensor, bits: int,
+                     slot: Optional[str] = None) -> Tensor:
+    """:func:`quantize` to unsigned codes with a zero point.
+
+    Args:
+        x (Tensor): Any shape and float dtype.
+        clip (Tensor): Width of the range, a scalar.
+        zero (Tensor): Code of zero, an integer in a float scalar.
+        bits (int): 2 to 8.
+        slot (str, optional): As for :func:`quantize`.
+
+    Returns:
+        Tensor: Like ``x``.
+    """
+    return _for(x, clip).quantize_shifted(x, clip, zero, bits, slot)
+
+
 def quantize_relu(x: Tensor, clip: Tensor, bits: int,
                   seen: Optional[Tensor] = None,
                   inplace: bool = False) -> Tuple[Tensor, Tensor]:
@@ -183,6 +207,12 @@ def mask_outside(grad: Tensor, x: Tensor, clip: Tensor, signed: bool = True,
     return _for(x, clip, grad).mask_outside(grad, x, clip, signed, group_size)
 
 
+def mask_outside_shifted(grad: Tensor, x: Tensor, clip: Tensor, zero: Tensor,
+                         bits: int) -> Tensor:
+    """:func:`mask_outside` of the range of :func:`quantize_shifted`."""
+    return _for(x, clip, grad).mask_outside_shifted(grad, x, clip, zero, bits)
+
+
 def project_(weight: Tensor, clip: Tensor, k: float, group_size: int) -> None:
     """Scale-Clip in place (Eq. 7 to 9).
 
@@ -199,7 +229,8 @@ class Grid(NamedTuple):
     """What a tensor is quantized to.
 
     Args:
-        clip (Tensor): Clip value, a scalar or one per group.
+        clip (Tensor): Clip value, a scalar or one per group; with ``zero``
+            the width of the range.
         bits (int): Number of bits.
         signed (bool): Whether codes are signed.
         group_size (int): Filters per group, -1 for all.
@@ -207,6 +238,7 @@ class Grid(NamedTuple):
             range: their straight-through gradient is 1.
         seen (Tensor, optional): Where statistics are added up.
         even (bool): Whether there are ``2^bits`` levels, none of them zero.
+        zero (Tensor, optional): Code of zero of unsigned codes.
     """
     clip: Tensor
     bits: int
@@ -215,9 +247,12 @@ class Grid(NamedTuple):
     all_inside: bool = False
     seen: Optional[Tensor] = None
     even: bool = False
+    zero: Optional[Tensor] = None
 
     def quantize(self, x: Tensor, slot: Optional[str] = None) -> Tensor:
-        """See :func:`quantize`, :func:`quantize_even`."""
+        """See :func:`quantize`, and those of other levels."""
+        if self.zero is not None:
+            return quantize_shifted(x, self.clip, self.zero, self.bits, slot)
         if self.even:
             return quantize_even(x, self.clip, self.bits, self.group_size,
                                  slot)
@@ -228,6 +263,9 @@ class Grid(NamedTuple):
         """See :func:`mask_outside`; at 1 bit the gradient is 1 everywhere."""
         if self.all_inside or self.bits == 1:
             return grad
+        if self.zero is not None:
+            return mask_outside_shifted(grad, x, self.clip, self.zero,
+                                        self.bits)
         return mask_outside(grad, x, self.clip, self.signed, self.group_size)
 
     def __bool__(self) -> bool:

@@ -35,8 +35,10 @@ _SIGNATURES = dict(
     quantize=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _LONG, _FLOAT, _INT,
               _VOID],
     quantize_even=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _LONG],
+    quantize_shifted=[_VOID, _VOID, _VOID, _VOID, _LONG, _LONG],
     quantize_relu=[_VOID, _VOID, _VOID, _VOID, _LONG, _LONG, _FLOAT, _VOID],
     mask_outside=[_VOID, _VOID, _VOID, _LONG, _LONG, _LONG, _INT],
+    mask_outside_shifted=[_VOID, _VOID, _VOID, _VOID, _LONG, _LONG],
     project=[_VOID, _VOID, _LONG, _LONG, _LONG, _FLOAT])
 
 _local = threading.local()
@@ -142,6 +144,14 @@ def quantize_even(x: Tensor, clip: Tensor, bits: int, group_size: int,
     return out
 
 
+def quantize_shifted(x: Tensor, clip: Tensor, zero: Tensor, bits: int,
+                     slot: Optional[str]) -> Tensor:
+    out = _scratch_like(x, slot) if slot else torch.empty_like(x)
+    library().quantize_shifted(x.data_ptr(), out.data_ptr(), clip.data_ptr(),
+                               zero.data_ptr(), x.numel(), 2**bits - 1)
+    return out
+
+
 def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
                   inplace: bool) -> Tuple[Tensor, Tensor]:
     out = x if inplace else torch.empty_like(x)
@@ -157,6 +167,14 @@ def mask_outside(grad: Tensor, x: Tensor, clip: Tensor, signed: bool,
     library().mask_outside(
         x.data_ptr(), grad.data_ptr(), clip.data_ptr(),
         *_rows(x, clip, group_size), signed)
+    return grad
+
+
+def mask_outside_shifted(grad: Tensor, x: Tensor, clip: Tensor, zero: Tensor,
+                         bits: int) -> Tensor:
+    library().mask_outside_shifted(
+        x.data_ptr(), grad.data_ptr(), clip.data_ptr(), zero.data_ptr(),
+        x.numel(), 2**bits - 1)
     return grad
 
 

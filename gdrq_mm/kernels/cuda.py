@@ -145,6 +145,38 @@ def _mask_outside(grad, x, clip, n, group_values, SIGNED: tl.constexpr,
 
 
 @triton.jit
+def _shifted_step(clip, levels):
+    step = tl.div_rn(tl.load(clip), levels)
+    return tl.where(step < _TINY, _TINY, step)
+
+
+@triton.jit
+def _quantize_shifted(x, clip, zero, out, n, levels, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < n
+    value = tl.load(x + at, mask=mask, other=0.).to(tl.float32)
+    step, code_of_zero = _shifted_step(clip, levels), tl.load(zero)
+    # The ends are integers: clamped before it is rounded, it is small enough.
+    code = _clamped(tl.div_rn(value, step), -code_of_zero,
+                    levels - code_of_zero)
+    value = ((code + _ROUNDS) - _ROUNDS) * step
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _mask_outside_shifted(grad, x, clip, zero, n, levels,
+                          BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < n
+    value = tl.load(x + at, mask=mask, other=0.).to(tl.float32)
+    code_of_zero = tl.load(zero)
+    ratio = tl.div_rn(value, _shifted_step(clip, levels))
+    inside = (ratio >= -code_of_zero) & (ratio <= levels - code_of_zero)
+    kept = tl.load(grad + at, mask=mask, other=0.)
+    tl.store(grad + at, tl.where(inside, kept, 0.), mask=mask)
+
+
+@triton.jit
 def _project(weight, clip, n, group_values, k, BLOCK: tl.constexpr):
     begin = tl.program_id(0) * group_values
     end = tl.where(begin + group_values < n, begin + group_values, n)
@@ -246,6 +278,15 @@ def quantize_even(x: Tensor, clip: Tensor, bits: int, group_size: int,
 
 
 @torch.no_grad()
+def quantize_shifted(x: Tensor, clip: Tensor, zero: Tensor, bits: int,
+                     slot: Optional[str] = None) -> Tensor:
+    out = torch.empty_like(x)
+    _launch(_quantize_shifted, _blocks(x), x, clip, zero, out, x.numel(),
+            float(2**bits - 1), BLOCK=BLOCK)
+    return out
+
+
+@torch.no_grad()
 def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
                   inplace: bool) -> Tuple[Tensor, Tensor]:
     out = x if inplace else torch.empty_like(x)
@@ -263,11 +304,24 @@ def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
 @torch.no_grad()
 def mask_outside(grad: Tensor, x: Tensor, clip: Tensor, signed: bool,
                  group_size: int) -> Tensor:
-    if grad.stride() != x.stride():
-        grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+    grad = _laid_out_like(x, grad)
     _launch(_mask_outside, _blocks(x), grad, x, clip, x.numel(),
             _group_values(x, clip, group_size), SIGNED=signed,
             GROUPED=clip.dim() > 0, BLOCK=BLOCK)
+    return grad
+
+
+def _laid_out_like(x: Tensor, grad: Tensor) -> Tensor:
+    return grad if grad.stride() == x.stride() else torch.empty_like(
+        x, dtype=grad.dtype).copy_(grad)
+
+
+@torch.no_grad()
+def mask_outside_shifted(grad: Tensor, x: Tensor, clip: Tensor, zero: Tensor,
+                         bits: int) -> Tensor:
+    grad = _laid_out_like(x, grad)
+    _launch(_mask_outside_shifted, _blocks(x), grad, x, clip, zero, x.numel(),
+            float(2**bits - 1), BLOCK=BLOCK)
     return grad
 
 

@@ -41,6 +41,14 @@ def quantize_even(x: Tensor, clip: Tensor, bits: int, group_size: int,
 
 
 @torch.no_grad()
+def quantize_shifted(x: Tensor, clip: Tensor, zero: Tensor, bits: int,
+                     slot: Optional[str] = None) -> Tensor:
+    step, low, high = F.shifted_range(clip, zero, bits)
+    ratio = F.at_least_float32(x) / step
+    return ratio.round_().clamp_(low, high).mul_(step).to(x.dtype)
+
+
+@torch.no_grad()
 def quantize_relu(x: Tensor, clip: Tensor, bits: int, seen: Optional[Tensor],
                   inplace: bool) -> Tuple[Tensor, Tensor]:
     inside = (x > 0) & (x.to(clip.dtype) <= clip)
@@ -56,6 +64,14 @@ def mask_outside(grad: Tensor, x: Tensor, clip: Tensor, signed: bool,
     x = x.to(torch.promote_types(x.dtype, high.dtype))
     low = -high if signed else torch.zeros_like(high)
     return grad.masked_fill_(~((x >= low) & (x <= high)), 0)
+
+
+@torch.no_grad()
+def mask_outside_shifted(grad: Tensor, x: Tensor, clip: Tensor, zero: Tensor,
+                         bits: int) -> Tensor:
+    step, low, high = F.shifted_range(clip, zero, bits)
+    ratio = F.at_least_float32(x) / step
+    return grad.masked_fill_(~((ratio >= low) & (ratio <= high)), 0)
 
 
 @torch.no_grad()

@@ -167,6 +167,34 @@ void mask_outside(const float *restrict x, float *restrict grad,
     }
 }
 
+/* Unsigned codes with a zero point: `clip` is the width of their range. */
+static grid_t shifted_grid(float clip, float zero, int64_t levels) {
+    float step = clip / levels;
+    grid_t grid = {-zero, levels - zero, step < FLT_MIN ? FLT_MIN : step, 1};
+    return grid;
+}
+
+void quantize_shifted(const float *restrict x, float *restrict out,
+                      const float *clip, const float *zero, int64_t n,
+                      int64_t levels) {
+    grid_t grid = shifted_grid(*clip, *zero, levels);
+#pragma omp parallel for simd schedule(static) if (n > SERIAL)
+    for (int64_t i = 0; i < n; i++)
+        out[i] = clamped(rintf(x[i] / grid.scale), grid.low, grid.high)
+                 * grid.scale;
+}
+
+void mask_outside_shifted(const float *restrict x, float *restrict grad,
+                          const float *clip, const float *zero, int64_t n,
+                          int64_t levels) {
+    grid_t grid = shifted_grid(*clip, *zero, levels);
+#pragma omp parallel for simd schedule(static) if (n > SERIAL)
+    for (int64_t i = 0; i < n; i++) {
+        float ratio = x[i] / grid.scale;
+        grad[i] = ratio >= grid.low && ratio <= grid.high ? grad[i] : 0.f;
+    }
+}
+
 /* Scale-Clip (Eq. 7 to 9): clip = k * mean|x| of a group, clip x to it. */
 void project(float *x, float *clip, int64_t rows, int64_t cols,
              int64_t group_size, float k) {

@@ -63,7 +63,16 @@ def test_kernels_equal_plain_pytorch_bit_for_bit(dtype):
             assert torch.equal(
                 cuda.mask_outside(grad.clone(), x, clip, signed, group_size),
                 eager.mask_outside(grad.clone(), x, clip, signed, group_size))
-        if clip.dim():
+        if not clip.dim():
+            for bits, zero in ((2, 0.), (4, 2.), (8, 255.)):
+                args = x, clip, torch.tensor(zero, device=DEVICE), bits
+                ours = cuda.quantize_shifted(*args)
+                assert ours.dtype == x.dtype and ours.stride() == x.stride()
+                assert_same(ours, eager.quantize_shifted(*args))
+                assert torch.equal(
+                    cuda.mask_outside_shifted(grad.clone(), *args),
+                    eager.mask_outside_shifted(grad.clone(), *args))
+        else:
             assert_same(cuda.quantize_even(x, clip, 2, group_size),
                         eager.quantize_even(x, clip, 2, group_size))
 
@@ -110,11 +119,14 @@ def test_they_agree_with_what_pytorch_computes_on_a_gpu():
 def test_what_is_not_finite_stays_so():
     x = torch.tensor([float('nan'), float('inf'), -1., -0., .5, 3e38],
                      device=DEVICE)
+    zero = torch.tensor(1., device=DEVICE)
     for clip in (0., 1e-39, .7, 3.4e38, float('nan')):
         clip = torch.tensor(clip, device=DEVICE)
         ours, plain = (
             torch.cat([module.quantize(x, clip, bits, signed, -1, None)
-                       for bits in (2, 8) for signed in (True, False)])
+                       for bits in (2, 8) for signed in (True, False)]
+                      + [module.quantize_shifted(x, clip, zero, bits)
+                         for bits in (2, 8)])
             for module in (cuda, eager))
         torch.testing.assert_close(ours, plain, rtol=0, atol=0,
                                    equal_nan=True)

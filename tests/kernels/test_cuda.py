@@ -35,15 +35,15 @@ def test_kernels_compute_what_plain_pytorch_computes():
     assert ' skipped' not in result.stdout
 
 
-POINTERS = dict(x='*{}', out='*{}', grad='*{}', weight='*{}', clip='*fp32',
+POINTERS = dict(x='*{}', out='*{}', grad='*{}', weight='*{}', clip='*fp32', zero='*fp32',
                 sums='*fp32', seen='*fp32', inside='*u8')
 NUMBERS = dict(n='i32', group_values='i32', programs='i32', levels='fp32',
                half='fp32', largest='fp32', k='fp32')
 
 
 @pytest.mark.parametrize('kernel', [
-    '_quantize', '_quantize_and_sum', '_quantize_relu', '_add_sums',
-    '_mask_outside', '_project'])
+    '_quantize', '_quantize_and_sum', '_quantize_relu', '_quantize_shifted',
+    '_add_sums', '_mask_outside', '_mask_outside_shifted', '_project'])
 @pytest.mark.parametrize('dtype', ['fp32', 'bf16', 'fp16'])
 def test_kernels_compile_for_gpus(kernel, dtype):
     # The interpreter takes more than the compiler does; it needs no GPU.

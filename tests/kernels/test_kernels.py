@@ -92,6 +92,28 @@ def test_masks_are_those_of_autograd(values, signed, clip):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(VALUES, min_size=1, max_size=40), st.integers(2, 8),
+       st.integers(0, 255), st.sampled_from([0., TINY / 8, 1e-30, .7, HUGE]))
+def test_codes_with_a_zero_point_are_bit_equal(values, bits, zero, width):
+    x, clip = torch.tensor(values), torch.tensor(width)
+    zero = torch.tensor(float(zero % 2**bits))
+    ours = cpu.quantize_shifted(x, clip, zero, bits, None)
+    assert same(ours, eager.quantize_shifted(x, clip, zero, bits))
+    grad = torch.linspace(1, 2, len(values))
+    masked = cpu.mask_outside_shifted(grad.clone(), x, clip, zero, bits)
+    assert same(masked, eager.mask_outside_shifted(
+        grad.clone(), x, clip, zero, bits))
+    # In float64, by the definition.
+    levels = 2**bits - 1
+    step = max((clip / levels).item(), TINY)
+    ratio = x.double() / step
+    codes = (ratio.round() + zero).clamp(0, levels)
+    finite = ratio.isfinite() & ((ratio - ratio.floor() - .5).abs() > 1e-4)
+    assert torch.allclose(ours[finite].double(),
+                          ((codes - zero) * step)[finite], rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(VALUES, min_size=1, max_size=40), st.integers(2, 8),
        st.booleans())
 def test_relu_and_quantizer_equal_one_after_the_other(values, bits, inplace):
     x, clip = torch.tensor(values), torch.tensor(.9)
@@ -252,6 +274,11 @@ def fresh_status():
     ('quantize_relu', 'x[i] <= grid.high', 'x[i] < grid.high'),
     ('quantize_relu', 'sum += value;\n        nonzero', 'nonzero'),
     ('quantize_relu', 'value < 0.f ? 0.f : value', 'value'),
+    ('quantize_shifted', 'rintf(x[i] / grid.scale)', 'x[i] / grid.scale'),
+    ('quantize_shifted', '{-zero, levels - zero', '{-zero, levels'),
+    ('quantize_shifted', '{-zero, levels - zero', '{0, levels - zero'),
+    ('mask_outside_shifted', 'ratio >= grid.low', 'ratio > grid.low'),
+    ('mask_outside_shifted', 'ratio <= grid.high', 'ratio < grid.high'),
     ('project_', '(float)(k * (float)', '(float)((float)'),
     ('project_', 'values[i] = clamped', '(void)clamped'),
     ('project_', 'clip[group] = bound', '(void)group'),
