@@ -6,8 +6,7 @@ custom_hooks = [
         type='GDRQHook',
         quantization=dict(
             weight=dict(bits=2),
-            # SiLU has small negative values.
-            activation=dict(bits=4, asymmetric=True),
+            activation=dict(bits=4),
             # First and last layers at 8 bits.
             rules=[
                 dict(match=name, weight=dict(bits=8), activation=dict(bits=8))

@@ -1,4 +1,5 @@
 """State dicts of quantized models: names, checks, packed codes."""
+from .checks import added_later
 from .container import check_container, open_verified
 from .errors import CheckpointError
 from .gate import (
@@ -13,7 +14,7 @@ from .packing import pack, pack_bits, unpack_bits
 from .parts import float_weights, part_of
 
 __all__ = ['FORMAT', 'NAME', 'CheckpointError', 'add_load_gate',
-           'bytes_of', 'check_container', 'check_meta', 'check_whole',
-           'digest', 'float_weights', 'has_load_gate', 'open_seal',
-           'open_verified', 'pack', 'pack_bits', 'part_of', 'read_phase',
-           'remove_load_gate', 'seal', 'unpack_bits']
+           'added_later', 'bytes_of', 'check_container', 'check_meta',
+           'check_whole', 'digest', 'float_weights', 'has_load_gate',
+           'open_seal', 'open_verified', 'pack', 'pack_bits', 'part_of',
+           'read_phase', 'remove_load_gate', 'seal', 'unpack_bits']

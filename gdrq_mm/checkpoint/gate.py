@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .checks import (
     adapts,
+    added_later,
     check_architecture,
     check_kinds,
     check_quantizers,
@@ -176,8 +177,10 @@ def _prepare(state, module, layers, state_dict, prefix: str
     if schemes is None:
         _check_float(module, layers, entries)
     else:
-        _check_structure(module, layers, entries, schemes, ours)
+        later = added_later(module, entries)
+        _check_structure(module, layers, {**entries, **later}, schemes, ours)
         open_seal(entries, '', NAME)
+        entries.update(later)
     check_values(module, layers, entries)
     if schemes is None:
         entries.update(_fresh(layers, entries))
@@ -233,11 +236,9 @@ def _check_structure(module, layers, entries, schemes, ours) -> None:
     try:
         if shapes:
             without = dict(entries)
-            for part in ('format', 'meta_digest', 'digest'):
+            for part in ('format', 'meta_digest', 'digest', *(
+                    () if whole else ('schemes', 'phase_index'))):
                 without.pop(f'{NAME}.{part}', None)
-            if not whole:
-                for part in ('schemes', 'phase_index'):
-                    without.pop(f'{NAME}.{part}', None)
             if not names:
                 own = module.state_dict()
                 without = {key: without.get(key, own[key]) for key in own}
@@ -284,8 +285,7 @@ def _check_schemes(theirs: Dict[str, dict], ours: Dict[str, dict]) -> None:
     shown = '\n'.join(
         f'  {name}: checkpoint {theirs.get(name, "float")}, '
         f'config {ours.get(name, "float")}' for name in differing[:5])
-    more = f'\n  ... and {len(differing) - 5} more' \
-        if len(differing) > 5 else ''
+    more = f'\n  ... and {len(differing) - 5} more' * (len(differing) > 5)
     raise CheckpointError(
         'the checkpoint was trained with another quantization than the '
         f'config asks for, {len(differing)} layers differ:\n{shown}{more}'

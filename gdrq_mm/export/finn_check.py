@@ -102,8 +102,8 @@ def _check_nodes(model: ModelWrapper) -> None:
         if np.any(stored[node.input[2]]):
             raise RuntimeError(
                 f'the input of {name} has a zero point, which FINN does not '
-                'read; train with an activation type without one. Nothing '
-                'was written')
+                'read; train with activation=dict(asymmetric=False), or with '
+                'a type without one. Nothing was written')
         source = model.find_producer(node.input[0])
         if source is None or source.op_type != 'Relu':
             continue

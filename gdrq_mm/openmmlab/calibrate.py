@@ -19,14 +19,12 @@ from ..quantizers import is_int
 from ..training import (
     QuantizationState,
     calibrate,
-    get_state,
     update_bn_stats,
 )
 from ..version import __version__
 from ..writing import save_whole
 from .publish import inference_config, load_all
 from .reading import read_checkpoint, weights_of
-from .run_log import log_hints
 from .scopes import build_model
 
 
@@ -149,7 +147,6 @@ def calibrate_checkpoint(config: str,
         if recalibrate:
             update_bn_stats(model, forwards())
         used = calibrate(model, forwards())
-        log_hints(get_state(model))
         if recalibrate:
             update_bn_stats(model, forwards())
     meta = {key: trained['meta'][key] for key in ('dataset_meta', )

@@ -16,6 +16,7 @@ from ..checkpoint import (
     FORMAT,
     NAME,
     CheckpointError,
+    added_later,
     float_weights,
     pack,
     seal,
@@ -202,7 +203,8 @@ def load_all(model: nn.Module, state_dict: dict) -> None:
     """
     own = model.load_state_dict(model.state_dict(), strict=False)
     names = model.state_dict().keys()
-    missing = names - state_dict.keys() - set(own.missing_keys)
+    missing = names - state_dict.keys() - set(own.missing_keys) \
+        - added_later(model, state_dict).keys()
     unexpected = state_dict.keys() - names - set(own.unexpected_keys)
     if not any(key.startswith(f'{NAME}.') for key in state_dict):
         added = names - float_weights(model.state_dict()).keys()

@@ -7,7 +7,7 @@ from torch import nn
 from .. import kernels
 from ..layers import ProductQuantizers, check_layers_are_there
 from ..plan import QuantReport
-from ..training import QuantizationState, any_threshold, hints
+from ..training import QuantizationState, any_threshold
 from .checks import frozen_norms
 from .patches import active_patches
 
@@ -45,15 +45,17 @@ def log_plan(model: nn.Module, state: QuantizationState) -> None:
 def log_first_iteration(state: QuantizationState) -> None:
     """What only data tell: signs, shared inputs, layers not called."""
     report = QuantReport(state.plans)
-    signed = [plan.name for plan in report.layers
-              if not plan.child and report.input_of(plan) == 'signed']
+    signed, shifted = (
+        ', '.join(plan.name for plan in report.layers if not plan.child
+                  and report.input_of(plan) == kind) or 'none'
+        for kind in ('signed', 'zero point'))
     shared = sorted({' = '.join(sorted({plan.name, *same}))
                      for plan in report.layers
                      for same in [report.same_input(plan)] if same})
     print_log('GDRQHook: signed inputs: '
-              f'{", ".join(signed) or "none"}; layers that read the same '
-              f'tensor: {"; ".join(shared) or "none"}', 'current')
-    log_hints(state)
+              f'{signed}; with small negative values, which get a zero '
+              f'point: {shifted}; layers that read the same tensor: '
+              f'{"; ".join(shared) or "none"}', 'current')
     _warn_of_rules(state, report)
     reads = [f'{plan.name}: {"; ".join(found)}' for plan in report.layers
              for found in [report.reads_of(plan)] if found]
@@ -88,12 +90,6 @@ def log_first_iteration(state: QuantizationState) -> None:
             'heads), their output is not quantized: name the module '
             'inside whose output it is.', 'current', logging.WARNING)
     _log_products(state)
-
-
-def log_hints(state: QuantizationState) -> None:
-    """Other settings that the inputs seen ask for."""
-    for hint in hints(state):
-        print_log(hint, 'current', logging.WARNING)
 
 
 def _log_products(state: QuantizationState) -> None:

@@ -64,8 +64,8 @@ class QuantReport:
         return before, -(-weight.numel() * plan.weight.bits // 8) + 4 * groups
 
     def input_of(self, plan: LayerPlan) -> str:
-        """'signed' or 'unsigned', if data has shown it; 'from a ReLU' that
-        has quantized it."""
+        """'signed', 'zero point' or 'unsigned', if data has shown it; 'from a
+        ReLU' that has quantized it."""
         if self.traces is not None:
             trace = self.traces[plan.name]
             return ('not called' if not trace.calls else
@@ -74,14 +74,14 @@ class QuantReport:
         layer = getattr(plan.module, plan.child, None) \
             if plan.child else plan.module
         quantizers = getattr(layer, 'activation_quantizers', tuple)()
-        signs = [quantizer.is_signed for _, quantizer in quantizers
-                 if quantizer.initialized]
-        if not signs and plan.activation:
+        kinds = {'zero point' if each.has_zero_point else
+                 'signed' if each.is_signed else 'unsigned'
+                 for _, each in quantizers if each.initialized}
+        if not kinds and plan.activation:
             return 'from a ReLU' if getattr(layer, 'reads_grid', False) else \
                 'not seen yet'
-        if not signs:
-            return ''
-        return 'signed' if any(signs) else 'unsigned'
+        return next((kind for kind in ('zero point', 'signed', 'unsigned')
+                     if kind in kinds), '')
 
     def same_input(self, plan: LayerPlan) -> List[str]:
         """Names of the layers that read the same tensor, if data has shown

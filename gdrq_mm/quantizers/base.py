@@ -57,10 +57,12 @@ class Quantizer(KeepsDigits):
             takes below zero; a file where one is, is refused.
         greatest (dict[str, float]): State-dict entries with a greatest value;
             a file where one is above it, is refused.
+        added_later (tuple[str, ...]): State-dict entries that files of
+            earlier versions lack; they stand for zero.
         decays (bool): Whether weight decay acts on what it learns.
     """
-    fused = False
-    decays = False
+    fused = decays = False
+    added_later: Tuple[str, ...] = ()
     non_negative: Tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs) -> None:
@@ -215,24 +217,22 @@ class ActivationQuantizer(Quantizer):
 
     Args:
         bits (int): 2 to 8.
-        headroom (float): How much longer the tails of this tensor are than
-            those of a layer's input; 3 for the outputs that ``residual``
-            names. Defaults to 1.
+        headroom (float): How much longer its tails are than those of a
+            layer's input; 3 for outputs of ``residual``. Defaults to 1.
 
     Attributes:
         Scheme (type): Its config, an :class:`ActivationScheme`; fields that
             the base does not have are keyword arguments of the quantizer.
-        initialized (bool): Whether it has a range yet; until then inputs pass
-            unchanged.
+        initialized (bool): Whether it has a range; until then inputs pass.
         settled (bool): Whether statistics may be taken while the kernels
             quantize; asked only where ``fused``.
-        is_signed (bool): Whether its codes are signed.
+        is_signed (bool): Whether negative values have codes.
         turned_signed (bool): Whether they came to be so after inputs were
             quantized without; training says so and sets it back.
-        hint (str): Another setting that the inputs seen ask for, or ''.
+        has_zero_point (bool): Whether the code of zero is above the least.
     """
     Scheme: Type[ActivationScheme] = ActivationScheme
-    turned_signed, hint = False, ''
+    turned_signed, has_zero_point = False, False
     initialized, settled, is_signed = True, True, False
 
     def __init__(self, bits: int, headroom: float = 1.) -> None:

@@ -99,8 +99,12 @@ class LSQPlusActivation(FirstBatchActivation):
         return self.step.started
 
     @property
-    def is_signed(self) -> bool:
+    def has_zero_point(self) -> bool:
         return self.initialized and self.code_range().zero_point > 0
+
+    @property
+    def is_signed(self) -> bool:
+        return self.has_zero_point
 
     def statistics(self, x: Tensor) -> Tensor:
         step, zero = least_squares_grid(sample(x), self.high)

@@ -8,12 +8,12 @@ from .learned import (
     average_gradients_over_ranks,
     learned_parameters,
 )
-from .metrics import any_threshold, hints, metrics
+from .metrics import any_threshold, metrics
 from .state import PHASES, QuantizationState, get_state
 from .step import step_, update_thresholds_
 
 __all__ = ['Branch', 'DistillConfig', 'Distillation', 'Output', 'PHASES',
            'QuantizationState', 'add_learned_parameters', 'any_threshold',
            'average_gradients_over_ranks', 'calibrate', 'divergence',
-           'get_state', 'hints', 'learned_parameters', 'metrics', 'step_',
+           'get_state', 'learned_parameters', 'metrics', 'step_',
            'update_bn_stats', 'update_thresholds_']

@@ -14,17 +14,6 @@ def any_threshold(state: QuantizationState) -> bool:
     return not quantizers or any(q.initialized for q in quantizers)
 
 
-def hints(state: QuantizationState) -> List[str]:
-    """Other settings that the inputs seen ask for; reads from the device."""
-    found: Dict[str, List[str]] = {}
-    for name, quantizer in state.activation_quantizers.items():
-        if quantizer.hint:
-            found.setdefault(quantizer.hint, []).append(name)
-    return [f'{len(names)} of {len(state.activation_quantizers)} quantized '
-            f'activations ({", ".join(names[:3])}{", ..." * (len(names) > 3)}'
-            f'): {hint}' for hint, names in found.items()]
-
-
 @torch.no_grad()
 def metrics(state: QuantizationState) -> Dict[str, float]:
     """Figures of the model as it stands; reads from the device.

@@ -375,6 +375,30 @@ def test_a_code_of_zero_beyond_the_codes_is_refused():
     assert models[1].state_dict()[entry] < 16
 
 
+# -- files of earlier versions ------------------------------------------------
+
+
+ADDED = ('input_quantizer.zero', 'input_quantizer.asymmetric')
+
+
+def test_a_file_from_before_zero_points_were_the_default_has_signed_codes(
+        trained):
+    """Layers with negative inputs keep the codes they were trained with."""
+    state_dict, model = trained.state_dict(), make(1)
+    older = {key: value for key, value in state_dict.items()
+             if not key.endswith(ADDED)}
+    assert len(older) < len(state_dict)
+    model.load_state_dict(dict(older))
+    quantizer = model.backbone[0].input_quantizer
+    assert quantizer.is_signed and not quantizer.has_zero_point
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(model.eval()(x), trained.eval()(x))
+    for key in (key for key in state_dict if key.endswith(ADDED)):
+        damaged = dict(state_dict)
+        del damaged[key]
+        assert_refused(make(1), damaged, 'missing')
+
+
 # -- what torch copies before it raises ---------------------------------------
 
 

@@ -36,7 +36,7 @@ def test_defaults_are_float_layers_with_scale_clip_settings():
         projection=True, levels='even')
     assert config.activation == ScaleClipActivationScheme(
         type='ScaleClip', bits=None, k=None, lr=0.01, site='input',
-        threshold='mse', asymmetric=False)
+        threshold='mse', asymmetric=None)
     assert config.rules == ()
 
 
@@ -370,7 +370,7 @@ def test_to_dict_shows_all_values_in_primitive_types():
                     clip='threshold', projection=True,
                     levels='even'),
         activation=dict(type='ScaleClip', bits=5, k=None, lr=.1,
-                        site='input', threshold='mse', asymmetric=False),
+                        site='input', threshold='mse', asymmetric=None),
         rules=[dict(match='*', weight=dict(bits=8))])
 
 

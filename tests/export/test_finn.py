@@ -91,8 +91,8 @@ def test_an_input_with_a_zero_point_is_refused(tmp_path):
         bits=4, asymmetric=True)))
     gdrq_mm.calibrate(model, [lambda: model(x)])
     with pytest.raises(RuntimeError, match='the input of .* has a zero point, '
-                       'which FINN does not read; train with an activation '
-                       'type without one'):
+                       'which FINN does not read; train with '
+                       r'activation=dict\(asymmetric=False\)'):
         export_onnx(model.eval(), x, tmp_path / 'model.onnx', 'finn')
     assert not list(tmp_path.iterdir())
 

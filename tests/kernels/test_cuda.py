@@ -18,7 +18,7 @@ triton = pytest.importorskip(
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from gdrq_mm.kernels import cuda  # noqa: E402
+from gdrq_mm.kernels import cuda, triton_kernels  # noqa: E402
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 NEEDS_GPU = pytest.mark.skipif(DEVICE == 'cpu', reason='needs a GPU')
@@ -35,19 +35,19 @@ def test_kernels_compute_what_plain_pytorch_computes():
     assert ' skipped' not in result.stdout
 
 
-POINTERS = dict(x='*{}', out='*{}', grad='*{}', weight='*{}', clip='*fp32', zero='*fp32',
-                sums='*fp32', seen='*fp32', inside='*u8')
+POINTERS = dict(x='*{}', out='*{}', grad='*{}', weight='*{}', clip='*fp32',
+                zero='*fp32', sums='*fp32', seen='*fp32', inside='*u8')
 NUMBERS = dict(n='i32', group_values='i32', programs='i32', levels='fp32',
                half='fp32', largest='fp32', k='fp32')
 
 
 @pytest.mark.parametrize('kernel', [
-    '_quantize', '_quantize_and_sum', '_quantize_relu', '_quantize_shifted',
-    '_add_sums', '_mask_outside', '_mask_outside_shifted', '_project'])
+    'quantize', 'quantize_and_sum', 'quantize_relu', 'quantize_shifted',
+    'add_sums', 'mask_outside', 'mask_outside_shifted', 'project'])
 @pytest.mark.parametrize('dtype', ['fp32', 'bf16', 'fp16'])
 def test_kernels_compile_for_gpus(kernel, dtype):
     # The interpreter takes more than the compiler does; it needs no GPU.
-    function = getattr(cuda, kernel)
+    function = getattr(triton_kernels, kernel)
     sizes = dict(BLOCK=cuda.BLOCK, PROGRAMS=cuda.PROGRAMS)
     flags = [name for name in function.arg_names
              if name.isupper() and name not in sizes]
@@ -75,7 +75,7 @@ def test_nothing_is_compiled_anew_for_other_sizes():
     clip = torch.tensor(.7, device=DEVICE)
 
     def compiled():
-        return len(cuda._quantize.device_caches[
+        return len(triton_kernels.quantize.device_caches[
             torch.cuda.current_device()][0])
 
     for values in (5, 16):  # vectors are read where all are whole

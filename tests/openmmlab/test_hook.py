@@ -440,13 +440,18 @@ def test_report_of_all_layers_is_in_the_log(make_runner, run_log):
     assert 'rpn_head.rpn_cls = rpn_head.rpn_reg' in shared
 
 
-def test_inputs_behind_silu_are_told_of_zero_points(make_runner, run_log):
+def test_inputs_behind_silu_are_logged_with_zero_points(make_runner,
+                                                        run_log):
     runner = make_runner('resnet', hook(QUANTIZATION))
     for module in runner.model.modules():
         if hasattr(module, 'relu'):
             module.relu = nn.SiLU()
     runner.train()
-    assert 'WARNING - 53 of 54 quantized activations (' in run_log(runner)
+    log = run_log(runner)
+    line = next(line for line in log.splitlines() if 'signed inputs' in line)
+    signed, _, shifted = line.partition('which get a zero point: ')
+    assert 'backbone.conv1' in signed and 'layer1' not in signed
+    assert 'backbone.layer1.0.conv2' in shifted
 
 
 def test_outputs_whose_module_is_bypassed_are_warned_of(make_runner, run_log):

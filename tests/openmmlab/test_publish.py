@@ -646,6 +646,27 @@ def test_a_model_that_drops_entries_of_its_own_is_published(tmp_path,
     sys.modules.pop('my_net')
 
 
+def test_a_training_from_before_an_entry_was_added_is_published(
+        tmp_path, monkeypatch):
+    """And one that lacks it for another reason is not."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config, checkpoint, model = write_model(
+        tmp_path, LOADS_LOOSELY, type='MyNet')
+    state_dict = with_thresholds(model).state_dict()
+    older = {key: value for key, value in state_dict.items()
+             if not key.endswith(('.zero', '.asymmetric'))}
+    torch.save(dict(state_dict=older), checkpoint)
+    path, _ = publish(config, checkpoint, str(tmp_path / 'zoo'))
+    packed = torch.load(path, weights_only=True)['state_dict']
+    assert packed.keys() > {key for key in older if 'quantizer' in key
+                            and 'weight' not in key}
+    del state_dict['head.fc.input_quantizer.asymmetric']
+    torch.save(dict(state_dict=state_dict), checkpoint)
+    with pytest.raises(CheckpointError, match='lacks 1 entries|missing'):
+        publish(config, checkpoint, str(tmp_path / 'zoo'))
+    sys.modules.pop('my_net')
+
+
 BEHIND_A_RELU = HEAD + """
 @MODELS.register_module(force=True)
 class MyNet(BaseModule):

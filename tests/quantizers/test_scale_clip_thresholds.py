@@ -94,7 +94,7 @@ def test_a_zero_point_has_the_least_error_there_is(function, bits):
         x, bits, range(0, 2**bits // 8 + 1, 2**bits // 64 or 1))
     # At 8 bits zero points are tried that are 8 codes apart.
     assert ours <= (2 if bits == 8 else 1.1) * best
-    signed = seen(built(bits, threshold='mse'), inputs)
+    signed = seen(built(bits, asymmetric=False), inputs)
     assert ours < .6 * relative_error(x, signed(x))
     mean = seen(built(bits, threshold='nonzero'), inputs)
     assert ours < .5 * relative_error(x, mean(x))
@@ -103,12 +103,38 @@ def test_a_zero_point_has_the_least_error_there_is(function, bits):
 @pytest.mark.parametrize('function, small', [
     ('silu', True), ('gelu', True), ('hardswish', True), ('relu', False),
     ('halved', False), ('identity', False)])
-def test_small_negatives_ask_for_a_zero_point(function, small):
+def test_small_negatives_get_a_zero_point(function, small):
     inputs = batches(ACTIVATIONS[function], 12)
-    quantizer = seen(built(threshold='mse'), inputs)
-    assert ('asymmetric=True' in quantizer.hint) == small
-    quantizer = seen(built(threshold='mse', asymmetric=True), inputs)
-    assert quantizer.hint == ''
+    quantizer = seen(built(), inputs)
+    assert quantizer.has_zero_point == small
+    assert quantizer.is_signed == (function != 'relu')
+    # From there on it is what was asked for by name.
+    asked = seen(built(asymmetric=small), inputs)
+    assert quantizer.code_range() == asked.code_range()
+    x = inputs[0].requires_grad_()
+    assert torch.equal(quantizer(x), asked(x))
+
+
+def test_all_batches_of_a_step_decide_on_a_zero_point():
+    """A head on several levels, or gradient accumulation: not the last one
+    alone."""
+    quantizer = built()
+    for x in (normal(20000), *2 * batches(nn.functional.silu, 1)):
+        quantizer.observe(x)
+    type(quantizer).update_([quantizer])
+    assert quantizer.is_signed and not quantizer.has_zero_point
+    seen(quantizer, batches(nn.functional.silu, 12))
+    assert not quantizer.has_zero_point  # decided once
+
+
+def test_a_zero_point_that_was_given_stays_where_it_is_loaded():
+    inputs = batches(nn.functional.silu, 40, size=2000)
+    whole = seen(built(), inputs)
+    resumed = built()
+    resumed.load_state_dict(seen(built(), inputs[:5]).state_dict())
+    assert resumed.has_zero_point
+    seen(resumed, inputs[5:])
+    assert resumed.state_dict() == whole.state_dict()
 
 
 @pytest.mark.parametrize('zero_point', [False, True])
@@ -183,7 +209,7 @@ class FromTheHost(TorchDispatchMode):
 
 @pytest.mark.parametrize('options', [
     dict(threshold='mean'), dict(threshold='nonzero'), dict(threshold='mse'),
-    dict(threshold='mse', asymmetric=True)])
+    dict(threshold='mse', asymmetric=True), dict(asymmetric=False)])
 @pytest.mark.parametrize('steps', [12, 105, 110])
 def test_a_step_asks_nothing_of_the_device(options, steps):
     """But where negative values are counted, once in 20 steps."""
@@ -233,19 +259,20 @@ def test_inputs_without_negatives_have_no_zero_point():
     assert torch.equal(plain(x), asymmetric(x))
 
 
-def test_signed_codes_need_no_zero_point():
-    """Only where one is asked for is there one."""
-    quantizer = seen(built(threshold='mse'), batches(nn.functional.silu, 12))
+def test_signed_codes_can_be_asked_for():
+    quantizer = seen(built(asymmetric=False),
+                     batches(nn.functional.silu, 12))
     assert quantizer.is_signed and quantizer.fused
     assert not quantizer.has_zero_point
     assert quantizer.state_dict().keys() == {'clip', 'signed', 'num_updates'}
     assert quantizer.code_range().zero_point == 0
 
 
-def test_negatives_that_come_late_get_their_zero_point_at_once():
+@pytest.mark.parametrize('asymmetric', [True, None])
+def test_negatives_that_come_late_get_their_zero_point_at_once(asymmetric):
     model = nn.Sequential(nn.Linear(50, 4))
     quantize_(model, dict(weight=dict(bits=4), activation=dict(
-        bits=4, threshold='mse', asymmetric=True)))
+        bits=4, threshold='mse', asymmetric=asymmetric)))
     quantizer = model[0].input_quantizer
 
     def steps(inputs):
@@ -267,7 +294,7 @@ def test_negatives_that_come_late_get_their_zero_point_at_once():
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 def test_a_step_with_values_that_are_not_finite_does_not_count(bad):
-    for asymmetric in (False, True):
+    for asymmetric in (False, True, None):
         quantizer = seen(built(threshold='mse', asymmetric=asymmetric),
                          batches(nn.functional.gelu, 12, 500))
         before = {key: value.clone()
@@ -278,7 +305,7 @@ def test_a_step_with_values_that_are_not_finite_does_not_count(bad):
 
 
 def test_zeros_give_a_threshold_of_zero():
-    for asymmetric in (False, True):
+    for asymmetric in (False, True, None):
         quantizer = seen(built(threshold='mse', asymmetric=asymmetric),
                          [torch.zeros(7)] * 12)
         assert quantizer.clip == 0
@@ -325,7 +352,7 @@ def test_zero_points_go_through_padding_merging_and_export(tmp_path):
         nn.Flatten(), nn.Linear(4 * 64, 5))
     quantize_(model, dict(
         weight=dict(bits=4, group_size=2),
-        activation=dict(bits=4, threshold='mse', asymmetric=True)))
+        activation=dict(bits=4, asymmetric=True)))
     x = normal(2, 3, 8, 8)
     calibrate(model, [lambda: model(x)])
     model.eval()
@@ -408,7 +435,7 @@ def test_what_differs_stands_in_the_scheme():
      "'nonzero': False; threshold='mse' finds"),
     (dict(threshold='learned', asymmetric=True), "type='LSQPlus' learns one"),
     (dict(threshold='mse', asymmetric=1),
-     'asymmetric is 1, allowed: True or False'),
+     'asymmetric is 1, allowed: True, False, or None'),
     (dict(threshold='max'), "threshold is 'max', allowed: "
                             "'mean', 'nonzero', 'mse' or 'learned'")])
 def test_what_does_not_go_together_is_an_error(options, message):
@@ -417,8 +444,10 @@ def test_what_does_not_go_together_is_an_error(options, message):
 
 
 def test_statistics_of_a_step_are_no_part_of_a_checkpoint():
-    assert built(threshold='mse', asymmetric=True).state_dict().keys() == {
+    assert built(asymmetric=True).state_dict().keys() == {
         'clip', 'signed', 'num_updates', 'zero'}
+    assert built().state_dict().keys() == {
+        'clip', 'signed', 'num_updates', 'zero', 'asymmetric'}
 
 
 def test_learned_thresholds_are_logged_once_they_are_there():
@@ -430,7 +459,8 @@ def test_learned_thresholds_are_logged_once_they_are_there():
 
 
 def test_a_zero_point_stands_in_the_text():
-    assert 'asymmetric' not in repr(built(threshold='mse'))
+    assert 'asymmetric' not in repr(built())
+    assert repr(built(asymmetric=False)).endswith(', asymmetric=False)')
     assert repr(built(threshold='mse', asymmetric=True)).endswith(
         "threshold='mse', asymmetric=True)")
 
@@ -439,7 +469,7 @@ def test_a_zero_point_stands_in_the_text():
     (dict(activation=dict(bits=9)),
      'activation.bits is 9, allowed: 2 to 8, or None for '),
     (dict(activation=dict(bits=4, asymmetric=1)),
-     'activation.asymmetric is 1, allowed: True or False'),
+     'activation.asymmetric is 1, allowed: True, False, or'),
     (dict(weight=dict(bits=4, projection=1)),
      'weight.projection is 1, allowed: True or False'),
     (dict(weight=dict(bits=4, levels='three')),

@@ -19,7 +19,7 @@ FUNCTIONS = dict(relu=F.relu, none=lambda x: x, silu=F.silu, gelu=F.gelu,
                  hardswish=F.hardswish)
 KINDS = {
     'mean': dict(threshold='mean'), 'nonzero': dict(threshold='nonzero'),
-    'mse': dict(threshold='mse'),
+    'mse': dict(threshold='mse', asymmetric=False),
     'mse, zero point': dict(threshold='mse', asymmetric=True)}
 BATCHES, VALUES = 30, 20000
 

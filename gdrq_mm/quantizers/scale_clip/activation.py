@@ -128,7 +128,8 @@ class ScaleClipActivation(RunningClip):
         target = torch.where(
             clip > 0, target.minimum(cls.most_growth(updates) * clip), target)
         clip = torch.where(valid, clip - step * (clip - target), clip)
-        cls.update_zero_points_(quantizers, seen, step * valid)
+        cls.update_zero_points_(quantizers, seen, step * valid,
+                                now_signed & ~signed)
         # Steps that gave no mean, such as those not looked at, count as well.
         updates = updates + (valid | (count == 0) & (nonzero > 0))
 
@@ -169,11 +170,13 @@ class ScaleClipActivation(RunningClip):
 
     @classmethod
     def update_zero_points_(cls, quantizers: Iterable['ScaleClipActivation'],
-                            seen: Tensor, steps: Tensor) -> None:
+                            seen: Tensor, steps: Tensor,
+                            turned: Tensor) -> None:
         """The same for zero points, where there are any.
 
         Args:
             quantizers (iterable): As in :meth:`update_`.
             seen (Tensor): Their statistics, one per row.
             steps (Tensor): How far thresholds went towards their targets.
+            turned (Tensor): Which of them came to be signed.
         """

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ... import functional as F
+from ...kernels import Grid
 from ..code_range import CodeRange
 from ..least_squares import ZERO_POINTS, few, quick_grid
 from ..lsq import LearnedStep
@@ -20,17 +21,18 @@ class LeastSquaresClipActivation(ScaleClipActivation):
     to fit the distribution. The first hundred steps are all looked at, then
     every tenth, which moves the threshold as far as ten would.
 
-    With ``asymmetric`` an input that has negative values gets the codes ``0 ..
-    2^bits - 1`` and a zero point. ``clip`` is then the width of its range, and
-    zero point and width descend together.
+    An input whose negative values are small (SiLU, GELU) gets the codes ``0 ..
+    2^bits - 1`` and a zero point: where it is first seen to be signed, its
+    least value must be less than a fourth of its greatest one. ``clip`` is
+    then the width of its range, and zero point and width descend together.
 
     Args:
         bits (int): 2 to 8.
         lr (float): Step of Eq. 10; the first steps average instead. Defaults
             to 0.01.
         headroom (float): Not used: the threshold fits any tails.
-        asymmetric (bool): A zero point in place of signed codes. Defaults to
-            False.
+        asymmetric (bool, optional): Whether inputs with negative values get a
+            zero point. Defaults to None: where these are small.
     """
     non_negative = ('clip', 'zero')
     # A search takes a tenth of a small step. Negative values are counted in
@@ -40,36 +42,41 @@ class LeastSquaresClipActivation(ScaleClipActivation):
     SMALL = 4  # the greatest value over the size of small negative ones
 
     def __init__(self, bits: int, lr: float = .01, headroom: float = 1.,
-                 asymmetric: bool = False) -> None:
+                 asymmetric: Optional[bool] = None) -> None:
         super().__init__(bits, None, lr, threshold='mse')
-        self.asymmetric = asymmetric
+        self.wanted = asymmetric
         self.levels = 2**bits - 1
-        # One more: the code of zero times the number of values.
-        self.register_buffer('seen', torch.zeros(5), persistent=False)
-        # The least and the greatest value, where negative ones were counted.
-        self.register_buffer('ends', torch.zeros(2), persistent=False)
-        if asymmetric:
+        # Three more: the code of zero, the least and the greatest value, each
+        # times the number of values.
+        self.register_buffer('seen', torch.zeros(7), persistent=False)
+        if asymmetric is None:
+            # Whether it has a zero point, if it is signed.
+            self.register_buffer('asymmetric', torch.zeros(
+                (), dtype=torch.bool))
+            self.added_later = ('asymmetric', 'zero')
+        if asymmetric is not False:
             # The running code of zero; in force is the nearest integer.
             self.register_buffer('zero', torch.zeros(()))
             # Averages may come out a little above the last code.
             self.greatest = {'zero': self.levels + .25}
+        self._asymmetric = bool(asymmetric)
 
     def extra_repr(self) -> str:
         text = f"bits={self.bits}, lr={self.lr}, threshold='mse'"
-        return text + ', asymmetric=True' if self.asymmetric else text
+        return text if self.wanted is None else \
+            f'{text}, asymmetric={self.wanted}'
 
     def k_of(self, signed: bool) -> float:
         return 1.
 
-    @property
-    def has_zero_point(self) -> bool:
-        """Whether the range in force has a zero point."""
-        return self.asymmetric and self.is_signed
+    def _read(self) -> None:
+        if not self._settled and self.wanted is None:
+            self._asymmetric = bool(self.asymmetric)
+        super()._read()
 
     @property
-    def fused(self) -> bool:
-        """The kernels know no zero point."""
-        return not self.has_zero_point
+    def has_zero_point(self) -> bool:
+        return self.is_signed and self._asymmetric
 
     def observe_later(self, x: Tensor) -> Optional[Tensor]:
         # Of a settled unsigned input the negative values change nothing (a
@@ -86,14 +93,19 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         if not self._looks:
             self.seen[2] += count
             return
+        asymmetric = self._asymmetric
+        values = few(x, self.bits)
         if self._counts_negatives:
             negative = (x.detach() < 0).sum()
             self.seen[3] += negative
-            signed = signed or bool(negative > self.NEGATIVE_SHARE * count)
-        values = few(x, self.bits)
-        if self._counts_negatives:
-            self.ends = torch.stack(values.aminmax())
-        if signed and self.asymmetric:
+            ends = torch.stack(values.aminmax())
+            self.seen[5:] += count * ends
+            if not signed:
+                signed = bool(negative > self.NEGATIVE_SHARE * count)
+                # What all batches of the step say is known after it.
+                asymmetric |= signed and self.wanted is None \
+                    and bool(self._are_small(ends))
+        if signed and asymmetric:
             zeros = self._zeros_to_try(values)
             step, row = quick_grid(values, -zeros, self.levels - zeros)
             self.seen[4] += count * zeros[row].squeeze()
@@ -109,16 +121,10 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         self.seen[:2] += torch.stack([used * top, used])
         self.seen[2] += count * top.isfinite()
 
-    @property
-    def hint(self) -> str:
-        """A zero point, where negative values are small (SiLU, GELU)."""
-        if self.asymmetric or not self.is_signed:
-            return ''
-        low, high = self.ends.tolist()
-        return '' if low <= -high / self.SMALL else (
-            'negative values are small, as behind SiLU or GELU, and signed '
-            'codes are wasted on them: activation=dict(asymmetric=True) gives '
-            'a zero point instead, with much less error at few bits')
+    @classmethod
+    def _are_small(cls, ends: Tensor) -> Tensor:
+        """Whether negative values are, of least and greatest ones."""
+        return ends[..., 0] > -ends[..., 1] / cls.SMALL
 
     @property
     def _looks(self) -> bool:
@@ -154,22 +160,36 @@ class LeastSquaresClipActivation(ScaleClipActivation):
 
     @classmethod
     def update_zero_points_(cls, quantizers: Iterable[ScaleClipActivation],
-                            seen: Tensor, steps: Tensor) -> None:
-        for quantizer, row, step in zip(quantizers, seen, steps):
-            if quantizer.asymmetric:
-                target = row[4] / row[1].clamp(min=1)
-                # Where the input turns signed, it starts.
-                moved = quantizer.zero.lerp(target, torch.where(
-                    quantizer.signed, step, 1.))
-                quantizer.zero.copy_(
-                    torch.where(step > 0, moved, quantizer.zero))
+                            seen: Tensor, steps: Tensor,
+                            turned: Tensor) -> None:
+        # Settled inputs without one, those behind ReLUs, cost nothing here.
+        kept = [(row, each) for row, each in enumerate(quantizers)
+                if each.wanted is not False
+                and (each._counts_negatives or each.has_zero_point)]
+        if not kept:
+            return
+        rows, quantizers = zip(*kept)
+        seen, steps, turned = (torch.stack([each[row] for row in rows])
+                               for each in (seen, steps, turned))
+        zero = torch.stack([each.zero for each in quantizers])
+        target = seen[:, 4] / seen[:, 1].clamp(min=1)
+        # Where the input turns signed, it starts.
+        moved = zero.lerp(target, torch.where(turned, 1., steps))
+        zero = torch.where(steps > 0, moved, zero)
+        torch._foreach_copy_([each.zero for each in quantizers],
+                             list(zero.unbind()))
+        for quantizer, small in zip(quantizers,
+                                    turned & cls._are_small(seen[:, 5:])):
+            if quantizer.wanted is None:
+                quantizer.asymmetric |= small
+
+    def grid(self, seen: Optional[Tensor] = None) -> Optional[Grid]:
+        if not (self.initialized and self.has_zero_point):
+            return super().grid(seen)
+        return Grid(self.clip, self.bits, False, zero=self.zero.round())
 
     def _range(self) -> Tuple[Tensor, Tensor, Tensor]:
-        """Step, least and greatest code from zero on."""
-        zero = self.zero.round()
-        step = F.divide(self.clip, self.levels).clamp(
-            min=torch.finfo(torch.float32).tiny)
-        return step, -zero, self.levels - zero
+        return F.shifted_range(self.clip, self.zero.round(), self.bits)
 
     def code_range(self) -> CodeRange:
         if not self.has_zero_point:

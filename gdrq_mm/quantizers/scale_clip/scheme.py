@@ -29,14 +29,16 @@ class ScaleClipActivationScheme(ActivationScheme):
             batch, in one step of ten after the first hundred. 'learned': it
             starts at the last of these, and the optimizer moves it. Defaults
             to 'mse'.
-        asymmetric (bool): Inputs with negative values get ``2^bits`` unsigned
-            codes with a zero point, not signed ones: for small negatives, as
-            of SiLU, GELU and hard-swish. With 'mse' only. Defaults to False.
+        asymmetric (bool, optional): True: inputs with negative values get
+            ``2^bits`` unsigned codes with a zero point, False: signed ones.
+            Defaults to None: a zero point where negative values are small, as
+            behind SiLU, GELU and hard-swish. With 'mse' alone, the others
+            have signed codes.
     """
     k: Optional[float] = None
     lr: float = 0.01
     threshold: str = 'mse'
-    asymmetric: bool = False
+    asymmetric: Optional[bool] = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,8 +51,9 @@ class ScaleClipActivationScheme(ActivationScheme):
         check(self.k is None or self.threshold in ('mean', 'nonzero'), 'k',
               self.k, f'with threshold={self.threshold!r}: None, as no mean '
               "is taken; threshold='nonzero' or 'mean' takes one")
-        check(isinstance(self.asymmetric, bool), 'asymmetric',
-              self.asymmetric, 'True or False')
+        check(self.asymmetric is None or isinstance(self.asymmetric, bool),
+              'asymmetric', self.asymmetric, 'True, False, or None for a zero '
+              'point where negative values are small')
         check(not self.asymmetric or self.threshold == 'mse', 'asymmetric',
               self.asymmetric, f'with threshold={self.threshold!r}: False; '
               "threshold='mse' finds a zero point, type='LSQPlus' learns one")
