@@ -335,9 +335,10 @@ def test_two_processes_train_the_same_model(run_processes, tmp_path):
         for key, value in ours[name].items():
             # Weights have moved, and what quantizers know has started.
             # (Batch normalization takes the gradient of a bias back; an
-            # unsigned input has no zero point.)
-            if key.endswith('.zero') and not ours[name][
-                    key.replace('.zero', '.signed')]:
+            # unsigned or symmetric input has no zero point.)
+            if key.endswith('.zero') and not all(
+                    ours[name].get(key.replace('.zero', f'.{needed}'), True)
+                    for needed in ('signed', 'asymmetric')):
                 continue
             if key.endswith('.weight') or '_quantizer.' in key and \
                     value.is_floating_point():

@@ -15,6 +15,7 @@ from gdrq_mm.quantizers.scale_clip import (
     LeastSquaresClipActivation,
     ScaleClipActivation,
     ScaleClipActivationScheme,
+    activation,
 )
 from gdrq_mm.training import add_learned_parameters, get_state, step_
 
@@ -125,6 +126,22 @@ def test_all_batches_of_a_step_decide_on_a_zero_point():
     assert quantizer.is_signed and not quantizer.has_zero_point
     seen(quantizer, batches(nn.functional.silu, 12))
     assert not quantizer.has_zero_point  # decided once
+
+
+def test_ranks_agree_on_a_zero_point(monkeypatch):
+    """Each sees other values, and all decide on those of the joint batch."""
+    for inputs, both in (((nn.functional.silu, torch.clone), False),
+                         ((nn.functional.silu, nn.functional.gelu), True)):
+        ranks = built(), built()
+        for quantizer, function in zip(ranks, inputs):
+            quantizer.observe(function(normal(20000)))
+        joint = sum(quantizer.seen for quantizer in ranks)
+        monkeypatch.setattr(activation, 'sum_over_ranks_',
+                            lambda seen: seen.copy_(joint[None]))
+        for quantizer in ranks:
+            type(quantizer).update_([quantizer])
+        assert [each.has_zero_point for each in ranks] == [both, both]
+        assert ranks[0].state_dict() == ranks[1].state_dict()
 
 
 def test_a_zero_point_that_was_given_stays_where_it_is_loaded():
