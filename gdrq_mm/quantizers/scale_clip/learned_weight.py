@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ... import functional as F
 from ... import kernels
-from ..base import WeightQuantizer
 from ..learned_value import TINY, LearnedValue
 from .codes import ClippedWeight
 from .defaults import default_weight_k
@@ -56,9 +55,11 @@ class LearnedClipWeight(ClippedWeight):
     ``1 / sqrt(N Q_p)`` (LSQ, Section 2.2; ``N`` weights a group), as a value
     ``n`` times as large has a gradient of ``1 / n``.
 
-    With ``projection`` the stored weights are clipped in place after each
-    optimizer step: before rounding begins to ``T``, then to the learned
-    value, so that every weight lies inside its range.
+    With ``projection`` the stored weights are clipped in place to ``T`` after
+    each optimizer step, until rounding begins. Clipped to the learned value
+    as well, they would lose whatever a small value cuts off, and not get it
+    back from a greater one: with SGD, which moves it to and fro, models fall
+    apart (docs/results.md).
 
     Args:
         num_filters (int): First dimension of the weight.
@@ -67,7 +68,8 @@ class LearnedClipWeight(ClippedWeight):
         k (float, optional): Threshold factor; None: by bits, see
             :func:`default_weight_k`.
         clip (str): 'learned', what the scheme says.
-        projection (bool): Clip the stored weights. Defaults to True.
+        projection (bool): Clip the stored weights until rounding begins.
+            Defaults to True.
         levels (str): 'odd' or 'even' number of levels. Defaults to 'even'.
     """
 
@@ -116,17 +118,6 @@ class LearnedClipWeight(ClippedWeight):
         if self.projection and not self.clip.started:
             kernels.project_(weight, torch.empty_like(self.clip.unit), self.k,
                              self.group_size)
-        self._clip_stored(weight)
-
-    def share(self, other: WeightQuantizer, weight: Tensor) -> None:
-        # Each layer learns its own clip values; the weight fits all of them.
-        self._clip_stored(weight)
-
-    @torch.no_grad()
-    def _clip_stored(self, weight: Tensor) -> None:
-        if self.projection and self.clip.started:
-            bound = self.top(weight, self.clip()).to(weight.dtype)
-            torch.clamp(weight, -bound, bound, out=weight)
 
     def packed_state(self, weight: Tensor) -> Dict[str, Tensor]:
         clip = self.current_clip(weight)

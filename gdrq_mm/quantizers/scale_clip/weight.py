@@ -35,11 +35,10 @@ class ScaleClipWeightScheme(WeightScheme):
             'threshold' is ``T`` (Algorithm 1); 'search' is that of the least
             quantized loss (Eq. 12), whatever ``k`` is; 'learned' starts at
             ``T`` where rounding begins and is trained by gradient, as LSQ's
-            step size is (2 to 8 bits; with SGD it may fall apart,
-            docs/results.md). Defaults to 'threshold'.
+            step size is (2 to 8 bits). Defaults to 'threshold'.
         projection (bool): Reshape the stored weights: clip them in place to
-            ``T`` after each optimizer step (once it is there, to the learned
-            value). False: they keep their values, and only the forward sees
+            ``T`` after each optimizer step (with 'learned' until rounding
+            begins). False: they keep their values, and only the forward sees
             them clipped (to ``T``, or to the searched or learned value).
             Defaults to True.
         levels (str): 'odd' is the paper's grid (Eq. 2), ``2^bits - 1`` levels
