@@ -22,6 +22,7 @@ from gdrq_mm.training import add_learned_parameters, get_state, step_
 ACTIVATIONS = dict(relu=nn.functional.relu, identity=lambda x: x,
                    silu=nn.functional.silu, gelu=nn.functional.gelu,
                    hardswish=nn.functional.hardswish,
+                   leaky=lambda x: nn.functional.leaky_relu(x, .1),
                    halved=lambda x: nn.functional.leaky_relu(x, .5))
 
 
@@ -103,7 +104,7 @@ def test_a_zero_point_has_the_least_error_there_is(function, bits):
 
 @pytest.mark.parametrize('function, small', [
     ('silu', True), ('gelu', True), ('hardswish', True), ('relu', False),
-    ('halved', False), ('identity', False)])
+    ('leaky', True), ('halved', False), ('identity', False)])
 def test_small_negatives_get_a_zero_point(function, small):
     inputs = batches(ACTIVATIONS[function], 12)
     quantizer = seen(built(), inputs)
