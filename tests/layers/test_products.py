@@ -124,9 +124,14 @@ def made(part, **config):
 def on_grid(x, quantizer):
     """The nearest of the levels, in float64 and by brute force."""
     bits, clip = quantizer.bits, quantizer.clip.double()
-    top = 2**(bits - 1) - 1 if quantizer.signed else 2**bits - 1
-    levels = torch.arange(-top if quantizer.signed else 0, top + 1) * (
-        clip / top)
+    codes = torch.arange(2**bits)
+    if quantizer.has_zero_point:
+        levels = (codes - quantizer.zero.round()) * (clip / codes[-1])
+    elif quantizer.signed:
+        top = 2**(bits - 1) - 1
+        levels = torch.arange(-top, top + 1) * (clip / top)
+    else:
+        levels = codes * (clip / codes[-1])
     nearest = (x.double()[..., None] - levels).abs().argmin(-1)
     return levels[nearest]
 
