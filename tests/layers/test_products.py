@@ -126,7 +126,8 @@ def on_grid(x, quantizer):
     bits, clip = quantizer.bits, quantizer.clip.double()
     codes = torch.arange(2**bits)
     if quantizer.has_zero_point:
-        levels = (codes - quantizer.zero.round()) * (clip / codes[-1])
+        levels = (codes - quantizer.zero.round().double()) * (
+            clip / codes[-1])
     elif quantizer.signed:
         top = 2**(bits - 1) - 1
         levels = torch.arange(-top, top + 1) * (clip / top)
