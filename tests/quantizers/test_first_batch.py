@@ -78,12 +78,14 @@ def test_an_empty_input_says_nothing():
 
 
 @pytest.mark.parametrize('kind', [LSQActivation, PACTActivation])
-@pytest.mark.parametrize('steps', [39, 40, 41])
-def test_a_loaded_quantizer_sees_a_late_sign_at_the_same_step(kind, steps):
+@pytest.mark.parametrize('steps', [39, 40])
+@pytest.mark.parametrize('positive, expected', [(40, 40), (41, 60)])
+def test_a_loaded_quantizer_sees_a_late_sign_at_the_same_step(
+        kind, steps, positive, expected):
     """One step in twenty counts negative values, whether a training was
     interrupted or not."""
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.rand(50, generator=generator) for _ in range(41)] \
+    inputs = [torch.rand(50, generator=generator) for _ in range(positive)] \
         + [torch.randn(50, generator=generator) for _ in range(30)]
 
     def when_signed(quantizer, begin, end):
@@ -98,5 +100,5 @@ def test_a_loaded_quantizer_sees_a_late_sign_at_the_same_step(kind, steps):
     assert when_signed(half, 0, steps) is None
     resumed.load_state_dict(half.state_dict())
     resumed.forget()
-    expected = when_signed(kind(4), 0, len(inputs))
-    assert when_signed(resumed, steps, len(inputs)) == expected == 60
+    assert when_signed(kind(4), 0, len(inputs)) == expected
+    assert when_signed(resumed, steps, len(inputs)) == expected

@@ -304,8 +304,9 @@ def test_negatives_that_come_late_get_their_zero_point_at_once(asymmetric):
     late = batches(nn.functional.gelu, 100, 2000)
     with pytest.warns(UserWarning, match='0.input_quantizer: the input has '
                                          'negative values'):
-        steps(late)
+        steps(late[:25])
     assert quantizer.code_range().zero_point == 1
+    steps(late[25:])
     x = late[0]
     assert relative_error(x, quantizer(x)) <= 1.2 * least_error(x, 4, [1])
 
@@ -516,6 +517,17 @@ def test_a_zero_point_follows_data_that_lose_their_negatives():
     assert quantizer.code_range().zero_point > 0
     seen(quantizer, batches(nn.functional.relu, 300, 500))
     assert quantizer.is_signed and quantizer.code_range().zero_point == 0
+
+
+def test_zero_point_and_width_descend_in_the_same_steps():
+    quantizer = seen(built(), batches(nn.functional.silu, 110, 500))
+    clip, zero = quantizer.clip.clone(), quantizer.zero.clone()
+    inputs = batches(nn.functional.relu, 11, 500)
+    seen(quantizer, inputs[:1])  # is looked at, without counting negatives
+    assert quantizer.zero < zero and quantizer.clip != clip
+    clip, zero = quantizer.clip.clone(), quantizer.zero.clone()
+    seen(quantizer, inputs[1:10])
+    assert quantizer.zero == zero and quantizer.clip == clip
 
 
 def test_the_ends_of_a_range_with_a_zero_point_are_inside():
