@@ -1,5 +1,4 @@
 """State dicts of quantized models: names, checks, packed codes."""
-from .checks import added_later
 from .container import check_container, open_verified
 from .errors import CheckpointError
 from .gate import (
@@ -9,7 +8,7 @@ from .gate import (
     remove_load_gate,
 )
 from .integrity import bytes_of, check_meta, digest, open_seal, seal
-from .keys import FORMAT, NAME, read_phase
+from .keys import FORMAT, NAME, added_later, read_phase
 from .packing import pack, pack_bits, unpack_bits
 from .parts import float_weights, part_of
 

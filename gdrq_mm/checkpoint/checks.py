@@ -6,7 +6,6 @@ from typing import Callable, Dict, Optional, Set, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..quantizers.base import Quantizer
 from .errors import CheckpointError
 from .integrity import digest
 from .keys import PACKED, is_stored
@@ -81,21 +80,6 @@ def check_quantizers(layers: Dict[str, nn.Module], entries: dict) -> None:
                     f'the quantized checkpoint is damaged: {key} has shape '
                     f'{tuple(entries[key].shape)}, the model '
                     f'{tuple(own.shape)}. Nothing was loaded.')
-
-
-def added_later(model: nn.Module, entries: dict) -> Dict[str, Tensor]:
-    """Quantization entries that a file of an earlier version does not have,
-    with what they are there; none where it has one of them.
-
-    Args:
-        model (nn.Module): The converted model, or a part of it.
-        entries (dict): Entries of the checkpoint, by the model's names.
-    """
-    later = {join(name, key): torch.zeros_like(getattr(quantizer, key))
-             for name, quantizer in model.named_modules(remove_duplicate=False)
-             if isinstance(quantizer, Quantizer)
-             for key in quantizer.added_later}
-    return {} if later.keys() & entries.keys() else later
 
 
 def is_of_other_head(layer: nn.Module, name: str, entries: dict) -> bool:

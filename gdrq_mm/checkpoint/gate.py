@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from .checks import (
     adapts,
-    added_later,
     check_architecture,
     check_kinds,
     check_quantizers,
@@ -24,7 +23,7 @@ from .checks import (
 )
 from .errors import CheckpointError
 from .integrity import is_sealed, open_seal
-from .keys import NAME, PACKED, read_phase, read_schemes
+from .keys import NAME, PACKED, added_later, read_phase, read_schemes
 from .packing import unpack_weight
 from .parts import float_weights
 

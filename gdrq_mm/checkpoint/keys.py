@@ -9,8 +9,9 @@ import reprlib
 from typing import Dict, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..quantizers.base import Quantizer
 from .errors import CheckpointError
 
 NAME = 'quantization_state'  # the child of the converted model
@@ -77,6 +78,24 @@ def read_schemes(state_dict: dict, prefix: str = ''
             f'the quantized checkpoint is damaged: its schemes ({key}) are '
             'no JSON of one dict a layer. Nothing was loaded.') from None
     return schemes
+
+
+def added_later(model: nn.Module, state_dict: dict) -> Dict[str, Tensor]:
+    """Quantization entries that a state dict lacks as a file may: one of an
+    earlier version, or a published one where all of them are zero.
+
+    Args:
+        model (nn.Module): The converted model, or a part of it.
+        state_dict (dict): Its state dict.
+
+    Returns:
+        dict[str, Tensor]: What they are, zeros; none where one is there.
+    """
+    later = {f'{name}.{key}' if name else key: torch.zeros_like(
+        getattr(quantizer, key)) for name, quantizer in model.named_modules(
+        remove_duplicate=False) if isinstance(quantizer, Quantizer)
+        for key in quantizer.added_later}
+    return {} if later.keys() & state_dict.keys() else later
 
 
 def read_phase(state_dict: dict) -> int:

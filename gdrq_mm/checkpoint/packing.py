@@ -9,7 +9,7 @@ from ..layers import check_layers_are_there
 from ..training import get_state
 from .errors import CheckpointError
 from .integrity import seal
-from .keys import NAME, PACKED
+from .keys import NAME, PACKED, added_later
 
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
@@ -212,6 +212,10 @@ def pack(model: nn.Module, meta: Optional[dict] = None) -> Dict[str, Tensor]:
     packed = dict(model.state_dict())
     # Under every name: a module may be registered twice.
     pack_weights(dict(model.named_modules(remove_duplicate=False)), packed)
+    zeros = added_later(model, {})
+    if not any(packed[key].any() for key in zeros):
+        for key in zeros:  # each takes hundreds of bytes of a file
+            del packed[key]
     packed = {key: value.detach().cpu().clone()
               for key, value in packed.items()}
     seal(packed, NAME, meta)

@@ -57,8 +57,8 @@ class Quantizer(KeepsDigits):
             takes below zero; a file where one is, is refused.
         greatest (dict[str, float]): State-dict entries with a greatest value;
             a file where one is above it, is refused.
-        added_later (tuple[str, ...]): State-dict entries that files of
-            earlier versions lack; they stand for zero.
+        added_later (tuple[str, ...]): State-dict entries that a file may
+            lack, as those of earlier versions do; zero stands for them.
         decays (bool): Whether weight decay acts on what it learns.
     """
     fused = decays = False

@@ -37,13 +37,10 @@ class FirstBatchActivation(ActivationQuantizer):
     # One pass in 20 steps costs little; a training of a few dozen has one.
     SIGN_INTERVAL = 20
     NUM_STATISTICS = 0
-    added_later = ('num_updates', )
 
     def __init__(self, bits: int, headroom: float = 1.) -> None:
         super().__init__(bits, headroom)
         self.register_buffer('signed', torch.zeros((), dtype=torch.bool))
-        self.register_buffer('num_updates', torch.zeros(
-            (), dtype=torch.long))
         # Sums over the forwards since the last update: values, negative
         # ones, statistics times values.
         self.register_buffer('seen', torch.zeros(2 + self.NUM_STATISTICS),
@@ -82,9 +79,6 @@ class FirstBatchActivation(ActivationQuantizer):
         if not self._initialized:
             self._initialized = self.has_started()
             self._is_signed = bool(self.signed)
-            # As it was before a checkpoint of these updates.
-            self._updates = int(self.num_updates)
-            self._counts_negatives = self._counts_now()
 
     @property
     def initialized(self) -> bool:
@@ -122,10 +116,8 @@ class FirstBatchActivation(ActivationQuantizer):
                     each._use(negative / count > cls.NEGATIVE_SHARE,
                               [total / count for total in sums])
                 each.seen.zero_()
-        torch._foreach_add_([each.num_updates for each in quantizers], 1)
         for each in quantizers:
-            each._updates += 1
-            each._counts_negatives = each._counts_now()
+            each._count_update()
 
     def _use(self, signed: bool, means: List[float]) -> None:
         """What was seen since the last update, on all ranks."""
@@ -141,7 +133,8 @@ class FirstBatchActivation(ActivationQuantizer):
     def count_negatives(self) -> None:
         self._counts_negatives = self.initialized and not self.is_signed
 
-    def _counts_now(self) -> bool:
-        """Whether the next step is one that counts negative values."""
-        return (self._initialized and not self._is_signed
-                and self._updates % self.SIGN_INTERVAL == 0)
+    def _count_update(self) -> None:
+        self._updates += 1
+        self._counts_negatives = False
+        if self._updates % self.SIGN_INTERVAL == 0:
+            self.count_negatives()

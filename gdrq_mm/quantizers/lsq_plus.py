@@ -117,9 +117,6 @@ class LSQPlusActivation(FirstBatchActivation):
     def count_negatives(self) -> None:
         pass  # the offset learns of negative values by itself
 
-    def _counts_now(self) -> bool:
-        return False
-
     def forward(self, x: Tensor, rounding: bool = True) -> Tensor:
         if not (rounding and self.initialized):
             return x

@@ -378,7 +378,7 @@ def test_a_code_of_zero_beyond_the_codes_is_refused():
 # -- files of earlier versions ------------------------------------------------
 
 
-ADDED = ('input_quantizer.zero', 'input_quantizer.asymmetric')
+ADDED = 'input_quantizer.zero'
 
 
 def test_a_file_from_before_zero_points_were_the_default_has_signed_codes(

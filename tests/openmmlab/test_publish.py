@@ -654,13 +654,18 @@ def test_a_training_from_before_an_entry_was_added_is_published(
         tmp_path, LOADS_LOOSELY, type='MyNet')
     state_dict = with_thresholds(model).state_dict()
     older = {key: value for key, value in state_dict.items()
-             if not key.endswith(('.zero', '.asymmetric'))}
+             if not key.endswith('.zero')}
     torch.save(dict(state_dict=older), checkpoint)
     path, _ = publish(config, checkpoint, str(tmp_path / 'zoo'))
     packed = torch.load(path, weights_only=True)['state_dict']
-    assert packed.keys() > {key for key in older if 'quantizer' in key
-                            and 'weight' not in key}
-    del state_dict['head.fc.input_quantizer.asymmetric']
+    assert not any(key.endswith('.zero') for key in packed)
+    state_dict['backbone.first.input_quantizer.zero'].fill_(2.)
+    torch.save(dict(state_dict=state_dict), checkpoint)
+    path, _ = publish(config, checkpoint, str(tmp_path / 'zoo'))
+    packed = torch.load(path, weights_only=True)['state_dict']
+    assert packed['backbone.first.input_quantizer.zero'] == 2
+    assert packed['head.fc.input_quantizer.zero'] == 0
+    del state_dict['head.fc.input_quantizer.zero']
     torch.save(dict(state_dict=state_dict), checkpoint)
     with pytest.raises(CheckpointError, match='lacks 1 entries|missing'):
         publish(config, checkpoint, str(tmp_path / 'zoo'))

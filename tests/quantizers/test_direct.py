@@ -218,8 +218,7 @@ def test_the_clipped_share_is_of_the_values_that_are_not_zero(signed):
         1 / (3 if signed else 2))
     assert quantizer.clipped_fraction(
         torch.tensor([0., 0., 9 * high * step])) == 1
-    assert quantizer.state_dict().keys() == {
-        'step', 'signed', 'num_updates'}
+    assert quantizer.state_dict().keys() == {'step', 'signed'}
 
 
 def test_a_single_value_moves_the_step_as_many_would():

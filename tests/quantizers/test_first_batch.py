@@ -75,30 +75,3 @@ def test_an_empty_input_says_nothing():
     quantizer.observe(torch.rand(0, 4))
     LSQActivation.update_([quantizer])
     assert not quantizer.initialized
-
-
-@pytest.mark.parametrize('kind', [LSQActivation, PACTActivation])
-@pytest.mark.parametrize('steps', [39, 40])
-@pytest.mark.parametrize('positive, expected', [(40, 40), (41, 60)])
-def test_a_loaded_quantizer_sees_a_late_sign_at_the_same_step(
-        kind, steps, positive, expected):
-    """One step in twenty counts negative values, whether a training was
-    interrupted or not."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.rand(50, generator=generator) for _ in range(positive)] \
-        + [torch.randn(50, generator=generator) for _ in range(30)]
-
-    def when_signed(quantizer, begin, end):
-        for step in range(begin, end):
-            quantizer.observe(inputs[step])
-            kind.update_([quantizer])
-            if quantizer.is_signed:
-                return step
-        return None
-
-    half, resumed = kind(4), kind(4)
-    assert when_signed(half, 0, steps) is None
-    resumed.load_state_dict(half.state_dict())
-    resumed.forget()
-    assert when_signed(kind(4), 0, len(inputs)) == expected
-    assert when_signed(resumed, steps, len(inputs)) == expected

@@ -466,7 +466,7 @@ def test_statistics_of_a_step_are_no_part_of_a_checkpoint():
     assert built(asymmetric=True).state_dict().keys() == {
         'clip', 'signed', 'num_updates', 'zero'}
     assert built().state_dict().keys() == {
-        'clip', 'signed', 'num_updates', 'zero', 'asymmetric'}
+        'clip', 'signed', 'num_updates', 'zero'}
 
 
 def test_learned_thresholds_are_logged_once_they_are_there():

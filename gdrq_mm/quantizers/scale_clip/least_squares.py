@@ -40,6 +40,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
     FIRST_LOOKS = 100
     LOOK_INTERVAL = RunningClip.SIGN_INTERVAL // 2
     SMALL = 4  # the greatest value over the size of small negative ones
+    LEAST_ZERO = 2.**-10  # of a running code of zero; 0 says there is none
 
     def __init__(self, bits: int, lr: float = .01, headroom: float = 1.,
                  asymmetric: Optional[bool] = None) -> None:
@@ -50,12 +51,10 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         # times the number of values.
         self.register_buffer('seen', torch.zeros(7), persistent=False)
         if asymmetric is None:
-            # Whether it has a zero point, if it is signed.
-            self.register_buffer('asymmetric', torch.zeros(
-                (), dtype=torch.bool))
-            self.added_later = ('asymmetric', 'zero')
+            self.added_later = ('zero', )
         if asymmetric is not False:
-            # The running code of zero; in force is the nearest integer.
+            # The running code of zero; in force is the nearest integer. It
+            # is above 0, if little, where there is a zero point.
             self.register_buffer('zero', torch.zeros(()))
             # Averages may come out a little above the last code.
             self.greatest = {'zero': self.levels + .25}
@@ -71,7 +70,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
 
     def _read(self) -> None:
         if not self._settled and self.wanted is None:
-            self._asymmetric = bool(self.asymmetric)
+            self._asymmetric = bool(self.zero > 0)
         super()._read()
 
     @property
@@ -174,14 +173,16 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         zero = torch.stack([each.zero for each in quantizers])
         target = seen[:, 4] / seen[:, 1].clamp(min=1)
         # Where the input turns signed, it starts.
-        moved = zero.lerp(target, torch.where(turned, 1., steps))
-        zero = torch.where(steps > 0, moved, zero)
+        moved = zero.lerp(target, torch.where(turned, 1., steps)).clamp(
+            min=cls.LEAST_ZERO)
+        small = torch.stack([
+            each if quantizer.wanted is None else torch.ones_like(each)
+            for quantizer, each in zip(quantizers,
+                                       cls._are_small(seen[:, 5:]))])
+        zero = torch.where((steps > 0) & ((zero > 0) | turned & small), moved,
+                           zero)
         torch._foreach_copy_([each.zero for each in quantizers],
                              list(zero.unbind()))
-        for quantizer, small in zip(quantizers,
-                                    turned & cls._are_small(seen[:, 5:])):
-            if quantizer.wanted is None:
-                quantizer.asymmetric |= small
 
     def grid(self, seen: Optional[Tensor] = None) -> Optional[Grid]:
         if not (self.initialized and self.has_zero_point):
