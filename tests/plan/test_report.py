@@ -47,6 +47,28 @@ def test_100_percent_is_all_of_it():
         layers, mac_share=.99999).summary()
 
 
+@pytest.mark.parametrize('inputs, expected', [
+    (('unsigned', 'unsigned', 'unsigned'), 'unsigned'),
+    (('unsigned', 'signed', 'unsigned'), 'signed'),
+    (('signed', 'zero point', 'unsigned'), 'zero point'),
+    ((None, 'signed', None), 'signed'), ((None, None, None), 'not seen yet')])
+def test_of_several_inputs_the_one_with_most_below_zero_is_told(
+        inputs, expected):
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    kinds = {'unsigned': values.relu(), 'signed': values,
+             'zero point': nn.functional.silu(4 * values)}
+    model = nn.Sequential(nn.MultiheadAttention(8, 2))
+    report = quantize_(model, dict(weight=dict(bits=4),
+                                   activation=dict(bits=4)))
+    quantizers = [each for _, each in model[0].activation_quantizers()]
+    for quantizer, kind in zip(quantizers, inputs, strict=True):
+        if kind:
+            quantizer.observe(kinds[kind])
+            type(quantizer).update_([quantizer])
+    plan, = (each for each in report.layers if not each.child)
+    assert report.input_of(plan) == expected
+
+
 def test_weights_that_are_read_past_their_layer_are_told():
 
     class Reads(nn.Module):
