@@ -7,7 +7,7 @@ quantized against start -> float.
 """
 # In the order of the results page.
 from . import (  # noqa: F401, I001, I100
-    real, real_changes, weights, choices, architectures, tasks)
+    real, real_changes, detectors, weights, choices, architectures, tasks)
 from .common import CELLS, FAMILIES, STUDIES
 
 __all__ = ['CELLS', 'FAMILIES', 'STUDIES']

@@ -13,7 +13,13 @@ FAMILIES = dict(
     tinyvgg=Family('VGG-16-BN, Tiny-ImageNet-100', 'cls',
                    'tiny-imagenet-100'),
     bccd=Family('Faster R-CNN, BCCD', 'det', 'bccd'),
-    camvid=Family('PSPNet, CamVid', 'seg', 'camvid'))
+    camvid=Family('PSPNet, CamVid', 'seg', 'camvid'),
+    fcos=Family('FCOS', 'det', 'bccd'),
+    atss=Family('ATSS', 'det', 'bccd'),
+    ssd=Family('SSD', 'det', 'bccd'),
+    rtmdet=Family('RTMDet', 'det', 'bccd'),
+    cascade_rcnn=Family('Cascade R-CNN', 'det', 'bccd'),
+    detr=Family('DETR', 'det', 'bccd'))
 CELLS, STUDIES = {}, {}
 ITERS = 150  # of a fine-tuning on signs
 
