@@ -1,28 +1,9 @@
-# FCOS on BCCD, from our own ResNet-18 of Tiny-ImageNet-100 with 24 channels in
-# its first stage, of 64.
-_base_ = [
-    'mmdet::_base_/models/retinanet_r50_fpn.py',
-    'mmdet::_base_/default_runtime.py',
-    '../../../configs/_base_/gdrq_mm.py',
-    '../../../configs/_base_/datasets/bccd.py',
-    '../../../configs/_base_/schedules/bccd_12e.py'
-]
+# FCOS on BCCD, with backbone and schedule of the small RetinaNet.
+_base_ = '../../../configs/retinanet/retinanet_r18-w24_fpn_bccd.py'
 
 model = dict(
     type='FCOS',
-    backbone=dict(
-        depth=18,
-        stem_channels=24,
-        base_channels=24,
-        # Everything trains, BN statistics too: images are another kind.
-        frozen_stages=-1,
-        norm_eval=False,
-        init_cfg=None),
-    neck=dict(
-        in_channels=[24, 48, 96, 192],
-        out_channels=64,
-        add_extra_convs='on_output',
-        num_outs=4),
+    neck=dict(add_extra_convs='on_output'),
     bbox_head=dict(
         _delete_=True,
         type='FCOSHead',
@@ -38,7 +19,3 @@ model = dict(
         # Platelets are 20 pixels wide, white cells 100.
         regress_ranges=((-1, 24), (24, 48), (48, 96), (96, 1e8)),
         loss_bbox=dict(type='GIoULoss', loss_weight=1.0)))
-
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
-# The output of resnet18-w24_tiny-imagenet-100.py, as model_zoo/ has it.
-load_from = 'model_zoo/resnet18-w24_tiny-imagenet-100.pth'

@@ -1,24 +1,9 @@
-# SSD on BCCD, from our own ResNet-18 of Tiny-ImageNet-100 with 24 channels in
-# its first stage, of 64, instead of VGG.
-_base_ = [
-    'mmdet::_base_/models/retinanet_r50_fpn.py',
-    'mmdet::_base_/default_runtime.py',
-    '../../../configs/_base_/gdrq_mm.py',
-    '../../../configs/_base_/datasets/bccd.py',
-    '../../../configs/_base_/schedules/bccd_12e.py'
-]
+# SSD on BCCD, with the backbone of the small RetinaNet instead of VGG.
+_base_ = '../../../configs/retinanet/retinanet_r18-w24_fpn_bccd.py'
 
 model = dict(
     type='SingleStageDetector',
-    backbone=dict(
-        depth=18,
-        stem_channels=24,
-        base_channels=24,
-        out_indices=(1, 2, 3),
-        # Everything trains, BN statistics too: images are another kind.
-        frozen_stages=-1,
-        norm_eval=False,
-        init_cfg=None),
+    backbone=dict(out_indices=(1, 2, 3)),
     neck=dict(
         _delete_=True,
         type='SSDNeck',
@@ -63,7 +48,3 @@ model = dict(
         debug=False),
     test_cfg=dict(
         nms=dict(iou_threshold=0.45), score_thr=0.02, max_per_img=200))
-
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
-# The output of resnet18-w24_tiny-imagenet-100.py, as model_zoo/ has it.
-load_from = 'model_zoo/resnet18-w24_tiny-imagenet-100.pth'
