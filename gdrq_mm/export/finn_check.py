@@ -102,8 +102,9 @@ def _check_nodes(model: ModelWrapper) -> None:
         if np.any(stored[node.input[2]]):
             raise RuntimeError(
                 f'the input of {name} has a zero point, which FINN does not '
-                'read; train with activation=dict(asymmetric=False), or with '
-                'a type without one. Nothing was written')
+                'read; train with asymmetric=False (of activation, and of '
+                'residual and products where they are set), or with a type '
+                'without one. Nothing was written')
         source = model.find_producer(node.input[0])
         if source is None or source.op_type != 'Relu':
             continue

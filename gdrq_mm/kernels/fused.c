@@ -178,7 +178,7 @@ void quantize_shifted(const float *restrict x, float *restrict out,
                       const float *clip, const float *zero, int64_t n,
                       int64_t levels) {
     grid_t grid = shifted_grid(*clip, *zero, levels);
-#pragma omp parallel for simd schedule(static) if (n > SERIAL)
+#pragma omp parallel for simd schedule(static) if (parallel : n > SERIAL)
     for (int64_t i = 0; i < n; i++)
         out[i] = clamped(rintf(x[i] / grid.scale), grid.low, grid.high)
                  * grid.scale;
@@ -188,7 +188,7 @@ void mask_outside_shifted(const float *restrict x, float *restrict grad,
                           const float *clip, const float *zero, int64_t n,
                           int64_t levels) {
     grid_t grid = shifted_grid(*clip, *zero, levels);
-#pragma omp parallel for simd schedule(static) if (n > SERIAL)
+#pragma omp parallel for simd schedule(static) if (parallel : n > SERIAL)
     for (int64_t i = 0; i < n; i++) {
         float ratio = x[i] / grid.scale;
         grad[i] = ratio >= grid.low && ratio <= grid.high ? grad[i] : 0.f;

@@ -52,9 +52,8 @@ def log_first_iteration(state: QuantizationState) -> None:
     shared = sorted({' = '.join(sorted({plan.name, *same}))
                      for plan in report.layers
                      for same in [report.same_input(plan)] if same})
-    print_log('GDRQHook: signed inputs: '
-              f'{signed}; with small negative values, which get a zero '
-              f'point: {shifted}; layers that read the same tensor: '
+    print_log(f'GDRQHook: signed inputs: {signed}; with a zero point: '
+              f'{shifted}; layers that read the same tensor: '
               f'{"; ".join(shared) or "none"}', 'current')
     _warn_of_rules(state, report)
     reads = [f'{plan.name}: {"; ".join(found)}' for plan in report.layers

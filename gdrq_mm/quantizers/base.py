@@ -226,10 +226,10 @@ class ActivationQuantizer(Quantizer):
         initialized (bool): Whether it has a range; until then inputs pass.
         settled (bool): Whether statistics may be taken while the kernels
             quantize; asked only where ``fused``.
-        is_signed (bool): Whether negative values have codes.
+        is_signed (bool): Whether the input is known to have negative values.
         turned_signed (bool): Whether they came to be so after inputs were
             quantized without; training says so and sets it back.
-        has_zero_point (bool): Whether the code of zero is above the least.
+        has_zero_point (bool): Whether a signed input has codes from 0 on.
     """
     Scheme: Type[ActivationScheme] = ActivationScheme
     turned_signed, has_zero_point = False, False

@@ -62,7 +62,9 @@ def hand_on_ranges(state, live: Iterable, turned: Iterable[str]) -> None:
         for name in new:
             theirs[name].load_state_dict(waiting[name].state_dict())
             theirs[name].forget()
-        copied.ranges |= new
+        # Until its sign is settled a range may become another one.
+        copied.ranges |= {name for name in new if getattr(
+            waiting[name], 'settled', True)}
 
 
 def _is_average(other) -> bool:

@@ -147,6 +147,5 @@ def update_thresholds_(state) -> List[str]:
             state.activation_quantizers[name].turned_signed = False
         warnings.warn(
             f'{", ".join(turned)}: the input has negative values, which it '
-            'had not in the first steps; it is quantized to signed codes '
-            'from now on')
+            'had not in the first steps; they have codes from now on')
     return turned

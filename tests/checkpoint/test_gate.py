@@ -399,6 +399,30 @@ def test_a_file_from_before_zero_points_were_the_default_has_signed_codes(
         assert_refused(make(1), damaged, 'missing')
 
 
+@pytest.mark.parametrize('strict', [True, False])
+@pytest.mark.parametrize('theirs, ours, told', [
+    (None, False, 'threshold mse, 1 .*config .*mse, signed codes'),
+    (False, None, 'mse, signed codes.*config .*mse, 1 sites'),
+    (True, False, 'mse, zero point.*config .*mse, signed codes')])
+def test_codes_of_another_range_are_refused(trained, theirs, ours, told,
+                                            strict):
+    """A width of unsigned codes is no bound of signed ones."""
+    models = []
+    for asymmetric in (theirs, ours):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 2))
+        gdrq_mm.quantize_(model, dict(weight=dict(bits=4), rules=[
+            dict(match='2', activation=dict(bits=4, asymmetric=asymmetric))]))
+        gdrq_mm.calibrate(model, [lambda: model(torch.randn(64, 3))])
+        models.append(model)
+    before = snapshot(models[1])
+    with pytest.raises(CheckpointError, match=told):
+        models[1].load_state_dict(models[0].state_dict(), strict=strict)
+    after = snapshot(models[1])
+    assert all(torch.equal(value, before[0][key])
+               for key, value in after[0].items())
+
+
 # -- what torch copies before it raises ---------------------------------------
 
 

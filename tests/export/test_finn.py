@@ -83,16 +83,20 @@ def test_a_relu_that_others_read_is_refused_with_the_setting(tmp_path):
 
 
 @torch.no_grad()
-def test_an_input_with_a_zero_point_is_refused(tmp_path):
+@pytest.mark.parametrize('config', [
+    dict(activation=dict(bits=4, asymmetric=True)),
+    dict(activation=dict(bits=4, asymmetric=False),
+         residual=dict(outputs=['1']),
+         rules=[dict(match='2', activation=dict(bits=None))])])
+def test_an_input_with_a_zero_point_is_refused(tmp_path, config):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 1))
-    x = torch.rand(1, 3, 6, 6)
-    gdrq_mm.quantize_(model, dict(weight=dict(bits=4), activation=dict(
-        bits=4, asymmetric=True)))
+    x = 9 * torch.rand(1, 3, 6, 6)  # negatives small beside the rest
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4), **config))
     gdrq_mm.calibrate(model, [lambda: model(x)])
     with pytest.raises(RuntimeError, match='the input of .* has a zero point, '
                        'which FINN does not read; train with '
-                       r'activation=dict\(asymmetric=False\)'):
+                       r'asymmetric=False \(of activation, and of residual '):
         export_onnx(model.eval(), x, tmp_path / 'model.onnx', 'finn')
     assert not list(tmp_path.iterdir())
 

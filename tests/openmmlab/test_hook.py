@@ -449,7 +449,7 @@ def test_inputs_behind_silu_are_logged_with_zero_points(make_runner,
     runner.train()
     log = run_log(runner)
     line = next(line for line in log.splitlines() if 'signed inputs' in line)
-    signed, _, shifted = line.partition('which get a zero point: ')
+    signed, _, shifted = line.partition('with a zero point: ')
     assert 'backbone.conv1' in signed and 'layer1' not in signed
     assert 'backbone.layer1.0.conv2' in shifted
 

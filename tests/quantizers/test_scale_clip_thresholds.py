@@ -145,6 +145,44 @@ def test_ranks_agree_on_a_zero_point(monkeypatch):
         assert ranks[0].state_dict() == ranks[1].state_dict()
 
 
+def test_a_rank_that_was_not_called_once_agrees_on_a_zero_point(monkeypatch):
+    """It counts negative values in other steps than the others."""
+    ranks = built(), built()
+
+    def joint(seen):
+        seen.copy_(sum(quantizer.seen for quantizer in ranks)[None])
+
+    monkeypatch.setattr(activation, 'sum_over_ranks_', joint)
+    for step in range(60):
+        x = normal(2000)
+        x = x.relu() if step < 38 else nn.functional.silu(x)
+        for rank, quantizer in enumerate(ranks):
+            quantizer.observe(x[:0] if (rank, step) == (1, 35) else x)
+        kept = [quantizer.seen.clone() for quantizer in ranks]
+        for quantizer in ranks:
+            type(quantizer).update_([quantizer])
+            for other, seen_by in zip(ranks, kept):
+                other.seen.copy_(seen_by)
+        for quantizer in ranks:
+            quantizer.seen.zero_()
+    assert [each.has_zero_point for each in ranks] == [True, True]
+    assert ranks[0].code_range() == ranks[1].code_range()
+
+
+@pytest.mark.parametrize('bits', [4, 8])
+def test_calls_with_zeros_alone_say_nothing_of_the_code_of_zero(bits):
+    inputs = batches(nn.functional.silu, 150, size=2000)
+    alone, beside = seen(built(bits), inputs), built(bits)
+    for x in inputs:
+        beside.observe(x)
+        beside.observe(torch.zeros(2000))
+        type(beside).update_([beside])
+    ours, theirs = beside.code_range(), alone.code_range()
+    assert ours.zero_point == theirs.zero_point
+    # Zeros do count before there is any threshold.
+    assert ours.scale == pytest.approx(theirs.scale, rel=.02)
+
+
 def test_a_zero_point_that_was_given_stays_where_it_is_loaded():
     inputs = batches(nn.functional.silu, 40, size=2000)
     whole = seen(built(), inputs)
@@ -451,7 +489,7 @@ def test_what_differs_stands_in_the_scheme():
     (dict(threshold='learned', k=2), 'as no mean is taken'),
     (dict(threshold='nonzero', asymmetric=True),
      "asymmetric is True, allowed: with threshold="
-     "'nonzero': False; threshold='mse' finds"),
+     "'nonzero': None or False; threshold='mse' finds"),
     (dict(threshold='learned', asymmetric=True), "type='LSQPlus' learns one"),
     (dict(threshold='mse', asymmetric=1),
      'asymmetric is 1, allowed: True, False, or None'),

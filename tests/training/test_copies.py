@@ -71,7 +71,7 @@ def test_an_average_turns_signed_with_its_model():
     model = make_model(TYPES['LSQ'])
     averaged = ExponentialMovingAverage(model, momentum=.01)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
-    with pytest.warns(UserWarning, match='signed codes') as caught:
+    with pytest.warns(UserWarning, match='have codes from now on') as caught:
         for index in range(103):
             x = torch.rand(2, 3, 9, 9)
             model(x if index < 2 else x - .5).mean().backward()
@@ -183,6 +183,24 @@ def test_a_copy_of_a_trained_model_has_not_stepped():
     train(model, steps=2)
     assert get_state(model).has_stepped
     assert not get_state(copy.deepcopy(model)).has_stepped
+
+
+def test_an_average_has_the_zero_point_that_comes_in_the_first_steps():
+    model = make_model(TYPES['ScaleClip'])
+    averaged = ExponentialMovingAverage(model, momentum=1e-4,
+                                        update_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    for index in range(30):
+        x = torch.randn(2, 3, 9, 9)
+        x = x.relu() if index < 5 else nn.functional.silu(2 * x)
+        model(x).mean().backward()
+        optimizer.step()
+        averaged.update_parameters(model)
+    ours, theirs = (
+        get_state(each).layers['0'].input_quantizer.code_range()
+        for each in (model, averaged.module))
+    assert ours.zero_point == theirs.zero_point > 0
+    assert theirs.scale == pytest.approx(ours.scale, rel=.2)
 
 
 def test_ranges_are_handed_on_once():

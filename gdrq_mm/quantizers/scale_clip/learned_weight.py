@@ -18,8 +18,7 @@ class _LearnedClip(torch.autograd.Function):
 
     With ``s = a / n`` it is LSQ's of the step size (its Eq. 3), divided by
     ``n``: ``round(x / s) - x / s`` inside the range, the top code from the
-    bounds on, as weights clipped to ``a`` lie there. That of ``x`` is 1 up to
-    the bounds, these included.
+    bounds on. That of ``x`` is 1 up to the bounds, these included.
     """
 
     @staticmethod

@@ -107,17 +107,18 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         if signed and asymmetric:
             zeros = self._zeros_to_try(values)
             step, row = quick_grid(values, -zeros, self.levels - zeros)
-            self.seen[4] += count * zeros[row].squeeze()
-            top = self.levels * step
+            top, zero = self.levels * step, zeros[row].squeeze()
         else:
             # A tensor of Python numbers would have a GPU waited for.
             levels = values.new_full(
                 (1, ), F.num_levels(self.bits, signed))
             step, _ = quick_grid(values, -levels * signed, levels)
-            top = (levels * step).squeeze()
+            top, zero = (levels * step).squeeze(), None
         # Zeros have no best threshold.
         used = count * ((top > 0) | (self.clip == 0)).to(top)
         self.seen[:2] += torch.stack([used * top, used])
+        if zero is not None:
+            self.seen[4] += used * zero
         self.seen[2] += count * top.isfinite()
 
     @classmethod
@@ -161,10 +162,10 @@ class LeastSquaresClipActivation(ScaleClipActivation):
     def update_zero_points_(cls, quantizers: Iterable[ScaleClipActivation],
                             seen: Tensor, steps: Tensor,
                             turned: Tensor) -> None:
-        # Settled inputs without one, those behind ReLUs, cost nothing here.
+        # All that may have one, whatever this rank knows of them: others may
+        # have seen their inputs turn signed.
         kept = [(row, each) for row, each in enumerate(quantizers)
-                if each.wanted is not False
-                and (each._counts_negatives or each.has_zero_point)]
+                if each.wanted is not False]
         if not kept:
             return
         rows, quantizers = zip(*kept)

@@ -55,8 +55,9 @@ class ScaleClipActivationScheme(ActivationScheme):
               'asymmetric', self.asymmetric, 'True, False, or None for a zero '
               'point where negative values are small')
         check(not self.asymmetric or self.threshold == 'mse', 'asymmetric',
-              self.asymmetric, f'with threshold={self.threshold!r}: False; '
-              "threshold='mse' finds a zero point, type='LSQPlus' learns one")
+              self.asymmetric, f'with threshold={self.threshold!r}: None or '
+              "False; threshold='mse' finds a zero point, type='LSQPlus' "
+              'learns one')
 
     def options(self) -> Dict[str, Any]:
         options = super().options()
@@ -68,4 +69,6 @@ class ScaleClipActivationScheme(ActivationScheme):
         text = super().describe()
         if self.threshold != 'mean':
             text += f', threshold {self.threshold}'
-        return text + ', zero point' if self.asymmetric else text
+        if self.threshold != 'mse' or self.asymmetric is None:
+            return text
+        return f'{text}, {"zero point" if self.asymmetric else "signed codes"}'
