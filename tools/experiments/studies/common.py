@@ -16,7 +16,6 @@ FAMILIES = dict(
     camvid=Family('PSPNet, CamVid', 'seg', 'camvid'),
     fcos=Family('FCOS', 'det', 'bccd'),
     atss=Family('ATSS', 'det', 'bccd'),
-    ssd=Family('SSD', 'det', 'bccd'),
     rtmdet=Family('RTMDet', 'det', 'bccd'),
     cascade_rcnn=Family('Cascade R-CNN', 'det', 'bccd'),
     detr=Family('DETR', 'det', 'bccd'))
