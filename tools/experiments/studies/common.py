@@ -15,6 +15,7 @@ FAMILIES = dict(
     bccd=Family('Faster R-CNN, BCCD', 'det', 'bccd'),
     camvid=Family('PSPNet, CamVid', 'seg', 'camvid'),
     fcos=Family('FCOS', 'det', 'bccd'),
+    atss=Family('ATSS', 'det', 'bccd'),
     rtmdet=Family('RTMDet', 'det', 'bccd'),
     cascade_rcnn=Family('Cascade R-CNN', 'det', 'bccd'))
 CELLS, STUDIES = {}, {}

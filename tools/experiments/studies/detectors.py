@@ -12,6 +12,7 @@ PAIRS = ((4, 4), (2, 4))
 # First and last layers, at 8 bits.
 ENDS = dict(
     fcos=('backbone.conv1', 'bbox_head.conv_*'),
+    atss=('backbone.conv1', 'bbox_head.atss_*'),
     rtmdet=('backbone.stem.0.conv', 'bbox_head.rtm_*'),
     cascade_rcnn=('backbone.conv1', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg',
                   'roi_head.bbox_head.*.fc_*'))
