@@ -82,6 +82,29 @@ def check_quantizers(layers: Dict[str, nn.Module], entries: dict) -> None:
                     f'{tuple(own.shape)}. Nothing was loaded.')
 
 
+def check_entries(layers: Dict[str, nn.Module], entries: dict) -> None:
+    """Quantizers must have a place for all that a checkpoint says of them.
+
+    Args:
+        layers (dict[str, nn.Module]): Converted layers, by name.
+        entries (dict): Entries of the checkpoint.
+
+    Raises:
+        CheckpointError: An entry that is not zero has none.
+    """
+    for name, layer in layers.items():
+        own = {join(name, key) for key in layer.quantizer_state()}
+        parts = {join(name, part) for part, _ in layer.quantizers()}
+        for key, value in entries.items():
+            if key.rpartition('.')[0] in parts and key not in own \
+                    and isinstance(value, Tensor) and value.any():
+                raise CheckpointError(
+                    f'the checkpoint has {key}, for which the quantizer of '
+                    'the config has no place: use the config that it was '
+                    'trained with (of a code of zero: its asymmetric). '
+                    'Nothing was loaded.')
+
+
 def is_of_other_head(layer: nn.Module, name: str, entries: dict) -> bool:
     """Whether the weight is of another shape, and therefore not loaded."""
     if not hasattr(layer, 'latent_weight'):

@@ -2,8 +2,7 @@
 
 The one way in: of a whole model, of a part that loads alone (``init_cfg`` of
 a backbone), of a quantized model inside another (a teacher); packed, latent
-or of a training; into a float model, where it is refused. All checks come
-before anything is loaded, so that what is refused changes nothing.
+or of a training; into a float model: refused. Checks come before all loading.
 """
 import functools
 from typing import Dict, Optional
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from .checks import (
     adapts,
     check_architecture,
+    check_entries,
     check_kinds,
     check_quantizers,
     check_values,
@@ -233,6 +233,7 @@ def _check_structure(module, layers, entries, schemes, ours) -> None:
     names, shapes = (True, True) if packed else (
         False, False) if adapts(module, entries, _gates) else demands()
     try:
+        check_entries(layers, entries)
         if shapes:
             without = dict(entries)
             for part in ('format', 'meta_digest', 'digest', *(

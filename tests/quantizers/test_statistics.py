@@ -178,7 +178,7 @@ def test_a_short_training_finds_late_negatives(options):
     model = nn.Sequential(nn.Linear(16, 8))
     quantize_(model, dict(activation=dict(bits=4, **options)))
     steps(model, unsigned(10))
-    with pytest.warns(UserWarning, match='signed codes'):
+    with pytest.warns(UserWarning, match='have codes from now on'):
         steps(model, [x - .5 for x in unsigned(20)])
     assert model[0].input_quantizer.is_signed
 
@@ -236,7 +236,8 @@ def test_a_sign_that_the_first_batch_had_not_is_found_and_told_of(kind):
     steps(model, unsigned(2))
     greatest = quantizer(torch.full((1, ), 9.)).item()
     assert quantizer(torch.tensor([-.5])).item() == 0
-    with pytest.warns(UserWarning, match='0.input_quantizer.*signed codes'):
+    with pytest.warns(UserWarning,
+                      match='0.input_quantizer.*have codes from now on'):
         steps(model, [x - .5 for x in unsigned(21)])
     assert quantizer.is_signed and bool(quantizer.signed)
     assert quantizer(torch.tensor([-9.])).item() <= -.9 * greatest
@@ -254,7 +255,7 @@ def test_a_few_negatives_turn_no_sign(kind, recwarn):
     some[0, 0] = -1e-3
     steps(model, [some] * 50)
     assert not quantizer.is_signed
-    assert not [each for each in recwarn if 'signed codes' in str(
+    assert not [each for each in recwarn if 'have codes from now on' in str(
         each.message)]
 
 
@@ -266,5 +267,5 @@ def test_an_offset_needs_no_sign(recwarn):
     unit = quantizer.step.unit.clone()
     steps(model, before)
     assert torch.equal(quantizer.step.unit, unit)
-    assert not [each for each in recwarn if 'signed codes' in str(
+    assert not [each for each in recwarn if 'have codes from now on' in str(
         each.message)]

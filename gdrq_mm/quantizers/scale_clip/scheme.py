@@ -69,6 +69,4 @@ class ScaleClipActivationScheme(ActivationScheme):
         text = super().describe()
         if self.threshold != 'mean':
             text += f', threshold {self.threshold}'
-        if self.threshold != 'mse' or self.asymmetric is None:
-            return text
-        return f'{text}, {"zero point" if self.asymmetric else "signed codes"}'
+        return text + ', zero point' if self.asymmetric else text
