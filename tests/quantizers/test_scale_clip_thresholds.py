@@ -129,6 +129,21 @@ def test_all_batches_of_a_step_decide_on_a_zero_point():
     assert not quantizer.has_zero_point  # decided once
 
 
+@pytest.mark.parametrize('settings', [
+    (False, None, True), (None, None), (True, None), (False, False)])
+def test_quantizers_of_a_model_move_as_each_alone(settings):
+    inputs = batches(nn.functional.silu, 30, size=2000)
+    together = [built(asymmetric=setting) for setting in settings]
+    for x in inputs:
+        for quantizer in together:
+            quantizer.observe(x)
+        type(together[0]).update_(together)
+    for quantizer, setting in zip(together, settings):
+        alone = seen(built(asymmetric=setting), inputs)
+        assert quantizer.code_range() == alone.code_range()
+        assert quantizer.has_zero_point == (setting is not False)
+
+
 def test_ranks_agree_on_a_zero_point(monkeypatch):
     """Each sees other values, and all decide on those of the joint batch."""
     for inputs, both in (((nn.functional.silu, torch.clone), False),

@@ -169,17 +169,19 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         if not kept:
             return
         rows, quantizers = zip(*kept)
-        seen, steps, turned = (torch.stack([each[row] for row in rows])
-                               for each in (seen, steps, turned))
+        if len(rows) < len(seen):
+            seen, steps, turned = (torch.stack([each[row] for row in rows])
+                                   for each in (seen, steps, turned))
         zero = torch.stack([each.zero for each in quantizers])
         target = seen[:, 4] / seen[:, 1].clamp(min=1)
         # Where the input turns signed, it starts.
         moved = zero.lerp(target, torch.where(turned, 1., steps)).clamp(
             min=cls.LEAST_ZERO)
-        small = torch.stack([
-            each if quantizer.wanted is None else torch.ones_like(each)
-            for quantizer, each in zip(quantizers,
-                                       cls._are_small(seen[:, 5:]))])
+        small = cls._are_small(seen[:, 5:])
+        if any(each.wanted for each in quantizers):
+            small = torch.stack([
+                torch.ones_like(each) if quantizer.wanted else each
+                for quantizer, each in zip(quantizers, small)])
         zero = torch.where((steps > 0) & ((zero > 0) | turned & small), moved,
                            zero)
         torch._foreach_copy_([each.zero for each in quantizers],
