@@ -110,8 +110,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
             top, zero = self.levels * step, zeros[row].squeeze()
         else:
             # A tensor of Python numbers would have a GPU waited for.
-            levels = values.new_full(
-                (1, ), F.num_levels(self.bits, signed))
+            levels = values.new_full((1, ), F.num_levels(self.bits, signed))
             step, _ = quick_grid(values, -levels * signed, levels)
             top, zero = (levels * step).squeeze(), None
         # Zeros have no best threshold.
@@ -182,10 +181,9 @@ class LeastSquaresClipActivation(ScaleClipActivation):
             small = torch.stack([
                 torch.ones_like(each) if quantizer.wanted else each
                 for quantizer, each in zip(quantizers, small)])
-        zero = torch.where((steps > 0) & ((zero > 0) | turned & small), moved,
-                           zero)
-        torch._foreach_copy_([each.zero for each in quantizers],
-                             list(zero.unbind()))
+        moves = (steps > 0) & ((zero > 0) | turned & small)
+        zeros = torch.where(moves, moved, zero).unbind()
+        torch._foreach_copy_([each.zero for each in quantizers], list(zeros))
 
     def grid(self, seen: Optional[Tensor] = None) -> Optional[Grid]:
         if not (self.initialized and self.has_zero_point):
