@@ -92,17 +92,18 @@ def check_entries(layers: Dict[str, nn.Module], entries: dict) -> None:
     Raises:
         CheckpointError: An entry that is not zero has none.
     """
-    for name, layer in layers.items():
-        own = {join(name, key) for key in layer.quantizer_state()}
-        parts = {join(name, part) for part, _ in layer.quantizers()}
-        for key, value in entries.items():
-            if key.rpartition('.')[0] in parts and key not in own \
-                    and isinstance(value, Tensor) and value.any():
-                raise CheckpointError(
-                    f'the checkpoint has {key}, for which the quantizer of '
-                    'the config has no place: use the config that it was '
-                    'trained with (of a code of zero: its asymmetric). '
-                    'Nothing was loaded.')
+    own = {join(name, key) for name, layer in layers.items()
+           for key in layer.quantizer_state()}
+    quantizers = {join(name, part) for name, layer in layers.items()
+                  for part, _ in layer.quantizers()}
+    for key, value in entries.items():
+        if key.rpartition('.')[0] in quantizers and key not in own \
+                and isinstance(value, Tensor) and value.any():
+            raise CheckpointError(
+                f'the checkpoint has {key}, for which the quantizer of the '
+                'config has no place: use the config that it was trained '
+                'with (of a code of zero: its asymmetric). Nothing was '
+                'loaded.')
 
 
 def is_of_other_head(layer: nn.Module, name: str, entries: dict) -> bool:

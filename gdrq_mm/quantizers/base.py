@@ -225,7 +225,7 @@ class ActivationQuantizer(Quantizer):
             the base does not have are keyword arguments of the quantizer.
         initialized (bool): Whether it has a range; until then inputs pass.
         settled (bool): Whether statistics may be taken while the kernels
-            quantize; asked only where ``fused``.
+            quantize; copies of a model get the range until then.
         is_signed (bool): Whether the input is known to have negative values.
         turned_signed (bool): Whether they came to be so after inputs were
             quantized without; training says so and sets it back.
