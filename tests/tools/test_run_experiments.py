@@ -6,7 +6,9 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -504,6 +506,20 @@ def test_the_narrow_vgg_has_an_eighth_of_the_channels(build_model):
     widths = [layer.out_channels for layer in model.backbone.features
               if hasattr(layer, 'conv')]
     assert widths == [8] * 2 + [16] * 2 + [32] * 3 + [64] * 6
+
+
+def test_masks_of_boxes_are_ellipses():
+    from experiments.ellipse_masks import EllipseMasks  # needs mmdet
+    from mmdet.structures.bbox import HorizontalBoxes
+    boxes = HorizontalBoxes(torch.tensor([[10., 20, 50, 100], [0, 0, 7, 7]]))
+    found = EllipseMasks()(dict(gt_bboxes=boxes, img_shape=(120, 90)))
+    large, small = found['gt_masks'].masks
+    assert large.shape == (120, 90)
+    assert large.sum() == pytest.approx(np.pi / 4 * 40 * 80, rel=.05)
+    rows, columns = np.nonzero(large)
+    assert (rows.min(), rows.max()) == (20, 100)
+    assert (columns.min(), columns.max()) == (10, 50)
+    assert small.sum() == pytest.approx(np.pi / 4 * 49, rel=.4)
 
 
 # -- tables and verdicts ------------------------------------------------------

@@ -30,8 +30,9 @@ class Comparison:
             pixels of the image as it is in the data set, over images of the
             same labels; None without boxes.
         scores (float): Greatest difference of a score, over these images.
-        pixels (tuple[int, int]): How many have the same class, and how many
-            there are; of segmentors.
+        pixels (tuple[int, int]): How many are predicted alike, and how many
+            there are: of segmentors by class, of detectors with masks by
+            every mask, over images of the same labels.
         metrics (dict[str, dict[str, float]]): By 'package' or 'file', and by
             metric.
     """
@@ -48,9 +49,10 @@ class Comparison:
                  f'{self.images} ({share:.2f}%)']
         equal, pixels = self.pixels
         if pixels:
-            lines.append('pixels of the same class: '
+            what = 'class' if self.boxes is None else 'mask'
+            lines.append(f'pixels of the same {what}: '
                          f'{equal} of {pixels} ({equal / pixels:.5%})')
-        else:
+        if self.boxes is not None or not pixels:
             lines.append('greatest difference of a score there: '
                          f'{self.scores:.1e}')
         if self.boxes is not None:
@@ -66,10 +68,8 @@ class Comparison:
         """Count one image: data samples with the predictions of both."""
         self.images += 1
         if scope == 'mmseg':
-            same = ours.pred_sem_seg.data == theirs.pred_sem_seg.data
-            self.same_labels += bool(same.all())
-            self.pixels = (self.pixels[0] + int(same.sum()),
-                           self.pixels[1] + same.numel())
+            self.same_labels += self._add_pixels(
+                ours.pred_sem_seg.data, theirs.pred_sem_seg.data)
             return
         if scope == 'mmpretrain':
             pairs = [(ours.pred_score, theirs.pred_score)]
@@ -84,10 +84,19 @@ class Comparison:
                 pairs = [(ours.scores, theirs.scores)]
                 self.boxes = max(self.boxes or 0., _apart(
                     ours.bboxes, theirs.bboxes))
+                if 'masks' in theirs:
+                    self._add_pixels(ours.masks, theirs.masks)
         self.same_labels += same
         if same:
             self.scores = max(self.scores, *(_apart(*pair)
                                              for pair in pairs))
+
+    def _add_pixels(self, ours: Tensor, theirs: Tensor) -> bool:
+        """Count them; whether all are equal."""
+        same = ours == theirs
+        self.pixels = (self.pixels[0] + int(same.sum()),
+                       self.pixels[1] + same.numel())
+        return bool(same.all())
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:

@@ -123,3 +123,38 @@ def test_a_float_form_gives_the_packages_own_test(name, load_config,
         assert changed.pixels <= result.pixels
         assert (changed.same_labels, changed.pixels) != (
             result.same_labels, result.pixels)
+
+
+@torch.no_grad()
+def test_masks_are_compared_by_pixel(load_config, build_model):
+    cfg = load_config('faster_rcnn')
+    cfg.model.type = 'MaskRCNN'
+    head = cfg.model.roi_head
+    channels = head.bbox_roi_extractor.out_channels
+    head.mask_roi_extractor = dict(
+        head.bbox_roi_extractor, roi_layer=dict(
+            type='RoIAlign', output_size=14, sampling_ratio=0))
+    head.mask_head = dict(
+        type='FCNMaskHead', num_convs=1, in_channels=channels,
+        conv_out_channels=8, num_classes=head.bbox_head.num_classes)
+    cfg.model.test_cfg.rcnn.mask_thr_binary = .5
+    model = build_model(cfg).eval()
+    torch.nn.init.normal_(model.roi_head.mask_head.conv_logits.weight)
+    size = default_size(cfg, first_images(cfg, 1, 'test'))
+    form = make_deployable(model, size).eval()
+    result = compare_with_own_test(cfg, model, form, size)
+    equal, pixels = result.pixels
+    assert result.same_labels == result.images > 1
+    assert .999 < equal / pixels <= 1 and pixels > 10000
+    assert result.scores < 1e-5
+    for words in ('pixels of the same mask: ', 'difference of a score',
+                  'difference of a box'):
+        assert words in str(result)
+
+    def inverted(images):
+        *found, masks = form(images)
+        return *found, 1 - masks
+
+    worse, pixels = compare_with_own_test(cfg, model, inverted, size).pixels
+    # Outside of boxes nothing is another.
+    assert .2 < worse / pixels < equal / pixels - .01

@@ -17,7 +17,9 @@ FAMILIES = dict(
     fcos=Family('FCOS', 'det', 'bccd'),
     atss=Family('ATSS', 'det', 'bccd'),
     rtmdet=Family('RTMDet', 'det', 'bccd'),
-    cascade_rcnn=Family('Cascade R-CNN', 'det', 'bccd'))
+    cascade_rcnn=Family('Cascade R-CNN', 'det', 'bccd'),
+    mask_rcnn=Family('Mask R-CNN', 'det', 'bccd'),
+    detr=Family('DETR', 'det', 'bccd'))
 CELLS, STUDIES = {}, {}
 ITERS = 150  # of a fine-tuning on signs
 

@@ -15,7 +15,10 @@ ENDS = dict(
     atss=('backbone.conv1', 'bbox_head.atss_*'),
     rtmdet=('backbone.stem.0.conv', 'bbox_head.rtm_*'),
     cascade_rcnn=('backbone.conv1', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg',
-                  'roi_head.bbox_head.*.fc_*'))
+                  'roi_head.bbox_head.*.fc_*'),
+    mask_rcnn=('backbone.conv1', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg',
+               'roi_head.bbox_head.fc_*', 'roi_head.mask_head.conv_logits'),
+    detr=('backbone.conv1', 'bbox_head.fc_*'))
 EPOCHS = 4
 FINETUNE = {
     'train_cfg.max_epochs': EPOCHS,
