@@ -275,3 +275,8 @@ class TestExport:
         left = text.partition('## mmdet')[2].partition('Not run yet')[2]
         names = left.splitlines()[0].split(', ')
         assert 'retinanet' in names and 'solo' not in names
+        # Those that are not run anew stay.
+        write_export_page(page, [dict(failed, checks=raw['checks'])])
+        text = page.read_text()
+        assert '2 families run, 2 exported, 1 of them with' in text
+        assert '| yolact |' in text and '| solo |' in text

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Callable, Dict, List
 
 from .families import PACKAGES
-from .page import cell, not_run, write_results
+from .page import cell, not_run, with_earlier, write_results
 from .probe import probe
 
 HEAD = '''# Export, family by family
@@ -124,8 +124,13 @@ def verdict_of_export(record: dict) -> str:
 
 
 def write_export_page(path: Path, records: List[dict]) -> None:
-    """Write the page, and the JSON beside it."""
-    lines = [HEAD]
+    """Write the page, and the JSON beside it.
+
+    Args:
+        path (Path): The page. Families that only the JSON beside it has stay.
+        records (list[dict]): What was found of families.
+    """
+    lines, records = [HEAD], with_earlier(path, records)
     for package in PACKAGES:
         rows = [each for each in records if each['package'] == package]
         whole = [each for each in rows if verdict_of_export(each) == 'ok']

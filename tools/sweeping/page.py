@@ -85,7 +85,7 @@ def write_page(path: Path, records: List[dict]) -> None:
         path (Path): The page. Families that only the JSON beside it has stay.
         records (list[dict]): What was found of families.
     """
-    records = _with_earlier(path, records)
+    records = with_earlier(path, records)
     by_package: Dict[str, Dict[str, dict]] = {}
     for record in records:
         by_package.setdefault(record['package'], {})[
@@ -100,7 +100,8 @@ def write_page(path: Path, records: List[dict]) -> None:
     write_results(path, records)
 
 
-def _with_earlier(path: Path, records: List[dict]) -> List[dict]:
+def with_earlier(path: Path, records: List[dict]) -> List[dict]:
+    """Records, and those of families that only the JSON of a page has."""
     results = path.with_suffix('.json')
     earlier = json.loads(results.read_text()) if results.exists() else []
     known = {(each['package'], each['family']): each
