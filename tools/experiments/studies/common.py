@@ -19,7 +19,7 @@ FAMILIES = dict(
     rtmdet=Family('RTMDet', 'det', 'bccd'),
     cascade_rcnn=Family('Cascade R-CNN', 'det', 'bccd'),
     mask_rcnn=Family('Mask R-CNN', 'det', 'bccd'),
-    detr=Family('DETR', 'det', 'bccd'))
+    dino=Family('DINO', 'det', 'bccd'))
 CELLS, STUDIES = {}, {}
 ITERS = 150  # of a fine-tuning on signs
 

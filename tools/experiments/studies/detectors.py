@@ -18,7 +18,8 @@ ENDS = dict(
                   'roi_head.bbox_head.*.fc_*'),
     mask_rcnn=('backbone.conv1', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg',
                'roi_head.bbox_head.fc_*', 'roi_head.mask_head.conv_logits'),
-    detr=('backbone.conv1', 'bbox_head.fc_*'))
+    dino=('backbone.conv1', 'bbox_head.cls_branches.*',
+          'bbox_head.reg_branches.*.4'))
 EPOCHS = 4
 FINETUNE = {
     'train_cfg.max_epochs': EPOCHS,
