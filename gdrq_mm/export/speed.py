@@ -4,7 +4,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Union
+from typing import Callable, Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ..merge.layers import (
     RoundedInput,
     RoundedOutput,
     RoundedProducts,
+    WeightOnly,
     take_place,
 )
 from .onnx_check import run, session
@@ -62,16 +63,23 @@ def float_form(model: nn.Module) -> nn.Module:
         elif isinstance(module, RoundedProducts):
             module.of_weights = set(range(module.number))
         for name, child in list(module._modules.items()):
-            if isinstance(child, (MergedLayer, RoundedInput)):
-                module._modules[name] = _float_layer(child)
-    return _float_layer(model) if isinstance(
-        model, (MergedLayer, RoundedInput)) else model
+            module._modules[name] = _float_layer(child)
+    return _float_layer(model)
 
 
-def _float_layer(layer: Union[MergedLayer, RoundedInput]) -> nn.Module:
-    plain = layer[0] if isinstance(layer, RoundedInput) else _Float(layer)
+def _float_layer(layer: Optional[nn.Module]) -> Optional[nn.Module]:
+    """What a layer is without quantization; others are as they were."""
+    if isinstance(layer, MergedLayer):
+        plain: nn.Module = _Float(layer)
+    elif isinstance(layer, RoundedInput):
+        plain = layer[0]
+    elif isinstance(layer, WeightOnly):
+        plain = layer.layer
+        plain.weight = nn.Parameter(layer.float_weight(), requires_grad=False)
+    else:
+        return layer
     take_place(layer, plain)
-    return plain
+    return _float_layer(plain)
 
 
 def open_onnxruntime(path: Path, threads: int = 1

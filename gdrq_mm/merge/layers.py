@@ -61,8 +61,7 @@ class QuantParams:
 
     def round(self, x: Tensor) -> Tensor:
         """``x`` rounded to the grid."""
-        return OPS.dequantize(
-            self.quantize(x), self.scale, self.low)
+        return OPS.dequantize(self.quantize(x), self.scale, self.low)
 
 
 class MergedLayer(InputFirst, nn.Module):
@@ -230,10 +229,13 @@ class WeightOnly(InputFirst, nn.Module):
     def extra_repr(self) -> str:
         return f'{tuple(self.weight.shape)}, bits={self.bits}'
 
+    def float_weight(self) -> Tensor:
+        """The weight that the layer computes with."""
+        return OPS.dequantize_weight(self.weight, self.w_scale, self.bits)
+
     def forward(self, *args, **kwargs):
-        weight = OPS.dequantize_weight(self.weight, self.w_scale, self.bits)
         return torch.func.functional_call(
-            self.layer, dict(weight=weight), args, kwargs)
+            self.layer, dict(weight=self.float_weight()), args, kwargs)
 
 
 class FixedGrid(nn.Module):

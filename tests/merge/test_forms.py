@@ -8,7 +8,7 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx, float_layers, merge, to_integer
 from gdrq_mm.export import onnx_check, qonnx_check
-from gdrq_mm.export.speed import speed_against_float
+from gdrq_mm.export.speed import float_form, speed_against_float
 from gdrq_mm.layers import (
     MERGED_FORMS,
     QUANT_LAYERS,
@@ -43,6 +43,10 @@ def test_types_without_an_integer_form_compute_in_float(monkeypatch):
     assert float_layers(merged) == {'0.0': 'no integer kernel for Upsample'}
     assert merged[0][0].weight.dtype == torch.int8
     torch.testing.assert_close(merged(x), model(x))
+    torch.testing.assert_close(
+        float_form(merged)(x), nn.functional.conv_transpose2d(
+            x, model[0].quantized_weight(), model[0].bias))
+    assert float_layers(merged)  # the copy was changed
 
 
 class ReadsPast(nn.Module):
@@ -165,6 +169,9 @@ def test_models_with_quantized_weights_alone_are_exported(
         floats = sum(each.numel() for each in model.parameters())
         assert report.size < floats  # int4, and the graph
         y, = onnx_check.run(onnx_check.session(path), [x])
+        figures = speed_against_float(merged, path, x, rounds=0)
+        assert 4 * floats < figures['float_size'] < 5 * floats
+        torch.testing.assert_close(float_form(merged)(x), model(x))
     else:
         assert report.quant_nodes == 3
         y = qonnx_check.run_qonnx(path, [x])['y']
