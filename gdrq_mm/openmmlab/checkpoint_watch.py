@@ -35,6 +35,13 @@ class CheckpointWatchHook(Hook):
             log_differences(checkpoint, self._settings(state),
                             type(self).__name__)
 
+    def before_train(self, runner) -> None:
+        """Look at the weights that a run begins with."""
+        model = unwrap(runner.model)
+        if get_state(model) is not None and self._is_due(runner):
+            self.finite = FiniteWatch(model, type(self).__name__)
+            self.finite.start()
+
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Look at the weights; the settings go with them."""
         model = unwrap(runner.model)

@@ -75,6 +75,12 @@ class DistillHook(Hook):
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
                          outputs=None) -> None:
         self.distillation.stop()
+        if not self.distillation.has_taught:
+            raise RuntimeError(
+                f'GDRQHook: distill added no loss, as the train_step of '
+                f'{type(self.model).__name__} does not get its losses from '
+                "its forward, self(..., mode='loss'): let it call that, or "
+                'remove distill')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if self.teacher is not None:

@@ -1,6 +1,6 @@
 """The first step whose loss is not finite, and the layer with such weights."""
 import logging
-from typing import Optional
+from typing import List, Optional, Set
 
 import torch
 from mmengine.logging import print_log
@@ -22,7 +22,13 @@ class FiniteWatch:
         self.model = model
         self.name = name
         self.warned = False
+        self.known: Set[str] = set()
         self.first: Optional[Tensor] = None  # the step, -1: none so far
+
+    def start(self) -> None:
+        """A training begins: what is infinite now, such as the mask of an
+        attention, may stay so."""
+        self.known = set(self._not_finite())
 
     @torch.no_grad()
     def see(self, step: int, losses: dict) -> None:
@@ -50,9 +56,8 @@ class FiniteWatch:
         first = -1 if self.first is None else int(self.first)
         if first < 0 and not weights:
             return
-        names = [name for name, value in self.model.state_dict().items()
-                 if value.is_floating_point()
-                 and not torch.isfinite(value).all()]
+        names = [name for name in self._not_finite()
+                 if name not in self.known]
         if first < 0 and not names:
             return
         self.warned = True
@@ -66,3 +71,9 @@ class FiniteWatch:
             'checkpoint with such values cannot be published: stop, and '
             'resume from one before with a lower learning rate or with '
             'gradient clipping.', 'current', logging.WARNING)
+
+    @torch.no_grad()
+    def _not_finite(self) -> List[str]:
+        return [name for name, value in self.model.state_dict().items()
+                if value.is_floating_point()
+                and not torch.isfinite(value).all()]

@@ -57,8 +57,9 @@ class GDRQHook(CheckpointWatchHook):
             ``EMAHook`` as well. They come from a loader of their own.
             Defaults to 0: its statistics are those of the training.
         lr_mult (float): Learning rate of what quantizers learn (step sizes
-            of LSQ and the like) over that of their layer's weight. Defaults
-            to 1.
+            of LSQ and the like) over that of their layer's weight; where a
+            scheduler ends at an absolute value (``eta_min``, not
+            ``eta_min_ratio``), all end there. Defaults to 1.
         histograms (int): Iterations between two histograms of each layer's
             weights and inputs in the visualizer's backends. Such an iteration
             takes about twice as long. Defaults to 0: none.
@@ -164,6 +165,7 @@ class GDRQHook(CheckpointWatchHook):
         self.calls_checked = self.phase_entered = False
         self.iterations = 0
         self.finite = FiniteWatch(self.model, type(self).__name__)
+        self.finite.start()
 
     def before_train_iter(self, runner, batch_idx: int,
                           data_batch=None) -> None:

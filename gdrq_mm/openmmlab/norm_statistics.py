@@ -6,7 +6,7 @@ the best and the last one as well, gets statistics of its own weights.
 """
 import itertools
 import logging
-from typing import Iterator
+from typing import Callable, Iterator
 
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
@@ -47,10 +47,15 @@ class NormStatisticsHook(Hook):
                 'train_dataloader of a config to build a second one; build '
                 'the runner with Runner.from_cfg, or call '
                 'gdrq_mm.update_bn_stats yourself')
+        for hook in averaging_hooks(runner):
+            if not hook.ema_model.update_buffers:
+                hook._swap_ema_parameters = self._swap_with_statistics(hook)
         self.trains = True
 
     def after_train(self, runner) -> None:
         self.trains = False
+        for hook in averaging_hooks(runner):
+            vars(hook).pop('_swap_ema_parameters', None)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
                          outputs=None) -> None:
@@ -64,12 +69,8 @@ class NormStatisticsHook(Hook):
             self.fit(runner)
 
     def before_val_epoch(self, runner) -> None:
-        self._swap_buffers(runner)
         if self.trains:
             self.fit(runner)
-
-    def after_val_epoch(self, runner, metrics=None) -> None:
-        self._swap_buffers(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if not self.fits and get_state(self.model).phase == 'quantize':
@@ -111,18 +112,20 @@ class NormStatisticsHook(Hook):
                 return True
         return False
 
-    def _swap_buffers(self, runner) -> None:
-        """Go along with an ``EMAHook`` that swaps the parameters alone."""
-        if not self.trains:
-            return
-        for hook in averaging_hooks(runner):
-            if hook.ema_model.update_buffers:
-                continue
+    def _swap_with_statistics(self, hook: Hook) -> Callable[[], None]:
+        """What an ``EMAHook`` calls, which swaps the parameters alone,
+        whenever it validates one of its two models or the other."""
+        swap = hook._swap_ema_parameters
+
+        def swap_both() -> None:
+            swap()
             for ours, averaged in zip(_statistics(self.model),
                                       _statistics(hook.ema_model.module)):
                 kept = averaged.clone()
                 averaged.copy_(ours)
                 ours.copy_(kept)
+
+        return swap_both
 
 
 class _Uncopied:

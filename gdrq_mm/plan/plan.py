@@ -8,6 +8,7 @@ from ..config import QuantConfig, ResidualScheme
 from ..layers import QUANT_LAYERS
 from ..layers.output import NAME as OUTPUT_QUANTIZER
 from ..layers.relu import count_call_sites
+from ..quantizers import QUANTIZERS
 from .layer_plan import LayerPlan, kind_of
 from .outputs import find_outputs
 from .products import plan_products
@@ -174,6 +175,21 @@ def _check_shared_weights(plans: List[LayerPlan]) -> None:
                 f'{owner.name} and {plan.name} share one weight, but are '
                 f'asked for {owner.weight} and {plan.weight}; give both the '
                 'same rule')
+        if owner is not plan and plan.weight and _learns(plan):
+            raise ValueError(
+                f'{owner.name} and {plan.name} share one weight, for which '
+                f'{plan.weight.type} would learn two scales, of which a file '
+                'holds one: give both a type that learns no scale of '
+                f'weights, or leave both float with '
+                f'dict(match={owner.name!r}, skip=True) and '
+                f'dict(match={plan.name!r}, skip=True) in the rules')
         if owner is not plan:
             plan.reason += f'; shares its weight with {owner.name}'
             owner.reason += f'; shares its weight with {plan.name}'
+
+
+def _learns(plan: LayerPlan) -> bool:
+    """Whether the quantizer of a weight has parameters of its own."""
+    return bool(QUANTIZERS[plan.weight.type].weight.build(
+        plan.weight, num_filters=plan.parameter.shape[0]
+    ).learned_parameters())

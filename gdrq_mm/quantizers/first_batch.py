@@ -29,6 +29,9 @@ class FirstBatchActivation(ActivationQuantizer):
     (:meth:`start_`), whether they have (:meth:`has_started`), and what a
     sign that comes late changes (:meth:`turn_signed_`).
 
+    How many steps there were is not stored: after a load they are counted
+    from the last one before negative values are counted.
+
     Args:
         bits (int): 2 to 8.
         headroom (float): See :class:`ActivationQuantizer`. Defaults to 1.
@@ -73,6 +76,7 @@ class FirstBatchActivation(ActivationQuantizer):
     def forget(self) -> None:
         super().forget()
         self._initialized = False
+        self._updates = self.SIGN_INTERVAL - 1
 
     def _read(self) -> None:
         # Asked of the device only until there is a range.

@@ -64,6 +64,7 @@ class Distillation:
         self._names = [name for output in outputs for name in output.modules]
         self.branches = [branch for branch in branches
                          if any(map(branch.holds, self._names))]
+        self.has_taught = False  # the model has returned the losses
         self._hooks: Optional[ExitStack] = None
         self._calls: Calls = {}
         self._proposals: Calls = {}
@@ -114,6 +115,7 @@ class Distillation:
             return losses
         ours, proposals = self._calls, self._proposals
         self._forget()
+        self.has_taught = True
         for name, calls in ours.items():
             _check_calls(name, calls)
         theirs = self._teach(args, kwargs, {
@@ -133,8 +135,11 @@ class Distillation:
                         f'{tuple(student.shape)}, that of the teacher '
                         f'{tuple(teacher.shape)}; compare modules that get '
                         'inputs of one shape in both')
-        last = isinstance(self.student.get_submodule(output.modules[0]),
-                          nn.Linear)
+        module = self.student.get_submodule(output.modules[0])
+        last = isinstance(module, nn.Linear)
+        if output.kind == 'softmax' and not isinstance(
+                module, (nn.Linear, nn.modules.conv._ConvNd)):
+            _check_classes(output, ours)
         return divergence(
             output.kind,
             [each for name in output.modules for each, _ in ours[name]],
@@ -201,6 +206,19 @@ def _check_tensor(name: str, output: Any) -> None:
         raise RuntimeError(
             f'distill: {name} returns a {type(output).__name__}, only tensors '
             'are compared; name the modules in it that return one')
+
+
+def _check_classes(output: Output, ours: Calls) -> None:
+    """Raise where the second or the last of three dimensions may be those
+    of classes."""
+    for name in output.modules:
+        for found, _ in ours[name]:
+            if found.dim() == 3:
+                raise RuntimeError(
+                    f'distill: {name} returns the shape '
+                    f'{tuple(found.shape)}, of which it is not known where '
+                    'the classes are; name the linear layer in it, whose '
+                    'last dimension holds them, in distill.outputs')
 
 
 def _check_calls(name: str, calls: List[Tuple[Tensor, int]]) -> None:

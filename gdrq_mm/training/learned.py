@@ -6,12 +6,16 @@ them by :func:`add_learned_parameters`.
 """
 import os
 import warnings
+import weakref
 from typing import Container, Dict, Iterable, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+# State of a model -> optimizers that were given what it learns.
+_OPTIMIZERS: 'weakref.WeakKeyDictionary' = weakref.WeakKeyDictionary()
 
 
 def learned_parameters(state) -> Dict[str, nn.Parameter]:
@@ -32,14 +36,15 @@ def add_learned_parameters(state, optimizer: Optimizer,
     the group of that weight, but without weight decay, which would pull a
     step size towards zero, unless its quantizer says that it ``decays``.
     Those of ReLUs, of outputs, and of layers with a frozen weight go with the
-    layer that is nearest by name. What the optimizer holds already moves, so
-    that it is in the same order whichever way the model was converted, and a
-    resumed run finds it again.
+    layer that is nearest by name, unless another optimizer took them before.
+    What the optimizer holds already moves, so that it is in the same order
+    whichever way the model was converted, and a resumed run finds it again.
 
     Args:
         state (QuantizationState): State of the model.
         optimizer (Optimizer): One of ``torch.optim``; changed in place. Where
-            several train the model, call this for each.
+            several train the model, call this for each, before schedulers
+            are built, which count the groups.
         lr_mult (float): Their learning rate over that of the weight. Defaults
             to 1.
 
@@ -56,11 +61,16 @@ def add_learned_parameters(state, optimizer: Optimizer,
     decaying = {id(parameter) for layer in state.layers.values()
                 for _, quantizer in layer.quantizers() if quantizer.decays
                 for parameter in quantizer.learned_parameters()}
+    others = _OPTIMIZERS.setdefault(state, weakref.WeakSet())
+    taken = {id(parameter) for other in others if other is not optimizer
+             for group in other.param_groups for parameter in group['params']}
+    others.add(optimizer)
     members: Dict[Tuple[int, bool], List[nn.Parameter]] = {}
     for plan in state.plans:
         index = home.get(id(_weight_beside(plan, state.plans, home)))
+        trained = plan.parameter is not None and plan.parameter.requires_grad
         for parameter in plan.learned_parameters().values():
-            if index is not None:
+            if index is not None and (trained or id(parameter) not in taken):
                 members.setdefault((index, id(parameter) in decaying),
                                    []).append(parameter)
     groups = list(optimizer.param_groups)
@@ -166,7 +176,8 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
                     f'{type(optimizer).__name__} that trains the model does '
                     'not hold it: build the optimizer after quantize_, or '
                     'call gdrq_mm.training.add_learned_parameters('
-                    'get_state(model), optimizer) before the first step')
+                    'get_state(model), optimizer) before its schedulers are '
+                    'built')
     _warn_of_decay(state, optimizer)
 
 

@@ -6,10 +6,13 @@ move: plain training loops need no further call, and skipped steps (gradient
 accumulation, AMP overflow) change nothing. A weight that the optimizer left
 alone (no gradient, a learning rate of 0) is left alone as well.
 """
+import itertools
+import sys
 import threading
 import warnings
 import weakref
-from typing import Any, Dict, List, Optional, Set
+from types import FrameType
+from typing import Any, Dict, List, Optional, Set, Tuple
 
 import torch
 from torch.optim.optimizer import (
@@ -22,6 +25,7 @@ from .copies import hand_on_ranges
 from .learned import check_learned_parameters
 
 _LIVE = weakref.WeakSet()  # every QuantizationState there is
+_numbers = itertools.count()
 _local = threading.local()
 
 
@@ -31,26 +35,31 @@ def watch(state) -> None:
     Args:
         state (QuantizationState): State of the model.
     """
+    state.number = next(_numbers)
     _LIVE.add(state)
 
 
+def live_states() -> list:
+    """Every QuantizationState there is, as they were made: in the same order
+    in every process, which all reduce statistics of one model at a time."""
+    return sorted(_LIVE, key=lambda state: state.number)
+
+
 def _before_optimizer_step(optimizer, args, kwargs) -> None:
-    running = _running()
-    # One that is there still has failed in its last step: it nests nothing.
-    while any(other() in (None, optimizer) for other, _ in running):
-        running.pop()
-    running.append((weakref.ref(optimizer), set()))
+    step = sys._getframe(1)
+    _running(step).append((step, set()))
 
 
 def _after_optimizer_step(optimizer, args, kwargs) -> None:
-    running = _running()
+    step = sys._getframe(1)
+    running = _running(step)
     stepped = _stepped(optimizer)
-    if running and running[-1][0]() is optimizer:
+    if running and running[-1][0] is step:
         stepped |= running.pop()[1]
     if running:  # an optimizer that wraps this one: the step is not over
         running[-1][1].update(stepped)
         return
-    states = [state for state in list(_LIVE) if state.training]
+    states = [state for state in live_states() if state.training]
     # Fused optimizers skip an overflown AMP step themselves, on the device.
     found_inf = getattr(optimizer, 'found_inf', None)
     if not states or (found_inf is not None and bool(found_inf)):
@@ -72,11 +81,20 @@ def _check_once(state, optimizer) -> None:
         check_learned_parameters(state, optimizer)
 
 
-def _running() -> list:
-    """Optimizers whose step is running in this thread, the outer first, and
-    the weights that those inside have stepped."""
-    if not hasattr(_local, 'running'):
-        _local.running = []
+def _running(step: FrameType) -> List[Tuple[FrameType, Set[int]]]:
+    """Steps of optimizers that are running in this thread, the outer first,
+    and the weights that those inside have stepped.
+
+    Args:
+        step (FrameType): The innermost. One whose frame is not among its
+            callers has failed: it is dropped.
+    """
+    callers, frame = set(), step
+    while frame is not None:
+        callers.add(frame)
+        frame = frame.f_back
+    _local.running = [each for each in getattr(_local, 'running', [])
+                      if each[0] in callers]
     return _local.running
 
 
@@ -122,7 +140,7 @@ def step_(state, weights: Optional[Set[int]] = None) -> None:
             quantizer.after_step(weight)
             done[id(weight)] = quantizer
     turned = update_thresholds_(state)
-    hand_on_ranges(state, list(_LIVE), turned)
+    hand_on_ranges(state, live_states(), turned)
 
 
 @torch.no_grad()

@@ -199,6 +199,21 @@ def test_outputs_of_ones_own(make_runner, start):
                                                       'head_fc']
 
 
+def test_a_model_whose_losses_are_not_those_of_its_forward(
+        make_runner, start, monkeypatch):
+    runner = make_runner('resnet', hook(), load_from=start('resnet'))
+
+    def train_step(data, optim_wrapper):
+        data = runner.model.data_preprocessor(data, True)
+        losses = runner.model.loss(data['inputs'], data['data_samples'])
+        optim_wrapper.update_params(sum(losses.values()))
+        return losses
+
+    monkeypatch.setattr(runner.model, 'train_step', train_step)
+    with pytest.raises(RuntimeError, match='distill added no loss.*mode='):
+        runner.train()
+
+
 # -- the teacher --------------------------------------------------------------
 
 

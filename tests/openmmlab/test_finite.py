@@ -54,6 +54,20 @@ def test_weights_are_looked_at_before_they_are_saved(make_runner, run_log):
     assert 'conv3.weight' in line
 
 
+@pytest.mark.parametrize('breaks', [False, True])
+def test_what_was_infinite_before_is_not_told(breaks, make_runner, run_log):
+    """The mask of an attention, which is added to its scores."""
+    runner = make_runner('resnet', HOOK, train_cfg=dict(max_epochs=1))
+    runner.model.register_buffer('mask', torch.tensor([0., -float('inf')]))
+    if breaks:
+        runner.register_hook(Break(after=1))
+    runner.train()
+    lines = warnings_of(runner, run_log)
+    assert len(lines) == breaks
+    assert all('conv3.weight' in line and 'mask' not in line
+               for line in lines)
+
+
 @pytest.mark.parametrize('saves', [
     dict(interval=1), dict(interval=-1, save_last=False, save_best='auto')])
 def test_a_quantized_model_without_the_hook_is_looked_at(

@@ -88,6 +88,25 @@ def test_statistics_of_every_checkpoint_fit_its_weights(
                    for each in evaluated.seen), name
 
 
+@pytest.mark.parametrize('evaluate', [
+    dict(evaluate_on_ema=False, evaluate_on_origin=True),
+    dict(evaluate_on_ema=True, evaluate_on_origin=True)],
+    ids=['origin', 'both'])
+def test_each_of_two_models_is_evaluated_with_its_own_statistics(
+        evaluate, make_runner, load_config):
+    """mmpretrain's EMAHook evaluates the model that is trained as well."""
+    cfg = with_validation(load_config('resnet'))
+    runner = make_runner(cfg, hook(), dict(
+        type='mmpretrain.EMAHook', momentum=.3, **evaluate))
+    evaluated = KeepEvaluated()
+    runner.register_hook(evaluated)
+    runner.train()
+    assert len(evaluated.seen) == 3 * sum(evaluate.values())
+    for seen in evaluated.seen:
+        for key, value in fitted(runner, seen).items():
+            torch.testing.assert_close(seen[key], value)
+
+
 def test_resumed_run_equals_an_uninterrupted_one(
         make_runner, load_config, tmp_path):
     states = []

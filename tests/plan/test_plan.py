@@ -227,6 +227,24 @@ def test_weight_tied_to_a_layer_that_stays_float_names_the_way_out():
     assert not plan_of(model, dict(W4A4, rules=rules))['0'].quantized
 
 
+@pytest.mark.parametrize('weight, learned', [
+    (dict(type='LSQ'), True), (dict(type='DirectQuantization'), True),
+    (dict(clip='learned', projection=False), True), (dict(), False),
+    (dict(type='DoReFa'), False)])
+def test_a_shared_weight_has_no_two_learned_scales(weight, learned):
+    """A file stores its codes once."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model[1].weight = model[0].weight
+    config = dict(weight=dict(weight, bits=4))
+    if not learned:
+        assert 'shares its weight with 0' in plan_of(model, config)['1'].reason
+        return
+    with pytest.raises(ValueError, match=(
+            '0 and 1 share one weight, for which .* would learn two scales, '
+            ".*match='0', skip=True")):
+        plan_of(model, config)
+
+
 class Tied(nn.Module):
     """The head of a language model reads the table of the embedding."""
 

@@ -61,6 +61,18 @@ def test_negative_values_are_looked_for_once_in_20_steps(kind, batch,
     assert quantizer.is_signed == signed
 
 
+@pytest.mark.parametrize('kind', [LSQActivation, PACTActivation])
+def test_a_training_that_is_resumed_often_looks_for_them_as_well(kind):
+    torch.manual_seed(0)
+    quantizer = kind(bits=4)
+    for number in range(12):
+        if number % 4 == 0:
+            quantizer.forget()  # what a load does
+        quantizer.observe(torch.rand(40) - float(number > 5))
+        kind.update_([quantizer])
+    assert quantizer.is_signed
+
+
 def test_only_the_batches_that_are_counted_are_read():
     quantizer = LSQActivation(bits=4)
     for number in range(3):

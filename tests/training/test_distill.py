@@ -286,6 +286,33 @@ def test_outputs_that_cannot_be_compared(name, message):
         run(distillation)
 
 
+def test_classes_of_three_dimensions_are_those_of_a_linear_layer():
+    """(N, L, C) of another module might be (N, C, L)."""
+    kind = dict(mode='loss')
+
+    class Rows(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.wrapped = nn.Sequential(nn.Linear(4, 7))
+
+        def forward(self, x, mode):
+            return dict(loss=self.wrapped(x).sum())
+
+    def losses(name):
+        distillation = Distillation(
+            Rows(), Rows(), [Output('cls', (name, ), 'softmax')],
+            DistillConfig())
+        distillation.start()
+        return distillation.student(torch.ones(2, 3, 4), **kind)
+
+    assert 'loss_distill_cls' in losses('wrapped.0')
+    with pytest.raises(RuntimeError, match=(
+            r'wrapped returns the shape \(2, 3, 7\), .* name the linear '
+            'layer')):
+        losses('wrapped')
+
+
 def test_an_output_without_gradient_teaches_nothing():
     distillation = make([CLASSES])
     distillation.student.requires_grad_(False)

@@ -81,6 +81,24 @@ def test_those_of_a_frozen_layer_go_with_the_nearest_one():
     assert names_of(model, added) == set(learned_parameters(get_state(model)))
 
 
+@pytest.mark.parametrize('first', ['body', 'head'])
+def test_those_of_a_frozen_layer_are_held_once(first):
+    """By two optimizers, one of which holds the frozen weight as well."""
+    model = make_model()
+    model.body.requires_grad_(False)
+    state, both = get_state(model), []
+    for name in sorted(('body', 'head'), reverse=first == 'head'):
+        both.append(torch.optim.SGD([
+            value for key, value in model[name == 'head'].named_parameters()
+            if 'quantizer' not in key], lr=.1))
+        add_learned_parameters(state, both[-1])
+    held = [id(each) for optimizer in both
+            for group in optimizer.param_groups for each in group['params']]
+    assert len(held) == len(set(held))
+    assert {id(each) for each in learned_parameters(state).values()} <= set(
+        held)
+
+
 def test_weight_decay_of_step_sizes_is_told():
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=.1, weight_decay=.1)

@@ -1,10 +1,13 @@
 """What a step of an optimizer changes, and what it leaves alone."""
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from gdrq_mm import quantize_
 from gdrq_mm.training import get_state, step_
+from gdrq_mm.training.step import live_states
 
 QUANTIZATION = dict(weight=dict(bits=4, k=2.), activation=dict(bits=4))
 
@@ -154,6 +157,25 @@ def test_projection_goes_on_after_a_step_that_failed():
     del fails
     step(model, torch.optim.SGD(model.parameters(), lr=.1))
     assert model[0].input_quantizer.num_updates == 2
+
+
+def test_a_failed_step_is_none_around_those_of_other_optimizers():
+    """The failed one is still there, as in a debugger's last traceback."""
+    model = model_of()
+    fails = Wrapper(torch.optim.SGD(model.parameters(), lr=.1), fails=True)
+    with pytest.raises(MemoryError):
+        step(model, fails)
+    step(model, torch.optim.SGD(model.parameters(), lr=.1))
+    assert get_state(model).has_stepped
+    assert model[0].input_quantizer.num_updates == 1
+
+
+def test_models_are_updated_in_the_order_they_were_made():
+    """It has to be that of all processes, each step reduces statistics."""
+    models = [model_of() for _ in range(40)]
+    models.append(copy.deepcopy(models[0]))
+    states = [get_state(model) for model in models]
+    assert [each for each in live_states() if each in states] == states
 
 
 def test_state_knows_whether_a_step_was_seen():
