@@ -117,6 +117,7 @@ def compare(args) -> None:
     if not args.collect:
         lock = Lock(comparison.settings.work_dir)  # held until the end
         first, *others = comparison.jobs()
+        comparison.check_work_dir(first)
         # The float model that all begin as; its metrics tell a mistyped one
         # before the trainings.
         check_failed(run([first], comparison, args.jobs))

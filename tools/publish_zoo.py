@@ -122,8 +122,7 @@ def publish_start(start: Model, settings: Settings, out: Path) -> dict:
     Raises:
         JobError: A file of that name, of another training, is there.
     """
-    seed = CELLS[start.cell].seed_for(SEED)
-    record = read_json(settings.record_path(start.cell, seed))
+    record = read_json(start_record(start, settings))
     result, inputs = record['results'], record['inputs']
     checkpoint, target = Path(result['checkpoint']), out / f'{start.name}.pth'
     source = file_hash(checkpoint)
@@ -138,7 +137,8 @@ def publish_start(start: Model, settings: Settings, out: Path) -> dict:
     entries[start.cell] = dict(
         name=start.name, training_config=start.config, file=target.name,
         bytes=target.stat().st_size, hash=file_hash(target),
-        metric_name=start.metric, seed=seed, config_hash=inputs['config'],
+        metric_name=start.metric, seed=CELLS[start.cell].seed_for(SEED),
+        config_hash=inputs['config'],
         data=FAMILIES[CELLS[start.cell].family].data, stamp=inputs['data'],
         versions=record['versions'], source=source,
         **{key: value for key, value in result.items()
@@ -147,6 +147,20 @@ def publish_start(start: Model, settings: Settings, out: Path) -> dict:
         each.cell: entries[each.cell] for each in STARTS.values()
         if each.cell in entries})
     return entries[start.cell]
+
+
+def start_record(start: Model, settings: Settings) -> Path:
+    """Where the training of a float model is written down."""
+    return settings.record_path(start.cell, CELLS[start.cell].seed_for(SEED))
+
+
+def trained_here(start: Model, settings: Settings) -> bool:
+    """Whether there is a training of a float model that is not the published
+    one, which others took over."""
+    record = read_json(start_record(start, settings))
+    published = published_starts().get(start.cell, {}).get('checkpoint')
+    return record is not None and record.get('results', {}).get(
+        'checkpoint') != published
 
 
 def read_list(path: Path) -> Dict[str, dict]:
@@ -188,11 +202,13 @@ def main() -> None:
                             if cell not in wanted})
     for start in starts:
         target = args.out / f'{start.name}.pth'
-        if target.exists() and not settings.record_path(
-                start.cell, CELLS[start.cell].seed_for(SEED)).exists():
+        if target.exists() and not trained_here(start, settings):
             raise JobError(f'{shown(target)} is there; to train it again, '
                            'remove it or give another --out')
     lock = Lock(settings.work_dir)
+    for start in starts:
+        if not trained_here(start, settings):
+            start_record(start, settings).unlink(missing_ok=True)
     names = with_needs(CELLS, wanted)
     make_data([name for name in names if name not in settings.starts],
               settings.data)

@@ -18,7 +18,7 @@ from pathlib import Path
 from jobs.process import Limits
 from sweeping.engine import read, read_all, run_families
 from sweeping.exporting import verdict_of_export, write_export_page
-from sweeping.families import PACKAGES, candidates, families
+from sweeping.families import PACKAGES, candidates, families, installed
 from sweeping.page import verdict_of, write_page
 
 from gdrq_mm.cli import run_tool
@@ -52,15 +52,22 @@ def main() -> None:
         verdict_of_export) if args.export else (
         write_page, 'sweeping.probe:probe', verdict_of)
     if args.page:
-        write(args.page, list(read_all(work_dir)))
+        if args.page.suffix == '.json':
+            raise ValueError(f'--page is {args.page}: the results go into a '
+                             '.json beside the page; give it a name in .md')
+        found = list(read_all(work_dir, function))
+        if not found:
+            raise ValueError(f'nothing was run in {work_dir}, so there is no '
+                             'page to write; name the --work-dir of a sweep')
+        write(args.page, found)
         return
-    packages = [args.package] if args.package else PACKAGES
+    packages = [args.package] if args.package else installed()
     todo = [(package, family) for package in packages
             for family in args.family or families(package)]
     for package, family in todo:
         candidates(package, family)
     left = [each for each in todo
-            if args.again or read(work_dir, *each) is None]
+            if args.again or read(work_dir, *each, function) is None]
     if len(left) < len(todo):
         print(f'{len(todo) - len(left)} of {len(todo)} families were run '
               'before, see --again')

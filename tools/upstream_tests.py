@@ -10,9 +10,9 @@ examples:
   gdrq upstream-tests ~/mmpretrain --json upstream.json
 """
 import argparse
-import json
 from pathlib import Path
 
+from jobs.records import write_json
 from sweeping.upstream import compare_runs
 
 from gdrq_mm.cli import run_tool
@@ -35,7 +35,7 @@ def main() -> None:
     print(f'{len(found["failed"])} of {found["passed"]} tests that pass in '
           f'float fail converted ({found["package"]} {found["version"]})')
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + '\n')
+        write_json(args.json, found)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 """A mixed-precision policy for a config, from measured sensitivities."""
 import copy
+import hashlib
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,23 +216,39 @@ class Policies:
         Args:
             proposal (Proposal): Gets the metrics.
             folder (str): Work dirs of the two trainings go there.
+
+        Raises:
+            ValueError: One of them is of another training.
         """
+        checkpoint = self.bench.inputs()['checkpoint']
         for policy, config in zip(proposal.policies, (
                 proposal.quantization, self.config)):
-            key = f'trained in {folder} {sorted(policy.choice.items())}'
+            cfg = with_quantization(self.bench.cfg, config)
+            text = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
+            inputs = hashlib.sha256(
+                f'{checkpoint} {text}'.encode()).hexdigest()[:16]
+            key = f'trained in {folder} from {inputs}'
             kept = self.measurements.get(key)
             if kept is None:
-                kept = self._train(config, Path(folder) / policy.name)
+                kept = self._train(cfg, inputs, Path(folder) / policy.name)
                 self.measurements.put(key, kept)
             policy.trained = kept[self.bench.metric_of(kept)] if kept \
                 else math.nan  # a detector that finds nothing
 
-    def _train(self, quantization: dict, folder: Path) -> Dict[str, float]:
-        cfg = with_quantization(self.bench.cfg, quantization)
+    def _train(self, cfg: Config, inputs: str, folder: Path
+               ) -> Dict[str, float]:
         cfg.work_dir = str(folder)
         cfg.load_from = self.bench.checkpoint
+        known = folder / 'inputs.txt'
         if (folder / 'last_checkpoint').exists():
+            if not known.exists() or known.read_text() != inputs:
+                raise ValueError(
+                    f'{folder} has a training of another config, policy or '
+                    'checkpoint; give another folder to train in, or remove '
+                    'it')
             cfg.load_from, cfg.resume = None, True
+        folder.mkdir(parents=True, exist_ok=True)
+        known.write_text(inputs)
         cfg.experiment_name = f'policy_{folder.name}'
         runner = Runner.from_cfg(cfg)
         runner.train()

@@ -54,6 +54,14 @@ def test_a_policy_of_equal_size_is_proposed_measured_and_trained(
     for name, bits in ours.choice.items():
         assert (parsed.schemes(name)[0].bits, parsed.schemes(name)[1].bits
                 ) == bits
+    assert (tmp_path / 'trained' / 'config' / 'last_checkpoint').exists()
+    # Another schedule is another training.
+    with pytest.raises(ValueError, match=(
+            'trained/proposed has a training of another config')):
+        propose_policy(
+            *files, tmp_path / 'kept.json', bits=[2, 8], batches=1,
+            train=str(tmp_path / 'trained'),
+            cfg_options={'train_cfg.max_epochs': 2})
     with pytest.raises(ValueError, match='size=0.0001 cannot be met'):
         propose_policy(*files, tmp_path / 'kept.json', dict(size=1e-4),
                        bits=[2, 8], batches=1)

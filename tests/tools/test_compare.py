@@ -363,6 +363,12 @@ def test_the_tool_goes_on_and_shows_all(start, tmp_path):
     assert (tmp_path / 'table').read_text() == table(result) + '\n'
     assert table(result) in second.stdout
     assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+    # The trainings of another comparison are kept.
+    other = run('--schemes', 'lsq', '--cfg-options', 'randomness.seed=7',
+                'optim_wrapper.optimizer.lr=0.5')
+    assert other.returncode == 1
+    assert 'has a comparison of another config, which would' in other.stderr
+    assert (tmp_path / 'work/lsq-w2a4/seed0.json').exists()
     again = run('--schemes', 'gdrq', 'lqs')
     assert again.returncode == 1
     assert again.stderr.startswith("compare: there is no scheme 'lqs'")

@@ -219,11 +219,13 @@ def test_an_incomplete_source_is_one_sentence(name, lost, message, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['source']
 
 
-def test_too_few_classes_are_named(tmp_path):
+@pytest.mark.parametrize('classes, message', [
+    (100, 'has 3 classes, 100 are'), (-2, '--classes is -2; give 1 or')])
+def test_numbers_of_classes_that_there_are_not(classes, message, tmp_path):
     source = make_tiny_imagenet(tmp_path / 'source')
-    with pytest.raises(ConversionError, match='has 3 classes, 100 are'):
+    with pytest.raises(ConversionError, match=message):
         convert('Tiny-ImageNet', source, tmp_path / 'out',
-                tiny_imagenet.write, classes=100)
+                tiny_imagenet.write, classes=classes)
 
 
 @pytest.mark.parametrize('kind', ['zip', 'gztar'])

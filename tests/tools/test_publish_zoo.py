@@ -130,6 +130,39 @@ def test_a_float_start_is_published_in_half_its_bytes(tool, tmp_path):
         tool.publish_start(start, settings, out)
 
 
+def test_a_start_that_was_taken_over_is_trained_again(tool, tmp_path,
+                                                      monkeypatch):
+    """Whoever trained a model has the published start in the work dir."""
+    start = tool.STARTS['resnet18-w24_tiny-imagenet-100']
+    published = tool.published_starts()[start.cell]['checkpoint']
+    settings = tool.Settings(tool.CELLS, tool.FAMILIES, tmp_path / 'work',
+                             tmp_path / 'data')
+    path = tool.start_record(start, settings)
+    path.parent.mkdir(parents=True)
+    trained = []
+
+    def run_cells(settings, cells):
+        trained.append(path.exists())
+        return {'tiny/start': 'no data'}
+
+    monkeypatch.setattr(tool, 'run_cells', run_cells)
+    monkeypatch.setattr(tool, 'make_data', lambda *_: None)
+    monkeypatch.setattr(sys, 'argv', [
+        'publish_zoo.py', start.name, '--work-dir', str(tmp_path / 'work'),
+        '--out', str(tmp_path / 'zoo')])
+    for checkpoint in (published, str(tmp_path / 'own.pth')):
+        path.write_text(json.dumps(dict(results=dict(checkpoint=checkpoint))))
+        with pytest.raises(tool.JobError):
+            tool.main()
+    assert trained == [False, True]
+    path.write_text(json.dumps(dict(results=dict(checkpoint=published))))
+    (tmp_path / 'zoo').mkdir()
+    (tmp_path / 'zoo' / f'{start.name}.pth').touch()
+    with pytest.raises(tool.JobError, match='remove it or give another --ou'):
+        tool.main()
+    assert path.exists()
+
+
 def test_what_cannot_be_published_leaves_nothing(tool, settings, tmp_path):
     settings.record_path(tool.MODELS[NAME].cell, tool.SEED).with_suffix(
         '.pth').write_bytes(b'no checkpoint')

@@ -110,6 +110,21 @@ def test_all_seeds_may_begin_with_one_model(settings):
         toy=dataclasses.replace(study, seeds=2, first_seed=1)))
 
 
+def test_a_calibration_that_was_interrupted_is_repeated(settings):
+    """Its checkpoint may be there; only trainings go on from theirs."""
+    settings.cells['toy/calibrated'] = Cell('toy/calibrated', CONFIG,
+                                            kind='calibrate')
+    run(settings, 'calibrated', 'start')
+    for name, left in (('calibrated', False), ('start', True)):
+        path = settings.record_path(f'toy/{name}', 0)
+        write_json(path, dict(json.loads(path.read_text()),
+                              status='running'))
+        file = settings.folder(f'toy/{name}', 0) / 'left'
+        file.touch()
+        run(settings, name)
+        assert file.exists() is left
+
+
 @pytest.fixture
 def published(settings, tmp_path):
     """Settings with a published ``toy/start``, and its entry."""
@@ -275,6 +290,15 @@ def test_published_results_are_added_to(settings, tmp_path):
         cells = json.loads(collect(
             elsewhere, name, study, out).read_text())['cells']
         assert cells['toy/next']['seeds']['0']['metric'] == 2.
+    # One that lies here counts if it is not older.
+    local = settings.record_path('toy/next', 0)
+    for date, value in (('2025-12-31', 2.), ('2026-01-03', 3.)):
+        record = json.loads(local.read_text())
+        record['results'].update(date=date, metric=3.)
+        write_json(local, record)
+        cells = json.loads(collect(
+            settings, 'toy', study, out).read_text())['cells']
+        assert cells['toy/next']['seeds']['0']['metric'] == value
     # Of other data: they are no results of this study any more.
     write_json(settings.data / 'signs' / 'demo_data.json', dict(version=9))
     run(elsewhere, 'start', seeds=(2, ))
@@ -313,8 +337,9 @@ def test_models_of_the_demo_are_taken_over_if_they_are_the_same(tmp_path):
     write_json(folder / 'train.json', dict(
         status='done', inputs=inputs, seconds=1, results=dict(
             checkpoint='det/seed1/w4a4/train/epoch_2.pth')))
-    write_json(folder / 'test.json', dict(
-        status='done', inputs=inputs, seconds=1, results=dict(metric=83.5)))
+    test = dict(status='done', seconds=1, results=dict(metric=83.5),
+                inputs=dict(inputs, checkpoint=file_hash(checkpoint)))
+    write_json(folder / 'test.json', test)
     write_json(tmp_path / 'summary.json', dict(versions=dict(torch='2.1')))
     folders, data = [tmp_path / 'nothing', tmp_path], dict(version=2)
 
@@ -327,6 +352,8 @@ def test_models_of_the_demo_are_taken_over_if_they_are_the_same(tmp_path):
     assert versions == dict(torch='2.1')  # not those of today
     assert take(2) is take(1, config_hash='other') is None
     assert take(1, dict(version=1)) is None
+    checkpoint.write_text('of another training, not tested yet')
+    assert take(1) is None
 
 
 # -- the list of studies ------------------------------------------------------

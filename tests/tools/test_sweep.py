@@ -1,4 +1,5 @@
 """The sweep itself: what it chooses, that it goes on and tells causes."""
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tools'))
 
+from jobs.engine import Engine  # noqa: E402
 from jobs.process import Limits  # noqa: E402
 from sweeping import batches, checks, models  # noqa: E402
 from sweeping.engine import (  # noqa: E402
@@ -26,6 +28,7 @@ from sweeping.exporting import (  # noqa: E402
 from sweeping.families import (  # noqa: E402
     candidates,
     families,
+    installed,
     mim_folder,
 )
 from sweeping.page import share, verdict_of, write_page  # noqa: E402
@@ -109,10 +112,37 @@ class TestRecords:
         path = path_of(tmp_path, 'mmdet', 'detr')
         path.parent.mkdir()
         path.write_text(json.dumps(record('mmdet', 'detr')))
-        assert read(tmp_path, 'mmdet', 'detr')['checks']['train'] == 'ok'
+        assert read(tmp_path, 'mmdet', 'detr', 'a:b')['checks'][
+            'train'] == 'ok'
         path.write_text('{"half":')
-        assert read(tmp_path, 'mmdet', 'detr') is None
-        assert list(read_all(tmp_path)) == []
+        assert read(tmp_path, 'mmdet', 'detr', 'a:b') is None
+        assert list(read_all(tmp_path, 'a:b')) == []
+
+    def test_what_is_run_again_stays_until_its_turn(self, tmp_path,
+                                                    monkeypatch):
+        names = [('mmpretrain', 'lenet'), ('mmpretrain', 'vgg')]
+        run_families(tmp_path, names, function='fake_cells:recurse')
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Engine, '_look_after', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_families(tmp_path, names, function='fake_cells:recurse')
+        found, = read_all(tmp_path, 'fake_cells:recurse')
+        assert found['family'] == 'vgg'
+
+    def test_the_two_sweeps_do_not_mix(self, tmp_path):
+        run_families(tmp_path, [('mmpretrain', 'lenet')],
+                     function='fake_cells:recurse')
+        with pytest.raises(ValueError, match='lenet.json is of the other sw'):
+            list(read_all(tmp_path, 'sweeping.probe:probe'))
+        page = tmp_path / 'page.md'
+        write_page(page, [record('mmdet', 'detr', convert='ok')])
+        before = page.with_suffix('.json').read_text()
+        with pytest.raises(ValueError, match='page.json is of the other sw'):
+            write_export_page(page, [record('mmdet', 'fcos', export='ok')])
+        assert page.with_suffix('.json').read_text() == before
 
     @pytest.mark.parametrize('function, limits, said', [
         ('burn', Limits(seconds=.5), 'more than 0.5 seconds of CPU time'),
@@ -121,7 +151,7 @@ class TestRecords:
             self, tmp_path, function, limits, said):
         run_families(tmp_path, [('mmpretrain', 'lenet')], limits,
                      f'fake_cells:{function}')
-        found, = read_all(tmp_path)
+        found, = read_all(tmp_path, f'fake_cells:{function}')
         assert found['checks'].keys() == {'train'}
         assert said in found['checks']['train']
         assert found['seconds'] > 0
@@ -233,9 +263,25 @@ def test_the_tool_runs_a_family(tmp_path):
     again = subprocess.run([*command, 'mmpretrain', 'lenet'], check=True,
                            text=True, capture_output=True).stdout
     assert '1 of 1 families were run before' in again
-    wrong = subprocess.run([*command, 'mmpretrain', 'nolenet'], text=True,
-                           capture_output=True)
-    assert wrong.returncode == 1 and 'no family' in wrong.stderr
+    for arguments, said in (
+            (['mmpretrain', 'nolenet'], 'no family'),
+            (['--page', str(tmp_path / 'page.json')], 'give it a name in .md'),
+            (['--page', str(tmp_path / 'page.md'), '--work-dir',
+              str(tmp_path / 'none')], 'nothing was run in ')):
+        wrong = subprocess.run([*command, *arguments], text=True,
+                               capture_output=True)
+        assert wrong.returncode == 1 and said in wrong.stderr
+    assert not (tmp_path / 'page.md').exists()
+
+
+def test_packages_that_are_installed_are_swept(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None
+                        if name == 'mmpretrain' else find(name))
+    assert installed() == ['mmdet', 'mmseg']
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(FileNotFoundError, match='none of mmpretrain, mmdet'):
+        installed()
 
 
 class TestExport:

@@ -127,6 +127,6 @@ def test_what_two_configs_cannot_train_is_judged_with_the_first():
 def test_too_deep_recursion_does_not_stop_the_sweep(tmp_path):
     run_families(tmp_path, [('mmpretrain', 'lenet'), ('mmpretrain', 'vgg')],
                  Limits(), 'fake_cells:recurse')
-    first, second = read_all(tmp_path)
+    first, second = read_all(tmp_path, 'fake_cells:recurse')
     assert first['checks']['float'].startswith('RecursionError: maximum')
     assert second['checks'] == dict(float='ok')

@@ -42,10 +42,10 @@ def test_what_fails_converted_only_is_listed(tmp_path):
     command = [sys.executable, str(ROOT / 'tools/upstream_tests.py')]
     done = subprocess.run(
         [*command, tmp_path, 'tests/test_lenet.py', '--json',
-         tmp_path / 'found.json'], text=True, capture_output=True)
+         tmp_path / 'new' / 'found.json'], text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert '2 of 4 tests that pass in float fail converted' in done.stdout
-    found = json.loads((tmp_path / 'found.json').read_text())
+    found = json.loads((tmp_path / 'new' / 'found.json').read_text())
     assert found['package'] == 'mmpretrain' and found['passed'] == 4
     assert sorted(found['failed']) == [
         f'tests.test_lenet.test_layers_are_float[{kind}]'

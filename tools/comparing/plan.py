@@ -6,7 +6,7 @@ from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from jobs.checkout import gdrq_mm_version
 from jobs.engine import Job, Task
-from jobs.records import config_hash, file_hash
+from jobs.records import config_hash, file_hash, read_json
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
@@ -180,6 +180,26 @@ class Comparison:
                     found.append(self.job(cell, seed, 'calibrate'))
                 found.append(self.job(cell, seed, 'train'))
         return found
+
+    def check_work_dir(self, start: Job) -> None:
+        """Another comparison there would be lost.
+
+        Args:
+            start (Job): The test of the float model that all begin as.
+
+        Raises:
+            ValueError: Its trainings are of another config, checkpoint or
+                version.
+        """
+        before = read_json(start.record_path) or {}
+        now = start.prepare({}).inputs
+        changed = [key for key, value in before.get('inputs', {}).items()
+                   if now.get(key) != value]
+        if before.get('status') == 'done' and changed:
+            raise ValueError(
+                f'{self.settings.work_dir} has a comparison of another '
+                f'{", ".join(changed)}, which would be removed: give another '
+                '--work-dir, or remove it yourself')
 
     def job(self, cell: Cell, seed: int, kind: str) -> Job:
         if kind != 'train':  # one for all seeds, whichever comes first

@@ -46,6 +46,8 @@ def write(folder: Path, out: Path, report: Report, classes: int) -> None:
     """Write train/ and val/ of the first ``classes`` classes."""
     root = find_root(folder, ('wnids.txt', 'words.txt', 'train', 'val/images',
                               'val/val_annotations.txt'), 'Tiny-ImageNet')
+    if classes < 1:
+        raise ConversionError(f'--classes is {classes}; give 1 or more')
     names = sorted(set(read_lines(root / 'wnids.txt')))[:classes]
     if len(names) < classes:
         raise ConversionError(f'the source has {len(names)} classes, '

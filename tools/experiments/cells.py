@@ -250,7 +250,9 @@ def from_demo(cell: Cell, seed: int, folders: Sequence[Path], data: dict,
                 or train['inputs']['config'] != config_hash(task, run):
             continue
         checkpoint = root / train['results']['checkpoint']
-        if checkpoint.exists():
+        # A test of another training may be left from before.
+        if checkpoint.exists() and test['inputs'].get(
+                'checkpoint') == file_hash(checkpoint):
             return dict(
                 metric=test['results']['metric'], by='python tools/demo.py',
                 seconds=round(train['seconds'] + test['seconds'], 1),

@@ -121,7 +121,7 @@ class Plan:
         # What was interrupted goes on from its last checkpoint.
         return Task(inputs, self.settings.function, arguments,
                     lambda results: kept(cell, results, versions()),
-                    resume=arguments,
+                    resume=arguments if cell.kind == 'train' else None,
                     epochs=cfg.train_cfg.get('max_epochs') or 1)
 
 

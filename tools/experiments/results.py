@@ -89,6 +89,8 @@ def collect(settings, name: str, study: Study, out: Path) -> Optional[Path]:
             versions += [version for version in each['versions']
                          if found and version not in versions]
         for seed, record in finished.seeds(cell_name).items():
+            if _date(record['results']) < _date(seeds.get(str(seed))):
+                continue
             new += 1
             seeds[str(seed)] = dict(
                 {key: value for key, value in record['results'].items()

@@ -14,16 +14,28 @@ def path_of(work_dir: Path, package: str, family: str) -> Path:
     return Path(work_dir).absolute() / package / f'{family}.json'
 
 
-def read(work_dir: Path, package: str, family: str) -> Optional[dict]:
-    """What is known of a family; None if it was not run to its end."""
-    record = read_json(path_of(work_dir, package, family))
-    return record if record and record.get('done') else None
+def read(work_dir: Path, package: str, family: str, function: str
+         ) -> Optional[dict]:
+    """What ``function`` found of a family; None if it was not run to its
+    end.
+
+    Raises:
+        ValueError: Another function was run there.
+    """
+    path = path_of(work_dir, package, family)
+    record = read_json(path)
+    if not record or not record.get('done'):
+        return None
+    if record.get('inputs', {}).get('function', function) != function:
+        raise ValueError(f'{path} is of the other sweep, with or without '
+                         '--export; give each a --work-dir of its own')
+    return record
 
 
-def read_all(work_dir: Path) -> Iterator[dict]:
-    """All that was run to its end."""
+def read_all(work_dir: Path, function: str) -> Iterator[dict]:
+    """All that ``function`` was run of, to its end."""
     for path in sorted(Path(work_dir).glob('*/*.json')):
-        record = read(work_dir, path.parent.name, path.stem)
+        record = read(work_dir, path.parent.name, path.stem, function)
         if record is not None:
             yield record
 
@@ -42,15 +54,13 @@ def run_families(work_dir: Path, names: Sequence[Tuple[str, str]],
         tell (callable): What came out, in words.
     """
     prepare_environment()
-    for name in names:
-        path_of(work_dir, *name).unlink(missing_ok=True)
     Engine([_job(work_dir, *name, function, tell) for name in names],
            lanes=1, limits=limits, preload=MODELS).run()
 
 
 def _job(work_dir: Path, package: str, family: str, function: str,
          tell: Callable[[dict], str]) -> Job:
-    inputs = dict(package=package, family=family)
+    inputs = dict(package=package, family=family, function=function)
     folder = path_of(work_dir, package, family).with_suffix('')
     target = folder / 'found.json'
 
@@ -63,6 +73,11 @@ def _job(work_dir: Path, package: str, family: str, function: str,
         record['checks'][record.get('checking', 'float')] = why
         return dict(record, done=True)
 
-    return Job(f'{package} {family}', folder, lambda records: Task(
-        inputs, function, dict(inputs, target=os.fspath(target)), found,
-        recover=recover), tell=tell)
+    def prepare(records: dict) -> Task:
+        # What is known of it goes when its turn comes, not before.
+        path_of(work_dir, package, family).unlink(missing_ok=True)
+        return Task(inputs, function, dict(
+            package=package, family=family, target=os.fspath(target)), found,
+            recover=recover)
+
+    return Job(f'{package} {family}', folder, prepare, tell=tell)

@@ -18,6 +18,20 @@ SMALL = ('atto', 'femto', 'pico', 'nano', 'micro', 'xxs', 'mini', 'tiny',
          'r34', 'resnet34', '50', 'r50', 'base')
 
 
+def installed() -> List[str]:
+    """Packages that are.
+
+    Raises:
+        FileNotFoundError: None is.
+    """
+    found = [package for package in PACKAGES
+             if importlib.util.find_spec(package)]
+    if not found:
+        raise FileNotFoundError(
+            f'none of {", ".join(PACKAGES)} is installed')
+    return found
+
+
 def mim_folder(package: str) -> Path:
     """Where an installed package keeps its configs and metafiles.
 

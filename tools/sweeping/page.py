@@ -101,9 +101,18 @@ def write_page(path: Path, records: List[dict]) -> None:
 
 
 def with_earlier(path: Path, records: List[dict]) -> List[dict]:
-    """Records, and those of families that only the JSON of a page has."""
+    """Records, and those of families that only the JSON of a page has.
+
+    Raises:
+        ValueError: That is of the other sweep.
+    """
     results = path.with_suffix('.json')
     earlier = json.loads(results.read_text()) if results.exists() else []
+    checks = {name for each in [*earlier, *records]
+              for name in ('convert', 'export') if name in each['checks']}
+    if len(checks) > 1:
+        raise ValueError(f'{results} is of the other sweep, with or without '
+                         '--export; name another page')
     known = {(each['package'], each['family']): each
              for each in [*earlier, *records]}
     return [known[name] for name in sorted(known)]
