@@ -8,7 +8,7 @@ import itertools
 import logging
 from typing import Callable, Iterator
 
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -47,15 +47,16 @@ class NormStatisticsHook(Hook):
                 'train_dataloader of a config to build a second one; build '
                 'the runner with Runner.from_cfg, or call '
                 'gdrq_mm.update_bn_stats yourself')
+        self._swap_no_more(runner)  # a training before may have failed
         for hook in averaging_hooks(runner):
-            if not hook.ema_model.update_buffers:
+            if isinstance(hook, EMAHook) \
+                    and not hook.ema_model.update_buffers:
                 hook._swap_ema_parameters = self._swap_with_statistics(hook)
         self.trains = True
 
     def after_train(self, runner) -> None:
         self.trains = False
-        for hook in averaging_hooks(runner):
-            vars(hook).pop('_swap_ema_parameters', None)
+        self._swap_no_more(runner)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
                          outputs=None) -> None:
@@ -112,7 +113,11 @@ class NormStatisticsHook(Hook):
                 return True
         return False
 
-    def _swap_with_statistics(self, hook: Hook) -> Callable[[], None]:
+    def _swap_no_more(self, runner) -> None:
+        for hook in averaging_hooks(runner):
+            vars(hook).pop('_swap_ema_parameters', None)
+
+    def _swap_with_statistics(self, hook: EMAHook) -> Callable[[], None]:
         """What an ``EMAHook`` calls, which swaps the parameters alone,
         whenever it validates one of its two models or the other."""
         swap = hook._swap_ema_parameters
