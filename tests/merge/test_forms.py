@@ -43,8 +43,11 @@ def test_types_without_an_integer_form_compute_in_float(monkeypatch):
     assert float_layers(merged) == {'0.0': 'no integer kernel for Upsample'}
     assert merged[0][0].weight.dtype == torch.int8
     torch.testing.assert_close(merged(x), model(x))
+    floats = float_form(merged)
+    # No file of floats has an operator for codes.
+    assert not any(isinstance(each, WeightOnly) for each in floats.modules())
     torch.testing.assert_close(
-        float_form(merged)(x), nn.functional.conv_transpose2d(
+        floats(x), nn.functional.conv_transpose2d(
             x, model[0].quantized_weight(), model[0].bias))
     assert float_layers(merged)  # the copy was changed
 

@@ -85,7 +85,8 @@ def test_those_of_a_frozen_layer_go_with_the_nearest_one():
 def test_those_of_a_frozen_layer_are_held_once(first):
     """By two optimizers, one of which holds the frozen weight as well."""
     model = make_model()
-    model.body.requires_grad_(False)
+    for each in (model.body[0].weight, model.body[0].bias):
+        each.requires_grad_(False)
     state, both = get_state(model), []
     for name in sorted(('body', 'head'), reverse=first == 'head'):
         both.append(torch.optim.SGD([
