@@ -77,7 +77,7 @@ class DistillHook(Hook):
         self.distillation.stop()
         if not self.distillation.has_taught:
             raise RuntimeError(
-                f'GDRQHook: distill added no loss, as the train_step of '
+                'GDRQHook: distill added no loss, as the train_step of '
                 f'{type(self.model).__name__} does not get its losses from '
                 "its forward, self(..., mode='loss'): let it call that, or "
                 'remove distill')

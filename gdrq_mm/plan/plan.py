@@ -175,17 +175,18 @@ def _check_shared_weights(plans: List[LayerPlan]) -> None:
                 f'{owner.name} and {plan.name} share one weight, but are '
                 f'asked for {owner.weight} and {plan.weight}; give both the '
                 'same rule')
-        if owner is not plan and plan.weight and _learns(plan):
+        if owner is plan:
+            continue
+        if plan.weight and _learns(plan):
             raise ValueError(
                 f'{owner.name} and {plan.name} share one weight, for which '
                 f'{plan.weight.type} would learn two scales, of which a file '
                 'holds one: give both a type that learns no scale of '
-                f'weights, or leave both float with '
+                'weights, or leave both float with '
                 f'dict(match={owner.name!r}, skip=True) and '
                 f'dict(match={plan.name!r}, skip=True) in the rules')
-        if owner is not plan:
-            plan.reason += f'; shares its weight with {owner.name}'
-            owner.reason += f'; shares its weight with {plan.name}'
+        plan.reason += f'; shares its weight with {owner.name}'
+        owner.reason += f'; shares its weight with {plan.name}'
 
 
 def _learns(plan: LayerPlan) -> bool:
