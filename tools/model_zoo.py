@@ -24,7 +24,7 @@ from typing import Dict
 import modelindex
 import yaml
 from experiments.studies.common import FAMILIES as DATA_SETS
-from experiments.studies.real import PAIRS, TASKS, bits
+from experiments.studies.real import OTHERS, TASKS
 from mmengine.config import Config
 from zoo_page import DATA, markdown, zoo_readme
 
@@ -46,12 +46,14 @@ class Family:
         metric (str): The same.
         demo (str, optional): Its task in the results of the demo.
         data (str, optional): What the demo's dataset is.
+        elsewhere (str, optional): Page that has figures of its configs.
     """
     title: str
     task: str
     metric: str
     demo: str = ''
     data: str = ''
+    elsewhere: str = ''
 
 
 FAMILIES = dict(
@@ -59,8 +61,10 @@ FAMILIES = dict(
                        'drawn stand-in in VOC format'),
     pspnet=Family('PSPNet', 'Semantic Segmentation', 'mIoU', 'seg',
                   'drawn stand-in in Cityscapes format'),
-    retinanet=Family('RetinaNet', 'Object Detection', 'mAP'),
-    yolox=Family('YOLOX', 'Object Detection', 'mAP'),
+    retinanet=Family('RetinaNet', 'Object Detection', 'mAP', elsewhere=(
+        '[deployment](../../docs/deploy/onnxruntime.md#whole-test-sets)')),
+    yolox=Family('YOLOX', 'Object Detection', 'mAP', elsewhere=(
+        '[comparison](../../docs/comparison.md#behind-silu)')),
     resnet=Family('ResNet', 'Image Classification', 'Top 1 Accuracy', 'cls',
                   'drawn stand-in in ImageNet format'),
     vgg=Family('VGG', 'Image Classification', 'Top 1 Accuracy'))
@@ -92,7 +96,7 @@ def metafile(name: str, results: dict, published: list) -> dict:
             Results=[dict(Task=family.task, Dataset=family.data,
                           Metrics=metrics)],
             **{'In Collection': collection['Name']}))
-    for data_set, task in TASKS.items():
+    for data_set, task in {**TASKS, **OTHERS}.items():
         if Path(task.config).parent.name == name:
             models += real_models(family, data_set, task, published)
     return dict(Collections=[collection], Models=models)
@@ -103,7 +107,7 @@ def real_models(family: Family, data_set: str, task, published: list) -> list:
 
     Args:
         family (Family): That of the configs.
-        data_set (str): Key of ``TASKS``.
+        data_set (str): Key of ``TASKS`` or ``OTHERS``.
         task (Task): Its configs.
         published (list[dict]): Entries of model_zoo/models.json.
     """
@@ -112,11 +116,12 @@ def real_models(family: Family, data_set: str, task, published: list) -> list:
     sizes = {each['training_config']: each['bytes'] for each in published}
     floats = cells[f'{data_set}/float']['seeds']
     data = DATA[DATA_SETS[data_set].data].title
-    models = []
-    for kind, cell in (('', 'start'), ('finetune_', 'float'), *(
-            (f'gdrq-{bits(pair)}_', f'mse-{bits(pair)}') for pair in PAIRS)):
-        config, seeds = task.config.format(kind), cells[
-            f'{data_set}/{cell}']['seeds']
+    models, defaults = [], f'{data_set}/mse-'
+    for kind, cell in (
+            ('', f'{data_set}/start'), ('finetune_', f'{data_set}/float'),
+            *((f'gdrq-{cell.removeprefix(defaults)}_', cell)
+              for cell in cells if cell.startswith(defaults))):
+        config, seeds = task.config.format(kind), cells[cell]['seeds']
         metadata = {'Training Data': data, 'Seeds': len(seeds)}
         if config in sizes:
             metadata['File Size (kB)'] = round(sizes[config] / 1000)
@@ -237,7 +242,9 @@ def readme(name: str, index: modelindex) -> str:
             '([results](../../docs/results.md); [files](../../model_zoo/'
             'README.md) of one of\nthe seeds); figures are means of the '
             'seeds. Drop: points below the float model that\nwas fine-tuned '
-            'alike. "Config only": no figures here.\n')
+            'alike. "Config only": no figures here' + (
+                f', but in {family.elsewhere}.\n' if family.elsewhere
+                else '.\n'))
 
 
 def main() -> None:

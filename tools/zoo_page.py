@@ -96,7 +96,7 @@ That begins with a float model, as all experiments on these data do, which is
 here as well, so that a training takes minutes. (Its weights are stored in
 float16; its metric is of float32.) In a config of your own:
 `load_from = 'model_zoo/{starts[0]["file"]}'`.
-The same command trains a float model again, in about half an hour:
+The same command trains a float model again, in 10 to 40 minutes:
 
 {markdown(floats)}
 

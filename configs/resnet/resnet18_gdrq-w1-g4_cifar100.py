@@ -1,4 +1,4 @@
-# Table 2, group size 4: binary weights (the paper: -1.4, float 73).
+# Table 2, group size 4: binary weights (the paper: drop 1.4, float 73).
 _base_ = './resnet18_gdrq_cifar100.py'
 
 model = dict(quantization=dict(weight=dict(bits=1, group_size=4)))
