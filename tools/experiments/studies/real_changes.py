@@ -1,7 +1,8 @@
 """Real data: GDRQ with one change at a time, and its defaults."""
 from ..cells import Claim, Row, Study
 from .common import FAMILIES, STUDIES, add, columns, hook
-from .real import FIRST_SEED, NONZERO, PAIRS, TASKS, bits, ends
+from .real import (FIRST_SEED, METHODS, NONZERO, PAIRS, TASKS, bits, ends,
+                   options)
 
 # One change at a time: where LSQ's lead, if any, is.
 CHANGES = {  # name of cells -> words, and what is changed
@@ -127,7 +128,44 @@ def channels_study() -> Study:
                  columns(pairs), rows, claims, first_seed=FIRST_SEED)
 
 
+def longer_study(epochs=4) -> Study:
+    """Whether the classifier lacks training: twice the epochs, and a start
+    that has had them in float; one seed."""
+    task, pairs = TASKS['tiny'], ((4, 4), (2, 4))
+    config = task.config.format('finetune_')
+    method = next(each for each in METHODS.values() if each.suffix == 'mse')
+    schedule = dict(train_cfg=dict(max_epochs=epochs), param_scheduler=[
+        dict(type='LinearLR', start_factor=.05, by_epoch=False, begin=0,
+             end=100),
+        dict(type='CosineAnnealingLR', eta_min=1e-5, begin=0, end=epochs,
+             T_max=epochs, by_epoch=True, convert_to_iter_based=True)])
+
+    def drops(suffix, start, changes):
+        floating = add(f'tiny/float-{suffix}', config, options=changes,
+                       start=start)
+        return floating, [add(
+            f'tiny/mse-{bits(pair)}-{suffix}', config,
+            options={**options(task, method, pair), **changes}, start=start,
+            reference=floating) for pair in pairs]
+
+    longer, names = drops(f'e{epochs}', 'tiny/start', schedule)
+    later, further = drops(f'from-e{epochs}', longer, {})
+    rows = []
+    for label, floating, quantized in (
+            ('2 epochs', 'tiny/float', [
+                f'tiny/mse-{bits(pair)}' for pair in pairs]),
+            (f'{epochs} epochs', longer, names),
+            (f'2 epochs, begun with the float model of {epochs}', later,
+             further)):
+        rows += [Row(f'{label}: top-1 of float', [floating], 'metric'),
+                 Row('drop', quantized)]
+    return Study(
+        'ResNet-18, Tiny-ImageNet-100: more epochs (the defaults; levels: 15 '
+        'and 4)', '', columns(pairs), rows, seeds=1, first_seed=FIRST_SEED)
+
+
 STUDIES['real_defaults'] = defaults_study()
+STUDIES['real_longer'] = longer_study()
 STUDIES['real_channels'] = channels_study()
 STUDIES['real_changes'] = changes_study()
 STUDIES['real_learned'] = learned_study()
