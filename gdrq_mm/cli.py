@@ -156,7 +156,7 @@ def run_package_tool(name: str, doc: str) -> None:
 
     The first argument that ends in ``.py``, ``.json`` or ``.yaml`` is the
     config; its ``default_scope`` says which package's tool is meant. All
-    arguments are handed on.
+    arguments are handed on; to mmseg's ``--resume`` what it lacks is added.
 
     Args:
         name (str): ``train.py`` or ``test.py``.
@@ -175,7 +175,21 @@ def run_package_tool(name: str, doc: str) -> None:
         usage_error(Path(sys.argv[0]).stem, f'name a config\n{usage}')
 
     def find():
-        return package_tool(scope_of(Config.fromfile(configs[0])), name)
+        scope = scope_of(Config.fromfile(configs[0]))
+        return scope, package_tool(scope, name)
 
-    sys.argv[0] = str(run_tool(find))
+    scope, path = run_tool(find)
+    sys.argv = [str(path), *_resuming_the_run(scope, sys.argv[1:])]
     runpy.run_path(sys.argv[0], run_name='__main__')
+
+
+def _resuming_the_run(scope: str, arguments: List[str]) -> List[str]:
+    """Let ``--resume`` mean the last checkpoint of the work dir in mmseg's
+    train.py, as it does in the others', and not what ``load_from`` names."""
+    if scope != 'mmseg' or '--resume' not in arguments or any(
+            argument.startswith('load_from=') for argument in arguments):
+        return arguments
+    if '--cfg-options' not in arguments:
+        return [*arguments, '--cfg-options', 'load_from=None']
+    place = arguments.index('--cfg-options') + 1
+    return [*arguments[:place], 'load_from=None', *arguments[place:]]

@@ -126,3 +126,15 @@ def test_importing_the_package_does_not_load_the_command():
     subprocess.run([sys.executable, '-W', 'ignore', '-c',
                     'import sys, gdrq_mm; assert "gdrq_mm.cli" not in '
                     'sys.modules'], check=True)
+
+
+@pytest.mark.parametrize('scope, arguments, expected', [
+    ('mmseg', ['c.py', '--resume'],
+     ['c.py', '--resume', '--cfg-options', 'load_from=None']),
+    ('mmseg', ['c.py', '--resume', '--cfg-options', 'a=1', '--amp'],
+     ['c.py', '--resume', '--cfg-options', 'load_from=None', 'a=1', '--amp']),
+    ('mmseg', ['c.py', '--resume', '--cfg-options', 'load_from=a.pth'], None),
+    ('mmseg', ['c.py'], None), ('mmdet', ['c.py', '--resume'], None)])
+def test_resuming_leaves_out_what_the_run_began_with(
+        scope, arguments, expected):
+    assert cli._resuming_the_run(scope, arguments) == (expected or arguments)

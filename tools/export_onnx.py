@@ -181,7 +181,8 @@ def _metadata(cfg, args) -> dict:
     classes = dataset.get('metainfo', {}).get('classes')
     if classes is None:
         from mmengine.registry import DATASETS
-        known = DATASETS.get(dataset.type)
+        known = DATASETS.get(dataset.type) if isinstance(
+            dataset.type, str) else dataset.type
         classes = getattr(known, 'METAINFO', {}).get('classes')
     preprocessor = dict(cfg.model.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {})

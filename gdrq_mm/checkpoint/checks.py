@@ -73,8 +73,8 @@ def check_quantizers(layers: Dict[str, nn.Module], entries: dict) -> None:
         for key, own in wanted.items():
             if key not in entries:
                 raise CheckpointError(
-                    f'the quantized checkpoint is damaged: entries are '
-                    f'missing, {key} for one. Nothing was loaded.')
+                    'the quantized checkpoint is damaged: entries are missing,'
+                    f' {key} for one. Nothing was loaded (parts: part_of).')
             if entries[key].shape != own.shape:
                 raise CheckpointError(
                     f'the quantized checkpoint is damaged: {key} has shape '

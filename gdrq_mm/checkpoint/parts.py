@@ -53,10 +53,12 @@ def float_weights(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
             float one comes back as it is.
 
     Raises:
-        CheckpointError: It is packed: there are no float weights in it.
+        CheckpointError: It is packed: there are no float weights in it; or
+            its names begin with those of a wrapper.
     """
     schemes = read_schemes(state_dict)
     if schemes is None:
+        _check_prefix(state_dict)
         return dict(state_dict)
     packed = [f'{layer}.{PACKED}'.lstrip('.') for layer in schemes]
     if not state_dict.keys().isdisjoint(packed):
@@ -67,6 +69,16 @@ def float_weights(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return {key: value for key, value in state_dict.items()
             if not key.startswith(f'{NAME}.')
             and owners.isdisjoint(_owners_of(key))}
+
+
+def _check_prefix(state_dict: Dict[str, Tensor]) -> None:
+    found = next((key for key in state_dict
+                  if key.endswith(f'.{NAME}.schemes')), None)
+    if found is not None:
+        prefix = found.removesuffix(f'{NAME}.schemes')
+        raise CheckpointError(
+            f'the entries are those of a quantized model inside of another, '
+            f'{prefix!r}: take its own by part_of(state_dict, {prefix!r})')
 
 
 def _owners_of(key: str) -> List[str]:

@@ -37,7 +37,8 @@ class QuantLayer(InputFirst):
     see :mod:`.read`.
 
     A copy or a pickle of one layer, or of a part of a model, takes the state
-    with all layers along: it computes and trains as in the model. What is
+    with all layers along: it computes and trains as in the model, and whether
+    it trains is what the model was told (``layer.state.train()``). What is
     small is its ``state_dict()``.
 
     Attributes:

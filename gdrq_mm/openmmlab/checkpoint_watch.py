@@ -9,7 +9,13 @@ from torch import nn
 
 from ..training import DistillConfig, get_state
 from .finite import FiniteWatch
-from .resumed import META, check_optimizer, log_differences
+from .resumed import (
+    META,
+    check_optimizer,
+    check_origin,
+    log_differences,
+    warn_of_nothing_to_resume,
+)
 from .wrappers import unwrap
 
 
@@ -31,6 +37,7 @@ class CheckpointWatchHook(Hook):
         """Look at what a resumed run goes on with."""
         state = get_state(unwrap(runner.model))
         if state is not None and runner._resume and self._is_due(runner):
+            check_origin(runner, checkpoint)
             check_optimizer(checkpoint, runner.optim_wrapper)
             log_differences(checkpoint, self._settings(state),
                             type(self).__name__)
@@ -39,6 +46,7 @@ class CheckpointWatchHook(Hook):
         """Look at the weights that a run begins with."""
         model = unwrap(runner.model)
         if get_state(model) is not None and self._is_due(runner):
+            warn_of_nothing_to_resume(runner)
             self.finite = FiniteWatch(model, type(self).__name__)
             self.finite.start()
 

@@ -19,7 +19,6 @@ from .averaging import (
 from .checkpoint_watch import CheckpointWatchHook
 from .checks import check_begin, check_hooks, check_model
 from .distill import DistillHook
-from .finite import FiniteWatch
 from .learned import train_learned_parameters
 from .norm_statistics import NormStatisticsHook
 from .resumed import phase_of
@@ -164,8 +163,7 @@ class GDRQHook(CheckpointWatchHook):
                               if isinstance(hook, LoggerHook)), 0)
         self.calls_checked = self.phase_entered = False
         self.iterations = 0
-        self.finite = FiniteWatch(self.model, type(self).__name__)
-        self.finite.start()
+        super().before_train(runner)
 
     def before_train_iter(self, runner, batch_idx: int,
                           data_batch=None) -> None:
@@ -191,7 +189,7 @@ class GDRQHook(CheckpointWatchHook):
             if self.iterations:  # steps that accumulate gradients
                 forget_scores(runner, 'the model without thresholds')
         self.iterations += 1
-        log_missing_steps(self.state, self.iterations)
+        log_missing_steps(self.state, self.iterations, runner.optim_wrapper)
         if not self.state.collect_clipped:
             return
         for name, value in metrics(self.state).items():

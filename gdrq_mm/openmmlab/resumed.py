@@ -26,6 +26,38 @@ def phase_of(checkpoint: dict) -> Optional[str]:
         if f'{NAME}.phase_index' in entries else None
 
 
+def check_origin(runner, checkpoint: dict) -> None:
+    """What a run is resumed from must be a run, and not the float model that
+    it was to begin with.
+
+    Args:
+        runner (Runner): With ``resume``.
+        checkpoint (dict): What it was resumed from.
+
+    Raises:
+        ValueError: It is what ``load_from`` names, of a float model.
+    """
+    if runner._load_from is not None and phase_of(checkpoint) is None:
+        raise ValueError(
+            f'resume=True would go on with load_from={runner._load_from!r}, '
+            'a float model, at its epoch and with its optimizer. To go on '
+            'with the quantized run of this work_dir, add --cfg-options '
+            "load_from=None (mmdet's and mmpretrain's train.py do that at "
+            "--resume, mmseg's does not; gdrq train does for all); to begin "
+            'with the float model, leave out --resume')
+
+
+def warn_of_nothing_to_resume(runner) -> None:
+    """A run that is to be resumed and finds no checkpoint begins anew, with
+    the weights that its model was built with."""
+    if runner._resume and not getattr(runner, '_has_loaded', True):
+        print_log(
+            f'resume=True, but {runner.work_dir} has no checkpoint: this '
+            'training begins with no trained weights, whatever load_from the '
+            'config has. To begin with those of load_from, leave out '
+            '--resume', 'current', logging.WARNING)
+
+
 def log_differences(checkpoint: dict, settings: dict, name: str) -> None:
     """Say which settings of a resumed run are not those of its checkpoint.
 

@@ -127,9 +127,12 @@ def _warn_of_rules(state: QuantizationState, report: QuantReport) -> None:
             'current', logging.WARNING)
 
 
-def log_missing_steps(state: QuantizationState, iterations: int) -> None:
+def log_missing_steps(state: QuantizationState, iterations: int,
+                      optim_wrapper) -> None:
     """Warn once of an optimizer whose steps are not seen."""
-    if iterations == ITERATIONS_TO_WAIT and not state.has_stepped:
+    accumulated = getattr(optim_wrapper, '_accumulative_counts', 1)
+    if iterations == max(ITERATIONS_TO_WAIT, 2 * accumulated) \
+            and not state.has_stepped:
         print_log(
             f'GDRQHook: no step of a torch.optim optimizer was seen in '
             f'{iterations} iterations, so no weight was projected and no '

@@ -14,18 +14,36 @@ SAMPLES = dict(mmdet='DetDataSample', mmseg='SegDataSample',
 
 
 def scope_of(cfg: Config) -> str:
-    """The package a config belongs to.
+    """The package a config belongs to: its ``default_scope``, or, as those in
+    mmengine's pure Python style have none, the home of its model's class.
 
     Raises:
-        ValueError: ``default_scope`` is missing or of another package.
+        ValueError: It is of none of the three packages.
     """
     scope = cfg.get('default_scope')
+    if scope is None:
+        scope = _home_of(cfg.get('model') or {}) or scope
     if scope not in SAMPLES:
         raise ValueError(
             f'default_scope is {scope!r} in {cfg.filename}, allowed: '
             f'{", ".join(SAMPLES)}; inherit a default_runtime.py of one of '
-            'these packages')
+            'these packages, or write it into the config')
     return scope
+
+
+def _home_of(model: dict) -> str:
+    """The package of a model's type: a class, or its full name in text."""
+    kinds = (model.get(key) for key in ('architecture', 'type'))
+    paths = (kind if isinstance(kind, str) else getattr(
+        kind, '__module__', '') for kind in kinds)
+    homes = (path.partition('.')[0] for path in paths if '.' in path)
+    return next((home for home in homes if home in SAMPLES), '')
+
+
+def type_name(node: dict) -> str:
+    """Name of what a part of a config builds: its type is text or a class."""
+    kind = node['type']
+    return kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
 
 
 def package_tool(scope: str, name: str) -> Path:
@@ -43,8 +61,7 @@ def package_tool(scope: str, name: str) -> Path:
 def build_model(cfg: Config) -> nn.Module:
     """Build the model of a config as the package's tools do."""
     from mmengine.registry import MODELS
-    scope_of(cfg)
-    init_default_scope(cfg.default_scope)
+    init_default_scope(scope_of(cfg))
     # Copies, because builders add defaults to what they get.
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:

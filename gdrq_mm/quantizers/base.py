@@ -100,8 +100,9 @@ class Quantizer(KeepsDigits):
         """
         raise NotImplementedError
 
-    def restart(self) -> None:
-        """Another phase begins: what was searched for it is no longer so."""
+    def restart(self, trained: bool = True) -> None:
+        """Another phase begins: forget what was searched for the last one and,
+        of a weight that is not ``trained``, what averages made of a range."""
 
     def forget(self) -> None:
         """Parameters or buffers were written from outside."""
@@ -286,8 +287,7 @@ class ActivationQuantizer(Quantizer):
             f'such as {DEFAULT_TYPE}')
 
     def value_range(self) -> Optional[Tuple[Tensor, Tensor]]:
-        """The least and the greatest value that is not clipped; None where
-        all pass."""
+        """Least and greatest value that is not clipped; None: all pass."""
         return None
 
     @torch.no_grad()

@@ -50,7 +50,7 @@ def add_learned_parameters(state, optimizer: Optimizer,
 
     Returns:
         list[dict]: The groups that were added, one for each group of weights
-        (or two, one of them with weight decay).
+        (or two, one of them with weight decay); none the second time.
 
     Raises:
         ValueError: A ZeroRedundancyOptimizer holds them already.
@@ -62,6 +62,8 @@ def add_learned_parameters(state, optimizer: Optimizer,
                 for _, quantizer in layer.quantizers() if quantizer.decays
                 for parameter in quantizer.learned_parameters()}
     others = _OPTIMIZERS.setdefault(state, weakref.WeakSet())
+    if optimizer in others:  # a second training with it
+        return []
     taken = {id(parameter) for other in others if other is not optimizer
              for group in other.param_groups for parameter in group['params']}
     others.add(optimizer)

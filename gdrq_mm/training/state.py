@@ -90,9 +90,7 @@ class QuantizationState(nn.Module):
             raise ValueError(f'phase is {phase!r}, allowed: {PHASES}')
         if phase != self._phase:
             for layer in self.layers.values():
-                quantizer = getattr(layer, 'weight_quantizer', None)
-                if quantizer is not None:
-                    quantizer.restart()
+                _restart(layer, phase)
         self._phase = phase
         self.phase_index.fill_(PHASES.index(phase))
 
@@ -234,6 +232,17 @@ def quantizer_entries(state: Optional[QuantizationState]) -> List[Tensor]:
         entry for layer in state.layers.values()
         for _, quantizer in layer.quantizers()
         for entry in (*quantizer.parameters(), *quantizer.buffers())]
+
+
+def _restart(layer: nn.Module, phase: str) -> None:
+    """Let the weight of a layer begin a phase."""
+    quantizer = getattr(layer, 'weight_quantizer', None)
+    if quantizer is not None:
+        weight = layer.latent_weight
+        quantizer.restart(weight.requires_grad)
+        if phase == 'quantize' and not weight.requires_grad:
+            # Averages (momentum encoders) go on from this, not from zero.
+            quantizer.start_step(weight)
 
 
 def _warn_of_unset() -> None:

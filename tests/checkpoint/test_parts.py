@@ -1,9 +1,10 @@
 """What of a state dict is the float model's."""
+import pytest
 import torch
 from torch import nn
 
 from gdrq_mm import quantize_
-from gdrq_mm.checkpoint import float_weights
+from gdrq_mm.checkpoint import CheckpointError, float_weights, part_of
 
 
 class SharedHead(nn.Module):
@@ -37,3 +38,14 @@ def test_second_names_of_a_layer_have_no_entries_of_quantizers_left():
         assert float_weights(copied).keys() == weights.keys()
         plain.load_state_dict(weights)
         assert torch.equal(plain.last.weight, model.last.weight)
+
+
+def test_names_of_a_wrapper_are_not_taken_for_a_float_model():
+    model = SharedHead()
+    quantize_(model, dict(weight=dict(bits=4)))
+    wrapped = {f'module.{key}': value
+               for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"'module\.'.*part_of\(state_"):
+        float_weights(wrapped)
+    assert float_weights(part_of(wrapped, 'module.')).keys() \
+        == SharedHead().state_dict().keys()

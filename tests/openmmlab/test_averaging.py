@@ -29,24 +29,28 @@ def batch(numbers):
                 data_samples=[DataSample() for _ in range(4)])
 
 
-@pytest.fixture(params=['hook', 'model'])
-def trained(request, tmp_path):
+def train(way, quantization, folder, **arguments):
     """A MoCo after 12 steps, converted by the hook or as it was built."""
-    hook = dict(type='GDRQHook')
+    hook = dict(type='GDRQHook', **arguments)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        if request.param == 'hook':
-            hook['quantization'] = LSQ
+        if way == 'hook':
+            hook['quantization'] = quantization
             model = MODELS.build(dict(MOCO, type='MoCo'))
         else:
             model = MODELS.build(dict(
                 MOCO, type='QuantizedModel', architecture='MoCo',
-                quantization=LSQ))
-        Runner(model, str(tmp_path), experiment_name=f'moco{request.param}',
+                quantization=quantization))
+        Runner(model, str(folder), experiment_name=folder.name,
                train_dataloader=DataLoader(range(12), collate_fn=batch),
                train_cfg=dict(by_epoch=True, max_epochs=1),
                optim_wrapper=dict(optimizer=dict(type='SGD', lr=.05)),
                custom_hooks=[hook], default_scope='mmpretrain').train()
     return model
+
+
+@pytest.fixture(params=['hook', 'model'])
+def trained(request, tmp_path):
+    return train(request.param, LSQ, tmp_path)
 
 
 def test_momentum_encoders_average_what_quantizers_learn(trained):
@@ -60,6 +64,21 @@ def test_momentum_encoders_average_what_quantizers_learn(trained):
     # No gradient reaches them: no optimizer, and no DDP, waits for one.
     assert not any(name.startswith('encoder_k.') for name in
                    learned_parameters(get_state(trained)))
+
+
+@pytest.mark.parametrize('way', ['hook', 'model'])
+@pytest.mark.parametrize('clip', ['threshold', 'search', 'learned'])
+def test_momentum_encoders_forget_what_they_averaged_before_rounding(
+        way, clip, tmp_path):
+    """They begin at zero and would hold half of each clip value by then."""
+    model = train(way, dict(weight=dict(bits=4, clip=clip),
+                            activation=dict(bits=4)), tmp_path, begin_iter=6)
+    layers = get_state(model).layers
+    ours, averaged = (
+        layer.weight_quantizer.current_clip(layer.latent_weight)
+        for layer in (layers['backbone.layer4.1.conv2'],
+                      layers['encoder_k.module.0.layer4.1.conv2']))
+    assert torch.allclose(ours, averaged, rtol=.1)
 
 
 def test_nothing_is_learned_from_batches_that_calibrate(trained):

@@ -275,6 +275,16 @@ def test_optimizer_whose_steps_are_not_seen_is_warned_of(
             in run_log(runner)) == own
 
 
+def test_steps_that_accumulation_puts_off_are_not_missed(
+        make_runner, run_log, monkeypatch):
+    monkeypatch.setattr(
+        'gdrq_mm.openmmlab.run_log.ITERATIONS_TO_WAIT', 3)
+    runner = make_runner('resnet', hook(), **{
+        'optim_wrapper.accumulative_counts': 4})
+    runner.train()
+    assert 'no step of a torch.optim' not in run_log(runner)
+
+
 # -- phases ------------------------------------------------------------------
 
 

@@ -229,3 +229,31 @@ def test_float_run_of_a_flexible_runner_resumed_as_quantized_model(
     with pytest.raises(ValueError, match=(
             'optimizer of the checkpoint holds .* as load_from')):
         runner.train()
+
+
+def test_a_run_does_not_go_on_as_the_float_one_of_load_from(
+        first, make_runner, tmp_path):
+    """As mmseg's train.py has it, which keeps load_from at --resume."""
+    make_runner('resnet', work_dir=tmp_path / 'float').train()
+    options = first(hook())
+    runner = make_runner(
+        'resnet', hook(), load_from=str(tmp_path / 'float/epoch_2.pth'),
+        **options)
+    with pytest.raises(ValueError, match=(
+            r"load_from='.*float/epoch_2.pth', a float model, at its epoch.*"
+            'add --cfg-options load_from=None')):
+        runner.train()
+    quantized = str(options['work_dir'] / 'epoch_1.pth')
+    make_runner('resnet', hook(), load_from=quantized, **options).train()
+
+
+@pytest.mark.parametrize('kind', ['hook', 'model'])
+def test_a_resumed_run_without_a_checkpoint_says_so(
+        kind, make_runner, quantized_config, run_log):
+    """The resume of mmdet and mmpretrain drops load_from."""
+    options = dict(resume=True, train_cfg=dict(max_epochs=1))
+    runner = make_runner('resnet', hook(), **options) if kind == 'hook' \
+        else make_runner(quantized_config, **options)
+    runner.train()
+    assert 'has no checkpoint: this training begins with no trained weights' \
+        in run_log(runner)

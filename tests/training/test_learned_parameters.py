@@ -202,3 +202,13 @@ def test_an_optimizer_of_shards_takes_them_once(tmp_path):
             assert added['weight_decay'] == 0
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_an_optimizer_takes_them_once():
+    model = make_model()
+    optimizer = torch.optim.SGD(float_parameters(model), lr=.1)
+    state = get_state(model)
+    assert len(add_learned_parameters(state, optimizer)) == 1
+    sizes = [len(group['params']) for group in optimizer.param_groups]
+    assert add_learned_parameters(state, optimizer) == []
+    assert sizes == [len(group['params']) for group in optimizer.param_groups]

@@ -1,5 +1,6 @@
 """What a step of an optimizer changes, and what it leaves alone."""
 import copy
+import warnings
 
 import pytest
 import torch
@@ -183,3 +184,23 @@ def test_state_knows_whether_a_step_was_seen():
     assert not get_state(model).has_stepped
     step(model, torch.optim.SGD(model.parameters(), lr=.1))
     assert get_state(model).has_stepped
+
+
+def test_a_part_in_another_model_says_that_its_own_is_in_eval_mode():
+    model = model_of().eval()
+    layer = model[0]
+    other = nn.Sequential(layer, nn.Linear(8, 2)).train()
+    before = layer.weight_quantizer.clip.clone()
+    optimizer = torch.optim.SGD(other.parameters(), lr=.1)
+    with pytest.warns(UserWarning, match=(
+            r'^0 and 0 more layers are trained.*in eval mode.*layer\.state')):
+        step(other, optimizer)
+    assert torch.equal(layer.weight_quantizer.clip, before)
+    layer.state.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        step(other, optimizer)
+        # One that is in eval mode on purpose is none to tell of.
+        model.eval()
+        step(model, torch.optim.SGD(model.parameters(), lr=.1))
+    assert not torch.equal(layer.weight_quantizer.clip, before)

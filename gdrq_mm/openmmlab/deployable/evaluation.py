@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from ..publish import inference_config
-from ..scopes import build_model, scope_of
+from ..scopes import build_model, scope_of, type_name
 from .two_stage import paste
 
 
@@ -116,7 +116,7 @@ def _pipeline_size(cfg: Config) -> Tuple[int, int]:
     """The size that the pipeline of the test set gives all images."""
     for transform in reversed(cfg.test_dataloader.dataset.pipeline):
         wanted = transform.get('crop_size', transform.get('scale'))
-        kind = transform['type'].rpartition('.')[2]
+        kind = type_name(transform)
         if kind == 'CenterCrop' or kind == 'Resize' and not isinstance(
                 wanted, int):
             width, height = (wanted, ) * 2 if isinstance(

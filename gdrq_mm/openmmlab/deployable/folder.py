@@ -8,7 +8,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from ..scopes import scope_of
+from ..scopes import scope_of, type_name
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 
@@ -36,7 +36,7 @@ def images_in(cfg: Config, folder: str, number: int) -> List[Tensor]:
             f'{folder} has no image ({", ".join(IMAGE_SUFFIXES)})')
     pipeline = Compose([
         each for each in cfg.test_dataloader.dataset.pipeline
-        if 'Annotations' not in each['type']])
+        if 'Annotations' not in type_name(each)])
     return [_read(pipeline, path, number)
             for number, path in enumerate(paths)]
 

@@ -90,7 +90,7 @@ class LearnedClipWeight(ClippedWeight):
         return text + ('' if self.projection else ', projection=False')
 
     @torch.no_grad()
-    def restart(self) -> None:
+    def restart(self, trained: bool = True) -> None:
         self.clip.unit.zero_()
         self.clip.ratio.zero_()
         self.clip.forget()

@@ -169,8 +169,10 @@ class ScaleClipWeight(ClippedWeight):
         self._steps = None
 
     @torch.no_grad()
-    def restart(self) -> None:
-        if self.searches:
+    def restart(self, trained: bool = True) -> None:
+        # A momentum encoder inside the model averaged it from zero on, but
+        # its weights from their values: T of these is right.
+        if self.searches or not trained:
             self.clip.zero_()
             self.forget()
 

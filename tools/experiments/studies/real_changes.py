@@ -1,8 +1,16 @@
 """Real data: GDRQ with one change at a time, and its defaults."""
 from ..cells import Claim, Row, Study
 from .common import FAMILIES, STUDIES, add, columns, hook
-from .real import (FIRST_SEED, METHODS, NONZERO, PAIRS, TASKS, bits, ends,
-                   options)
+from .real import (
+    FIRST_SEED,
+    METHODS,
+    NONZERO,
+    PAIRS,
+    TASKS,
+    bits,
+    ends,
+    options,
+)
 
 # One change at a time: where LSQ's lead, if any, is.
 CHANGES = {  # name of cells -> words, and what is changed
