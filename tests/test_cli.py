@@ -138,3 +138,26 @@ def test_importing_the_package_does_not_load_the_command():
 def test_resuming_leaves_out_what_the_run_began_with(
         scope, arguments, expected):
     assert cli._resuming_the_run(scope, arguments) == (expected or arguments)
+
+
+PURE_PYTHON = '''
+from mmpretrain.models import ImageClassifier, LinearClsHead, ResNet
+from mmpretrain.models.necks import GlobalAveragePooling
+
+from gdrq_mm import GDRQHook
+
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=ResNet, depth=18, stem_channels=4, base_channels=4),
+    neck=dict(type=GlobalAveragePooling),
+    head=dict(type=LinearClsHead, num_classes=4, in_channels=32))
+custom_hooks = [dict(type=GDRQHook, quantization=dict(weight=dict(bits=4)))]
+'''
+
+
+def test_configs_in_pure_python_name_no_scope(gdrq, tmp_path):
+    path = tmp_path / 'pure.py'
+    path.write_text(PURE_PYTHON)
+    code, out, err = gdrq('plan', path, '--shape', 32, 32)
+    assert code == 0, err
+    assert '21 of 21 layers' in out

@@ -89,12 +89,15 @@ def mmseg_train():
 
 
 def test_mmseg_trains_resumes_and_tests(write_config, tmp_path):
-    """The test by this project's tools/test.py, which starts mmseg's own."""
+    """Resumed and tested by this project's tools, which start mmseg's own;
+    that alone would resume what ``load_from`` names."""
     config, work_dir = write_config('pspnet'), tmp_path / 'work'
-    run(ROOT / 'tools/train.py', config, '--work-dir', work_dir,
-        '--cfg-options', 'train_cfg.max_iters=2', cwd=tmp_path)
+    run(mmseg_train(), config, '--work-dir', work_dir,
+        '--cfg-options', 'train_cfg.max_iters=2')
     assert (work_dir / 'iter_2.pth').exists()
-    out = run(mmseg_train(), config, '--work-dir', work_dir, '--resume')
+    config.write_text(config.read_text() + "load_from = 'nowhere.pth'\n")
+    out = run(ROOT / 'tools/train.py', config, '--work-dir', work_dir,
+              '--resume', cwd=tmp_path)
     assert 'resumed epoch: 0, iter: 2' in out
     check_checkpoint(work_dir / 'iter_4.pth')
     out = run(ROOT / 'tools/test.py', config, work_dir / 'iter_4.pth',
