@@ -35,6 +35,7 @@ from gdrq_mm.openmmlab.deployable.evaluation import (
     default_size,
     evaluators_of,
     pad_image,
+    with_pipelines,
 )
 from gdrq_mm.openmmlab.deployable.folder import images_in
 from gdrq_mm.openmmlab.deployable.synthetic import synthetic_images
@@ -177,7 +178,7 @@ def _need_test_set(cfg, size) -> None:
 
 def _metadata(cfg, args) -> dict:
     """What a user of the file must know."""
-    dataset = cfg.test_dataloader.dataset
+    dataset = with_pipelines(cfg.test_dataloader.dataset)[0]
     classes = dataset.get('metainfo', {}).get('classes')
     if classes is None:
         from mmengine.registry import DATASETS

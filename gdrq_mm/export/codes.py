@@ -31,7 +31,8 @@ def pack_codes(codes: np.ndarray, bits: int) -> Tuple[np.ndarray, np.ndarray]:
     low, high = min(-top, codes.min()), max(top, codes.max())
     if high > top and (codes % 2).all():
         low, high, step = 1 - 2**bits, 2**bits - 1, 2
-    base, digits = (high - low) // step + 1, 1
+    # One bit of zeros, as of channels whose norm weighs nothing, has one.
+    base, digits = max((high - low) // step + 1, 2), 1
     while base**(digits + 1) <= 256:
         digits += 1
     powers = base**np.arange(digits)

@@ -212,6 +212,9 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
             _need_merged(model)
             model = to_integer(model, example, calibration, container,
                                dynamic)
+        elif calibration:
+            raise ValueError('calibration does nothing to an integer model: '
+                             'give it to to_integer')
         if set(model.dynamic) != set(dynamic):
             raise ValueError(
                 f'dynamic is {list(dynamic)}, that of the integer model '

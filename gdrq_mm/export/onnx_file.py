@@ -130,10 +130,14 @@ def layer_nodes(proto: ModelProto) -> Iterator[LayerNode]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
 
-    def source_of(name):
+    def source_of(name, weight=False):
         node = producers.get(name)
-        return node.input[0] if node is not None and \
-            node.op_type == 'DequantizeLinear' else None
+        if node is None or node.op_type != 'DequantizeLinear':
+            return None
+        # A weight has a scale a filter; a kernel that is computed has one.
+        by_filter = any(each.name == 'axis' and each.i == 0
+                        for each in node.attribute)
+        return node.input[0] if by_filter == weight else None
 
     def only(name, *kinds):
         nodes = readers.get(name, [])
@@ -142,7 +146,7 @@ def layer_nodes(proto: ModelProto) -> Iterator[LayerNode]:
 
     for node in proto.graph.node:
         if node.op_type not in LAYER_OPS or source_of(
-                node.input[1]) is None:
+                node.input[1], weight=True) is None:
             continue
         result = node.output[0]
         codes = only(only(result, *CLAMPS) or result, 'QuantizeLinear')
@@ -174,8 +178,13 @@ def numbered(layers: Iterable[str]) -> Iterator[str]:
 def weights_alone(model: nn.Module) -> Set[str]:
     """Names of the weights that are quantized, but not their layer's
     input."""
-    return {f'{name}.weight' for name, layer in model.named_modules()
+    return {_weight_of(name) for name, layer in model.named_modules()
             if isinstance(layer, WeightOnly)}
+
+
+def _weight_of(layer: str) -> str:
+    """Name of its weight; the layer may be the model itself."""
+    return f'{layer}.weight'.lstrip('.')
 
 
 def quant_layers(proto: ModelProto, alone: Container[str] = ()
@@ -215,10 +224,10 @@ def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
     stored = {each.name for each in graph.initializer}
     # Of layers with equal weights, one has them.
     weights = {layer: weight for layer, weight in weights.items()
-               if f'{layer}.weight' in stored}
+               if _weight_of(layer) in stored}
+    packed_names = set(map(_weight_of, weights))
     tensors = {each.name: each for each in graph.initializer
-               if each.name.rpartition('.')[0] not in weights
-               or not each.name.endswith('.weight')}
+               if each.name not in packed_names}
 
     def constant(array, name):
         tensors[name] = numpy_helper.from_array(np.asarray(array), name)
@@ -229,13 +238,13 @@ def _pack(proto: ModelProto, weights: Dict[str, IntegerWeight], bits: int
         return output
 
     for layer, weight in weights.items():
-        name, codes = f'{layer}.weight', weight.codes.numpy()
+        name, codes = _weight_of(layer), weight.codes.numpy()
         factor = weight.factor.numpy()
         # 1 to 127 times a code that fits, within int8.
         same = int(factor[0]) if (factor == factor[0]).all() else 1
         packed, table = pack_codes(codes, bits)
-        table = constant(table * np.int8(same), 'table.{}.{}.{}'.format(
-            len(table), table[0, 0], same))
+        table = constant(table * np.int8(same), 'table.{}.{}.{}.{}'.format(
+            *table.shape, table[0, 0], same))
         value = node('Cast', [constant(packed, f'{name}.codes')],
                      f'{name}.index', to=TensorProto.INT32)
         value = node('Gather', [table, value], f'{name}.rows')

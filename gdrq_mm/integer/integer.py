@@ -33,7 +33,7 @@ from .moves import (
     readers,
     target_of,
 )
-from .ranges import RANGES, observe, widen_grids
+from .ranges import RANGES, alike, observe, widen_grids
 from .weights import IntegerWeight, store_integers
 
 Example = Union[Tensor, Tuple[Any, ...]]
@@ -159,7 +159,8 @@ def to_integer(model: nn.Module, example: Example,
     outputs, sums = find_sites(module)
     grids = observe(
         module, [act for _, act, grid in outputs if grid is None] + sums,
-        [example, *map(_as_tuple, calibration)], RANGES[container])
+        alike(example, map(_as_tuple, calibration), dynamic),
+        RANGES[container])
     weights = {name: IntegerWeight(
         layer.weight, torch.ones(len(layer.weight), dtype=torch.int32),
         layer.bits, layer.weight) for name, layer in plain.items()}

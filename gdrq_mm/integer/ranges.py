@@ -1,7 +1,17 @@
 """Scales of the 8-bit quantizers that an integer model adds."""
 import copy
 from dataclasses import replace
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +72,25 @@ class _Observer(Interpreter):
             self.samples[node] += [chosen, *(
                 each.view(1) for each in extremes)]
         return result
+
+
+def alike(example: tuple, others: Iterable[tuple], dynamic: Sequence[str]
+          ) -> Iterator[tuple]:
+    """All examples that a graph is called with, the one it was made with
+    first.
+
+    Raises:
+        ValueError: One has another shape, and the graph is of one.
+    """
+    yield example
+    for other in others:
+        there, wanted = ([tuple(x.shape) for x in each if isinstance(
+            x, Tensor)] for each in (other, example))
+        if not dynamic and there != wanted:
+            raise ValueError(
+                f'an example of calibration has the shapes {there}, that of '
+                f'the graph {wanted}: give the same, or say what is dynamic')
+        yield other
 
 
 def observe(module: GraphModule, nodes: List[Node], examples: Iterable[tuple],

@@ -136,6 +136,69 @@ def test_odd_codes_have_a_base_of_their_own():
     assert np.array_equal(table[packed].ravel()[:5], codes)
 
 
+def test_zeros_of_one_bit_are_packed():
+    """As of a layer whose normalization weighs nothing."""
+    packed, table = pack_codes(np.zeros(9, np.int8), bits=1)
+    assert not table[packed].any()
+
+
+def test_a_model_that_is_one_layer_is_packed(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Linear(128, 128), torch.randn(2, 128)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    integer = to_integer(merge(model.eval(), x), x)
+    whole, packed = (export_onnx(integer, x, tmp_path / weights,
+                                 weights=weights).size
+                     for weights in ('int8', 'int4'))
+    assert whole - packed > .4 * model.weight.numel()
+    result, = onnx_check.run(onnx_check.session(tmp_path / 'int4'), [x])
+    torch.testing.assert_close(torch.from_numpy(result), integer(x),
+                               rtol=1e-6, atol=1e-6)
+
+
+class ComputedKernel(nn.Module):
+    """A convolution whose kernel is the output of a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.kernel = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        kernel = self.kernel(nn.functional.adaptive_avg_pool2d(x, 3))
+        x = nn.functional.conv2d(x, kernel.reshape(8, 1, 3, 3), groups=8)
+        return self.head(x.relu())
+
+
+@pytest.mark.parametrize('format', ['qdq', 'tensorrt'])
+def test_a_computed_kernel_is_no_weight_of_a_layer(format, tmp_path):
+    torch.manual_seed(0)
+    model, x = ComputedKernel(), torch.randn(1, 3, 10, 10)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    report = export_onnx(merged, x, tmp_path / 'model.onnx', format)
+    assert len(report.codes) == 3
+    assert all(equal == total for equal, total in report.codes.values())
+
+
+def test_examples_of_a_calibration_have_the_shape_of_the_graph(tmp_path):
+    model, x = quantized(4)
+    merged = merge(model, x)
+    with pytest.raises(ValueError, match=(
+            r'calibration has the shapes \[\(2, 3, 14, 14\)\], that of the '
+            r'graph \[\(1, 3, 14, 14\)\]')):
+        to_integer(merged, x, [x.repeat(2, 1, 1, 1)])
+    integer = to_integer(merged, x, [x])
+    with pytest.raises(ValueError, match='calibration does nothing to an'):
+        export_onnx(integer, x, tmp_path / 'new', calibration=[x])
+    assert not (tmp_path / 'new').exists()
+
+
 def test_channels_of_different_factors_are_unpacked_exactly(tmp_path):
     """A channel whose bias fills int32 leaves no room for a factor."""
     torch.manual_seed(0)

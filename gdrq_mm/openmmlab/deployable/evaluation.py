@@ -63,7 +63,8 @@ def images_of(cfg: Config, split: str, size: Optional[Tuple[int, int]] = None
     init_default_scope(scope_of(cfg))
     loader = copy.deepcopy(cfg[f'{split}_dataloader'])
     if split == 'train':
-        loader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline
+        for dataset in with_pipelines(loader.dataset):
+            dataset.pipeline = inference_pipeline(cfg)
     loader.update(batch_size=1, num_workers=0, persistent_workers=False)
     loader.sampler = dict(type='DefaultSampler', shuffle=split == 'train')
     loader = Runner.build_dataloader(loader, seed=0)
@@ -75,14 +76,29 @@ def images_of(cfg: Config, split: str, size: Optional[Tuple[int, int]] = None
         yield image, sample
 
 
-def _mean_pixel(cfg: Config) -> Tensor:
+def with_pipelines(dataset: dict) -> List[dict]:
+    """The parts of a dataset's config that have a pipeline: itself, or what
+    it wraps (RepeatDataset, ConcatDataset, ...)."""
+    wrapped = dataset.get('datasets') or [
+        each for each in [dataset.get('dataset')] if each]
+    if 'pipeline' in dataset or not wrapped:
+        return [dataset]
+    return [part for each in wrapped for part in with_pipelines(each)]
+
+
+def inference_pipeline(cfg: Config) -> List[dict]:
+    """The transforms of the test set."""
+    return with_pipelines(cfg.test_dataloader.dataset)[0].pipeline
+
+
+def _mean_pixel(cfg: Config, channels: int) -> Tensor:
     """What normalization maps to the value that images are padded with, in
     the channel order of images."""
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {}
-    mean = preprocessor.get('mean') or [0., 0., 0.]
+    mean = preprocessor.get('mean') or [0.] * channels
     reverse = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
-    std = preprocessor.get('std') or [1., 1., 1.]
+    std = preprocessor.get('std') or [1.] * channels
     value = preprocessor.get('pad_value', preprocessor.get('pad_val', 0)) or 0
     fill = [each * value + middle for each, middle in zip(std, mean)]
     return torch.tensor(fill[::-1] if reverse else fill)
@@ -101,7 +117,7 @@ def default_size(cfg: Config, images: Sequence[Tensor]) -> Tuple[int, int]:
         ValueError: There are no images, and the pipeline leaves them as they
             are.
     """
-    for transform in cfg.test_dataloader.dataset.pipeline:
+    for transform in inference_pipeline(cfg):
         if transform.get('keep_ratio') and 'scale' in transform:
             scale = transform['scale']
             side = scale if isinstance(scale, int) else max(scale)
@@ -114,11 +130,10 @@ def default_size(cfg: Config, images: Sequence[Tensor]) -> Tuple[int, int]:
 
 def _pipeline_size(cfg: Config) -> Tuple[int, int]:
     """The size that the pipeline of the test set gives all images."""
-    for transform in reversed(cfg.test_dataloader.dataset.pipeline):
+    for transform in reversed(inference_pipeline(cfg)):
         wanted = transform.get('crop_size', transform.get('scale'))
         kind = type_name(transform)
-        if kind == 'CenterCrop' or kind == 'Resize' and not isinstance(
-                wanted, int):
+        if kind in ('CenterCrop', 'Resize') and wanted:
             width, height = (wanted, ) * 2 if isinstance(
                 wanted, int) else wanted
             return height, width
@@ -130,9 +145,14 @@ def pad_image(cfg: Config, image: Tensor, size: Tuple[int, int]) -> Tensor:
     """Enlarge an image as the package pads it.
 
     Raises:
-        ValueError: The image is larger than ``size``.
+        ValueError: The image is larger than ``size``, or has other channels
+            than the data preprocessor.
     """
-    fill = _mean_pixel(cfg)
+    fill = _mean_pixel(cfg, image.shape[1])
+    if len(fill) != image.shape[1]:
+        raise ValueError(
+            f'an image has {image.shape[1]} channels, mean and std of the '
+            f'data preprocessor {len(fill)}; give it as many')
     height, width = (wanted - there for wanted, there in zip(
         size, image.shape[2:]))
     if height < 0 or width < 0:

@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from ..scopes import scope_of, type_name
+from .evaluation import inference_pipeline
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 
@@ -35,7 +36,7 @@ def images_in(cfg: Config, folder: str, number: int) -> List[Tensor]:
         raise FileNotFoundError(
             f'{folder} has no image ({", ".join(IMAGE_SUFFIXES)})')
     pipeline = Compose([
-        each for each in cfg.test_dataloader.dataset.pipeline
+        each for each in inference_pipeline(cfg)
         if 'Annotations' not in type_name(each)])
     return [_read(pipeline, path, number)
             for number, path in enumerate(paths)]

@@ -23,7 +23,8 @@ def synthetic_images(cfg: Config, number: int, size: Tuple[int, int]
         size (tuple[int, int]): Height and width.
 
     Returns:
-        list[Tensor]: float32, shape ``(1, 3, H, W)``, 0 to 255.
+        list[Tensor]: float32, shape ``(1, C, H, W)``, 0 to 255; as many
+        channels as the data preprocessor has means, else 3.
     """
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {}
@@ -34,11 +35,11 @@ def synthetic_images(cfg: Config, number: int, size: Tuple[int, int]
     generator = torch.Generator().manual_seed(0)
     images = []
     for _ in range(number):
-        noise, cells = torch.zeros(1, 3, *size), COARSEST
+        noise, cells = torch.zeros(1, len(mean), *size), COARSEST
         while cells <= min(size):
             noise = noise + F.interpolate(
-                torch.randn(1, 3, cells, cells, generator=generator), size,
-                mode='bilinear')
+                torch.randn(1, len(mean), cells, cells, generator=generator),
+                size, mode='bilinear')
             cells *= 2
         noise = noise / noise.std().clamp(min=1e-6)
         images.append((noise * std.view(1, -1, 1, 1) + mean.view(

@@ -16,7 +16,7 @@ from .boxes import (
     method_of,
     suppress,
 )
-from .dense import by_level
+from .dense import MOST_BOXES, by_level
 from .models import Deployable
 
 
@@ -145,7 +145,8 @@ class DeployableTwoStage(Deployable):
         return suppress(Candidates(
             boxes.expand(-1, -1, classes, 4).flatten(1, 2),
             scores.flatten(1), labels.flatten(1)),
-            self.cfg.nms, self.cfg.max_per_img)
+            self.cfg.nms, self.cfg.max_per_img if self.cfg.max_per_img >= 0
+            else MOST_BOXES)
 
     def masks(self, features: Sequence[Tensor], boxes: Tensor,
               labels: Tensor) -> Tensor:

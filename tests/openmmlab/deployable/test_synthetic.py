@@ -3,7 +3,12 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from gdrq_mm.openmmlab.deployable.evaluation import default_size
+from gdrq_mm.openmmlab.deployable.evaluation import (
+    default_size,
+    inference_pipeline,
+    pad_image,
+    with_pipelines,
+)
 from gdrq_mm.openmmlab.deployable.synthetic import synthetic_images
 
 
@@ -30,6 +35,7 @@ def test_noise_has_the_statistics_of_the_data_in_the_order_of_images():
 @pytest.mark.parametrize('transform, size', [
     (dict(type='CenterCrop', crop_size=224), (224, 224)),
     (dict(type='Resize', scale=(96, 64)), (64, 96)),
+    (dict(type='Resize', scale=32), (32, 32)),
     (dict(type='Resize', scale=(96, 64), keep_ratio=True), (96, 96))])
 def test_size_is_that_of_the_pipeline(transform, size):
     cfg = config(dict(type='LoadImageFromFile'), transform,
@@ -40,3 +46,30 @@ def test_size_is_that_of_the_pipeline(transform, size):
 def test_a_pipeline_without_a_size_needs_one():
     with pytest.raises(ValueError, match='--shape'):
         default_size(config(dict(type='PackInputs')), ())
+
+
+def test_images_have_the_channels_of_the_data_preprocessor():
+    cfg = config(mean=[33.46], std=[78.87])
+    assert synthetic_images(cfg, 1, (32, 32))[0].shape == (1, 1, 32, 32)
+    assert pad_image(cfg, torch.zeros(1, 1, 8, 8), (9, 9)).shape[1] == 1
+    with pytest.raises(ValueError, match='3 channels, .* preprocessor 1'):
+        pad_image(cfg, torch.zeros(1, 3, 8, 8), (9, 9))
+    assert pad_image(config(), torch.zeros(1, 4, 8, 8), (9, 9)).shape[1] == 4
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda each: dict(type='RepeatDataset', times=3, dataset=each),
+    lambda each: dict(type='RepeatDataset', times=3, dataset=dict(
+        type='ConcatDataset', datasets=[each, dict(each)])),
+    lambda each: dict(type='MultiImageMixDataset', dataset=dict(each),
+                      pipeline=each['pipeline'])])
+def test_pipelines_are_those_of_wrapped_datasets(wrap):
+    """As of VOC, Cityscapes and LVIS."""
+    one = dict(type='VOCDataset', pipeline=[dict(type='PackDetInputs')])
+    dataset = Config(wrap(one))._cfg_dict
+    parts = with_pipelines(dataset)
+    assert all(part.pipeline == one['pipeline'] for part in parts)
+    assert {part.type for part in parts} <= {'VOCDataset',
+                                             'MultiImageMixDataset'}
+    assert inference_pipeline(Config(dict(test_dataloader=dict(
+        dataset=dataset)))) == one['pipeline']
