@@ -91,9 +91,10 @@ def test_compiled_emulation_predicts_as_the_trained_integer_model(
     assert (labels == integer.argmax(1)).float().mean() > .95  # it learned
     assert torch.equal(found.argmax(1), integer.argmax(1))
     # With 16 binary places a value may fall on the other side of a border
-    # between two codes: some do, in 8% of these images.
+    # between two codes: some do, in 8 to 16% of these images, by the CPU
+    # that trained the network.
     off = (found - trained).abs().amax(1) / trained.abs().max()
-    assert (off < 5e-4).float().mean() > .85
+    assert (off < 5e-4).float().mean() > .75
 
 
 @torch.no_grad()
