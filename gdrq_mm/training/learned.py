@@ -55,18 +55,17 @@ def add_learned_parameters(state, optimizer: Optimizer,
     Raises:
         ValueError: A ZeroRedundancyOptimizer holds them already.
     """
+    others = _OPTIMIZERS.setdefault(state, weakref.WeakSet())
+    if optimizer in others:  # a second training with it
+        return []
     home = {id(parameter): index
             for index, group in enumerate(optimizer.param_groups)
             for parameter in group['params']}
     decaying = {id(parameter) for layer in state.layers.values()
                 for _, quantizer in layer.quantizers() if quantizer.decays
                 for parameter in quantizer.learned_parameters()}
-    others = _OPTIMIZERS.setdefault(state, weakref.WeakSet())
-    if optimizer in others:  # a second training with it
-        return []
-    taken = {id(parameter) for other in others if other is not optimizer
+    taken = {id(parameter) for other in others
              for group in other.param_groups for parameter in group['params']}
-    others.add(optimizer)
     members: Dict[Tuple[int, bool], List[nn.Parameter]] = {}
     for plan in state.plans:
         index = home.get(id(_weight_beside(plan, state.plans, home)))
@@ -91,6 +90,7 @@ def add_learned_parameters(state, optimizer: Optimizer,
         if not decays:
             options['weight_decay'] = 0.
         optimizer.add_param_group(dict(options, params=parameters))
+    others.add(optimizer)
     return optimizer.param_groups[len(groups):]
 
 

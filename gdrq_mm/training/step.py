@@ -25,6 +25,7 @@ from .copies import hand_on_ranges
 from .learned import check_learned_parameters
 
 _LIVE = weakref.WeakSet()  # every QuantizationState there is
+_SEEN = weakref.WeakSet()  # optimizers that have stepped
 _numbers = itertools.count()
 _local = threading.local()
 
@@ -59,19 +60,19 @@ def _after_optimizer_step(optimizer, args, kwargs) -> None:
     if running:  # an optimizer that wraps this one: the step is not over
         running[-1][1].update(stepped)
         return
-    states = [state for state in live_states() if state.training
-              or optimizer not in state.checked_optimizers]
+    if optimizer not in _SEEN:
+        _SEEN.add(optimizer)
+        _warn_of_eval_mode(optimizer)
+    states = [state for state in live_states() if state.training]
     # Fused optimizers skip an overflown AMP step themselves, on the device.
     found_inf = getattr(optimizer, 'found_inf', None)
     if not states or (found_inf is not None and bool(found_inf)):
         return
-    held = {id(parameter) for group in optimizer.param_groups
-            for parameter in group['params']}
+    held = _held_by(optimizer)
     for state in states:
         if any(id(parameter) in held for parameter in state.parameters_):
             _check_once(state, optimizer)
-            if state.training:
-                step_(state, stepped)
+            step_(state, stepped)
 
 
 def _check_once(state, optimizer) -> None:
@@ -79,21 +80,31 @@ def _check_once(state, optimizer) -> None:
     if optimizer not in state.checked_optimizers:
         state.checked_optimizers.add(optimizer)
         check_layers_are_there(state)
-        _warn_of_eval_mode(state)
         warn_of_shared_places(state.layers)
         check_learned_parameters(state, optimizer)
 
 
-def _warn_of_eval_mode(state) -> None:
+def _held_by(optimizer) -> Set[int]:
+    """``id`` of the parameters of an optimizer."""
+    return {id(parameter) for group in optimizer.param_groups
+            for parameter in group['params']}
+
+
+def _warn_of_eval_mode(optimizer) -> None:
     """A part that was taken into another model trains without the rest."""
-    trained = [name for name, layer in state.layers.items() if layer.training]
-    if trained and not state.training:
-        warnings.warn(
-            f'{trained[0]} and {len(trained) - 1} more layers are trained, '
-            'but the quantized model that they are of is in eval mode: no '
-            'weight is projected, and thresholds stay. Call .train() of the '
-            'whole, or, where a part of it is in another model now, of '
-            'layer.state of any of its layers (and .eval() alike)')
+    held = _held_by(optimizer)
+    for state in live_states():
+        trained = [] if state.training else [
+            name for name, layer in state.layers.items() if layer.training
+            and any(id(each) in held for each in layer.parameters())]
+        if trained:
+            warnings.warn(
+                f'{trained[0]} and {len(trained) - 1} more layers are '
+                'trained, but the quantized model that they are of is in '
+                'eval mode: no weight is projected, and thresholds stay. '
+                'Call .train() of the whole, or, where a part of it is in '
+                'another model now, of layer.state of any of its layers (and '
+                '.eval() alike)')
 
 
 def _running(step: FrameType) -> List[Tuple[FrameType, Set[int]]]:

@@ -204,3 +204,13 @@ def test_a_part_in_another_model_says_that_its_own_is_in_eval_mode():
         model.eval()
         step(model, torch.optim.SGD(model.parameters(), lr=.1))
     assert not torch.equal(layer.weight_quantizer.clip, before)
+
+
+def test_copies_in_eval_mode_are_none_to_tell_of():
+    """As EMAHook has one beside the model that trains."""
+    model = model_of()
+    averaged = copy.deepcopy(model).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        step(model, torch.optim.SGD(model.parameters(), lr=.1))
+    assert not averaged.training

@@ -79,8 +79,8 @@ def images_of(cfg: Config, split: str, size: Optional[Tuple[int, int]] = None
 def with_pipelines(dataset: dict) -> List[dict]:
     """The parts of a dataset's config that have a pipeline: itself, or what
     it wraps (RepeatDataset, ConcatDataset, ...)."""
-    wrapped = dataset.get('datasets') or [
-        each for each in [dataset.get('dataset')] if each]
+    wrapped = [each for each in (*dataset.get('datasets', ()),
+                                 dataset.get('dataset')) if each]
     if 'pipeline' in dataset or not wrapped:
         return [dataset]
     return [part for each in wrapped for part in with_pipelines(each)]
