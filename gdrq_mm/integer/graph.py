@@ -67,6 +67,7 @@ def capture(model: nn.Module, example: Tuple[Any, ...],
     for part in module.modules():  # eval() is refused here
         part.training = False
     _use_first_names(module, model)
+    _free_of_strides(module)
     _fold_equal(module)
     fold_grids(module.graph)
     hoist_grids(module.graph)
@@ -191,6 +192,14 @@ def _add_heads(node: Node) -> None:
             after, delete_user_cb=lambda user, after=after: user is not after)
         result = after
     node.args = (*inputs, *node.args[3:])
+
+
+def _free_of_strides(module: GraphModule) -> None:
+    """Views become reshapes: whether one will do is known of the strides of
+    the trace alone, which kernels need not keep (channels last, say)."""
+    for node in module.graph.nodes:
+        if target_of(node) in (_aten.view.default, _aten._unsafe_view.default):
+            node.target = _aten.reshape.default
 
 
 def _fold_equal(module: GraphModule) -> None:

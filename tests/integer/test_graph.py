@@ -414,3 +414,28 @@ def test_sums_are_those_of_what_layers_gave():
     output, = [node for node in module.graph.nodes if node.op == 'output']
     assert [is_sum(node) for node in output.args[0]] == [
         True, False, False, False, True, False, True, False, False]
+
+
+class ChannelsLast(nn.Module):
+    """Memory is laid out as the normalization wants it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.LayerNorm(4), nn.Conv2d(4, 4, 1)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(2), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(self.pool(self.conv(x) + x).flatten(1))
+
+
+@torch.no_grad()
+def test_a_graph_computes_whatever_strides_its_trace_had():
+    torch.manual_seed(0)
+    model, x = ChannelsLast(), torch.randn(2, 4, 6, 6)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    merged = merge(model.eval(), x)
+    assert torch.equal(capture(merged, (x, ))(x), merged(x))
+    to_integer(merged, x)(x)
