@@ -157,8 +157,9 @@ def _move(source: nn.Module, target: nn.Module, key: str) -> None:
 def _spell_out(module: GraphModule) -> None:
     """Say what torch's own decompositions and its exporter stumble over
     otherwise: how ``torch.meshgrid`` indexes ('ij' without a word), that both
-    ends of a clamp are float where one is, and that attention without heads,
-    or without a batch, has one of them."""
+    ends of a clamp are float where one is, that attention without heads, or
+    without a batch, has one of them, and that pooling to one pixel is a mean
+    (of channels that come last, torch would make a gather by address)."""
     for node in module.graph.nodes:
         if target_of(node) is _aten.meshgrid.default:
             node.target, node.kwargs = _aten.meshgrid.indexing, dict(
@@ -167,6 +168,10 @@ def _spell_out(module: GraphModule) -> None:
                 isinstance(each, float) for each in node.args):
             node.args = tuple(float(each) if isinstance(each, int) else each
                               for each in node.args)
+        elif target_of(node) is _aten.adaptive_avg_pool2d.default and \
+                all(size == 1 for size in node.args[1]):
+            node.target = _aten.mean.dim
+            node.args = node.args[0], [-2, -1], True
         elif target_of(node) is _aten.scaled_dot_product_attention.default:
             _add_heads(node)
     module.recompile()
