@@ -153,6 +153,26 @@ def build_model(load_config):
 
 
 @pytest.fixture
+def with_masks():
+    """Function that makes the config of a Faster R-CNN one of Mask R-CNN."""
+
+    def change(cfg):
+        cfg.model.type = 'MaskRCNN'
+        head = cfg.model.roi_head
+        head.mask_roi_extractor = dict(
+            head.bbox_roi_extractor, roi_layer=dict(
+                type='RoIAlign', output_size=14, sampling_ratio=0))
+        head.mask_head = dict(
+            type='FCNMaskHead', num_convs=1,
+            in_channels=head.bbox_roi_extractor.out_channels,
+            conv_out_channels=8, num_classes=head.bbox_head.num_classes)
+        cfg.model.test_cfg.rcnn.mask_thr_binary = .5
+        return cfg
+
+    return change
+
+
+@pytest.fixture
 def load_batch(load_config):
     """Function name, 'train' or 'test' -> the first batch of the dataset."""
     from mmengine.registry import DefaultScope

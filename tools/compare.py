@@ -90,7 +90,7 @@ def main() -> None:
 def run(jobs, comparison, lanes) -> dict:
     """Run jobs side by side; why those that failed did, by name."""
     from jobs.engine import Engine
-    return Engine(jobs, lanes, preload=(
+    return Engine(jobs, lanes, comparison.settings.work_dir, preload=(
         'torch', 'mmcv', 'mmengine.runner', 'gdrq_mm',
         f'{comparison.cfg.default_scope}.models')).run()
 
@@ -116,8 +116,8 @@ def compare(args) -> None:
     failed = {}
     if not args.collect:
         lock = Lock(comparison.settings.work_dir)  # held until the end
-        first, *others = comparison.jobs()
-        comparison.check_work_dir(first)
+        first, *others = jobs = comparison.jobs()
+        comparison.check_work_dir(jobs)
         # The float model that all begin as; its metrics tell a mistyped one
         # before the trainings.
         check_failed(run([first], comparison, args.jobs))

@@ -1,5 +1,5 @@
 """How far the outputs of a model are from those of another one."""
-from typing import Dict, Iterable, List, NamedTuple
+from typing import Dict, Iterable, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -67,11 +67,15 @@ def _rows(module: nn.Module, output: Tensor) -> Tensor:
 
 
 def noise_energy(expected: Dict[str, List[Tensor]],
-                 found: Dict[str, List[Tensor]]) -> float:
+                 found: Dict[str, List[Tensor]]) -> Optional[float]:
     """Energy of the difference over that of the signal, the mean of layers.
 
     The signal is what differs from the mean of its channel: a large bias is
     none.
+
+    Returns:
+        float, optional: None where nothing differs from it, as the scores of
+        a batch of one image.
 
     Raises:
         ValueError: The calls or shapes differ, so that there is nothing to
@@ -95,15 +99,24 @@ def noise_energy(expected: Dict[str, List[Tensor]],
                 noise += (ours - theirs).square().sum().cpu()
         if signal > 0:
             ratios.append(float(noise / signal))
-    if not ratios:
-        raise ValueError('no output of the model varies over the batch: '
-                         'there is nothing to compare; use more images')
-    return sum(ratios) / len(ratios)
+    return sum(ratios) / len(ratios) if ratios else None
 
 
-def mean_noise(ratios: List[float]) -> Noise:
-    """The mean over batches and its standard error."""
-    values = torch.tensor(ratios, dtype=torch.float64)
-    error = float(values.std() / len(ratios)**.5) if len(ratios) > 1 \
+def mean_noise(ratios: Iterable[Optional[float]]) -> Noise:
+    """The mean over batches and its standard error.
+
+    Args:
+        ratios (iterable of float): What :func:`noise_energy` gave for each.
+
+    Raises:
+        ValueError: No batch has any noise to compare.
+    """
+    known = [each for each in ratios if each is not None]
+    if not known:
+        raise ValueError(
+            'no output of the model varies within a batch, so there is '
+            'nothing to compare; give a larger val_dataloader.batch_size')
+    values = torch.tensor(known, dtype=torch.float64)
+    error = float(values.std() / len(known)**.5) if len(known) > 1 \
         else float('nan')
     return Noise(float(values.mean()), error)

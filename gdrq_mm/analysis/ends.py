@@ -16,6 +16,11 @@ from torch.utils._pytree import tree_flatten
 from ..modes import eval_mode
 from ..plan import LayerPlan
 
+# What autograd calls the pooling of regions (mmcv): its second operand, the
+# regions, chooses without a gradient, though the graph shows it.
+POOLED = ('RoIAlignFunctionBackward', 'RoIAlignRotatedFunctionBackward',
+          'RoIPoolFunctionBackward', 'DeformRoIPoolFunctionBackward')
+
 
 class Ends(NamedTuple):
     """Names of layers, each list in the order of ``model.named_modules()``.
@@ -142,4 +147,6 @@ def _sources(value, written: dict) -> Iterator[str]:
         if node in written:
             yield written[node]
         else:
-            pending.extend(following for following, _ in node.next_functions)
+            end = 1 if node.name() in POOLED else None
+            pending.extend(
+                following for following, _ in node.next_functions[:end])

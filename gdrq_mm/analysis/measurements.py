@@ -46,7 +46,10 @@ class Measurements:
         return self.content['figures'].get(key)
 
     def put(self, key: str, value: Any) -> None:
-        self.content['figures'][key] = value
+        # Another process may have measured something else meanwhile.
+        there = Measurements(self.path, self.content['inputs'])
+        self.content['figures'] = {
+            **dict(there.items()), **self.content['figures'], key: value}
         with write_whole(self.path, overwrite=True) as part:
             part.write_text(json.dumps(self.content, indent=1) + '\n')
 

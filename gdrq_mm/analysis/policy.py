@@ -249,8 +249,8 @@ def format_rules(rules: Iterable[dict]) -> str:
                                    for rule in rules), ']'])
 
 
-def predict_metric(noise: float, measured: Iterable[Tuple[float, float]]
-                   ) -> float:
+def predict_metric(noise: float, measured: Iterable[Tuple[float, float]],
+                   rule: str = 'greater') -> float:
     """The metric that goes with a noise, from what was measured.
 
     More noise never gives a better metric (isotonic regression); beyond the
@@ -261,15 +261,19 @@ def predict_metric(noise: float, measured: Iterable[Tuple[float, float]]
         noise (float): Noise of the outputs.
         measured (iterable of tuple): Noise and metric of each measurement,
             that of the float model among them.
+        rule (str): Which metric is better, 'greater' or 'less'. Defaults to
+            'greater'.
     """
     from scipy.optimize import isotonic_regression
     known = [each for each in measured if np.isfinite(each[0])]
-    worst = min((metric for _, metric in known if np.isfinite(metric)),
-                default=float('nan'))
+    less = rule == 'less'
+    worst = (max if less else min)((
+        metric for _, metric in known if np.isfinite(metric)),
+        default=float('nan'))
     if np.isnan(worst):
         return worst
     noises, metrics = (np.array(each) for each in zip(*sorted(
         (each, metric if np.isfinite(metric) else worst)
         for each, metric in known)))
-    fitted = isotonic_regression(metrics, increasing=False).x
+    fitted = isotonic_regression(metrics, increasing=less).x
     return float(np.interp(noise, noises, fitted))

@@ -16,20 +16,20 @@ from torch import nn
 
 from ..analysis.rules import rules_of_layers
 from ..checkpoint import NAME
+from ..checkpoint.keys import PACKED
 from ..config import QuantConfig
 from ..convert import quantize_
 from ..training import calibrate, update_bn_stats
 from ..version import __version__
 from .calibrate import training_forwards
 from .evaluating import one_process, quiet, scalars
+from .metrics import has_evaluator, metric_name
 from .publish import inference_config, quantization_of
 from .reading import read_checkpoint, weights_of
 from .scopes import build_model, scope_of
 
 # Goes up where the same inputs give other figures.
 MEASURED = 3
-# Ends of the names of what the evaluators of the packages give.
-METRICS = ('accuracy/top1', 'bbox_mAP', 'mAP', 'mIoU')
 
 
 class Bench:
@@ -80,8 +80,7 @@ class Bench:
 
     def _split(self) -> str:
         for split in ('val', 'test'):
-            if self.cfg.get(f'{split}_dataloader') \
-                    and self.cfg.get(f'{split}_evaluator'):
+            if has_evaluator(self.cfg, split):
                 return split
         raise ValueError(
             f'{self.config} has no evaluator with its data: give it a '
@@ -112,6 +111,17 @@ class Bench:
             measured=MEASURED)
 
     # -- models --------------------------------------------------------------
+
+    def need_latent_weights(self) -> None:
+        """Raises:
+            ValueError: The checkpoint is packed, so that weights in float are
+                those that were rounded.
+        """
+        if any(key.endswith(PACKED) for key in self._weights):
+            raise ValueError(
+                f'{self.checkpoint} is packed, and has no float weights to '
+                'compare with; give the checkpoint of the training, or what '
+                '"gdrq publish --latent" wrote')
 
     @property
     def model(self) -> nn.Module:
@@ -203,19 +213,8 @@ class Bench:
         return scalars(metrics)
 
     def metric_of(self, metrics: Dict[str, float]) -> str:
-        """The name of the one that counts.
-
-        Raises:
-            ValueError: The evaluator gives no number.
-        """
-        if not metrics:
-            raise ValueError(f'the evaluator of {self.config} gives no '
-                             'number to compare models by')
-        for end in METRICS:
-            for name in metrics:
-                if name.rpartition('/')[2] == end or name == end:
-                    return name
-        return next(iter(metrics))
+        """See :func:`.metrics.metric_name`."""
+        return metric_name(metrics, self.cfg)
 
 
 def build_loaded(cfg: Config, config: str, checkpoint: str, weights: dict,

@@ -32,6 +32,7 @@ def diff_checkpoints(first: str, second: str, config: str, batches: int = 2,
         if not bench.is_trained:
             raise ValueError(f'{second} is a float model already; give a '
                              'quantized checkpoint, or two checkpoints')
+        bench.need_latent_weights()
         reference = bench.model
         in_float = dict.fromkeys(get_state(reference).layers, SIDES['both'])
     else:

@@ -27,6 +27,7 @@ from ..functional import num_groups
 from ..plan import make_plan, trace_layers
 from .bench import Bench
 from .evaluating import scalars
+from .metrics import rule_of, with_test
 from .publish import quantization_of
 from .sensitivity import Sensitivity
 
@@ -168,11 +169,12 @@ class Policies:
         choice = propose(layers, budgets, bits, inputs)
         points = [(0., self._float_metric)] + [
             (each.noise, each.metric) for each in self._figures.values()]
+        rule = rule_of(self.sensitivity.metric, self.bench.cfg)
         policies = [Policy(
             name, bits_of, relative_cost(layers, 'size', bits_of),
             relative_cost(layers, 'bops', bits_of),
             predicted_noise(layers, bits_of),
-            predict_metric(predicted_noise(layers, bits_of), points))
+            predict_metric(predicted_noise(layers, bits_of), points, rule))
             for name, bits_of in (('proposed', choice), ('config', own))]
         rules = make_rules(layers, choice, self.config, make_plan(
             self.bench.model, QuantConfig.from_dict(self.config)))
@@ -220,10 +222,11 @@ class Policies:
         Raises:
             ValueError: One of them is of another training.
         """
+        tested = with_test(copy.deepcopy(self.bench.cfg))
         checkpoint = self.bench.inputs()['checkpoint']
         for policy, config in zip(proposal.policies, (
                 proposal.quantization, self.config)):
-            cfg = with_quantization(self.bench.cfg, config)
+            cfg = with_quantization(tested, config)
             text = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
             inputs = hashlib.sha256(
                 f'{checkpoint} {text}'.encode()).hexdigest()[:16]

@@ -1,11 +1,11 @@
-"""Outputs of box heads that can be compared: on the same proposals.
+"""Outputs of box and mask heads that can be compared: on the same regions.
 
-Another model proposes other boxes, and the outputs of a box head for these
-say nothing about its layers. So each box head runs once more, on its own
-features and the proposals of the model it is compared with.
+Another model proposes other boxes, and the outputs of a head for these say
+nothing about its layers. So each head runs once more, on its own features and
+the regions of the model it is compared with.
 """
 from contextlib import ExitStack, contextmanager
-from typing import Dict, List, NamedTuple, Optional
+from typing import Callable, Dict, List, NamedTuple, Optional
 
 from torch import Tensor, nn
 
@@ -37,9 +37,12 @@ class Proposals:
             raise ValueError(
                 'roi_head has a shared_head, whose outputs cannot be '
                 'compared on equal proposals; measure a model without one')
+        kinds = ['bbox', 'mask'] if getattr(
+            roi_head, 'with_mask', False) else ['bbox']
         extractors, heads = (
-            list(each) if isinstance(each, nn.ModuleList) else [each]
-            for each in (roi_head.bbox_roi_extractor, roi_head.bbox_head))
+            [stage for kind in kinds for stage in _stages(getattr(
+                roi_head, f'{kind}_{part}'))]
+            for part in ('roi_extractor', 'head'))
         names = {module: name for name, module in model.named_modules()}
         for extractor, head in zip(extractors, heads):
             prefix = names[head] + '.'
@@ -51,7 +54,8 @@ class Proposals:
         """Within it, the proposals of a forward are noted.
 
         Yields:
-            list[Tensor]: One a stage of box heads.
+            list[Tensor]: One a stage of heads; None of one that did not run,
+            as a mask head where there is nothing to be seen.
         """
         rois: List[Optional[Tensor]] = [None] * len(self.stages)
 
@@ -70,40 +74,59 @@ class Proposals:
             yield rois
 
     @contextmanager
-    def given(self, rois: List[Tensor]):
-        """Within it, the probe hears box heads on these proposals only."""
+    def given(self, rois: List[Optional[Tensor]]):
+        """Within it, the probe hears the heads on these regions only."""
+        features: list = []  # of the running forward
         with ExitStack() as stack:
-            for stage, boxes in zip(self.stages, rois):
-                stack.enter_context(self._compared(stage, boxes))
+            for stage, regions in zip(self.stages, rois):
+                stack.enter_context(self._compared(stage, regions, features))
             yield
 
     @contextmanager
-    def _compared(self, stage: _Stage, boxes: Tensor):
-        seen: Dict[str, tuple] = {}
+    def _compared(self, stage: _Stage, regions: Optional[Tensor],
+                  features: list):
+        originals: Dict[str, Callable] = {}
+        heard = []
 
-        def extract(_, original):
-            def extracted(features, *args, **kwargs):
-                output = original(features, *args, **kwargs)
-                seen['features'] = features, original
-                return output
+        def extract(name, original):
+            originals[name] = original
+
+            def extracted(maps, *args, **kwargs):
+                features[:] = [maps]
+                return original(maps, *args, **kwargs)
             return extracted
 
-        def predict(_, original):
+        def predict(name, original):
+            originals[name] = original
+
             def predicted(*args, **kwargs):
                 output = original(*args, **kwargs)
-                features, extractor = seen['features']
-                self.probe.muted -= stage.layers
-                try:
-                    original(extractor(features, boxes))
-                finally:
-                    self.probe.muted |= stage.layers
+                hear()
                 return output
             return predicted
+
+        def hear():
+            if regions is None:  # the other model did not run it
+                return
+            self.probe.muted -= stage.layers
+            try:
+                originals['head'](originals['extractor'](
+                    features[0], regions))
+            finally:
+                self.probe.muted |= stage.layers
+            heard.append(True)
 
         self.probe.muted |= stage.layers
         try:
             with patched_forwards(dict(extractor=stage.extractor), extract), \
                     patched_forwards(dict(head=stage.head), predict):
                 yield
+                if features and not heard:  # it saw nothing to run it on
+                    hear()
         finally:
             self.probe.muted -= stage.layers
+
+
+def _stages(part: nn.Module) -> List[nn.Module]:
+    """The stages of a cascade, or the one there is."""
+    return list(part) if isinstance(part, nn.ModuleList) else [part]

@@ -69,11 +69,12 @@ class Reference:
         def around(index):
             expected, rois = self.batches[index]
             stack = ExitStack()
+            # Last of all: heads that saw nothing are heard at the end.
+            stack.callback(lambda: ratios.append(
+                noise_energy(expected, probe.take())))
             if replay is not None:
                 stack.enter_context(replay.on(index))
             stack.enter_context(proposals.given(rois))
-            stack.callback(lambda: ratios.append(
-                noise_energy(expected, probe.take())))
             return stack
 
         try:

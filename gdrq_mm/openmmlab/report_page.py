@@ -42,6 +42,7 @@ def write_report(config: str, checkpoint: str, out: str, batches: int = 2,
             f'{checkpoint} holds a float model, of which there is nothing to '
             'report; give a quantized one, or make one with '
             'tools/calibrate.py')
+    bench.need_latent_weights()
     model = bench.model
     report = QuantReport(get_state(model).plans)
     found = read_settings(measured, [
@@ -94,12 +95,24 @@ def read_settings(path: str, layers: List[str]
 
 
 def run_scalars(checkpoint: str) -> List[dict]:
-    """The scalars of the last run in a checkpoint's folder."""
-    files = sorted(Path(checkpoint).parent.glob('*/vis_data/scalars.json'))
-    if not files:
-        return []
-    lines = [line for line in files[-1].read_text().splitlines()
-             if line.strip()]
+    """The scalars of the last training in a checkpoint's folder, which may
+    have been resumed: each time mmengine begins another file."""
+    found: List[dict] = []
+    for path in sorted(Path(checkpoint).parent.glob(
+            '*/vis_data/scalars.json')):
+        lines = _scalars_of(path)
+        begin = next((line['iter'] for line in lines if 'iter' in line), None)
+        if begin is None:  # a test
+            continue
+        # What was trained again, or all, where it began anew.
+        end = next((number for number, line in enumerate(found)
+                    if line.get('iter', 0) >= begin), len(found))
+        found = found[:end] + lines
+    return found
+
+
+def _scalars_of(path: Path) -> List[dict]:
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -107,8 +120,8 @@ def run_scalars(checkpoint: str) -> List[dict]:
         except ValueError:
             if number < len(lines):
                 raise ValueError(
-                    f'{files[-1]} has no JSON in line {number}; remove the '
-                    'line, or the file to do without curves') from None
+                    f'{path} has no JSON in line {number}; remove the line, '
+                    'or the file to do without curves') from None
             # A run that was killed, or that goes on, is not done with it.
     return found
 

@@ -40,6 +40,7 @@ class Sensitivity:
     def __init__(self, bench: Bench, measurements: Measurements) -> None:
         self.bench, self.measurements = bench, measurements
         if bench.is_trained:
+            bench.need_latent_weights()
             self._trained = self.example = bench.model
         else:
             self._trained = None

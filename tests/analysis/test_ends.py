@@ -140,3 +140,21 @@ def test_ends_of_the_models_of_the_three_packages(name, last, build_model):
     assert (ends.first, ends.last) == ([stem], last)
     assert all('auxiliary' in one for one in ends.uncalled)
     assert bool(ends.uncalled) == (name == 'pspnet')
+
+
+@pytest.mark.parametrize('detections', [True, False])
+def test_boxes_that_masks_are_looked_for_in_are_read_by_no_layer(
+        detections, load_config, build_model, with_masks):
+    cfg = with_masks(load_config('faster_rcnn'))
+    cfg.model.test_cfg.rcnn.score_thr = 0. if detections else 2.
+    model = build_model(cfg)
+    batch = example_batch('mmdet', (64, 64))
+    ends = ends_of(model, lambda: model.test_step(batch))
+    masks = [name for name, _ in model.named_modules()
+             if name.startswith('roi_head.mask_head.') and name in (
+                 *ends.last, *ends.uncalled)]
+    assert ends.last == [
+        'rpn_head.rpn_cls', 'rpn_head.rpn_reg', 'roi_head.bbox_head.fc_cls',
+        'roi_head.bbox_head.fc_reg', *(masks if detections else [])]
+    assert masks[-1] == 'roi_head.mask_head.conv_logits'
+    assert ends.uncalled == ([] if detections else masks)

@@ -269,3 +269,11 @@ def test_no_metric_is_as_bad_as_the_worst_one():
     assert predict_metric(.2, measured) == 70.
     assert predict_metric(math.inf, measured) == 70.
     assert math.isnan(predict_metric(.2, [(0., math.nan)]))
+
+
+def test_a_metric_may_be_better_where_it_is_less():
+    measured = [(0., .1), (.1, .3), (.2, .2), (.4, .5), (.3, math.nan)]
+    assert predict_metric(0., measured, 'less') == .1
+    assert predict_metric(.15, measured, 'less') == .25
+    assert predict_metric(.4, measured, 'less') == .5
+    assert predict_metric(.3, measured, 'less') == .5  # as bad as the worst

@@ -6,8 +6,10 @@ import torch
 from mmengine.model import BaseModel
 
 from gdrq_mm.analysis.diff import first_parted, largest
+from gdrq_mm.analysis.measurements import Measurements
 from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.merge import merge
+from gdrq_mm.openmmlab.bench import Bench
 from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
 from gdrq_mm.openmmlab.deployable import (
     first_images,
@@ -16,7 +18,10 @@ from gdrq_mm.openmmlab.deployable import (
     pad_image,
 )
 from gdrq_mm.openmmlab.diff import FLOAT, diff_checkpoints
+from gdrq_mm.openmmlab.publish import publish
 from gdrq_mm.openmmlab.reading import read_checkpoint
+from gdrq_mm.openmmlab.report_page import write_report
+from gdrq_mm.openmmlab.sensitivity import Sensitivity
 
 
 @pytest.fixture
@@ -49,6 +54,22 @@ def test_a_checkpoint_is_compared_with_its_float_weights_and_itself(files):
                if each.name.endswith(('conv2', 'head.fc')))
     assert first_parted(diff_checkpoints(
         checkpoint, checkpoint, config, batches=1)) is None
+
+
+def test_packed_weights_have_no_float_ones(files, tmp_path):
+    config, checkpoint = files
+    packed, published = map(str, publish(config, checkpoint,
+                                         str(tmp_path / 'zoo')))
+    for measure in (
+            lambda: diff_checkpoints(FLOAT, packed, config, batches=1),
+            lambda: Sensitivity(Bench(config, packed, 1),
+                                Measurements(tmp_path / 'a.json', {})),
+            lambda: write_report(published, packed, tmp_path / 'a.html', 1)):
+        with pytest.raises(ValueError, match=r'\.pth is packed, and has no '
+                           'float weights .*checkpoint of the training'):
+            measure()
+    assert first_parted(diff_checkpoints(
+        checkpoint, packed, config, batches=1)) is None
 
 
 @pytest.mark.parametrize('site', ['relu'])

@@ -1,11 +1,13 @@
 """What a report reads of files that others wrote."""
+import json
+
 import pytest
 
 from gdrq_mm.analysis.measurements import Measurements
 from gdrq_mm.analysis.sensitivity import Figures, Setting
 from gdrq_mm.openmmlab.report_page import read_settings, run_scalars
 
-LINE = '{"loss": 1.0, "step": 1}\n'
+LINE = '{"loss": 1.0, "iter": 1, "step": 1}\n'
 
 
 @pytest.fixture
@@ -17,10 +19,29 @@ def scalars(tmp_path):
 
 def test_a_run_that_was_cut_off_has_its_curves(scalars, tmp_path):
     scalars.write_text(f'{LINE}\n{{"loss": 0.')
-    assert run_scalars(tmp_path / 'x.pth') == [dict(loss=1., step=1)]
+    assert run_scalars(tmp_path / 'x.pth') == [
+        dict(loss=1., iter=1, step=1)]
     scalars.write_text(f'{{"loss": 0.\n{LINE}')
     with pytest.raises(ValueError, match='scalars.json has no JSON in line 1'):
         run_scalars(tmp_path / 'x.pth')
+
+
+def test_a_resumed_run_has_the_curves_of_all_its_parts(tmp_path):
+    def write(name, *lines):
+        path = tmp_path / name / 'vis_data' / 'scalars.json'
+        path.parent.mkdir(parents=True)
+        path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+    def step(number, loss):
+        return dict(loss=loss, iter=number, step=number)
+
+    score = dict(top1=.5, step=1)  # of a validation; its step is an epoch
+    write('1', step(10, 9.), step(20, 9.))
+    write('2', step(10, 5.), step(20, 4.), score, step(30, 3.), step(40, 2.))
+    write('3', step(30, 2.5), score)
+    write('4', score)  # a test
+    assert run_scalars(tmp_path / 'x.pth') == [
+        step(10, 5.), step(20, 4.), score, step(30, 2.5), score]
 
 
 def test_layers_and_stages_of_one_name_are_kept_apart(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from gdrq_mm.analysis.distance import OutputProbe
 from gdrq_mm.analysis.measurements import Measurements
 from gdrq_mm.analysis.sensitivity import Setting, worst_first
 from gdrq_mm.analysis.tables import sensitivity_tables
@@ -17,7 +18,10 @@ from gdrq_mm.config import QuantConfig
 from gdrq_mm.convert import quantize_
 from gdrq_mm.functional import expand_clip, linear_quantize
 from gdrq_mm.openmmlab.bench import Bench, base_quantization
+from gdrq_mm.openmmlab.proposals import Proposals
+from gdrq_mm.openmmlab.reference import Reference
 from gdrq_mm.openmmlab.sensitivity import Sensitivity, measure_sensitivity
+from gdrq_mm.plan import make_plan
 from gdrq_mm.training import calibrate, get_state
 
 METRICS = dict(resnet='accuracy/top1', pspnet='mIoU',
@@ -183,6 +187,37 @@ def test_rules_of_relus_alone_are_no_rules_of_layers():
             for plan in report.layers] == [('0', 3, 3), ('2', 3, 3)]
 
 
+@torch.no_grad()
+def test_masks_are_compared_on_the_same_regions(load_config, build_model,
+                                                with_masks, tmp_path):
+    cfg = with_masks(load_config('faster_rcnn'))
+    cfg.model.test_cfg.rcnn.score_thr = .05
+    model = build_model(copy.deepcopy(cfg))
+    cfg.dump(str(tmp_path / 'mask.py'))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'mask.pth')
+    bench = Bench(str(tmp_path / 'mask.py'), str(tmp_path / 'mask.pth'), 2)
+    model = bench.model
+    reference = Reference(bench, model, make_plan(
+        model, QuantConfig.from_dict(dict(weight=dict(bits=8)))))
+    logits = 'roi_head.mask_head.conv_logits'
+    assert logits in reference.outputs
+    for outputs, regions in reference.batches:
+        assert len(regions) == 2 and outputs[logits][0].numel()
+    assert reference.compare(model)[1].mean == 0
+    # Others find other boxes, or none; masks are those of the same ones.
+    for change in (lambda head: head.fc_reg.bias.add_(.5),
+                   lambda head: head.fc_cls.bias[-1].add_(99.)):
+        other = bench.model
+        change(other.roi_head.bbox_head)
+        probe = OutputProbe(other, [logits])
+        for forward, (outputs, regions) in zip(bench.forwards(other),
+                                               reference.batches):
+            with Proposals(other, probe).given(regions):
+                forward()
+            assert torch.equal(probe.take()[logits][0], outputs[logits][0])
+        reference.compare(other)
+
+
 def test_a_detector_that_finds_nothing_has_no_metric(files, tmp_path,
                                                      monkeypatch):
     """COCO's evaluator then gives an empty dict."""
@@ -308,3 +343,13 @@ def test_figures_of_other_inputs_are_not_mixed(tmp_path):
     with pytest.raises(ValueError, match='is no file of measurements'):
         Measurements(path, {})
     assert path.read_text() == '{"other": 1}'
+
+
+def test_figures_of_two_processes_are_all_kept(tmp_path):
+    one, other = (Measurements(tmp_path / 'kept.json', dict(batches=1))
+                  for _ in range(2))
+    one.put('a', 1)
+    other.put('b', 2)
+    one.put('c', 3)
+    assert dict(Measurements(tmp_path / 'kept.json').items()) == dict(
+        a=1, b=2, c=3)

@@ -1,4 +1,5 @@
 """gdrq compare: the same start, schedule and seeds for every scheme."""
+import dataclasses
 import json
 import math
 import subprocess
@@ -12,6 +13,7 @@ from mmengine.config import Config
 
 from gdrq_mm.checkpoint import NAME
 from gdrq_mm.openmmlab.hook import GDRQHook
+from gdrq_mm.openmmlab.metrics import metric_name
 from gdrq_mm.quantizers import QUANTIZERS, QuantizerPair
 from gdrq_mm.quantizers.scale_clip import LeastSquaresClipActivation
 
@@ -29,13 +31,8 @@ from comparing.schemes import (  # noqa: E402
     parse_bits,
     short_name,
 )
-from comparing.table import (  # noqa: E402
-    collect,
-    metric_name,
-    plot,
-    rule_of,
-    table,
-)
+from comparing.table import collect, plot, table  # noqa: E402
+from jobs.records import write_json  # noqa: E402
 
 METRICS = dict(faster_rcnn='pascal_voc/mAP', pspnet='mIoU',
                resnet='accuracy/top1')
@@ -229,6 +226,68 @@ def test_outputs_and_products_of_a_quantized_config_hold_for_all(
     assert at_bits(dict(products=None), (2, 4), products)['products'] is None
 
 
+def test_a_config_without_a_default_scope_has_that_of_its_model(start,
+                                                                tmp_path):
+    config, checkpoint = start('resnet')
+    cfg = Config.fromfile(config)
+    cfg.default_scope = None
+    cfg.model.type = 'mmpretrain.models.ImageClassifier'
+    cfg.dump(config)
+    comparison = Comparison(settings((config, checkpoint), tmp_path))
+    task = comparison.jobs()[0].prepare({})
+    assert task.arguments['config']['default_scope'] == 'mmpretrain'
+
+
+def test_a_model_of_other_images_needs_rules(start, tmp_path):
+    config, checkpoint = start('resnet')
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.in_channels = 1
+    cfg.dump(config)
+    weights = torch.load(checkpoint)['state_dict']
+    weights['backbone.conv1.weight'] = weights[
+        'backbone.conv1.weight'][:, :1]
+    torch.save(dict(state_dict=weights), checkpoint)
+    with pytest.raises(ValueError, match='does not run on a random image of '
+                       'three channels, 224x224 .*rules of a GDRQHook'):
+        Comparison(settings((config, checkpoint), tmp_path))
+    cfg.custom_hooks = [dict(type='GDRQHook', quantization=dict(
+        weight=dict(bits=2), rules=[dict(match='head.fc', skip=True)]))]
+    cfg.dump(config)
+    assert 'float: head.fc' in Comparison(settings(
+        (config, checkpoint), tmp_path)).cells[1].policy
+
+
+def test_finished_trainings_of_other_settings_are_kept(start, tmp_path):
+    config, checkpoint = start('resnet')
+
+    def compared(batches=1, **hook):
+        cfg = Config.fromfile(config)
+        cfg.custom_hooks = [dict(type='GDRQHook', quantization=dict(
+            weight=dict(bits=4)), **hook)]
+        cfg.dump(config)
+        return Comparison(dataclasses.replace(settings(
+            (config, checkpoint), tmp_path), batches=batches))
+
+    before = compared()
+    for job in before.jobs():
+        job.folder.mkdir(parents=True)
+        file = job.folder / 'last.pth'
+        file.touch()
+        task = job.prepare({})
+        write_json(job.record_path, dict(
+            status='done', inputs=task.inputs,
+            **task.finish(dict(metrics={}, outputs=[str(file)]))))
+    before.check_work_dir(before.jobs())
+    # A calibration is soon done again.
+    again = compared(batches=2)
+    again.check_work_dir(again.jobs())
+    other = compared(bn_batches=3)
+    with pytest.raises(ValueError, match=r'work has a comparison of another '
+                       r'config \(gdrq-w2a4/seed0, lsq-w2a4/seed0\), which '
+                       'would be removed: give another --work-dir'):
+        other.check_work_dir(other.jobs())
+
+
 def test_what_acts_on_validations_is_refused(start, tmp_path):
     config, checkpoint = start('resnet')
     plateau = dict(type='ReduceOnPlateauLR', monitor='accuracy/top1')
@@ -293,7 +352,7 @@ def test_cells_of_every_task(name, start, tmp_path):
     job = comparison.job(comparison.cells[1], 0, 'calibrate')
     job.folder.mkdir(parents=True)
     results = run_cell(**job.prepare({}).arguments)
-    assert metric_name(results['metrics'], None, comparison.cfg) == \
+    assert metric_name(results['metrics'], comparison.cfg) == \
         METRICS[name]
     assert 0 < results['bytes'] < .55 * results['float_bytes']
     assert results['step_ratio'] > 0
@@ -363,12 +422,22 @@ def test_the_tool_goes_on_and_shows_all(start, tmp_path):
     assert (tmp_path / 'table').read_text() == table(result) + '\n'
     assert table(result) in second.stdout
     assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+    # A work dir may be moved.
+    (tmp_path / 'work').rename(tmp_path / 'moved')
+    moved = run('--schemes', 'lsq', 'gdrq+distill', '--collect', '--work-dir',
+                str(tmp_path / 'moved'))
+    assert table(result) in moved.stdout
+    (tmp_path / 'moved').rename(tmp_path / 'work')
     # The trainings of another comparison are kept.
     other = run('--schemes', 'lsq', '--cfg-options', 'randomness.seed=7',
                 'optim_wrapper.optimizer.lr=0.5')
     assert other.returncode == 1
-    assert 'has a comparison of another config, which would' in other.stderr
+    assert ('has a comparison of another config (start/test, float/seed0, '
+            'lsq-w2a4/seed0), which would be removed') in other.stderr
     assert (tmp_path / 'work/lsq-w2a4/seed0.json').exists()
+    other = run('--collect', '--cfg-options', 'randomness.seed=7',
+                'optim_wrapper.optimizer.lr=0.5')
+    assert other.stderr.endswith('work has is of another config\n')
     again = run('--schemes', 'gdrq', 'lqs')
     assert again.returncode == 1
     assert again.stderr.startswith("compare: there is no scheme 'lqs'")
@@ -432,8 +501,6 @@ def test_a_detector_that_finds_nothing_has_no_metric(tmp_path):
     row['seeds']['1']['metric'] = float('nan')
     assert table(result).splitlines()[3].count('| none ') == 3
     plot(result, tmp_path / 'plot.png')
-    with pytest.raises(ValueError, match='gives no number for the float mod'):
-        metric_name({}, None, Config())
 
 
 def test_what_an_evaluator_does_not_give_is_no_number(monkeypatch, tmp_path):
@@ -458,27 +525,15 @@ def test_a_drop_is_what_gets_worse():
     assert 'less is better' in table(result)
 
 
-def test_which_of_a_metric_is_better():
-    assert rule_of('pascal_voc/mAP', Config()) == 'greater'
-    assert rule_of('coco_panoptic/PQ', Config()) == 'greater'
-    assert rule_of('loss', Config()) == 'less'
+def test_a_metric_of_unknown_rule_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr('comparing.table._results', lambda *_: dict(
+        metrics=dict(rmse=.5), seconds=1.))
+    comparison = SimpleNamespace(cells=[], cfg=Config(), settings=Settings(
+        '', '', [], [], [0], tmp_path))
     with pytest.raises(ValueError, match='whether a greater rmse is better is '
-                       'not known; give --rule greater or --rule less'):
-        rule_of('rmse', Config())
-    cfg = Config(dict(default_hooks=dict(checkpoint=dict(
-        save_best='rmse', rule='less'))))
-    assert rule_of('rmse', cfg) == 'less'
-
-
-def test_the_metric_of_the_task():
-    found = dict(aAcc=1., mIoU=2., mAcc=3.)
-    assert metric_name(found, None, Config()) == 'mIoU'
-    assert metric_name(found, 'mAcc', Config()) == 'mAcc'
-    cfg = Config(dict(default_hooks=dict(checkpoint=dict(save_best='aAcc'))))
-    assert metric_name(found, None, cfg) == 'aAcc'
-    assert metric_name(dict(own=1., other=2.), None, Config()) == 'own'
-    with pytest.raises(ValueError, match="no metric 'x'; it has aAcc, mIoU"):
-        metric_name(found, 'x', Config())
+                       'not known.*, or give --rule greater or --rule less'):
+        collect(comparison, None, '')
+    assert collect(comparison, None, '', 'less')['rule'] == 'less'
 
 
 def test_bad_arguments(capsys):

@@ -1,11 +1,12 @@
 """What is compared: configs of all cells, checked before anything runs."""
 import copy
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from jobs.checkout import gdrq_mm_version
-from jobs.engine import Job, Task
+from jobs.engine import Job, Task, sentence
 from jobs.records import config_hash, file_hash, read_json
 from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
@@ -16,6 +17,7 @@ from gdrq_mm.checkpoint import NAME, CheckpointError
 from gdrq_mm.config import QuantConfig
 from gdrq_mm.openmmlab.head_outputs import find_head_outputs
 from gdrq_mm.openmmlab.hook import GDRQHook
+from gdrq_mm.openmmlab.metrics import typed_parts, with_test
 from gdrq_mm.openmmlab.publish import (
     gdrq_hooks,
     load_all,
@@ -37,7 +39,7 @@ from .schemes import (
     short_name,
 )
 
-FLOAT, START = 'float', 'start'
+FLOAT, START, CALIBRATED = 'float', 'start', 'calibrated'
 # Parts of the names of hooks and schedulers.
 ON_VALIDATIONS = ('EarlyStopping', 'ReduceOnPlateau')
 
@@ -110,9 +112,11 @@ class Comparison:
         _check_names(settings.schemes)
         cfg = Config.fromfile(settings.config)
         cfg.merge_from_dict(copy.deepcopy(settings.options))
-        scope_of(cfg)
+        # Pure Python configs may have none; jobs and their runners ask it.
+        cfg.default_scope = scope_of(cfg)
         self.hook, shared = _split(cfg)
-        self.cfg = with_evaluator(cfg)
+        self.cfg = with_test(cfg)
+        check_training(cfg)
         _check_no_validation(cfg)
         import_modules_from_strings(**self.cfg.custom_imports)
         model = build_model(self.cfg)
@@ -181,25 +185,36 @@ class Comparison:
                 found.append(self.job(cell, seed, 'train'))
         return found
 
-    def check_work_dir(self, start: Job) -> None:
-        """Another comparison there would be lost.
+    def check_work_dir(self, jobs: Sequence[Job]) -> None:
+        """Trainings of another comparison there would be lost.
 
         Args:
-            start (Job): The test of the float model that all begin as.
+            jobs (sequence[Job]): All that were asked for.
 
         Raises:
-            ValueError: Its trainings are of another config, checkpoint or
+            ValueError: Some are done with another config, checkpoint or
                 version.
         """
-        before = read_json(start.record_path) or {}
-        now = start.prepare({}).inputs
-        changed = [key for key, value in before.get('inputs', {}).items()
-                   if now.get(key) != value]
-        if before.get('status') == 'done' and changed:
+        lost = {}
+        for job in jobs:
+            changed = self.changed(job)
+            if changed and job.folder.name != CALIBRATED:
+                lost[job.name] = changed
+        if lost:
+            names, kinds = list(lost), dict.fromkeys(sum(lost.values(), []))
             raise ValueError(
                 f'{self.settings.work_dir} has a comparison of another '
-                f'{", ".join(changed)}, which would be removed: give another '
-                '--work-dir, or remove it yourself')
+                f'{", ".join(kinds)} ({", ".join(names[:3])}'
+                f'{", ..." if names[3:] else ""}), which would be removed: '
+                'give another --work-dir, or remove it yourself')
+
+    @staticmethod
+    def changed(job: Job) -> List[str]:
+        """Inputs that a finished job had otherwise."""
+        before = read_json(job.record_path) or {}
+        now = job.prepare({}).inputs
+        return [key for key, value in before.get('inputs', {}).items()
+                if now.get(key) != value and before.get('status') == 'done']
 
     def job(self, cell: Cell, seed: int, kind: str) -> Job:
         if kind != 'train':  # one for all seeds, whichever comes first
@@ -219,8 +234,10 @@ class Comparison:
                 start=str(Path(self.settings.checkpoint).resolve()))
             return Task(
                 inputs, 'comparing.cell:run_cell', arguments,
-                lambda results: dict(
-                    results=results, outputs=results.pop('outputs')),
+                lambda results: dict(results=results, outputs=[
+                    # The work dir may be moved.
+                    os.path.relpath(each, self.settings.work_dir)
+                    for each in results.pop('outputs')]),
                 resume=arguments if kind == 'train' else None,
                 mode='train' if kind == 'train' else 'test',
                 epochs=self.cfg.train_cfg.get('max_epochs') or 1)
@@ -244,7 +261,7 @@ def _check_names(schemes: Sequence[str]) -> None:
 
 def job_name(cell: Cell, seed: int, kind: str) -> str:
     """'lsq-w2a4/seed0', 'lsq-w2a4/calibrated', 'start/test'"""
-    last = dict(train=f'seed{seed}', calibrate='calibrated', test='test')
+    last = dict(train=f'seed{seed}', calibrate=CALIBRATED, test='test')
     return f'{cell.name}/{last[kind]}'
 
 
@@ -274,8 +291,8 @@ def _check_no_validation(cfg: Config) -> None:
         ValueError: Validations would act on the training: all cells are
             trained for one schedule, and tested at its end.
     """
-    for entry in _entries([cfg.get('custom_hooks'),
-                           cfg.get('param_scheduler')]):
+    for entry in typed_parts([cfg.get('custom_hooks'),
+                               cfg.get('param_scheduler')]):
         kind = type_name(entry)
         if any(name in kind for name in ON_VALIDATIONS):
             raise ValueError(
@@ -284,38 +301,14 @@ def _check_no_validation(cfg: Config) -> None:
                 'the end: leave it out, or give a schedule without it')
 
 
-def _entries(config) -> Iterator[dict]:
-    """What has a type, in a list or in a dict of several optimizers."""
-    if isinstance(config, dict) and 'type' in config:
-        yield config
-    elif isinstance(config, (dict, list, tuple)):
-        for each in config.values() if isinstance(config, dict) else config:
-            yield from _entries(each)
-
-
-def with_evaluator(cfg: Config) -> Config:
-    """Test where the config says, else where it validates.
-
-    Raises:
-        ValueError: It does neither, or trains nothing.
+def check_training(cfg: Config) -> None:
+    """Raises:
+        ValueError: The config trains nothing.
     """
-    for split in ('test', 'val'):
-        parts = [cfg.get(f'{split}_{part}')
-                 for part in ('dataloader', 'evaluator', 'cfg')]
-        if parts[0] and parts[1]:
-            cfg.test_dataloader, cfg.test_evaluator = parts[:2]
-            cfg.test_cfg = parts[2] if split == 'test' and parts[2] else \
-                dict()
-            break
-    else:
-        raise ValueError(
-            f'{cfg.filename} has no evaluator, so that models cannot be '
-            'compared; give it test_dataloader, test_cfg and test_evaluator')
     for name in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if not cfg.get(name):
             raise ValueError(f'{cfg.filename} has no {name}; give the config '
                              'that fine-tunes the float model')
-    return cfg
 
 
 def ends_of(cfg: Config, model, shape: Tuple[int, int] = (224, 224)
@@ -324,7 +317,18 @@ def ends_of(cfg: Config, model, shape: Tuple[int, int] = (224, 224)
     batch = example_batch(scope_of(cfg), shape)
     plans = make_plan(model, QuantConfig.from_dict(
         dict(weight=dict(bits=ENDS_BITS))))
-    found = first_and_last(model, plans, lambda: model.test_step(batch))
+    try:
+        found = first_and_last(model, plans, lambda: model.test_step(batch))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f'{cfg.filename}: first and last layers are not found, as the '
+            f'model does not run on a random image of three channels, '
+            f'{shape[0]}x{shape[1]} ({sentence(error)}); say which they are '
+            'by rules of a GDRQHook in the config') from error
+    if found.uncalled:
+        print('A random image calls no ' + ', '.join(found.uncalled) + ': if '
+              'first or last layers are among them, give their bits by rules '
+              f'of a GDRQHook in {cfg.filename}')
     return [dict(match=name, weight=dict(bits=ENDS_BITS),
                  activation=dict(bits=ENDS_BITS))
             for name in dict.fromkeys([*found.first, *found.last])]

@@ -1,20 +1,16 @@
 """All results in one JSON file, as a table and as a plot."""
 import math
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 from jobs.checkout import versions
 from jobs.records import markdown, read_done
-from mmengine.hooks import CheckpointHook
 
 from gdrq_mm.analysis.drawing import new_figure, save_figure
+from gdrq_mm.openmmlab.metrics import metric_name, rule_of
 
 from .plan import START, Cell, Comparison
 from .schemes import short_name
-
-# Names of metrics, the first one that an evaluator gives counts, where the
-# config does not say (save_best).
-METRICS = ('bbox_mAP', 'mAP', 'mIoU', 'top1', 'PQ')
 
 
 def collect(comparison: Comparison, metric: Optional[str], command: str,
@@ -73,63 +69,30 @@ def start_of(comparison: Comparison, metric: Optional[str],
     settings = comparison.settings
     start = _results(comparison, Cell(START), settings.seeds[0], 'test')
     if start is None:
-        raise ValueError(f'nothing is done in {settings.work_dir}; run the '
-                         'same command without --collect')
-    name = metric_name(start['metrics'], metric, comparison.cfg)
-    return start, name, rule or rule_of(name, comparison.cfg)
+        changed = comparison.changed(comparison.jobs()[0])
+        raise ValueError(
+            f'what {settings.work_dir} has is of another {", ".join(changed)}'
+            if changed else f'nothing is done in {settings.work_dir}; run the '
+            'same command without --collect')
+    name = metric_name(start['metrics'], comparison.cfg, metric)
+    try:
+        return start, name, rule or rule_of(name, comparison.cfg)
+    except ValueError as error:
+        raise ValueError(
+            f'{error}, or give --rule greater or --rule less') from None
 
 
 def _results(comparison, cell, seed, kind) -> Optional[dict]:
     """Results of a job that is done with today's inputs."""
     job = comparison.job(cell, seed, kind)
-    record = read_done(job.record_path, job.prepare({}).inputs, Path())
+    record = read_done(job.record_path, job.prepare({}).inputs,
+                       comparison.settings.work_dir)
     return record and record['results']
 
 
 def _metric(results: dict, name: str) -> float:
     """NaN where a detector finds nothing: COCO's evaluator then says so."""
     return results['metrics'].get(name, math.nan)
-
-
-def metric_name(metrics: Dict[str, float], asked: Optional[str], cfg) -> str:
-    """The metric that is compared."""
-    if not metrics:
-        raise ValueError('the evaluator gives no number for the float model, '
-                         'as for a detector without detections: give a '
-                         'trained checkpoint')
-    for name in (asked, _checkpoint_hook(cfg).get('save_best')):
-        if isinstance(name, str) and name in metrics:
-            return name
-        if asked:
-            raise ValueError(f'the evaluator has no metric {asked!r}; it has '
-                             f'{", ".join(metrics)}')
-    for wanted in METRICS:
-        for name in metrics:
-            if name.rpartition('/')[2] == wanted:
-                return name
-    return next(iter(metrics))
-
-
-def rule_of(metric: str, cfg) -> str:
-    """Which of a metric is better, 'greater' or 'less'.
-
-    Raises:
-        ValueError: Neither the config nor mmengine says it.
-    """
-    hook = _checkpoint_hook(cfg)
-    if hook.get('save_best') == metric and hook.get('rule'):
-        return hook['rule']
-    if metric.rpartition('/')[2] in METRICS:
-        return 'greater'
-    try:
-        return CheckpointHook(save_best=metric).rules[0]
-    except ValueError:
-        raise ValueError(f'whether a greater {metric} is better is not known; '
-                         'give --rule greater or --rule less') from None
-
-
-def _checkpoint_hook(cfg) -> dict:
-    return (cfg.get('default_hooks') or {}).get('checkpoint') or {}
 
 
 def spread(values: List[float], digits: int, seeds: int) -> str:

@@ -126,18 +126,8 @@ def test_a_float_form_gives_the_packages_own_test(name, load_config,
 
 
 @torch.no_grad()
-def test_masks_are_compared_by_pixel(load_config, build_model):
-    cfg = load_config('faster_rcnn')
-    cfg.model.type = 'MaskRCNN'
-    head = cfg.model.roi_head
-    channels = head.bbox_roi_extractor.out_channels
-    head.mask_roi_extractor = dict(
-        head.bbox_roi_extractor, roi_layer=dict(
-            type='RoIAlign', output_size=14, sampling_ratio=0))
-    head.mask_head = dict(
-        type='FCNMaskHead', num_convs=1, in_channels=channels,
-        conv_out_channels=8, num_classes=head.bbox_head.num_classes)
-    cfg.model.test_cfg.rcnn.mask_thr_binary = .5
+def test_masks_are_compared_by_pixel(load_config, build_model, with_masks):
+    cfg = with_masks(load_config('faster_rcnn'))
     model = build_model(cfg).eval()
     torch.nn.init.normal_(model.roi_head.mask_head.conv_logits.weight)
     size = default_size(cfg, first_images(cfg, 1, 'test'))
