@@ -144,9 +144,9 @@ def check_architecture(model: nn.Module, entries: dict,
     raise CheckpointError(
         'the quantized checkpoint is of another architecture than the model, '
         f'or damaged: {len(differing)} entries differ (shapes):\n{shown}\n'
-        'Nothing was loaded; use the config published with it. To start a '
-        "model with another head, load a latent or training checkpoint by "
-        'load_from, or by load_checkpoint of mmengine.')
+        'Nothing was loaded; use the config published with it. For another '
+        "head, load a latent or training checkpoint (for mmpretrain's EMAHook "
+        "without ema_state_dict) by load_from or mmengine's load_checkpoint.")
 
 
 def demands() -> Tuple[bool, bool]:

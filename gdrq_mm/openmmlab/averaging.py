@@ -8,7 +8,8 @@ from mmengine.model import BaseAveragedModel
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..training import PHASES, get_state
+from ..training import get_state
+from ..training.copies import Copied
 from .resumed import META
 
 
@@ -51,9 +52,11 @@ def sync_averages(runner, model: nn.Module) -> None:
                 for name, layer in averaged.layers.items())]:
             source = dict(ours.named_buffers())
             for name, buffer in theirs.named_buffers():
-                if not buffer.is_floating_point():
+                if not buffer.is_floating_point() and name != 'phase_index':
                     buffer.copy_(source[name])
-        averaged.enter_loaded_phase(PHASES.index(state.phase))
+        # Ranges begin anew with a phase, as those of the model do.
+        averaged.set_phase(state.phase)
+        averaged.copied = Copied()
 
 
 def warn_of_averaging(runner, model: nn.Module, bn_batches: int) -> None:

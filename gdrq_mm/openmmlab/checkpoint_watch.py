@@ -14,6 +14,7 @@ from .resumed import (
     check_optimizer,
     check_origin,
     log_differences,
+    strip_prefix,
     warn_of_nothing_to_resume,
 )
 from .wrappers import unwrap
@@ -36,6 +37,8 @@ class CheckpointWatchHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Look at what a resumed run goes on with."""
         state = get_state(unwrap(runner.model))
+        if state is not None:
+            strip_prefix(checkpoint['state_dict'])
         if state is not None and runner._resume and self._is_due(runner):
             check_origin(runner, checkpoint)
             check_optimizer(checkpoint, runner.optim_wrapper)

@@ -132,13 +132,14 @@ class GDRQHook(CheckpointWatchHook):
                   'None, as nothing is quantized')
             return
         train_learned_parameters(runner, self.state, self.lr_mult)
-        if self.distill and self.teaching is None:
+        # One hook may serve several runners.
+        if self.distill and self.teaching not in runner.hooks:
             self.teaching = DistillHook(self.model, self.distill)
             runner.register_hook(self.teaching)
-        if self.bn_batches and self.norms is None:
+        if self.bn_batches and self.norms not in runner.hooks:
             self.norms = NormStatisticsHook(self.model, self.bn_batches)
             runner.register_hook(self.norms)
-        if self.distributions is None:
+        if self.distributions not in runner.hooks:
             from .distributions import DistributionHook  # brings analysis
             self.distributions = DistributionHook(self.state, self.histograms)
             runner.register_hook(self.distributions)

@@ -47,15 +47,25 @@ class NormStatisticsHook(Hook):
                 'train_dataloader of a config to build a second one; build '
                 'the runner with Runner.from_cfg, or call '
                 'gdrq_mm.update_bn_stats yourself')
-        self._swap_no_more(runner)  # a training before may have failed
-        for hook in averaging_hooks(runner):
-            if isinstance(hook, EMAHook) \
-                    and not hook.ema_model.update_buffers:
-                hook._swap_ema_parameters = self._swap_with_statistics(hook)
+        self._swap_statistics_as_well(runner)
         self.trains = True
 
     def after_train(self, runner) -> None:
         self.trains = False
+        self._swap_no_more(runner)
+
+    def before_val(self, runner) -> None:
+        if not self.trains:
+            self._swap_statistics_as_well(runner)
+
+    def after_val(self, runner) -> None:
+        if not self.trains:
+            self._swap_no_more(runner)
+
+    def before_test(self, runner) -> None:
+        self._swap_statistics_as_well(runner)
+
+    def after_test(self, runner) -> None:
         self._swap_no_more(runner)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
@@ -112,6 +122,13 @@ class NormStatisticsHook(Hook):
                     hook.save_last and last(runner)):
                 return True
         return False
+
+    def _swap_statistics_as_well(self, runner) -> None:
+        self._swap_no_more(runner)  # a run before may have failed
+        for hook in averaging_hooks(runner):
+            if isinstance(hook, EMAHook) \
+                    and not hook.ema_model.update_buffers:
+                hook._swap_ema_parameters = self._swap_with_statistics(hook)
 
     def _swap_no_more(self, runner) -> None:
         for hook in averaging_hooks(runner):

@@ -236,9 +236,9 @@ def _check_published(cfg: Config, checkpoint: Path, model: nn.Module) -> None:
     except Exception as error:
         raise RuntimeError(
             'the trained model does not run on the batch that the published '
-            f'one is compared on ({error!r}): give the config a '
-            'test_dataloader whose data are there. Nothing was written.'
-        ) from error
+            f'one is compared on, on a CPU ({error!r}): give the config a '
+            'test_dataloader whose data are there, and operators that CPUs '
+            'have. Nothing was written.') from error
     name = differing[0] if differing else first_difference(
         ours, outputs_of(copied, batch))
     if name is not None:

@@ -9,10 +9,21 @@ from ..checkpoint import NAME, CheckpointError, read_phase
 from ..training import PHASES
 
 META = 'gdrq_mm'  # in the meta of training checkpoints
+# Options that tell the types of optimizers apart.
+TELLING = ('betas', 'momentum', 'alpha', 'lr_decay', 'rho')
 _REMEDY = ('a model that GDRQHook converts is resumed with GDRQHook, a '
            'QuantizedModel as QuantizedModel. Change back the config, or '
            'give the checkpoint as load_from and train with a fresh '
            'optimizer.')
+
+
+def strip_prefix(weights: dict) -> None:
+    """Take ``module.``, which wrappers of several GPUs put in front of all
+    names, away in place: the runner does so later, behind other hooks that
+    load the weights as well (``EMAHook``)."""
+    if weights and all(str(key).startswith('module.') for key in weights):
+        for key in list(weights):
+            weights[key.removeprefix('module.')] = weights.pop(key)
 
 
 def phase_of(checkpoint: dict) -> Optional[str]:
@@ -35,8 +46,14 @@ def check_origin(runner, checkpoint: dict) -> None:
         checkpoint (dict): What it was resumed from.
 
     Raises:
-        ValueError: It is what ``load_from`` names, of a float model.
+        ValueError: It is what ``load_from`` names, of a float model, or of no
+            training.
     """
+    if 'message_hub' not in checkpoint:  # a published file
+        raise ValueError(
+            f'resume=True would go on with {runner._load_from!r}, which is no '
+            'checkpoint of a training: to begin with its weights, leave out '
+            '--resume')
     if runner._load_from is not None and phase_of(checkpoint) is None:
         raise ValueError(
             f'resume=True would go on with load_from={runner._load_from!r}, '
@@ -110,6 +127,16 @@ def check_optimizer(checkpoint: dict, optim_wrapper) -> None:
         raise ValueError(
             f'the optimizer of the checkpoint holds {_in_words(there)}, that '
             f'of this run {_in_words(here)}: {_REMEDY}')
+    if there:
+        kinds = [[name for name in TELLING if name in each[0]] for each in (
+            checkpoint['optimizer']['param_groups'], groups)]
+        if kinds[0] != kinds[1]:
+            saved, ours = (', '.join(kind) or 'none' for kind in kinds)
+            raise ValueError(
+                'the optimizer of the checkpoint is of another type than that '
+                f'of this run (options {saved}; {ours}). Change back the '
+                'config, or give the checkpoint as load_from and train with a '
+                'fresh optimizer.')
 
 
 def _in_words(sizes: List[int]) -> str:

@@ -189,3 +189,64 @@ def test_averages_of_ranges_do_not_begin_at_zero(kind, begin_iter, ema,
             torch.testing.assert_close(averaged[name], value, rtol=.5, atol=0)
             checked += 1
     assert checked == 2 * len(runner.model.quantization_state.layers)
+
+
+@pytest.mark.parametrize('clip', ['threshold', 'learned'])
+def test_averages_of_ranges_do_not_decay_before_rounding(clip, make_runner,
+                                                         recwarn):
+    """mmpretrain's EMAHook takes them from the file that a run begins with."""
+    quantization = dict(weight=dict(bits=4, clip=clip),
+                        activation=dict(bits=4))
+    ema = dict(type='mmpretrain.EMAHook', momentum=.3)
+    before = make_runner('resnet', dict(
+        type='GDRQHook', quantization=quantization), ema)
+    before.train()
+    runner = make_runner(
+        'resnet', dict(type='GDRQHook', quantization=quantization,
+                       begin_iter=3), ema,
+        load_from=f'{before.work_dir}/epoch_2.pth')
+    runner.train()
+    averaged = next(each for each in runner.hooks
+                    if isinstance(each, EMAHook)).ema_model.module
+    for name, layer in get_state(runner.model).layers.items():
+        ours, theirs = (
+            each.weight_quantizer.current_clip(each.latent_weight)
+            for each in (layer, get_state(averaged).layers[name]))
+        torch.testing.assert_close(theirs, ours, rtol=.2, atol=0, msg=name)
+    # No file was saved in that phase, and no one is told of one.
+    assert not any("in the 'reshape' phase" in str(each.message)
+                   for each in recwarn)
+
+
+def test_another_optimizer_or_no_training_is_told(make_runner, tmp_path):
+    hook = dict(type='GDRQHook', quantization=QUANTIZATION)
+    trained = make_runner('resnet', hook)
+    trained.train()
+    path = f'{trained.work_dir}/epoch_2.pth'
+    other = make_runner('resnet', hook, resume=True, load_from=path, **{
+        'train_cfg.max_epochs': 3, 'optim_wrapper.optimizer': dict(
+            _delete_=True, type='AdamW', lr=1e-3)})
+    with pytest.raises(ValueError, match='is of another type than that of '
+                       r'this run \(options momentum; betas\)'):
+        other.train()
+    weights = torch.load(path, weights_only=False)
+    torch.save({key: weights[key] for key in ('meta', 'state_dict')},
+               tmp_path / 'published.pth')
+    other = make_runner('resnet', hook, resume=True,
+                        load_from=str(tmp_path / 'published.pth'))
+    with pytest.raises(ValueError, match='published.pth.*no checkpoint of a '
+                       'training: .* leave out --resume'):
+        other.train()
+
+
+def test_names_of_several_gpus_are_those_of_one(make_runner, tmp_path):
+    hook = dict(type='GDRQHook', quantization=QUANTIZATION)
+    weights = make_runner('resnet').model.state_dict()
+    torch.save(dict(state_dict={f'module.{key}': value for key, value in
+                                weights.items()}), tmp_path / 'float.pth')
+    runner = make_runner('resnet', hook, dict(type='EMAHook'),
+                         load_from=str(tmp_path / 'float.pth'), **{
+                             'optim_wrapper.optimizer.lr': 0.})
+    runner.train()
+    key = 'head.fc.bias'
+    assert torch.equal(runner.model.state_dict()[key], weights[key])

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdrq_mm.openmmlab.distill import META, build_teacher
 from gdrq_mm.openmmlab.head_outputs import find_head_outputs
+from gdrq_mm.openmmlab.hook import GDRQHook
 from gdrq_mm.openmmlab.publish import inference_config
 from gdrq_mm.training import Distillation, DistillConfig
 
@@ -451,3 +452,15 @@ def test_queries_that_are_chosen_have_no_teacher(any_model):
     model.bbox_head.as_two_stage = True
     with pytest.raises(ValueError, match='finds no class scores'):
         find_head_outputs(model)
+
+
+def test_one_hook_serves_several_runners(start, make_runner):
+    shared = GDRQHook(**{key: value for key, value in hook().items()
+                         if key != 'type'}, bn_batches=1)
+    for _ in range(2):
+        runner = make_runner('resnet', load_from=start('resnet'))
+        runner.register_hook(shared)
+        runner.train()
+        kinds = [type(each).__name__ for each in runner.hooks]
+        for kind in ('DistillHook', 'NormStatisticsHook', 'DistributionHook'):
+            assert kinds.count(kind) == 1, kind

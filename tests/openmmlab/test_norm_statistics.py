@@ -107,6 +107,29 @@ def test_each_of_two_models_is_evaluated_with_its_own_statistics(
             torch.testing.assert_close(seen[key], value)
 
 
+@pytest.mark.parametrize('kind', ['EMAHook', 'mmpretrain.EMAHook'])
+def test_a_checkpoint_is_tested_with_the_statistics_it_was_validated_with(
+        kind, make_runner, load_config):
+    ema = dict(type=kind, momentum=.3)
+    trained = make_runner(with_validation(load_config('resnet')), hook(), ema)
+    validated = KeepEvaluated()
+    trained.register_hook(validated)
+    trained.train()
+    for evaluate in (lambda runner: runner.test(), lambda runner:
+                     runner.val()):
+        cfg = with_validation(load_config('resnet'))
+        del cfg.default_hooks.checkpoint.save_best  # mmengine has none here
+        runner = make_runner(
+            cfg, hook(), ema, load_from=f'{trained.work_dir}/epoch_3.pth')
+        tested = KeepEvaluated()
+        tested.after_test_iter = tested.after_val_iter
+        runner.register_hook(tested)
+        evaluate(runner)
+        expected = statistics(validated.seen[-1])
+        for key, value in statistics(tested.seen[0]).items():
+            torch.testing.assert_close(value, expected[key], msg=key)
+
+
 def test_resumed_run_equals_an_uninterrupted_one(
         make_runner, load_config, tmp_path):
     states = []
