@@ -229,7 +229,7 @@ def test_another_optimizer_or_no_training_is_told(make_runner, tmp_path):
     with pytest.raises(ValueError, match='is of another type than that of '
                        r'this run \(options momentum; betas\)'):
         other.train()
-    weights = torch.load(path, weights_only=False)
+    weights = torch.load(path, weights_only=True)
     torch.save({key: weights[key] for key in ('meta', 'state_dict')},
                tmp_path / 'published.pth')
     other = make_runner('resnet', hook, resume=True,

@@ -292,7 +292,7 @@ def _check_no_validation(cfg: Config) -> None:
             trained for one schedule, and tested at its end.
     """
     for entry in typed_parts([cfg.get('custom_hooks'),
-                               cfg.get('param_scheduler')]):
+                              cfg.get('param_scheduler')]):
         kind = type_name(entry)
         if any(name in kind for name in ON_VALIDATIONS):
             raise ValueError(
