@@ -9,10 +9,15 @@ from torch import Tensor
 from .base import ActivationQuantizer
 
 
+def is_distributed() -> bool:
+    """Whether several processes train the model."""
+    return dist.is_available() and dist.is_initialized() \
+        and dist.get_world_size() > 1
+
+
 def sum_over_ranks_(values: Tensor) -> None:
     """Sum in place over the processes of a distributed training."""
-    if dist.is_available() and dist.is_initialized() \
-            and dist.get_world_size() > 1:
+    if is_distributed():
         dist.all_reduce(values)
 
 

@@ -1,5 +1,7 @@
 """Thresholds of activations that no ``k`` gives, and zero points."""
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -144,44 +146,71 @@ def test_quantizers_of_a_model_move_as_each_alone(settings):
         assert quantizer.has_zero_point == (setting is not False)
 
 
+def train_as_ranks(monkeypatch, ranks, inputs):
+    """Each quantizer in a thread, as if in a process of its own.
+
+    Args:
+        inputs (iterable): Of every step what each rank sees.
+    """
+    barrier, parts = threading.Barrier(len(ranks)), {}
+
+    def sum_over_ranks_(seen):
+        parts[threading.get_ident()] = seen.clone()
+        barrier.wait(60)
+        seen.copy_(sum(parts.values()))
+        barrier.wait(60)
+
+    def train(quantizer, inputs):
+        for x in inputs:
+            quantizer.observe(x)
+            type(quantizer).update_([quantizer])
+
+    monkeypatch.setattr(activation, 'sum_over_ranks_', sum_over_ranks_)
+    monkeypatch.setattr(activation, 'is_distributed', lambda: True)
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        list(pool.map(train, ranks, zip(*inputs)))
+
+
 def test_ranks_agree_on_a_zero_point(monkeypatch):
     """Each sees other values, and all decide on those of the joint batch."""
-    for inputs, both in (((nn.functional.silu, torch.clone), False),
-                         ((nn.functional.silu, nn.functional.gelu), True)):
+    for functions, both in (((nn.functional.silu, torch.clone), False),
+                            ((nn.functional.silu, nn.functional.gelu), True)):
         ranks = built(), built()
-        for quantizer, function in zip(ranks, inputs):
-            quantizer.observe(function(normal(20000)))
-        joint = sum(quantizer.seen for quantizer in ranks)
-        monkeypatch.setattr(activation, 'sum_over_ranks_',
-                            lambda seen: seen.copy_(joint[None]))
-        for quantizer in ranks:
-            type(quantizer).update_([quantizer])
+        train_as_ranks(monkeypatch, ranks, [
+            [function(normal(20000)) for function in functions]])
         assert [each.has_zero_point for each in ranks] == [both, both]
         assert ranks[0].state_dict() == ranks[1].state_dict()
 
 
 def test_a_rank_that_was_not_called_once_agrees_on_a_zero_point(monkeypatch):
     """It counts negative values in other steps than the others."""
-    ranks = built(), built()
-
-    def joint(seen):
-        seen.copy_(sum(quantizer.seen for quantizer in ranks)[None])
-
-    monkeypatch.setattr(activation, 'sum_over_ranks_', joint)
+    ranks, inputs = (built(), built()), []
     for step in range(60):
         x = normal(2000)
         x = x.relu() if step < 38 else nn.functional.silu(x)
-        for rank, quantizer in enumerate(ranks):
-            quantizer.observe(x[:0] if (rank, step) == (1, 35) else x)
-        kept = [quantizer.seen.clone() for quantizer in ranks]
-        for quantizer in ranks:
-            type(quantizer).update_([quantizer])
-            for other, seen_by in zip(ranks, kept):
-                other.seen.copy_(seen_by)
-        for quantizer in ranks:
-            quantizer.seen.zero_()
+        inputs.append((x, x[:0] if step == 35 else x))
+    train_as_ranks(monkeypatch, ranks, inputs)
     assert [each.has_zero_point for each in ranks] == [True, True]
     assert ranks[0].code_range() == ranks[1].code_range()
+
+
+def test_steps_that_are_not_looked_at_count(monkeypatch):
+    """Whether all of a model's quantizers look, some, or none; and those of
+    a rank that was not called where others were."""
+    early, late = built(), built()
+    for step in range(135):
+        x = normal(50)
+        early.observe(x)
+        late.observe(x if step >= 4 else x[:0])
+        type(early).update_([early, late])
+    for quantizer, steps in ((early, 135), (late, 131)):
+        assert int(quantizer.num_updates) == steps
+        assert quantizer.known.updates == steps
+    ranks = built(), built()
+    train_as_ranks(monkeypatch, ranks, [
+        (x, x[:0] if step == 122 else x)
+        for step, x in enumerate([normal(50)] * 125)])
+    assert [int(each.num_updates) for each in ranks] == [125, 125]
 
 
 @pytest.mark.parametrize('bits', [4, 8])
@@ -260,7 +289,7 @@ def test_a_layer_that_is_called_now_and_then_follows_its_data(threshold):
             quantizer.observe(2 * batches(nn.functional.relu, 1)[0])
         type(quantizer).update_([quantizer])
     assert float(quantizer.clip) > 1.5 * before
-    assert int(quantizer.num_updates) == quantizer._updates == 135
+    assert int(quantizer.num_updates) == quantizer.known.updates == 135
 
 
 class FromTheHost(TorchDispatchMode):

@@ -1,12 +1,12 @@
 """Activations on running thresholds ``T_a`` (Eq. 10, 11)."""
-from typing import Dict, Iterable, Optional, Type
+from typing import Dict, Iterable, List, Optional, Type
 
 import torch
 from torch import Tensor
 
 from ...kernels import eager
 from ..base import ActivationQuantizer
-from ..first_batch import sum_over_ranks_
+from ..first_batch import is_distributed, sum_over_ranks_
 from .defaults import default_k
 from .kinds import kind_of
 from .running import RunningClip
@@ -75,7 +75,8 @@ class ScaleClipActivation(RunningClip):
 
     def observe_later(self, x: Tensor) -> Optional[Tensor]:
         if self.settled:
-            self._called = self._called or x.numel() > 0
+            self.known.called |= x.numel() > 0
+            self.known.measured = self.known.called
             return self.seen
         self.observe(x)
         return None
@@ -84,10 +85,10 @@ class ScaleClipActivation(RunningClip):
     def observe(self, x: Tensor) -> None:
         if x.numel() == 0:
             return
-        self._called = True
+        self.known.called = self.known.measured = True
         x = x.detach()
         eager.see(self.seen, x)
-        if self._counts_negatives:
+        if self.known.counts_negatives:
             self.seen[3] += (x < 0).sum()
 
     @classmethod
@@ -99,6 +100,20 @@ class ScaleClipActivation(RunningClip):
         thresholds are equal on all ranks, those of the joint batch.
         """
         quantizers = list(quantizers)
+        counted = [q for q in quantizers
+                   if q.known.called and not q.known.measured]
+        if is_distributed() or any(q.known.measured for q in quantizers):
+            for quantizer in counted:  # on all ranks, so by what is summed
+                quantizer.seen[2] += 1
+            cls._move_(quantizers)
+        elif counted:  # steps without statistics count, and that is all
+            torch._foreach_add_([q.num_updates for q in counted], 1)
+        for quantizer in quantizers:
+            quantizer._count_update()
+
+    @classmethod
+    def _move_(cls, quantizers: List['ScaleClipActivation']) -> None:
+        """Use the statistics of a step; forget them."""
         seen = torch.stack([q.seen for q in quantizers])
         sum_over_ranks_(seen)
         k_unsigned, k_signed, lr, first_updates, of_nonzero = torch.stack(
@@ -138,12 +153,11 @@ class ScaleClipActivation(RunningClip):
             torch._foreach_copy_([getattr(q, name) for q in quantizers],
                                  list(values.unbind()))
         torch._foreach_zero_([q.seen for q in quantizers])
-        if any(q._counts_negatives and q._settled for q in quantizers):
+        if any(q.known.counts_negatives and q.known.settled
+               for q in quantizers):
             for quantizer, late in zip(quantizers, turned.tolist()):
                 quantizer.turned_signed |= late
                 quantizer.forget()
-        for quantizer in quantizers:
-            quantizer._count_update()
 
     @classmethod
     def step_size(cls, lr: Tensor, updates: Tensor) -> Tensor:

@@ -10,7 +10,18 @@ from ..code_range import CodeRange
 from ..least_squares import ZERO_POINTS, few, quick_grid
 from ..lsq import LearnedStep
 from .activation import ScaleClipActivation
-from .running import RunningClip
+from .running import Known, RunningClip
+
+SMALL = 4  # the greatest value over the size of small negative ones
+
+
+def _are_small(ends: Tensor) -> Tensor:
+    """Whether negative values are.
+
+    Args:
+        ends (Tensor): Least and greatest values, shape ``(..., 2)``.
+    """
+    return ends[..., 0] > -ends[..., 1] / SMALL
 
 
 class LeastSquaresClipActivation(ScaleClipActivation):
@@ -39,7 +50,6 @@ class LeastSquaresClipActivation(ScaleClipActivation):
     # steps that are looked at.
     FIRST_LOOKS = 100
     LOOK_INTERVAL = RunningClip.SIGN_INTERVAL // 2
-    SMALL = 4  # the greatest value over the size of small negative ones
     LEAST_ZERO = 2.**-10  # of a running code of zero; 0 says there is none
 
     def __init__(self, bits: int, lr: float = .01, headroom: float = 1.,
@@ -58,7 +68,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
             self.register_buffer('zero', torch.zeros(()))
             # Averages may come out a little above the last code.
             self.greatest = {'zero': self.levels + .25}
-        self._asymmetric = bool(asymmetric)
+        self.known.asymmetric = bool(asymmetric)
 
     def extra_repr(self) -> str:
         text = f"bits={self.bits}, lr={self.lr}, threshold='mse'"
@@ -68,33 +78,33 @@ class LeastSquaresClipActivation(ScaleClipActivation):
     def k_of(self, signed: bool) -> float:
         return 1.
 
-    def _read(self) -> None:
-        if not self._settled and self.wanted is None:
-            self._asymmetric = bool(self.zero > 0)
-        super()._read()
+    def _read(self) -> Known:
+        if not self.known.settled and self.wanted is None:
+            self.known.asymmetric = bool(self.zero > 0)
+        return super()._read()
 
     @property
     def has_zero_point(self) -> bool:
-        return self.is_signed and self._asymmetric
+        return self._read().signed and self.known.asymmetric
 
     def observe_later(self, x: Tensor) -> Optional[Tensor]:
-        # Of a settled unsigned input the negative values change nothing (a
-        # ReLU may be about to take them away).
+        # Negative values of an unsigned input, which a ReLU may be about to
+        # take away, change nothing.
         self.observe(x)
         return None
 
-    @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        if x.numel() == 0:
-            return
-        self._called = True
-        count, signed = x.numel(), self.is_signed
-        if not self._looks:
-            self.seen[2] += count
-            return
-        asymmetric = self._asymmetric
-        values = few(x, self.bits)
-        if self._counts_negatives:
+        known = self._read()
+        if x.numel():
+            known.called, known.measured = True, self._looks
+            if known.measured:
+                self._look(x)
+
+    @torch.no_grad()
+    def _look(self, x: Tensor) -> None:
+        count, values = x.numel(), few(x, self.bits)
+        signed, asymmetric = self.known.signed, self.known.asymmetric
+        if self.known.counts_negatives:
             negative = (x.detach() < 0).sum()
             self.seen[3] += negative
             ends = torch.stack(values.aminmax())
@@ -103,7 +113,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
                 signed = bool(negative > self.NEGATIVE_SHARE * count)
                 # What all batches of the step say is known after it.
                 asymmetric |= signed and self.wanted is None \
-                    and bool(self._are_small(ends))
+                    and bool(_are_small(ends))
         if signed and asymmetric:
             zeros = self._zeros_to_try(values)
             step, row = quick_grid(values, -zeros, self.levels - zeros)
@@ -120,16 +130,12 @@ class LeastSquaresClipActivation(ScaleClipActivation):
             self.seen[4] += used * zero
         self.seen[2] += count * top.isfinite()
 
-    @classmethod
-    def _are_small(cls, ends: Tensor) -> Tensor:
-        """Whether negative values are, of least and greatest ones."""
-        return ends[..., 0] > -ends[..., 1] / cls.SMALL
-
     @property
     def _looks(self) -> bool:
         """Whether this step is one that is looked at."""
-        return (self._counts_negatives or self._updates < self.FIRST_LOOKS
-                or self._updates % self.LOOK_INTERVAL == 0)
+        known = self.known
+        return known.counts_negatives or known.updates < self.FIRST_LOOKS \
+            or known.updates % self.LOOK_INTERVAL == 0
 
     def end_first_looks(self) -> None:
         """Count the first steps as done, where later ones are measured."""
@@ -150,7 +156,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
                            1 + (cls.OUTLIER - 1) / cls.LOOK_INTERVAL)
 
     def _zeros_to_try(self, values: Tensor) -> Tensor:
-        if self._counts_negatives:
+        if self.known.counts_negatives:
             return values.new_tensor(sorted({
                 zero for code in ZERO_POINTS if code <= self.levels
                 for zero in (code, self.levels - code)}))
@@ -176,7 +182,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         # Where the input turns signed, it starts.
         moved = zero.lerp(target, torch.where(turned, 1., steps)).clamp(
             min=cls.LEAST_ZERO)
-        small = cls._are_small(seen[:, 5:])
+        small = _are_small(seen[:, 5:])
         if any(each.wanted for each in quantizers):
             small = torch.stack([
                 torch.ones_like(each) if quantizer.wanted else each

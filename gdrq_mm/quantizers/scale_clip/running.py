@@ -1,4 +1,5 @@
 """What holds a running threshold, its sign and its age."""
+import dataclasses
 from typing import Dict, Optional, Tuple
 
 import torch
@@ -14,6 +15,34 @@ HALF_AVERAGED = (
     '(num_updates, signed) as they were before training; copy them from the '
     'model that trains: for ours, theirs in zip(averaged.buffers(), '
     'model.buffers()): ours.is_floating_point() or ours.copy_(theirs)')
+
+
+@dataclasses.dataclass
+class Known:
+    """What is known of a running threshold without asking the device.
+
+    In an object of its own: to set an attribute of a module takes as long as
+    a small operation.
+
+    Args:
+        updates (int): How many there were.
+        initialized (bool): Whether there is a threshold.
+        signed (bool): Whether the input has negative values.
+        asymmetric (bool): Whether a signed one has a zero point.
+        settled (bool): Whether all of that is as the buffers say, and no
+            longer asked.
+        counts_negatives (bool): Whether this step counts negative values.
+        called (bool): Whether there were data since the last update.
+        measured (bool): Whether statistics were taken of them.
+    """
+    updates: int = 0
+    initialized: bool = False
+    signed: bool = False
+    asymmetric: bool = False
+    settled: bool = False
+    counts_negatives: bool = True
+    called: bool = False
+    measured: bool = False
 
 
 class RunningClip(ActivationQuantizer):
@@ -43,45 +72,41 @@ class RunningClip(ActivationQuantizer):
         self.register_buffer('signed', torch.zeros((), dtype=torch.bool))
         self.register_buffer('num_updates', torch.zeros(
             (), dtype=torch.long))
-        self._settled = False
-        self._counts_negatives = True
-        self._updates = 0
-        self._called = False  # since the last update
-        self._initialized = self._is_signed = False
+        self.known = Known()
 
     def forget(self) -> None:
-        self._settled = False
+        self.known.settled = False
 
-    def _read(self) -> None:
+    def _read(self) -> Known:
         # Asked of the device only until the sign is settled.
-        if not self._settled:
-            self._updates = int(self.num_updates)
-            if not self._updates and self.clip > 0:
+        known = self.known
+        if not known.settled:
+            known.updates = int(self.num_updates)
+            if not known.updates and self.clip > 0:
                 raise RuntimeError(HALF_AVERAGED)
-            self._initialized = self._updates > 0
-            self._is_signed = bool(self.signed)
-            self._settled = self._updates >= self.SIGN_UPDATES
+            known.initialized = known.updates > 0
+            known.signed = bool(self.signed)
+            known.settled = known.updates >= self.SIGN_UPDATES
             # As it was before a checkpoint of these updates, see below.
-            self._counts_negatives = not self._settled or \
-                self._updates % self.SIGN_INTERVAL == 0
+            known.counts_negatives = not known.settled or \
+                known.updates % self.SIGN_INTERVAL == 0
+        return known
 
     @property
     def initialized(self) -> bool:
         """Whether a threshold is there."""
-        self._read()
-        return self._initialized
+        return self._read().initialized
 
     @property
     def settled(self) -> bool:
         """Whether there is a threshold whose sign is not looked at now."""
-        self._read()
-        return self._settled and not self._counts_negatives
+        known = self._read()
+        return known.settled and not known.counts_negatives
 
     @property
     def is_signed(self) -> bool:
         """Whether the input was seen to have negative values."""
-        self._read()
-        return self._is_signed
+        return self._read().signed
 
     def code_range(self) -> CodeRange:
         levels = F.num_levels(self.bits, self.is_signed)
@@ -92,21 +117,22 @@ class RunningClip(ActivationQuantizer):
 
     def grid(self, seen: Optional[Tensor] = None) -> Optional[Grid]:
         # None: no threshold yet, the input passes unchanged.
-        if not self.initialized:
+        known = self._read()
+        if not known.initialized:
             return None
-        return Grid(self.clip, self.bits, self.is_signed, seen=seen)
+        return Grid(self.clip, self.bits, known.signed, seen=seen)
 
     def count_negatives(self) -> None:
-        self._read()
-        self._counts_negatives = True
+        self._read().counts_negatives = True
 
     def _count_update(self) -> None:
-        if not self._called:
+        known = self.known
+        if not known.called:
             return
-        self._called = False
-        self._updates += 1
-        if self._settled:
-            self._counts_negatives = self._updates % self.SIGN_INTERVAL == 0
+        known.called = known.measured = False
+        known.updates += 1
+        if known.settled:
+            known.counts_negatives = known.updates % self.SIGN_INTERVAL == 0
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:
         return dict(gdrq_act_clip=self.clip) if self.initialized else {}
