@@ -534,6 +534,21 @@ def test_clipped_fraction_counts_the_elements_that_are_not_zero():
     assert with_threshold(1.).clipped_fraction(torch.zeros(3)) == 0
 
 
+def test_statistics_that_the_kernels_take_move_the_threshold():
+    ours, plain = (ScaleClipActivation(4, None, .01) for _ in range(2))
+    for step in range(45):
+        x = (1 + step) * normal(3000, seed=step)
+        plain.observe(x)
+        where = ours.observe_later(x)
+        assert (where is not None) == ours.settled
+        if where is not None:
+            ours.grid(where).quantize(x)
+        for quantizer in (ours, plain):
+            type(quantizer).update_([quantizer])
+    assert ours.settled and ours.clip > 1
+    assert ours.clip == pytest.approx(float(plain.clip), rel=1e-4)
+
+
 def test_activation_forgets_what_it_read():
     quantizer = with_threshold(1., updates=50)
     x = torch.tensor([-1., 1.])
