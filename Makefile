@@ -13,7 +13,7 @@ lint: setup
 test: setup
 	$(VENV) -m pytest -n 2 --dist loadfile tests
 
-# Hours on small machines; every test run has a short one.
+# Hours; every test run has a short one.
 fuzz: setup
 	$(VENV) -W ignore tests/fuzz/fuzz_files.py --json docs/results/fuzz_files.json
 	$(VENV) -W ignore tests/fuzz/fuzz_large_files.py --json docs/results/fuzz_large_files.json

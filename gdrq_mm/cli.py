@@ -89,6 +89,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     if not argv or argv[0] in ('-h', '--help'):
         print(help_text())
         sys.exit(0 if argv else 2)
+    if argv[0] == 'dataset' and argv[1:] in (['-h'], ['--help']):
+        print(help_text('dataset '))  # half a verb
+        return
     if argv[0] == '--version':
         from .version import __version__
         print(f'gdrq_mm {__version__}')
@@ -116,13 +119,17 @@ def find_verb(argv: List[str]) -> Optional[str]:
                  if name in VERBS), None)
 
 
-def help_text() -> str:
-    """What ``gdrq --help`` prints."""
+def help_text(begin: str = '') -> str:
+    """What ``gdrq --help`` prints.
+
+    Args:
+        begin (str): Of the verbs to print. Defaults to '': all.
+    """
     width = max(map(len, VERBS))
     lines = [f'  {name:{width}}  {verb.summary}'
-             for name, verb in VERBS.items()]
+             for name, verb in VERBS.items() if name.startswith(begin)]
     return '\n'.join([
-        'usage: gdrq VERB [arguments]', '',
+        f'usage: gdrq {begin}VERB [arguments]', '',
         '2- to 8-bit quantization-aware training for OpenMMLab models.', '',
         'verbs:', *lines, '', EPILOG])
 

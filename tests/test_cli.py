@@ -59,6 +59,15 @@ def test_every_example_is_of_a_verb_that_is_there(gdrq):
         assert cli.find_verb(words.split())
 
 
+@pytest.mark.parametrize('arguments', [['-h'], ['--help']])
+def test_half_a_verb_has_help_of_its_own(arguments, gdrq):
+    code, out, err = gdrq('dataset', *arguments)
+    assert code == 0 and err == ''
+    assert out.startswith('usage: gdrq dataset VERB')
+    assert re.search('^  dataset bccd ', out, re.M)
+    assert not re.search('^  train', out, re.M)
+
+
 @pytest.mark.parametrize('arguments', [
     [], ['no-such-verb', 'my.py'], ['dataset', 'no-such'], ['train'],
     ['plan'], ['plan', 'a.py', '--no-such-option'], ['analyze']])

@@ -68,7 +68,8 @@ def zoo_readme(published: list, starts: list, generated: str) -> str:
 Packed models, whose weights are stored as codes: small enough to be kept in
 the repository. They were trained by the defaults on two CPU cores, with
 reduced widths and 8 bits in first and last layers, one seed each: of the three
-of [results](../docs/results.md), which compares methods, the first.
+of [results](../docs/results.md), which compares methods, the first. mAP is
+VOC's, mean AP at an IoU of 0.5.
 
 {markdown(lines)}
 

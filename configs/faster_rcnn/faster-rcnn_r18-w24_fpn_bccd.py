@@ -33,5 +33,6 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=150)))
 
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
-# The output of resnet18-w24_tiny-imagenet-100.py.
+# The output of resnet18-w24_tiny-imagenet-100.py; one comes with the
+# repository: model_zoo/resnet18-w24_tiny-imagenet-100.pth.
 load_from = 'work_dirs/resnet18-w24_tiny-imagenet-100/epoch_8.pth'

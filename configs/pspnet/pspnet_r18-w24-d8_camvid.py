@@ -52,5 +52,6 @@ log_processor = dict(by_epoch=True)
 # It would time the convolutions of a GPU; there need not be one.
 env_cfg = dict(cudnn_benchmark=False)
 randomness = dict(seed=0)
-# The output of resnet18-w24_tiny-imagenet-100.py.
+# The output of resnet18-w24_tiny-imagenet-100.py; one comes with the
+# repository: model_zoo/resnet18-w24_tiny-imagenet-100.pth.
 load_from = 'work_dirs/resnet18-w24_tiny-imagenet-100/epoch_8.pth'

@@ -16,5 +16,5 @@ param_scheduler = [
         by_epoch=True,
         convert_to_iter_based=True)
 ]
-# The output of the config it inherits.
-load_from = 'work_dirs/pspnet_r18-w24-d8_camvid/epoch_10.pth'
+# What the config it inherits trains: one of it comes with the repository.
+load_from = 'model_zoo/pspnet_r18-w24-d8_camvid.pth'

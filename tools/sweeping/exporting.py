@@ -20,10 +20,10 @@ quantized layer must be an integer kernel whose codes equal the integer
 model's. Sizes and depth are reduced as in [the other table](support.md).
 Families whose post-processing is not known are exported before it (`--raw`),
 with the sentence that refuses them. The difference is the greatest one of an
-output of the whole file from the integer model's. It is great where detectors
-choose among the scores of an untrained model, which are nearly equal, other
-boxes; where each layer and each choice gives what it gave in the file, all
-else is the same, or there is no file.
+output of the whole file from the integer model's. It is large for some
+detectors: the scores of an untrained model are nearly equal, so that the file
+and the model may pick different boxes. A file is written only if, with the
+file's own layer outputs and choices, everything else is equal.
 '''
 
 
