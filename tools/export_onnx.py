@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from exporting.arguments import parse_args
+from mmengine.registry import DATASETS
 
 import gdrq_mm
 from gdrq_mm.cli import run_tool
@@ -38,6 +39,7 @@ from gdrq_mm.openmmlab.deployable.evaluation import (
     with_pipelines,
 )
 from gdrq_mm.openmmlab.deployable.folder import images_in
+from gdrq_mm.openmmlab.deployable.models import reverses_channels
 from gdrq_mm.openmmlab.deployable.synthetic import synthetic_images
 from gdrq_mm.openmmlab.reading import read_checkpoint
 from gdrq_mm.openmmlab.scopes import scope_of
@@ -182,13 +184,6 @@ def _need_test_set(cfg, size) -> None:
 
 def _metadata(cfg, args) -> dict:
     """What a user of the file must know."""
-    dataset = with_pipelines(cfg.test_dataloader.dataset)[0]
-    classes = dataset.get('metainfo', {}).get('classes')
-    if classes is None:
-        from mmengine.registry import DATASETS
-        known = DATASETS.get(dataset.type) if isinstance(
-            dataset.type, str) else dataset.type
-        classes = getattr(known, 'METAINFO', {}).get('classes')
     preprocessor = dict(cfg.model.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {})
     prepared = args.format == 'hls4ml'
@@ -201,7 +196,26 @@ def _metadata(cfg, args) -> dict:
         data_preprocessor=json.dumps(preprocessor, default=str),
         calibration={None: 'training set', 'none': 'synthetic images'}.get(
             args.calibration, 'folder of images'),
-        classes=json.dumps(classes, default=list))
+        classes=json.dumps(_classes(cfg, args.checkpoint), default=list))
+
+
+def _classes(cfg, checkpoint: str):
+    """Names of the classes: those of the training, else of the test set; None
+    where nothing says them."""
+    trained = read_checkpoint(checkpoint).get('meta', {}).get(
+        'dataset_meta') or {}
+    dataset = with_pipelines(cfg.test_dataloader.dataset)[0]
+    kind = dataset.type
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(scope_of(cfg)) as registry:
+            kind = registry.get(kind)
+    for names in (trained.get('classes'),
+                  (dataset.get('metainfo') or {}).get('classes'),
+                  dataset.get('classes'),
+                  (getattr(kind, 'METAINFO', None) or {}).get('classes')):
+        if names is not None:
+            return names
+    return None
 
 
 def channel_order(preprocessor: dict, prepared: bool) -> str:
@@ -215,9 +229,7 @@ def channel_order(preprocessor: dict, prepared: bool) -> str:
     orders = ['bgr', 'rgb']
     if preprocessor.get('rgb_to_bgr'):
         orders.reverse()
-    turned = any(preprocessor.get(name) for name in (
-        'bgr_to_rgb', 'rgb_to_bgr', 'to_rgb'))
-    return orders[prepared and turned]
+    return orders[prepared and reverses_channels(preprocessor)]
 
 
 def _save(model: torch.nn.Module, source: str, path: Path) -> None:

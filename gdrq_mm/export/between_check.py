@@ -80,7 +80,7 @@ class _OnResults(Interpreter):
                          call.read.view(codes.shape), FEW)
             # Linear layers of files read rows.
             return call.found if call.found.dim() == codes.dim() else \
-                call.found.unflatten(0, codes.shape[:-1])
+                call.found.reshape(*codes.shape[:-1], -1)
         value = super().run_node(node)
         if node not in self.chosen:
             return value

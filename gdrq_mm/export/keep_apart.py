@@ -20,14 +20,16 @@ def keep_apart(proto: ModelProto) -> None:
 
     Between a DequantizeLinear and a QuantizeLinear, ONNX Runtime rounds the
     float weights of a convolution or linear layer to 8 bits, one scale for
-    all filters: it gets the same values in other words. And of a Gemm and an
-    activation right behind it, ONNX Runtime makes one operator, in float:
-    something goes between them.
+    all filters: it gets the same values in other words; so does a Softmax,
+    which would be a table of codes. And of a Gemm and an activation right
+    behind it, ONNX Runtime makes one operator, in float, and leaves a Gemm in
+    float whose result is read as codes and otherwise: something goes between.
 
     Args:
         proto (ModelProto): A file with codes as uint8.
     """
     makers = {name: node for node in proto.graph.node for name in node.output}
+    outputs = {each.name for each in proto.graph.output}
     readers: Dict[str, List[NodeProto]] = {}
     for node in proto.graph.node:
         for name in node.input:
@@ -42,25 +44,30 @@ def keep_apart(proto: ModelProto) -> None:
             or reader.op_type in PASSED and becomes_codes(reader)
             for name in node.output for reader in readers.get(name, ()))
 
+    def stays_float(name: str) -> bool:
+        kinds = [each.op_type for each in readers.get(name, ())]
+        return not set(FUSED).isdisjoint(kinds) or 'QuantizeLinear' in kinds \
+            and (len(kinds) > 1 or name in outputs)
+
     nodes: List[NodeProto] = []
     plain: Dict[str, str] = {}  # dequantized values -> the same, in float
     renamed: Dict[str, str] = {}
     for node in proto.graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = renamed.get(name, name)
-        if (node.op_type in ROUNDED
-                or node.op_type in LINEAR and becomes_codes(node)) \
-                and is_dequantized(node.input[0]) \
-                and not is_dequantized(node.input[1]):
+        if is_dequantized(node.input[0]) and (
+                node.op_type == 'Softmax' and becomes_codes(node)
+                or (node.op_type in ROUNDED
+                    or node.op_type in LINEAR and becomes_codes(node))
+                and not is_dequantized(node.input[1])):
             name = node.input[0]
             if name not in plain:
                 nodes += _in_float(makers[name])
                 plain[name] = nodes[-1].output[0]
             node.input[0] = plain[name]
         nodes.append(node)
-        if node.op_type == 'Gemm' and is_dequantized(node.input[1]) and any(
-                each.op_type in FUSED
-                for each in readers.get(node.output[0], ())):
+        if node.op_type == 'Gemm' and is_dequantized(node.input[1]) and (
+                stays_float(node.output[0])):
             name = node.output[0]
             renamed[name] = f'{name}.apart'
             nodes.append(helper.make_node(

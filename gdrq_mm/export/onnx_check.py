@@ -1,4 +1,5 @@
 """Load an exported file and compare what it computes with PyTorch."""
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -52,7 +53,7 @@ def run(runner: onnxruntime.InferenceSession, args: Sequence[Tensor]
         ) -> List[np.ndarray]:
     """All outputs of a session."""
     names = [each.name for each in runner.get_inputs()]
-    return runner.run(None, {name: value.numpy()
+    return runner.run(None, {name: value.detach().numpy()
                              for name, value in zip(names, args)})
 
 
@@ -70,7 +71,8 @@ def kernels(path: Path) -> Dict[str, str]:
         optimised = Path(folder) / 'optimised.onnx'
         session(path, optimized_model_filepath=str(optimised))
         nodes = onnx.load(str(optimised)).graph.node
-    found = {node.name.partition('_token_')[0]: node.op_type
+    # ONNX Runtime numbers what it makes of a node.
+    found = {re.sub(r'_token_\d+$', '', node.name): node.op_type
              for node in nodes}
     return {call: found.get(call, 'nothing of this name') for call in calls}
 

@@ -72,7 +72,7 @@ def qdq_proto(model: IntegerModel, example: tuple, weights: str,
     if bits < 8:
         fitting = {name: weight for name, weight in model.weights.items()
                    if weight.bits <= bits}
-        if not fitting:
+        if not fitting and model.weights:
             needed = min(weight.bits for weight in model.weights.values())
             wider = [name for name, held in CONTAINERS.items()
                      if held >= needed]
@@ -139,8 +139,10 @@ def layer_nodes(proto: ModelProto) -> Iterator[LayerNode]:
                         for each in node.attribute)
         return node.input[0] if by_filter == weight else None
 
+    outputs = {each.name for each in proto.graph.output}
+
     def only(name, *kinds):
-        nodes = readers.get(name, [])
+        nodes = [] if name in outputs else readers.get(name, [])
         return nodes[0].output[0] if len(nodes) == 1 and nodes[
             0].op_type in kinds else None
 

@@ -1,6 +1,6 @@
 """Captured graphs -> ONNX protos, by torch's own exporter."""
 import re
-from typing import Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence, Set
 
 import torch
 from onnx import ModelProto
@@ -46,10 +46,13 @@ def to_proto(module: torch.nn.Module, example: tuple,
     program = exported(module, example, dynamic)
     _check_batched(program)
     try:
-        proto = torch.onnx.export(
+        onnx_program = torch.onnx.export(
             program, (), dynamo=True, verbose=False, opset_version=OPSET,
             custom_translation_table=translations, input_names=input_names,
-            output_names=output_names).model_proto
+            output_names=output_names)
+        _leave_names(onnx_program.model.graph,
+                     {*(input_names or ()), *(output_names or ())})
+        proto = onnx_program.model_proto
     except Exception as error:  # whatever torch raises
         raise RuntimeError('the model has no ONNX form: '
                            f'{_reason(error, module)}; {_REMEDY}') from error
@@ -94,6 +97,15 @@ def _check_names(proto: ModelProto, input_names: Names, output_names: Names
             raise ValueError(
                 f'{name!r}, of input_names or output_names, is the name of '
                 'another input, output or weight: choose one of its own')
+
+
+def _leave_names(graph: Any, names: Set[str]) -> None:
+    """Give values inside a graph other names than these."""
+    outputs = {id(value) for value in graph.outputs}
+    for node in graph:
+        for value in node.outputs:
+            if value.name in names and id(value) not in outputs:
+                value.name = f'{value.name}.inside'
 
 
 def _check_batched(program: ExportedProgram) -> None:

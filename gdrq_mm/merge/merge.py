@@ -105,8 +105,9 @@ def merge(model: nn.Module, *args, **kwargs) -> nn.Module:
         if flow.norm is not None:
             replaced[flow.norm] = nn.Identity()
             take_place(flow.norm, replaced[flow.norm])
-            for part in (layer, flow.norm):
-                part.forward = _LeftBehind(names[part])
+            flow.norm.forward = _LeftBehind(names[flow.norm])
+        if replaced[layer] is not layer:
+            layer.forward = _LeftBehind(names[layer])
     return _replace(merged, replaced)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import bytes_of
 from ..modes import eval_mode
+from .evaluating import in_this_process
 from .scopes import example_batch, scope_of
 
 DEFAULT_SIZE = (224, 224)
@@ -29,7 +30,7 @@ def batch_to_try(cfg: Config) -> dict:
     """
     loader = copy.deepcopy(cfg.get('test_dataloader'))
     if loader is not None:
-        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        loader = dict(in_this_process(loader), batch_size=2)
         # Whatever is missing: files, packages, a network.
         with contextlib.suppress(Exception):
             return next(iter(Runner.build_dataloader(loader, seed=0)))

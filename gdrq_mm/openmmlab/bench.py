@@ -22,7 +22,7 @@ from ..convert import quantize_
 from ..training import calibrate, update_bn_stats
 from ..version import __version__
 from .calibrate import training_forwards
-from .evaluating import one_process, quiet, scalars
+from .evaluating import in_this_process, one_process, quiet, scalars
 from .metrics import has_evaluator, metric_name
 from .publish import inference_config, quantization_of
 from .reading import read_checkpoint, weights_of
@@ -88,10 +88,8 @@ class Bench:
             'the package\'s test tool needs them')
 
     def _loader(self, split: str):
-        loader = dict(self.cfg[f'{split}_dataloader'], num_workers=0,
-                      persistent_workers=False)
-        loader.pop('prefetch_factor', None)
-        return Runner.build_dataloader(loader, seed=0)
+        return Runner.build_dataloader(
+            in_this_process(self.cfg[f'{split}_dataloader']), seed=0)
 
     def inputs(self) -> dict:
         """What measured figures depend on."""

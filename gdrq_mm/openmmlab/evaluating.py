@@ -8,6 +8,18 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping
 from mmengine.logging import MMLogger
 
 
+def in_this_process(loader: dict) -> dict:
+    """The config of a dataloader without processes of its own.
+
+    Args:
+        loader (dict): As of ``test_dataloader``.
+    """
+    for_workers = ('prefetch_factor', 'multiprocessing_context', 'timeout')
+    kept = {key: value for key, value in loader.items()
+            if key not in for_workers}
+    return dict(kept, num_workers=0, persistent_workers=False)
+
+
 class _Pool:
     """What mmdet uses of :class:`multiprocessing.Pool`, without processes."""
 

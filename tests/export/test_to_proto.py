@@ -142,6 +142,32 @@ def test_names_that_do_not_fit_are_refused(names, message, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+class TwoSigmoids(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        y = self.a(x).sigmoid()
+        return self.b(y).relu(), self.c(y).sigmoid()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('names', [
+    dict(output_names=['relu', 'sigmoid']), dict(input_names=['sigmoid'])])
+def test_names_of_values_inside_may_be_given(names, tmp_path):
+    model, x = TwoSigmoids(), torch.randn(4, 8)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    report = export_onnx(model.eval(), x, tmp_path / 'm.onnx', **names)
+    graph = onnx.load(str(report.path)).graph
+    for kind, values in (('input', graph.input), ('output', graph.output)):
+        expected = names.get(f'{kind}_names')
+        assert expected in (None, [each.name for each in values])
+
+
 def test_what_is_no_tensor_is_refused(tmp_path):
 
     class First(nn.Module):

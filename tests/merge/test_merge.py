@@ -665,6 +665,28 @@ def test_a_reference_that_merging_cannot_replace_is_an_error():
                 merged(x)
 
 
+def test_so_is_one_without_a_normalization():
+
+    class Listed(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(2))
+            self.order = [*self.convs]
+
+        def forward(self, x):
+            for conv in self.order:
+                x = conv(x)
+            return x
+
+    x = torch.randn(2, 3, 8, 8)
+    model = quantized(Listed(), x)
+    merged = merge(model, x)
+    model(x)  # is as it was
+    with pytest.raises(RuntimeError, match='convs.0 was merged'):
+        merged(x)
+
+
 def test_a_merged_model_can_be_saved_as_a_whole(tmp_path):
     x = torch.randn(2, 3, 8, 8)
     merged = merge(quantized(Block(), x), x)

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from gdrq_mm.openmmlab.evaluating import one_process, scalars
+from gdrq_mm.openmmlab.evaluating import (
+    in_this_process,
+    one_process,
+    scalars,
+)
 
 
 @pytest.fixture
@@ -57,3 +61,13 @@ def test_scalars_are_what_is_one_number():
         nothing=None, words='x', parts=dict(a=1.)))
     assert found == dict(top1=50., loss=2., count=3.)
     assert {type(value) for value in found.values()} == {float}
+
+
+def test_dataloaders_have_no_options_of_other_processes():
+    cfg = dict(num_workers=2, persistent_workers=True, prefetch_factor=4,
+               multiprocessing_context='spawn', timeout=30, batch_size=8)
+    loader = in_this_process(cfg)
+    assert loader == dict(num_workers=0, persistent_workers=False,
+                          batch_size=8)
+    assert cfg['num_workers'] == 2
+    torch.utils.data.DataLoader([1], **loader)

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from mmengine.config import Config
+from mmpretrain.datasets import CIFAR10
 
 from gdrq_mm.deployable import load_model
 
@@ -203,3 +205,20 @@ def test_wrong_arguments_are_refused_by_the_parser(
 def test_the_order_of_channels_is_that_of_the_input(
         preprocessor, prepared, order):
     assert channel_order(preprocessor, prepared) == order
+
+
+def config_of(scope='mmpretrain', **dataset):
+    return Config(dict(default_scope=scope, model=dict(),
+                       test_dataloader=dict(dataset=dataset)))
+
+
+@pytest.mark.parametrize('cfg, trained, names', [
+    (config_of(type='ImageNet'), ['cat', 'dog'], ['cat', 'dog']),
+    (config_of(type='CustomDataset', metainfo=None), None, None),
+    (config_of(type='CustomDataset', classes=['a']), None, ['a']),
+    (config_of(type='ImageNet', metainfo=dict(classes=['b'])), None, ['b']),
+    (config_of(type='CIFAR10'), None, CIFAR10.METAINFO['classes'])])
+def test_the_file_names_the_classes(cfg, trained, names, tmp_path):
+    torch.save(dict(state_dict={}, meta=dict(
+        dataset_meta=trained and dict(classes=trained))), tmp_path / 'a.pth')
+    assert export_onnx._classes(cfg, str(tmp_path / 'a.pth')) == names

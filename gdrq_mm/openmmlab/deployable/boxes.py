@@ -8,7 +8,8 @@ from ...export import detection_ops  # noqa: F401, defines OPS.nms, OPS.top
 from ...merge.ops import OPS
 
 PACKAGES = 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'
-NMS_KEYS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+NMS_KEYS = {'type', 'iou_threshold', 'iou_thr', 'class_agnostic',
+            'split_thr'}
 
 
 class Candidates(NamedTuple):

@@ -22,8 +22,10 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from ..evaluating import in_this_process
 from ..publish import inference_config
 from ..scopes import build_model, scope_of, type_name
+from .models import reverses_channels
 from .two_stage import paste
 
 
@@ -65,10 +67,9 @@ def images_of(cfg: Config, split: str, size: Optional[Tuple[int, int]] = None
     if split == 'train':
         for dataset in with_pipelines(loader.dataset):
             dataset.pipeline = inference_pipeline(cfg)
-    loader.update(batch_size=1, num_workers=0, persistent_workers=False)
-    loader.sampler = dict(type='DefaultSampler', shuffle=split == 'train')
-    loader = Runner.build_dataloader(loader, seed=0)
-    for batch in loader:
+    loader.update(batch_size=1, sampler=dict(
+        type='DefaultSampler', shuffle=split == 'train'))
+    for batch in Runner.build_dataloader(in_this_process(loader), seed=0):
         image = batch['inputs'][0][None].float()
         sample = batch['data_samples'][0]
         if size is not None:
@@ -97,11 +98,11 @@ def _mean_pixel(cfg: Config, channels: int) -> Tensor:
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {}
     mean = preprocessor.get('mean') or [0.] * channels
-    reverse = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
     std = preprocessor.get('std') or [1.] * channels
     value = preprocessor.get('pad_value', preprocessor.get('pad_val', 0)) or 0
     fill = [each * value + middle for each, middle in zip(std, mean)]
-    return torch.tensor(fill[::-1] if reverse else fill)
+    return torch.tensor(
+        fill[::-1] if reverses_channels(preprocessor) else fill)
 
 
 def default_size(cfg: Config, images: Sequence[Tensor]) -> Tuple[int, int]:
@@ -224,8 +225,7 @@ def evaluators_of(cfg: Config, names: Iterable[str]) -> Dict[str, Evaluator]:
     """An evaluator of the test set for each of several names."""
     init_default_scope(scope_of(cfg))
     dataset = Runner.build_dataloader(
-        dict(cfg.test_dataloader, num_workers=0, persistent_workers=False)
-    ).dataset
+        in_this_process(cfg.test_dataloader)).dataset
     evaluators = {}
     for name in names:
         evaluators[name] = Evaluator(copy.deepcopy(cfg.test_evaluator))

@@ -13,8 +13,21 @@ from .layer_forms import layer_forms
 _KNOWN = dict(DetDataPreprocessor='mmdet', SegDataPreProcessor='mmseg',
               ClsDataPreprocessor='mmpretrain',
               BoxInstDataPreprocessor='mmdet')  # another in training only
-# How they say that channels are reversed: mmengine's own, mmseg, mmpretrain.
+# How they say that channels are reversed: mmengine's own, mmseg, mmpretrain;
+# and how their configs do.
 _REVERSED = '_channel_conversion', 'channel_conversion', 'to_rgb'
+_REVERSES = 'bgr_to_rgb', 'rgb_to_bgr', 'to_rgb'
+
+
+def reverses_channels(preprocessor: dict) -> bool:
+    """Whether a data preprocessor reverses the channels of images.
+
+    Args:
+        preprocessor (dict): Its config. Where it has means of other than
+            three channels, the packages leave their order alone.
+    """
+    return len(preprocessor.get('mean') or range(3)) == 3 and any(
+        preprocessor.get(name) for name in _REVERSES)
 
 
 class Prepare(nn.Module):
@@ -68,7 +81,7 @@ class Prepare(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.float()
-        if self.reversed:
+        if self.reversed and images.shape[1] == 3:
             images = images.flip(1)
         if self.enabled:
             images = (images - self.mean) / self.std

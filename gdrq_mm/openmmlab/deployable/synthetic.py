@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from torch import Tensor
 
+from .models import reverses_channels
+
 COARSEST = 4  # cells of the coarsest noise along a side
 
 
@@ -30,7 +32,7 @@ def synthetic_images(cfg: Config, number: int, size: Tuple[int, int]
         'data_preprocessor') or {}
     mean = torch.tensor(preprocessor.get('mean') or [127.5] * 3)
     std = torch.tensor(preprocessor.get('std') or [64.] * 3)
-    if bool(preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')):
+    if reverses_channels(preprocessor):
         mean, std = mean.flip(0), std.flip(0)
     generator = torch.Generator().manual_seed(0)
     images = []

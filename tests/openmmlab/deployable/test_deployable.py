@@ -17,6 +17,7 @@ from gdrq_mm.openmmlab.deployable.evaluation import (
     default_size,
     images_of,
 )
+from gdrq_mm.openmmlab.deployable.models import Prepare
 from gdrq_mm.openmmlab.scopes import example_batch
 
 ENDS = dict(faster_rcnn='backbone.conv1', pspnet='backbone.stem.0',
@@ -275,3 +276,23 @@ def test_a_preprocessor_that_is_not_known_is_refused(build_model):
         with pytest.raises(ValueError, match='data_preprocessor is a '
                            'MyPreprocessor.*wrap the model'):
             make_deployable(model, (32, 32), raw)
+
+
+@pytest.mark.parametrize('channels', [3, 4])
+@pytest.mark.parametrize('name, options', [
+    ('mmpretrain.ClsDataPreprocessor', dict(to_rgb=True)),
+    ('mmseg.SegDataPreProcessor', dict(bgr_to_rgb=True, size=(8, 8))),
+    ('mmseg.SegDataPreProcessor', dict(rgb_to_bgr=True, size=(8, 8)))])
+def test_channels_are_reversed_where_the_package_does(name, options,
+                                                      channels):
+    scope, _, _ = name.partition('.')
+    pytest.importorskip(f'{scope}.models')
+    preprocessor = MODELS.build(dict(
+        type=name, mean=[*range(10, 10 + channels)],
+        std=[*range(1, 1 + channels)], **options))
+    images = torch.randint(0, 256, (1, channels, 8, 8), dtype=torch.uint8)
+    sample = example_batch(scope, (8, 8))['data_samples'][0]
+    batch = preprocessor(dict(inputs=[images[0]], data_samples=[sample]))
+    inputs = batch['inputs']
+    torch.testing.assert_close(Prepare(preprocessor)(images), torch.stack(
+        list(inputs)))

@@ -57,6 +57,18 @@ def test_images_have_the_channels_of_the_data_preprocessor():
     assert pad_image(config(), torch.zeros(1, 4, 8, 8), (9, 9)).shape[1] == 4
 
 
+@pytest.mark.parametrize('flag', ['bgr_to_rgb', 'rgb_to_bgr', 'to_rgb'])
+def test_padding_has_the_mean_in_the_order_of_images(flag):
+    cfg = config(mean=[10., 100., 200.], std=[1., 1., 1.], **{flag: True})
+    padded = pad_image(cfg, torch.zeros(1, 3, 1, 1), (1, 2))
+    assert padded[0, :, 0, 1].tolist() == [200, 100, 10]
+    # Other numbers of channels are in the order of the data.
+    cfg = config(mean=[1., 2., 3., 4.], std=[1.] * 4, **{flag: True})
+    padded = pad_image(cfg, torch.zeros(1, 4, 1, 1), (1, 2))
+    assert padded[0, :, 0, 1].tolist() == [1, 2, 3, 4]
+    assert synthetic_images(cfg, 8, (32, 32))[0].mean((0, 2, 3)).argmax() == 3
+
+
 @pytest.mark.parametrize('wrap', [
     lambda each: dict(type='RepeatDataset', times=3, dataset=each),
     lambda each: dict(type='RepeatDataset', times=3, dataset=dict(
