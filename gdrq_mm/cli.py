@@ -123,7 +123,8 @@ def help_text(begin: str = '') -> str:
     """What ``gdrq --help`` prints.
 
     Args:
-        begin (str): Of the verbs to print. Defaults to '': all.
+        begin (str): What the verbs begin with that are printed. Defaults to
+            '': all.
     """
     width = max(map(len, VERBS))
     lines = [f'  {name:{width}}  {verb.summary}'

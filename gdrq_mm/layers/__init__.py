@@ -21,6 +21,7 @@ from .relu import QuantReLU, warn_of_shared_places
 from .switched import (
     check_layers_are_there,
     lost_layers,
+    parameters_of,
     refuse_switches,
     watch_layers,
 )
@@ -43,7 +44,7 @@ __all__ = ['InputFirst', 'MERGED_FORMS', 'MergedForm', 'OutputQuantizer',
            'QUANT_LAYERS', 'QuantConv2d', 'QuantLayer', 'QuantLinear',
            'QuantMultiheadAttention', 'QuantReLU', 'added_names',
            'attach_output', 'attach_products', 'check_layers_are_there',
-           'count_products', 'lost_layers', 'products_of',
+           'count_products', 'lost_layers', 'parameters_of', 'products_of',
            'refuse_fused_layers', 'refuse_nested_tensors', 'refuse_switches',
            'register_products', 'register_quant_layer',
            'warn_of_shared_places', 'watch_layers']

@@ -1,6 +1,6 @@
 """Which layer becomes which; layers of your own: see docs/extend.md."""
 import inspect
-from typing import Callable, Dict, NamedTuple, Optional, Set, Type
+from typing import Callable, Dict, NamedTuple, Optional, Set, Tuple, Type
 
 from torch import Tensor, nn
 
@@ -120,7 +120,10 @@ def _own_forward(float_class: Type[nn.Module]) -> Type[nn.Module]:
     name = f'Quant{float_class.__name__}'
     if name in globals():  # of another package
         name += '_' + float_class.__module__.replace('.', '_')
-    made = type(name, (OwnForward, float_class), dict(
+    # Its bases as well: mmengine's init_cfg looks for names among them.
+    bases: Tuple[type, ...] = (OwnForward, float_class,
+                               *float_class.__bases__)
+    made = type(name, bases, dict(
         __doc__=f'Quantized ``{float_class.__qualname__}``.',
         __module__=__name__))
     globals()[name] = made  # where pickle looks for it

@@ -4,9 +4,10 @@ RepVGG, MobileOne, RepLKNet, RepMLP, LeViT and RIFormer put new float layers
 in the place of what was trained. A quantized model would turn into a float
 one.
 """
+import itertools
 import weakref
 from functools import partial
-from typing import List, MutableMapping, Optional
+from typing import Iterable, List, MutableMapping, Optional
 
 from torch import nn
 
@@ -55,6 +56,18 @@ def watch_layers(model: nn.Module, state: nn.Module) -> None:
         state (QuantizationState): Its state.
     """
     _MODELS[state] = weakref.ref(model)
+
+
+def parameters_of(state: nn.Module) -> Iterable[nn.Parameter]:
+    """All parameters of a quantized model, those that it was given after the
+    conversion as well; of a copy, those it had then.
+
+    Args:
+        state (QuantizationState): State of the model.
+    """
+    model = _MODELS.get(state, lambda: None)()
+    return state.parameters_ if model is None else itertools.chain(
+        state.parameters_, model.parameters())
 
 
 def lost_layers(state: nn.Module, model: Optional[nn.Module] = None

@@ -31,7 +31,8 @@ def average_what_was_added(model: nn.Module) -> None:
 def averaging_hooks(runner) -> Iterator[Hook]:
     """Hooks of a run that hold an averaged copy of its model."""
     return (hook for hook in runner.hooks
-            if getattr(hook, 'ema_model', None) is not None)
+            if isinstance(getattr(hook, 'ema_model', None),
+                          BaseAveragedModel))
 
 
 def sync_averages(runner, model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from ..training import DistillConfig, get_state
+from .checks import check_entries
 from .finite import FiniteWatch
 from .resumed import (
     META,
@@ -49,6 +50,7 @@ class CheckpointWatchHook(Hook):
         """Look at the weights that a run begins with."""
         model = unwrap(runner.model)
         if get_state(model) is not None and self._is_due(runner):
+            check_entries(model)
             warn_of_nothing_to_resume(runner)
             self.finite = FiniteWatch(model, type(self).__name__)
             self.finite.start()

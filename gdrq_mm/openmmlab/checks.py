@@ -10,6 +10,9 @@ from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..checkpoint.keys import NAME
+from ..quantizers.base import Quantizer
+
 SHARDING = ('FullyShardedDataParallel', 'DeepSpeedEngine',
             'MMDeepSpeedEngineWrapper', 'ColossalAIModelWrapper')
 
@@ -50,6 +53,31 @@ def check_model(model: nn.Module, cfg: Optional[dict] = None) -> None:
                 f'{".".join(filter(None, [name, fused]))} is fused into its '
                 'convolution (fuse_conv_bn): quantization-aware training '
                 'needs it. Build the model without fusing.')
+
+
+def check_entries(model: nn.Module) -> None:
+    """Refuse models whose checkpoints could not be loaded.
+
+    Args:
+        model (nn.Module): The quantized model.
+
+    Raises:
+        ValueError: Its ``state_dict()`` leaves out or renames entries of
+            quantizers.
+    """
+    kept = model.state_dict()
+    entries = [f'{NAME}.schemes', *(
+        f'{name}.{key}' for name, module in model.named_modules()
+        if isinstance(module, Quantizer) for key in module.state_dict())]
+    missing = [entry for entry in entries if entry not in kept]
+    if missing:
+        raise ValueError(
+            f'the state_dict() of {type(model).__name__} has no {missing[0]} '
+            f'({len(missing)} of {len(entries)} entries of quantizers are '
+            'missing): hooks leave them out or rename them, as those of '
+            'LoRAModel, TimmClassifier and HuggingFaceClassifier do. What is '
+            'saved could not be loaded: quantize a model that saves all of '
+            'its entries by their own names')
 
 
 def check_hooks(hook: Hook, hooks: List[Hook], converted: bool) -> None:

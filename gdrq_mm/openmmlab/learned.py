@@ -4,6 +4,7 @@ A hook converts the model when the optimizer, its schedulers and the
 distributed wrapper are there already; all three have to hear of parameters
 that come later.
 """
+import logging
 from typing import List
 
 from mmengine.logging import print_log
@@ -35,6 +36,10 @@ def train_learned_parameters(runner, state, lr_mult: float) -> None:
     """
     learned = learned_parameters(state)
     if not learned:
+        if lr_mult != 1:
+            print_log(f'GDRQHook: lr_mult={lr_mult} acts on nothing: no '
+                      'quantizer of the model learns', 'current',
+                      logging.WARNING)
         return
     if isinstance(runner, FlexibleRunner):  # its optimizer is loaded already
         check(lr_mult == 1, 'GDRQHook: lr_mult', lr_mult,

@@ -47,6 +47,11 @@ class NormStatisticsHook(Hook):
                 'train_dataloader of a config to build a second one; build '
                 'the runner with Runner.from_cfg, or call '
                 'gdrq_mm.update_bn_stats yourself')
+        if not any(True for _ in _statistics(self.model)):
+            self.batches = 0
+            print_log('GDRQHook: bn_batches acts on nothing: the model has no '
+                      'batch normalization with running statistics',
+                      'current', logging.WARNING)
         self._swap_statistics_as_well(runner)
         self.trains = True
 
@@ -84,7 +89,8 @@ class NormStatisticsHook(Hook):
             self.fit(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        if not self.fits and get_state(self.model).phase == 'quantize':
+        if self.batches and not self.fits and \
+                get_state(self.model).phase == 'quantize':
             print_log(
                 'GDRQHook: a checkpoint is saved at an iteration that no '
                 'CheckpointHook plans: its normalization statistics are '
@@ -93,7 +99,8 @@ class NormStatisticsHook(Hook):
 
     def fit(self, runner) -> None:
         """Recalibrate the model and those that average it, once per step."""
-        if self.fits or get_state(self.model).phase != 'quantize':
+        if self.fits or not self.batches or \
+                get_state(self.model).phase != 'quantize':
             return
         for model in (self.model, *(hook.ema_model.module for hook in
                                     averaging_hooks(runner))):

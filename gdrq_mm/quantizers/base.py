@@ -101,8 +101,8 @@ class Quantizer(KeepsDigits):
         raise NotImplementedError
 
     def restart(self, trained: bool = True) -> None:
-        """Another phase begins: forget what was searched for the last one and,
-        of a weight that is not ``trained``, what averages made of a range."""
+        """A phase begins (of activations: rounding): forget what was found
+        for the last one and, of a weight that is not ``trained``, averages."""
 
     def forget(self) -> None:
         """Parameters or buffers were written from outside."""

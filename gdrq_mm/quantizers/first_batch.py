@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .base import ActivationQuantizer
+from .learned_value import LearnedValue
 
 
 def is_distributed() -> bool:
@@ -45,6 +46,9 @@ class FirstBatchActivation(ActivationQuantizer):
     # One pass in 20 steps costs little; a training of a few dozen has one.
     SIGN_INTERVAL = 20
     NUM_STATISTICS = 0
+    # Whether inputs pass unchanged until rounding begins: what the first
+    # batch of all said is no start then.
+    passes_unrounded = False
 
     def __init__(self, bits: int, headroom: float = 1.) -> None:
         super().__init__(bits, headroom)
@@ -82,6 +86,13 @@ class FirstBatchActivation(ActivationQuantizer):
         super().forget()
         self._initialized = False
         self._updates = self.SIGN_INTERVAL - 1
+
+    def restart(self, trained: bool = True) -> None:
+        if self.passes_unrounded:
+            for child in self.children():
+                if isinstance(child, LearnedValue):
+                    child.stop_()
+            self.forget()
 
     def _read(self) -> None:
         # Asked of the device only until there is a range.

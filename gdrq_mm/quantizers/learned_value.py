@@ -75,6 +75,13 @@ class LearnedValue(nn.Module):
         self.ratio.copy_(torch.ones_like(self.unit) if value is None
                          else value / self.unit)
 
+    @torch.no_grad()
+    def stop_(self) -> None:
+        """Wait for another start."""
+        self.unit.zero_()
+        self.ratio.zero_()
+        self.forget()
+
     def value_of(self, ratio: Tensor, unit: Tensor) -> Tensor:
         """The value that two entries stand for."""
         if self.least is None:

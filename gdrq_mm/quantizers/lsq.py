@@ -15,7 +15,7 @@ from ..errors import check
 from .base import WeightQuantizer
 from .code_range import CodeRange
 from .first_batch import FirstBatchActivation
-from .learned_value import LearnedValue
+from .learned_value import TINY, LearnedValue
 from .schemes import WeightScheme
 
 
@@ -91,7 +91,7 @@ class LSQWeight(WeightQuantizer):
     def _current_step(self, weight: Tensor) -> Tensor:
         """Step sizes in force for ``weight``, shape ``(num_groups, )``."""
         return self.step() if self.step.started else \
-            self.first_step(weight).to(self.step.unit.dtype)
+            self.first_step(weight).to(self.step.unit.dtype).clamp(min=TINY)
 
     def first_step(self, weight: Tensor) -> Tensor:
         """Where step sizes start, shape ``(num_groups, )``."""
@@ -140,6 +140,7 @@ class LSQActivation(FirstBatchActivation):
         bits (int): 2 to 8.
         headroom (float): Factor of that start. Defaults to 1.
     """
+    passes_unrounded = True
     NUM_STATISTICS = 1
     non_negative = ('step.unit', )
 

@@ -86,6 +86,7 @@ class LSQPlusActivation(FirstBatchActivation):
         bits (int): 2 to 8.
         headroom (float): Not used: that start fits any tails.
     """
+    passes_unrounded = True
     NUM_STATISTICS = 2
     non_negative = ('step.unit', 'offset.unit')
 

@@ -235,7 +235,10 @@ def quantizer_entries(state: Optional[QuantizationState]) -> List[Tensor]:
 
 
 def _restart(layer: nn.Module, phase: str) -> None:
-    """Let the weight of a layer begin a phase."""
+    """Let a layer begin a phase."""
+    if phase == 'quantize':
+        for _, quantizer in layer.activation_quantizers():
+            quantizer.restart()
     quantizer = getattr(layer, 'weight_quantizer', None)
     if quantizer is not None:
         weight = layer.latent_weight

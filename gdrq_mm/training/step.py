@@ -20,7 +20,11 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from ..layers import check_layers_are_there, warn_of_shared_places
+from ..layers import (
+    check_layers_are_there,
+    parameters_of,
+    warn_of_shared_places,
+)
 from .copies import hand_on_ranges
 from .learned import check_learned_parameters
 
@@ -70,7 +74,7 @@ def _after_optimizer_step(optimizer, args, kwargs) -> None:
         return
     held = _held_by(optimizer)
     for state in states:
-        if any(id(parameter) in held for parameter in state.parameters_):
+        if any(id(parameter) in held for parameter in parameters_of(state)):
             _check_once(state, optimizer)
             step_(state, stepped)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
+from mmengine.model import BaseModule
 from torch import nn
 
 import gdrq_mm
@@ -166,3 +167,21 @@ class TestRegister:
     def test_other_classes_are_refused(self):
         with pytest.raises(TypeError, match='class Linear.QuantLayer, Shif'):
             register_quant_layer(Shifted, nn.Linear)
+
+
+@pytest.mark.parametrize('cls', [ConvWS2d, ConvAWS2d, Conv2dAdaptivePadding])
+def test_layers_are_initialized_by_the_name_of_their_base(cls):
+    """A run initializes after the conversion; mmengine looks for names among
+    the bases of a class."""
+
+    class Model(BaseModule):
+
+        def __init__(self):
+            super().__init__(init_cfg=dict(type='Constant', val=.25,
+                                           layer='Conv2d'))
+            self.conv = cls(3, 4, 3)
+
+    model = Model()
+    gdrq_mm.quantize_(model, W4A4)
+    model.init_weights()
+    assert (model.conv.latent_weight == .25).all()

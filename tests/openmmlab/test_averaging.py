@@ -1,7 +1,10 @@
 """Averages inside a model: momentum encoders of contrastive ones."""
+import copy
+
 import mmpretrain.models  # noqa: F401, registers MoCo
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
@@ -9,6 +12,7 @@ from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
 
 import gdrq_mm
+from gdrq_mm.openmmlab.averaging import averaging_hooks
 from gdrq_mm.training import get_state, learned_parameters
 
 LSQ = dict(weight=dict(type='LSQ', bits=4), activation=dict(type='LSQ',
@@ -99,3 +103,18 @@ def test_nothing_is_learned_from_batches_that_calibrate(trained):
     gdrq_mm.update_bn_stats(trained, [forward])
     assert {key.rpartition('.')[2] for key in changed()
             if '_quantizer.' not in key} == {'running_mean', 'running_var'}
+
+
+class Keeps(Hook):
+    """A hook of a user's own, with a copy that averages nothing."""
+
+    def before_train(self, runner):
+        self.ema_model = copy.deepcopy(runner.model)
+
+
+def test_hooks_of_ones_own_may_have_an_ema_model(make_runner):
+    runner = make_runner('resnet', dict(
+        type='GDRQHook', bn_batches=1, quantization=LSQ))
+    runner.register_hook(Keeps())
+    runner.train()
+    assert not [*averaging_hooks(runner)]

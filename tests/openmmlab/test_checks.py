@@ -10,7 +10,12 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from gdrq_mm import quantize_
-from gdrq_mm.openmmlab.checks import SHARDING, check_model, frozen_norms
+from gdrq_mm.openmmlab.checks import (
+    SHARDING,
+    check_entries,
+    check_model,
+    frozen_norms,
+)
 
 QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
 
@@ -166,3 +171,27 @@ def test_parts_that_are_wrapped_one_by_one_are_refused(build_model):
             check_model(model)
     finally:
         dist.destroy_process_group()
+
+
+def renames_thresholds(module, state_dict, prefix, local_metadata):
+    for key in [*state_dict]:
+        if key.endswith('input_quantizer.clip'):
+            state_dict[f'other.{key}'] = state_dict.pop(key)
+
+
+def test_a_model_whose_checkpoints_lack_entries_is_refused(build_model):
+    model = build_model('resnet')
+    quantize_(model, QUANTIZATION)
+    check_entries(model)
+    model._register_state_dict_hook(renames_thresholds)
+    with pytest.raises(ValueError, match=r'ImageClassifier has no backbone\.'
+                       r'conv1\.input_quantizer\.clip \(.* could not be'):
+        check_entries(model)
+
+
+def test_a_run_of_such_a_model_does_not_begin(make_runner):
+    runner = make_runner('resnet', hook())
+    runner.model._register_state_dict_hook(renames_thresholds)
+    with pytest.raises(ValueError, match='could not be loaded'):
+        runner.train()
+    assert runner.iter == 0

@@ -228,3 +228,11 @@ def test_another_rate_of_theirs_is_not_dropped_without_a_word(make_runner):
     found = rates(runner)
     assert found['head.fc.weight_quantizer.step.ratio'] == \
         found['head.fc.weight']
+
+
+def test_a_rate_for_nothing_is_told(make_runner, run_log):
+    runner = make_runner('resnet', dict(
+        type='GDRQHook', lr_mult=.1, quantization=dict(
+            weight=dict(bits=4), activation=dict(bits=4))))
+    runner.train()
+    assert run_log(runner).count('lr_mult=0.1 acts on nothing') == 1

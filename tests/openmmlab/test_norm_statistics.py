@@ -194,3 +194,13 @@ def test_the_data_that_a_hook_has_switched_to_are_used(
     update_bn_stats(model, training_forwards(model, loader, 2))
     for key, value in statistics(model.state_dict()).items():
         torch.testing.assert_close(saved[key], value)
+
+
+def test_a_model_without_such_statistics_is_told_once(make_runner, run_log):
+    runner = make_runner(
+        'resnet', hook(), model=dict(backbone=dict(norm_cfg=dict(
+            type='GN', num_groups=1))))
+    runner.train()
+    log = run_log(runner)
+    assert log.count('bn_batches acts on nothing') == 1
+    assert 'recalibrated' not in log

@@ -256,3 +256,52 @@ def test_before_training_the_step_is_that_of_the_weight_at_hand():
     assert not quantizer.step.started
     assert torch.equal(quantizer(weight), started(weight))
     assert not torch.equal(quantizer(2 * weight), started(2 * weight))
+
+
+@pytest.mark.parametrize('name', ['LSQ', 'LSQPlus'])
+def test_layers_that_start_as_zeros_train(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    nn.init.zeros_(model[2].weight)
+    quantize_(model, dict(weight=dict(type=name, bits=4),
+                          activation=dict(type=name, bits=4)))
+    optimizer = torch.optim.SGD(model.parameters(), .1)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = (model(normal(16, 8)) - normal(16, 4, seed=1)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < .99 * losses[0]  # false of NaN
+    assert model[2].weight.isfinite().all() and model[2].weight.any()
+
+
+def test_dead_filters_give_zeros_without_training():
+    model, _ = make(dict(weight=dict(type='LSQ', bits=2, group_size=1),
+                         activation=dict(type='LSQ', bits=4)))
+    model[3].weight.data[1] = 0
+    calibrate(model, [lambda: model(normal(4, 3, 8, 8))])
+    assert model.eval()(normal(4, 3, 8, 8)).isfinite().all()
+    codes, scale = model[3].weight_quantizer.codes(model[3].weight)
+    assert not codes[1].any() and scale.isfinite().all()
+
+
+@pytest.mark.parametrize('activation, begins', [
+    (dict(type='LSQ'), True), (dict(type='LSQPlus'), True),
+    (dict(threshold='learned'), True), (dict(type='PACT'), False)])
+def test_ranges_that_nothing_moved_begin_with_rounding(activation, begins):
+    """PACT clips, and so learns, before."""
+    model, _ = make(dict(weight=dict(bits=4),
+                         activation=dict(bits=4, **activation)))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    get_state(model).set_phase('reshape')
+    train(model, optimizer)
+    quantizer = model[0].input_quantizer
+    _, early = quantizer.value_range()
+    get_state(model).set_phase('quantize')
+    assert quantizer.initialized != begins
+    model(100 * normal(4, 3, 8, 8)).square().mean().backward()
+    optimizer.step()
+    _, late = quantizer.value_range()
+    assert (late > 10 * early) == begins

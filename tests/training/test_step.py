@@ -214,3 +214,14 @@ def test_copies_in_eval_mode_are_none_to_tell_of():
         warnings.simplefilter('error')
         step(model, torch.optim.SGD(model.parameters(), lr=.1))
     assert not averaged.training
+
+
+def test_a_head_that_was_added_later_steps_a_frozen_model():
+    model = model_of().requires_grad_(False)
+    model.append(nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model[-1].parameters(), .1)
+    step(model, optimizer)
+    state = get_state(model)
+    assert state.has_stepped
+    assert all(quantizer.initialized
+               for quantizer in state.activation_quantizers.values())

@@ -21,6 +21,7 @@ class LearnedClipActivation(PACTActivation):
         bits (int): 2 to 8.
         headroom (float): Not used: that start fits any tails.
     """
+    passes_unrounded = True
     decays = False
 
     def extra_repr(self) -> str:
