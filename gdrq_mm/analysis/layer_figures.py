@@ -12,6 +12,7 @@ from ..training import get_state
 
 BINS = 60
 LIMIT = 1.5  # of the largest level, which histograms reach to
+MOST_VALUES = 1 << 18  # that are looked at, of one input
 
 
 @dataclass
@@ -96,9 +97,6 @@ def weight_figures(name: str, layer: nn.Module) -> LayerFigures:
     found.weight.clips = [float(value) for value in
                           (scale.flatten() * top)[::group]]
     return found
-
-
-MOST_VALUES = 1 << 18  # of one input
 
 
 class InputFigures:
