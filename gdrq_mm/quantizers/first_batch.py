@@ -92,6 +92,7 @@ class FirstBatchActivation(ActivationQuantizer):
             for child in self.children():
                 if isinstance(child, LearnedValue):
                     child.stop_()
+            self.signed.zero_()
             self.forget()
 
     def _read(self) -> None:
