@@ -96,15 +96,21 @@ class QuantReLU(nn.ReLU):
 
     def _note_place(self) -> None:
         """Where the parent's forward calls: the way from it to here, which is
-        the same for all calls of a loop."""
-        way, frame = [], sys._getframe(2)
+        the same for all calls of a loop. Or which other module calls, where
+        several have this very ReLU."""
+        way, frame, other = [], sys._getframe(2), None
         while frame is not None:
             code = frame.f_code
-            if code is _CALL and frame.f_locals['self'] is self._shared[1]:
+            caller = frame.f_locals['self'] if code is _CALL else self
+            if caller is self._shared[1]:
                 self.places.add(tuple(way))
                 return
+            if other is None and caller is not self:
+                other = (id(caller), *way)
             way.append((code.co_filename, code.co_firstlineno, frame.f_lasti))
             frame = frame.f_back
+        if other is not None:
+            self.places.add(other)
 
     def count_call(self) -> int:
         """Which call of the running forward this is, from 0 on."""

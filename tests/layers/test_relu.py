@@ -440,6 +440,16 @@ def test_places_that_the_source_does_not_show_are_warned_of(parent):
     pickle.dumps(model)  # nothing of a frame is kept
 
 
+def test_one_relu_of_two_blocks_is_warned_of():
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), relu),
+                          nn.Sequential(nn.Linear(4, 4), relu))
+    with pytest.warns(UserWarning, match=(
+            r'more places than they have thresholds: 0.0.1 \(2 places, '
+            r'1 thresholds\).*a ReLU of its own')):
+        step_of(model)
+
+
 @pytest.mark.parametrize('parent', [Once(), Thrice(), Loop()],
                          ids=lambda each: type(each).__name__)
 def test_places_that_are_shown_and_loops_are_not_warned_of(parent):
