@@ -98,7 +98,7 @@ def search_clip(w: Tensor,
     kinks = top * rows.shape[1]
     search = _search_rows if kinks <= 4 * CHUNK else _search_large
     for start in range(0, len(rows), max(CHUNK // kinks, 1)):
-        part = rows[start:start + max(CHUNK // kinks, 1)].abs().double()
+        part = F.to_float64(rows[start:start + max(CHUNK // kinks, 1)].abs())
         # Relative to the largest weight: nothing overflows or underflows.
         largest = part.amax(1, keepdim=True)
         scaled = part / torch.where(largest > 0, largest, 1.)

@@ -10,6 +10,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+WITHOUT_FLOAT64 = 'mps',  # types of devices: GPUs of Apple
 MAX_EVEN_BITS = 3  # from 4 bits on one level more makes no difference
 
 
@@ -61,6 +62,12 @@ def expand_clip(clip: Tensor, x: Tensor, group_size: int) -> Tensor:
 def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in float32, or in float64 if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def to_float64(x: Tensor) -> Tensor:
+    """``x`` in float64, on the CPU where its device has none."""
+    device = 'cpu' if x.device.type in WITHOUT_FLOAT64 else x.device
+    return x.to(device).double()
 
 
 def divide(x: Tensor, number: float) -> Tensor:
@@ -270,6 +277,6 @@ def quantized_loss(w: Tensor, w_q: Tensor) -> Tensor:
 
     0 for an all-zero ``w`` that is quantized to zeros.
     """
-    w, w_q = w.detach().double(), w_q.detach().double()
-    error, norm = (w - w_q).abs().sum(), w.abs().sum()
-    return torch.where(error == 0, 0., error / norm).float()
+    ours, theirs = to_float64(w.detach()), to_float64(w_q.detach())
+    error, norm = (ours - theirs).abs().sum(), ours.abs().sum()
+    return torch.where(error == 0, 0., error / norm).float().to(w.device)

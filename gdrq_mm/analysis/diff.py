@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ..functional import to_float64
 from ..layers import OutputQuantizer, QuantReLU
 from ..plan.trace import first_tensor
 from ..quantizers import Quantizer
@@ -31,7 +32,7 @@ class Energy:
     values: int = 0
 
     def add(self, expected: Tensor, found: Tensor) -> None:
-        expected, found = expected.double(), found.double()
+        expected, found = to_float64(expected), to_float64(found)
         difference = (expected - found).where(expected != found, 0.)
         self.signal += float(expected[expected.isfinite()].square().sum())
         self.noise += float(difference.square().sum())

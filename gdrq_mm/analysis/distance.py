@@ -4,6 +4,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional
 import torch
 from torch import Tensor, nn
 
+from ..functional import to_float64
 from ..plan.trace import first_tensor
 
 CHANNELS_LAST = nn.Linear, nn.RNNBase, nn.MultiheadAttention
@@ -93,7 +94,7 @@ def noise_energy(expected: Dict[str, List[Tensor]],
         signal, noise = (torch.zeros((), dtype=torch.float64)
                          for _ in range(2))
         for ours, theirs in zip(outputs, others):
-            ours, theirs = ours.double(), theirs.double()
+            ours, theirs = to_float64(ours), to_float64(theirs)
             if ours.numel():
                 signal += (ours - ours.mean(0)).square().sum().cpu()
                 noise += (ours - theirs).square().sum().cpu()

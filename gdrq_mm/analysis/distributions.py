@@ -30,7 +30,7 @@ def normalize_groups(weight: Tensor, group_size: int = -1) -> Tensor:
         tensor([[ 0.2500, -0.7500],
                 [ 0.0000,  0.0000]], dtype=torch.float64)
     """
-    weight = weight.detach().double()
+    weight = F.to_float64(weight.detach())
     clip = F.clip_threshold(weight, UNIFORM_K, group_size)
     clip = F.expand_clip(clip, weight, group_size)
     return weight / torch.where(clip > 0, clip, 1.)

@@ -6,7 +6,7 @@ from typing import Callable, Dict, Iterable, List, Optional
 import torch
 from torch import Tensor, nn
 
-from ..functional import quantized_loss
+from ..functional import quantized_loss, to_float64
 from ..modes import eval_mode
 from ..training import get_state
 
@@ -92,7 +92,7 @@ def weight_figures(name: str, layer: nn.Module) -> LayerFigures:
     grid = torch.arange(-top, top + 1, step, dtype=torch.float64)
     group = quantizer.group_size if quantizer.group_size > 0 else len(weight)
     found.weight = _part(
-        quantizer.bits, (weight / (scale * top)).double(), codes, grid,
+        quantizer.bits, to_float64(weight / (scale * top)), codes, grid,
         top, float(quantized_loss(weight, quantized)), -LIMIT)
     found.weight.clips = [float(value) for value in
                           (scale.flatten() * top)[::group]]
@@ -130,7 +130,7 @@ class InputFigures:
         quantized = self.quantizer(x)
         codes = (quantized / self.scale).round()
         signed = float(self.grid[0]) < 0
-        part = _part(self.quantizer.bits, (x / self.top).double(), codes,
+        part = _part(self.quantizer.bits, to_float64(x / self.top), codes,
                      self.grid, float(self.levels), 0.,
                      -LIMIT if signed else 0.)
         self.used |= set(codes.unique().tolist())

@@ -1,6 +1,8 @@
 """Whether values lie on a grid of few bits, seen from the values alone."""
 from torch import Tensor
 
+from ..functional import to_float64
+
 SAMPLE = 64  # values that are looked at before all are
 TOLERANCE = 1e-3  # of a step, for the rounding of float32
 
@@ -34,7 +36,7 @@ def is_evenly_spaced(rows: Tensor, bits: int) -> bool:
     """
     if rows.numel() == 0 or not rows.is_floating_point():
         return True
-    rows = rows.detach().double()
+    rows = to_float64(rows.detach())
     low, span = rows.amin(1, keepdim=True), \
         rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)
     left = (span > 0).flatten()

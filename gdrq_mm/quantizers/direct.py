@@ -61,7 +61,7 @@ def lloyd(values: Tensor, levels: int, iterations: int) -> Tensor:
         levels (int): How many.
         iterations (int): Each level moves to the mean of its values so often.
     """
-    values = values.double()
+    values = F.to_float64(values)
     ranks = (torch.arange(levels, device=values.device) + .5) / levels
     found = values.sort()[0][(ranks * len(values)).long()]
     for _ in range(iterations):
@@ -112,7 +112,7 @@ class DirectQuantizationWeight(WeightQuantizer):
         size = len(weight) if self.group_size == -1 else self.group_size
         return torch.stack([
             lloyd(group.flatten(), 2**self.bits, self.ITERATIONS)
-            for group in weight.detach().split(size)]).to(self.levels.dtype)
+            for group in weight.detach().split(size)]).to(self.levels)
 
     @torch.no_grad()
     def start_step(self, weight: Tensor) -> None:
@@ -206,7 +206,7 @@ class DirectQuantizationActivation(FirstBatchActivation):
         if not self.initialized or not x.numel():
             return
         values, weights = balance(sample(x, channels=True))
-        codes = (values / self.step).round().clamp(
+        codes = (values / self.step.to(values.device)).round().clamp(
             *self.codes_between(self.is_signed))
         step = fitted_step(values, weights, codes)
         self.fitted += torch.stack([step.new_tensor(1.), step]).to(

@@ -4,6 +4,8 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+from ..functional import to_float64
+
 SAMPLES = 2**12  # values of a tensor that are looked at
 # Where that is done in training: so many for every code, as fine grids ask
 # for the tails, and so many at least.
@@ -38,7 +40,7 @@ def sample(x: Tensor, channels: bool = False) -> Tensor:
     rows = rows.movedim(1 if x.dim() == 4 else -1, 0).flatten(1) \
         if channels else rows.reshape(1, -1)
     stride = min(max(1, rows.numel() // SAMPLES), max(rows.shape[1], 1))
-    rows = rows[:, ::stride].double()
+    rows = to_float64(rows[:, ::stride])
     return rows if channels else _without_outliers(rows)
 
 

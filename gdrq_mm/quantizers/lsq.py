@@ -91,7 +91,7 @@ class LSQWeight(WeightQuantizer):
     def _current_step(self, weight: Tensor) -> Tensor:
         """Step sizes in force for ``weight``, shape ``(num_groups, )``."""
         return self.step() if self.step.started else \
-            self.first_step(weight).to(self.step.unit.dtype).clamp(min=TINY)
+            self.first_step(weight).to(self.step.unit).clamp(min=TINY)
 
     def first_step(self, weight: Tensor) -> Tensor:
         """Where step sizes start, shape ``(num_groups, )``."""

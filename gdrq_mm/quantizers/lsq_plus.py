@@ -32,10 +32,11 @@ class LSQPlusWeight(LSQWeight):
 
     def first_step(self, weight: Tensor) -> Tensor:
         size = len(weight) if self.group_size == -1 else self.group_size
-        groups = weight.detach().double().flatten(1).split(size)
+        groups = F.to_float64(weight.detach()).flatten(1).split(size)
         ends = [each.mean().abs() + 3 * each.std(correction=0)
                 for each in groups]
-        return torch.stack(ends) / 2**(self.bits - 1)
+        steps = torch.stack(ends) / 2**(self.bits - 1)
+        return steps.float().to(weight.device)
 
 
 class _RoundWithOffset(torch.autograd.Function):

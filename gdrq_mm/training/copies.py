@@ -10,6 +10,8 @@ from typing import Dict, Iterable, Optional, Set
 import torch
 from torch import Tensor, nn
 
+from ..functional import to_float64
+
 LOOKS = 100  # steps in which an average moves
 
 
@@ -77,7 +79,7 @@ def _is_average(other) -> bool:
     copied.looks += 1
     if other.has_stepped or copied.looks > LOOKS and copied.looks % LOOKS:
         return False
-    sums = torch.stack([each.detach().double().sum().cpu()
+    sums = torch.stack([to_float64(each.detach()).sum().cpu()
                         for each in trained])
     if copied.sums is None:
         copied.sums = sums
