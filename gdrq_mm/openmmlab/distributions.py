@@ -69,6 +69,16 @@ class DistributionHook(Hook):
         if not self._is_due(runner):
             return
         self.watched.close()
+        try:
+            self._tell(runner)
+        except Exception as error:  # whatever a backend comes up with
+            # The last iteration comes before the last checkpoint.
+            print_log(
+                f'GDRQHook: no figures of distributions: '
+                f'{type(error).__name__}: {error}', 'current',
+                logging.WARNING)
+
+    def _tell(self, runner) -> None:
         figures = []
         for name, layer in self.layers.items():
             figures.append(weight_figures(name, layer))

@@ -89,6 +89,27 @@ def test_trouble_is_in_the_log(make_runner, run_log):
                 for hook in layer._forward_pre_hooks]
 
 
+@VISBACKENDS.register_module()
+class FailingBackend(WriterBackend):
+    experiment = None
+
+    def add_image(self, *args, **kwargs):
+        raise ConnectionError('no route to host')
+
+
+def test_a_backend_that_fails_does_not_end_a_training(make_runner, run_log,
+                                                      tmp_path):
+    runner = make_runner(
+        'resnet', dict(type='GDRQHook', quantization=QUANTIZATION,
+                       histograms=2),
+        visualizer=dict(type='Visualizer', vis_backends=[
+            dict(type='FailingBackend')]))
+    runner.train()
+    assert 'no figures of distributions: ConnectionError: no route to ' \
+        'host' in run_log(runner)
+    assert list(Path(tmp_path).rglob('epoch_2.pth'))
+
+
 def test_a_number_that_is_none_is_refused():
     from gdrq_mm.openmmlab import GDRQHook
     with pytest.raises(ValueError, match='histograms is -1, allowed'):
