@@ -1,5 +1,5 @@
 """plan -> converted model."""
-from typing import List, Union
+from typing import List, Optional, Tuple, Union
 
 import torch
 from torch import nn
@@ -23,8 +23,11 @@ from .layers.output import HEADROOM as OUTPUT_HEADROOM
 from .modes import at_least_float32
 from .plan import LayerPlan, QuantReport, make_plan
 from .quantizers import QUANTIZERS
+from .quantizers.start import remember_start
 from .training import QuantizationState, get_state
+from .training.sequential import QuantSequential
 
+_Built = Tuple[Optional[nn.Module], List[Optional[nn.Module]]]
 _WRAPPERS = dict(  # class -> where it has the model
     DistributedDataParallel='module', DataParallel='module',
     FullyShardedDataParallel='module', OptimizedModule='_orig_mod')
@@ -80,20 +83,30 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         state = QuantizationState(config, plans, model.parameters())
         modules = dict(model.named_modules())
         with at_least_float32():  # thresholds are, whatever the weights
-            for plan in quantized:
-                _convert_layer(plan, state, modules)
+            # All before anything is changed: one may be refused.
+            built = [_build_quantizers(plan) for plan in quantized]
+        for plan, quantizers in zip(quantized, built):
+            _convert_layer(plan, state, modules, *quantizers)
         state.to(next(model.parameters()).device).train(model.training)
         refuse_switches(model)
         refuse_nested_tensors(model, state.layers.values())
         refuse_fused_layers(model)
         watch_layers(model, state)
         model.add_module(NAME, state)
+        if type(model) is nn.Sequential:
+            model.__class__ = QuantSequential
         add_load_gate(model, state)
     return QuantReport(plans)
 
 
 def _check_unwrapped(model: nn.Module) -> None:
-    """Checkpoints are of the model inside, without the names of wrappers."""
+    """Checkpoints are of the model inside, without the names of wrappers;
+    what is no model would hand out the state as one of its parts."""
+    if type(model) in (nn.ModuleList, nn.ModuleDict):
+        raise ValueError(
+            f'quantize_ got a {type(model).__name__}, which holds layers and '
+            'computes nothing: convert the model that has it, and leave all '
+            'else float with rules, dict(match=..., skip=True)')
     for cls in type(model).__mro__:
         inside = _WRAPPERS.get(cls.__name__)
         if inside:
@@ -130,40 +143,48 @@ def _check_names(model: nn.Module, plans: List[LayerPlan]) -> None:
                 f'name there: rename it, or {remedy}. Nothing was changed')
 
 
-def _convert_layer(plan: LayerPlan, state: QuantizationState,
-                   modules: dict) -> None:
+def _build_quantizers(plan: LayerPlan) -> _Built:
+    """Those of the weight and of activations, None for what stays float."""
+    weight, activations = None, []
+    if plan.weight:
+        weight = QUANTIZERS[plan.weight.type].weight.build(
+            plan.weight, num_filters=plan.parameter.shape[0])
+        remember_start(weight)
+    has_sites = plan.child or isinstance(plan.module, nn.ReLU)
+    number = plan.sites if has_sites else len(
+        QUANT_LAYERS[type(plan.module)].input_names)
+    for _ in range(number):
+        activations.append(None)
+        if plan.activation:
+            activations[-1] = QUANTIZERS[plan.activation.type].activation \
+                .build(plan.activation, **dict(
+                    headroom=OUTPUT_HEADROOM) if plan.output else {})
+            remember_start(activations[-1])
+    return weight, activations
+
+
+def _convert_layer(plan: LayerPlan, state: QuantizationState, modules: dict,
+                   weight: Optional[nn.Module],
+                   activations: List[Optional[nn.Module]]) -> None:
     layer = plan.module
     device = next(modules[''].parameters()).device
-
-    def activation_quantizer(**options):
-        scheme = plan.activation
-        return QUANTIZERS[scheme.type].activation.build(
-            scheme, **options).to(device)
-
+    for quantizer in (weight, *activations):
+        if quantizer is not None:
+            quantizer.to(device)
     if plan.output:
-        layer = OutputQuantizer(state, activation_quantizer(
-            headroom=OUTPUT_HEADROOM))
+        layer = OutputQuantizer(state, *activations)
         attach_output(plan.module, layer)
         state.add(plan.name, layer.train(plan.module.training))
         return
     if plan.products:
-        _convert_products(plan, state, [
-            activation_quantizer() for _ in range(plan.sites)])
+        _convert_products(plan, state, activations)
         return
     layer.__class__ = QUANT_LAYERS[type(layer)]
     if isinstance(layer, nn.ReLU):
         parent = modules[plan.name.rpartition('.')[0]]
-        layer.start_quantizing(
-            state, [activation_quantizer() for _ in range(plan.sites)],
-            parent)
+        layer.start_quantizing(state, activations, parent)
     else:
-        weight_quantizer = plan.weight and QUANTIZERS[
-            plan.weight.type].weight.build(
-                plan.weight, num_filters=plan.parameter.shape[0]).to(device)
-        layer.start_quantizing(
-            state, weight_quantizer,
-            *(activation_quantizer() if plan.activation else None
-              for _ in layer.input_names))
+        layer.start_quantizing(state, weight, *activations)
     layer.train(layer.training)  # its quantizers as well
     state.add(plan.name, layer)
 

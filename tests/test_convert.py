@@ -577,8 +577,8 @@ def test_calibrate_of_an_offset_asks_for_no_sign(recwarn):
     """LSQ+ has its range from the first batch, and learns the offset."""
     model = nn.Sequential(nn.Linear(16, 4))
     quantize_(model, dict(activation=dict(bits=4, type='LSQPlus')))
-    calibrate(model, [lambda: model(torch.rand(8, 16)),
-                      lambda: model(torch.rand(8, 16) - .5)])
+    x = torch.linspace(0, 1, 128).view(8, 16)
+    calibrate(model, [lambda: model(x), lambda: model(x - .5)])
     assert not model[0].input_quantizer.is_signed
     assert not [each for each in recwarn if 'signed codes' in str(
         each.message)]
@@ -668,9 +668,13 @@ def test_k_of_weights_is_that_of_the_bits_of_each_layer():
         assert [net[i].weight_quantizer.k for i in range(4)] == expected
 
 
+class Parts(nn.ModuleDict):
+    """A model whose parts are read by name."""
+
+
 @pytest.mark.parametrize('config', CONFIGS)
 def test_trace_tells_signs_calls_macs_and_shared_inputs(config):
-    model = nn.ModuleDict(dict(net=make_net(), twin=nn.Conv2d(3, 2, 1)))
+    model = Parts(dict(net=make_net(), twin=nn.Conv2d(3, 2, 1)))
     report = quantize_(model, config)
     model['net'].bn1.eval()
     modes = [module.training for module in model.modules()]
@@ -773,8 +777,8 @@ def test_the_report_tells_the_sign_of_inputs_once_data_was_seen():
 
 
 def test_the_report_tells_who_reads_the_same_tensor_once_data_was_seen():
-    net = nn.ModuleDict(dict(a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1),
-                             c=nn.Conv2d(4, 4, 1), d=nn.Conv2d(4, 4, 1)))
+    net = Parts(dict(a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1),
+                     c=nn.Conv2d(4, 4, 1), d=nn.Conv2d(4, 4, 1)))
     report = quantize_(net, dict(weight=dict(bits=4)))
     assert not any(row['reads the same as'] for row in report.rows())
     x = torch.randn(2, 3, 4, 4)

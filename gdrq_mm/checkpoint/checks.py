@@ -6,6 +6,7 @@ from typing import Callable, Dict, Optional, Set, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..quantizers.start import start_of
 from .errors import CheckpointError
 from .integrity import digest
 from .keys import PACKED, is_stored
@@ -63,7 +64,8 @@ def check_quantizers(layers: Dict[str, nn.Module], entries: dict) -> None:
     """
     for name, layer in layers.items():
         wanted = {join(name, key): value
-                  for key, value in layer.quantizer_state().items()}
+                  for key, value in layer.quantizer_state().items()
+                  if not key.endswith(EXTRA_STATE)}
         if is_of_other_head(layer, name, entries):
             wanted = {key: value for key, value in wanted.items()
                       if not key.startswith(join(name, 'weight_quantizer.'))}
@@ -83,11 +85,8 @@ def check_quantizers(layers: Dict[str, nn.Module], entries: dict) -> None:
 
 
 def check_entries(layers: Dict[str, nn.Module], entries: dict) -> None:
-    """Quantizers must have a place for all that a checkpoint says of them.
-
-    Args:
-        layers (dict[str, nn.Module]): Converted layers, by name.
-        entries (dict): Entries of the checkpoint.
+    """Quantizers (as above) must have a place for all that a checkpoint says
+    of them.
 
     Raises:
         CheckpointError: An entry that is not zero has none.
@@ -119,8 +118,8 @@ def check_architecture(model: nn.Module, entries: dict,
                        packed: bool) -> None:
     """A checkpoint must have the model's entries, and no others.
 
-    Code may give a module a second name while it trains (DDQ's decoder):
-    entries that the model has under another name are none of others.
+    Code may give a module a second name while it trains (DDQ's decoder): what
+    the model has under another name is its own.
 
     Raises:
         CheckpointError: It is of another architecture.
@@ -174,9 +173,8 @@ RENAMING = {
 
 def adapts(module: nn.Module, entries: dict,
            gates: Callable[[nn.Module], list]) -> bool:
-    """Whether a part changes entries as it loads them (ViT resizes position
-    embeddings), so that others than its own fit. What only gives them other
-    names does nothing where all names are there.
+    """Whether a part changes entries as it loads them (ViT resizes positions),
+    so that others fit. What only renames does nothing to a file of all names.
 
     Args:
         module (nn.Module): A quantized model or a part of one.
@@ -229,8 +227,9 @@ def check_values(model: nn.Module, layers: Dict[str, nn.Module],
     """Values that a training gives: finite, and none below zero where it
     cannot be.
 
-    Buffers of the model's own may be infinite (masks are); its parameters
-    and the statistics of its normalization layers may not.
+    Buffers of the model's own may be infinite (masks are), its parameters
+    and statistics of normalization may not; those of quantizers where they
+    began so.
 
     Args:
         model (nn.Module): The converted model, or a part of it.
@@ -251,11 +250,12 @@ def check_values(model: nn.Module, layers: Dict[str, nn.Module],
                        negative=part == 'running_mean')
     for name, layer in layers.items():
         for part, quantizer in layer.quantizers():
-            for entry, own in quantizer.state_dict().items():
-                key = join(name, f'{part}.{entry}')
-                _check(key, entries.get(key), own, negative=own.
-                       is_floating_point() and entry not in
-                       quantizer.non_negative)
+            start, state = start_of(quantizer), quantizer.state_dict()
+            for entry in start:  # not get_extra_state's
+                key, own = join(name, f'{part}.{entry}'), state[entry]
+                _check(key, entries.get(key), own,
+                       negative=entry not in quantizer.non_negative,
+                       finite=bool(start[entry].isfinite().all()))
                 _check_greatest(key, entries.get(key),
                                 quantizer.greatest.get(entry))
         if join(name, PACKED) in entries:
@@ -263,13 +263,14 @@ def check_values(model: nn.Module, layers: Dict[str, nn.Module],
                         join(name, PACKED))
 
 
-def _check(key: str, value, own: Tensor, negative: bool = True) -> None:
+def _check(key: str, value, own: Tensor, negative: bool = True,
+           finite: bool = True) -> None:
     if value is None or value.shape != own.shape or not value.numel() \
             or value.dtype == torch.bool:
         return
     if value.is_floating_point():
         # NaN is the least and the greatest of all: one pass tells.
-        if not all(math.isfinite(end) for end in torch.aminmax(value)):
+        if finite and not all(map(math.isfinite, torch.aminmax(value))):
             # In pieces: the masks take three times the memory.
             bad = sum(int((~torch.isfinite(piece)).sum())
                       for piece in value.flatten().split(2**20))
@@ -287,14 +288,13 @@ def _check(key: str, value, own: Tensor, negative: bool = True) -> None:
             'above. The file is damaged; nothing was loaded.')
 
 
-def _check_greatest(key: str, value, greatest: Optional[float]) -> None:
-    if value is not None and greatest is not None \
-            and float(value.max()) > greatest:
+def _check_greatest(key: str, value, most: Optional[float]) -> None:
+    if None not in (value, most) and float(value.max()) > most:
         raise CheckpointError(
             f'{key} has a value of {float(value.max()):g}, allowed: at most '
-            f'{greatest:g}. The file is damaged; nothing was loaded.')
+            f'{most:g}. The file is damaged; nothing was loaded.')
 
 
 def join(name: str, key: str) -> str:
-    """Name of an entry of a layer; the layer may be the model itself."""
+    """Name of an entry of a layer, which may be the model."""
     return f'{name}.{key}' if name else key

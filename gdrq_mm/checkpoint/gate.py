@@ -10,6 +10,7 @@ from typing import Dict, Optional
 import torch
 from torch import Tensor, nn
 
+from ..quantizers.start import start_of
 from .checks import (
     adapts,
     check_architecture,
@@ -23,7 +24,15 @@ from .checks import (
 )
 from .errors import CheckpointError
 from .integrity import is_sealed, open_seal
-from .keys import NAME, PACKED, added_later, read_phase, read_schemes
+from .keys import (
+    NAME,
+    PACKED,
+    added_later,
+    check_schemes,
+    encode_schemes,
+    read_phase,
+    read_schemes,
+)
 from .packing import unpack_weight
 from .parts import float_weights
 
@@ -43,9 +52,8 @@ def add_load_gate(model: nn.Module, state: nn.Module) -> None:
     for name in _layers_of(model, state):
         parts = name.split('.') if name else []
         for length in range(len(parts) + 1):
-            part = modules['.'.join(parts[:length])]
-            gated[id(part)] = part
-    for part in gated.values():
+            gated[modules['.'.join(parts[:length])]] = True
+    for part in gated:
         part._register_load_state_dict_pre_hook(
             functools.partial(_before_load, state), True)
 
@@ -116,7 +124,8 @@ def _layers_of(module: nn.Module, state) -> Dict[str, nn.Module]:
 
 def _schemes_of(module: nn.Module, state) -> Dict[str, dict]:
     """Schemes of the converted layers, by their names in ``module``."""
-    every = read_schemes({f'{NAME}.schemes': state.schemes})
+    every = {plan.name: plan.scheme() for plan in state.plans
+             if plan.quantized}
     if module._modules.get(NAME) is state:
         return every
     schemes = {id(layer): every[name] for name, layer in state.layers.items()}
@@ -184,13 +193,13 @@ def _prepare(state, module, layers, state_dict, prefix: str
     if schemes is None:
         entries.update(_fresh(layers, entries))
         if whole and entries:
-            entries[f'{NAME}.schemes'] = state.schemes
+            entries[f'{NAME}.schemes'] = encode_schemes(ours)
             entries[f'{NAME}.phase_index'] = state.phase_index
     else:
-        _check_schemes(schemes, ours)
+        check_schemes(schemes, ours)
         for name, layer in layers.items():
             if is_of_other_head(layer, name, entries):
-                entries.update(_zeros(layer, name, 'weight_quantizer.'))
+                entries.update(_unset(layer, name, 'weight_quantizer'))
         if not whole:  # no entries of a part
             for key in ('schemes', 'phase_index'):
                 entries.pop(f'{NAME}.{key}')
@@ -245,56 +254,33 @@ def _check_structure(module, layers, entries, schemes, ours) -> None:
             check_architecture(module, without, packed)
         check_quantizers(layers, entries)
     except CheckpointError:
-        _check_schemes(schemes, ours)  # of other bits, it has other shapes
+        check_schemes(schemes, ours)  # of other bits, it has other shapes
         raise
 
 
 def _fresh(layers, entries: dict) -> Dict[str, Tensor]:
     """Quantization entries that a float checkpoint gets.
 
-    Of a layer whose weight comes with it they are unset; thresholds of what
-    is not loaded stay. Those of a layer without a weight are unset if any
-    other is.
+    Of a layer whose weight comes with it they are unset, of one without a
+    weight if any other is; thresholds of what is not loaded stay.
     """
+    fresh = {}
     loaded = {name for name, layer in layers.items()
               if hasattr(layer, 'weight_name')
               and join(name, layer.weight_name) in entries}
-    fresh = {}
     for name, layer in layers.items():
         if name in loaded or (loaded and not hasattr(layer, 'weight_name')):
-            fresh.update(_zeros(layer, name))
+            fresh.update(_unset(layer, name))
         else:
             fresh.update((join(name, key), value.clone()) for key, value
-                         in layer.quantizer_state().items())
+                         in layer.quantizer_state().items()
+                         if isinstance(value, Tensor))
     return fresh
 
 
-def _zeros(layer, name: str, part: str = '') -> Dict[str, Tensor]:
-    """Zero means "not set yet"."""
-    return {join(name, key): torch.zeros_like(value)
-            for key, value in layer.quantizer_state().items()
-            if key.startswith(part)}
-
-
-def _check_schemes(theirs: Dict[str, dict], ours: Dict[str, dict]) -> None:
-    if ours == theirs:
-        return
-    differing = sorted(
-        name for name in {*ours, *theirs}
-        if ours.get(name) != theirs.get(name))
-    shown = '\n'.join(
-        f'  {name}: checkpoint {theirs.get(name, "float")}, '
-        f'config {ours.get(name, "float")}' for name in differing[:5])
-    more = f'\n  ... and {len(differing) - 5} more' * (len(differing) > 5)
-    raise CheckpointError(
-        'the checkpoint was trained with another quantization than the '
-        f'config asks for, {len(differing)} layers differ:\n{shown}{more}'
-        '\nUse the config it was trained with (the runner keeps a copy in '
-        'its work_dir, a published file has one beside it). A field that it '
-        'leaves out has the default of today: before 0.2.0 weight.levels was '
-        "'odd' and activation.threshold 'mean'. To start a new training from "
-        'its weights alone, make a float checkpoint of one not packed:\n'
-        '  import torch\n'
-        '  from gdrq_mm.checkpoint import float_weights\n'
-        '  weights = torch.load(path, map_location="cpu")["state_dict"]\n'
-        '  torch.save(dict(state_dict=float_weights(weights)), new_path)')
+def _unset(layer, name: str, only: str = '') -> Dict[str, Tensor]:
+    """What quantizers held when they were built."""
+    return {join(name, f'{part}.{key}'): value
+            for part, quantizer in layer.quantizers()
+            if part == only or not only
+            for key, value in start_of(quantizer).items()}

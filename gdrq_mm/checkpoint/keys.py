@@ -80,6 +80,39 @@ def read_schemes(state_dict: dict, prefix: str = ''
     return schemes
 
 
+def check_schemes(theirs: Dict[str, dict], ours: Dict[str, dict]) -> None:
+    """Refuse a checkpoint of another quantization.
+
+    Args:
+        theirs (dict[str, dict]): Scheme of every layer, of the checkpoint.
+        ours (dict[str, dict]): Those of the model.
+
+    Raises:
+        CheckpointError: They differ; with some of the layers and both.
+    """
+    if ours == theirs:
+        return
+    differing = sorted(
+        name for name in {*ours, *theirs}
+        if ours.get(name) != theirs.get(name))
+    shown = '\n'.join(
+        f'  {name}: checkpoint {theirs.get(name, "float")}, '
+        f'config {ours.get(name, "float")}' for name in differing[:5])
+    more = f'\n  ... and {len(differing) - 5} more' * (len(differing) > 5)
+    raise CheckpointError(
+        'the checkpoint was trained with another quantization than the '
+        f'config asks for, {len(differing)} layers differ:\n{shown}{more}'
+        '\nUse the config it was trained with (the runner keeps a copy in '
+        'its work_dir, a published file has one beside it). A field that it '
+        'leaves out has the default of today: before 0.2.0 weight.levels was '
+        "'odd' and activation.threshold 'mean'. To start a new training from "
+        'its weights alone, make a float checkpoint of one not packed:\n'
+        '  import torch\n'
+        '  from gdrq_mm.checkpoint import float_weights\n'
+        '  weights = torch.load(path, map_location="cpu")["state_dict"]\n'
+        '  torch.save(dict(state_dict=float_weights(weights)), new_path)')
+
+
 def added_later(model: nn.Module, state_dict: dict) -> Dict[str, Tensor]:
     """Quantization entries that a state dict lacks as a file may: one of an
     earlier version, or a published one where all of them are zero.

@@ -116,11 +116,30 @@ def pack_weights(layers: Dict[str, nn.Module],
         prefix = f'{name}.' if name else ''
         indices = (quantizer.packed_codes(weight)
                    - quantizer.lowest_code) / quantizer.code_step
+        _check_indices(name, quantizer, indices)
         del state_dict[prefix + layer.weight_name]
         state_dict[f'{prefix}{PACKED}'] = pack_bits(
             indices.flatten(1), quantizer.bits)
         for key, value in quantizer.packed_state(weight).items():
             state_dict[f'{prefix}weight_quantizer.{key}'] = value
+
+
+def _check_indices(name: str, quantizer: nn.Module, indices: Tensor) -> None:
+    """Another code than those that a quantizer tells of would be packed as
+    one of them."""
+    if not indices.numel():
+        return
+    low, high = map(float, torch.aminmax(indices))
+    if low < 0 or high > 2**quantizer.bits - 1 or bool(
+            (indices != indices.round()).any()):
+        first, step = quantizer.lowest_code, quantizer.code_step
+        raise ValueError(
+            f'{name or "the model"} has weight codes from '
+            f'{first + step * low:g} to {first + step * high:g}; its '
+            f'{type(quantizer).__name__} says that they are {first}, '
+            f'{first + step} .. {first + step * (2**quantizer.bits - 1)} at '
+            f'{quantizer.bits} bits: correct its lowest_code or code_step. '
+            'Nothing was packed')
 
 
 def _indices(layer: nn.Module, packed: Tensor) -> Tensor:
@@ -198,7 +217,8 @@ def pack(model: nn.Module, meta: Optional[dict] = None) -> Dict[str, Tensor]:
 
     Raises:
         ValueError: The model is not quantized, still in its float 'reshape'
-            phase, or has lost quantized layers.
+            phase, or has lost quantized layers; a weight has codes that its
+            quantizer does not tell of.
     """
     state = get_state(model)
     if state is None:

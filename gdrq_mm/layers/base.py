@@ -66,7 +66,8 @@ class QuantLayer(InputFirst):
         if layer._parameters.get(cls.weight_name) is None:
             return ('its weight is computed (weight or spectral norm), '
                     'not a Parameter')
-        return ''
+        dtype = layer._parameters[cls.weight_name].dtype
+        return '' if dtype.is_floating_point else f'its weight is {dtype}'
 
     def start_quantizing(self, state: nn.Module,
                          weight_quantizer: Optional[nn.Module],

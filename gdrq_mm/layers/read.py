@@ -32,6 +32,9 @@ _SHAPES = ('__get__', '__len__', 'dim', 'ndimension', 'size', 'stride',
 _DTYPES = ('is_floating_point', 'type_as', 'new_zeros', 'new_ones',
            'new_empty', 'new_full', 'new_tensor', 'zeros_like', 'ones_like',
            'empty_like', 'full_like', 'rand_like', 'randn_like')
+_IN_PLACE = {f'__i{name}__' for name in (
+    'add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'and', 'or',
+    'xor', 'lshift', 'rshift')}
 # Storages of quantized weights that code has read and still holds.
 _READ: Dict[StorageWeakRef, None] = {}
 MOVED = (
@@ -82,13 +85,17 @@ class ReadWeight(Tensor):
         if layer is not None and func in _FLAGS:
             func(layer.latent_weight, *args[1:], **kwargs)
             return read[0]
-        if layer is not None and _writes(name):
+        if layer is not None and _writes(name) or any(
+                each is kwargs.get('out') for each in read):
             raise RuntimeError(
                 'code in the forward of the model writes to the weight of '
-                f'{layer.state.name_of(layer)} ({name}); it is quantized, '
-                'and what is written to the quantized values is lost: leave '
-                'the layer float with a rule, dict(match=..., skip=True), or '
-                'write to the Parameter outside of the forward')
+                f'{read[0].layer.state.name_of(read[0].layer)} ({name}); it '
+                'is quantized, and what is written to the quantized values '
+                'is lost: leave the layer float with a rule, '
+                'dict(match=..., skip=True), or write to the Parameter '
+                'outside of the forward')
+        if issubclass(cls, OwnWeight):
+            return cls.passed_on(func, args, kwargs, layer)
         kind = 'operation' if func in _OPERATIONS else 'dtype' \
             if name in _DTYPES or func == Tensor.dtype.__get__ else 'value'
         if kind == 'dtype' or name not in _SHAPES and func not in _ALIASES:
@@ -96,6 +103,25 @@ class ReadWeight(Tensor):
                 each.layer.note_read(kind)
         if func in _OPERATIONS:
             args, kwargs = _quantize_input(list(args), dict(kwargs))
+        result = _of_values(func, args, kwargs)
+        return cls.of(layer, result) if layer is not None and \
+            func in _ALIASES else result
+
+
+class OwnWeight(ReadWeight):
+    """A quantized weight in the forward of its own layer: a plain tensor to
+    all that does not write to it."""
+
+    @classmethod
+    def of(cls, layer: nn.Module, values: Tensor) -> 'ReadWeight':
+        read = values.as_subclass(cls)
+        read.layer, read.values = layer, values
+        return read
+
+    @classmethod
+    def passed_on(cls, func: Callable, args: Any, kwargs: Any,
+                  layer: Optional[nn.Module]) -> Any:
+        """The result of a function that reads it."""
         result = _of_values(func, args, kwargs)
         return cls.of(layer, result) if layer is not None and \
             func in _ALIASES else result
@@ -120,7 +146,7 @@ class TracedReadWeight(ReadWeight):
 
 
 def _writes(name: str) -> bool:
-    return name in ('__setitem__', '__set__') or \
+    return name in ('__setitem__', '__set__') or name in _IN_PLACE or \
         name.endswith('_') and not name.endswith('__')
 
 
@@ -168,24 +194,28 @@ class LatentWeight:
             return layer.quantized_weight() if layer.in_own_forward \
                 else torch._dynamo.disable(_read_uncompiled)(layer)
         frame = sys._getframe(1)
-        if not _in_forward(frame):
+        reader = _reader(frame)
+        if reader is None:
             return weight
         quantized = layer.quantized_weight()
-        if frame.f_locals.get('self') is layer:  # its own forward
-            return quantized
+        # Its own forward, or what that calls.
+        if layer in (reader, frame.f_locals.get('self')):
+            return quantized if is_compiling() else \
+                OwnWeight.of(layer, quantized)
         return ReadWeight.of(layer, quantized)
 
 
-def _in_forward(frame: Optional[FrameType]) -> bool:
-    """Whether a module's forward is among the callers: by a call of the
-    module, or of the method itself, as mmseg's heads do in ``predict``."""
+def _reader(frame: Optional[FrameType]) -> Optional[nn.Module]:
+    """The module whose forward is the nearest among the callers: by a call of
+    the module, or of the method itself, as mmseg's heads do in ``predict``."""
     while frame is not None:
         code = frame.f_code
-        if code is _CALL or code.co_name == 'forward' and isinstance(
-                _first_argument(frame), nn.Module):
-            return True
+        module = frame.f_locals['self'] if code is _CALL else \
+            _first_argument(frame) if code.co_name == 'forward' else None
+        if isinstance(module, nn.Module):
+            return module
         frame = frame.f_back
-    return False
+    return None
 
 
 def _first_argument(frame: FrameType) -> Any:

@@ -109,8 +109,11 @@ def fold(layer: QuantLayer, norm: Optional[nn.Module]
     Returns:
         tuple[Tensor, Tensor, Tensor]: Codes, shaped like the weight; scale
         and bias of shape ``(num_filters, )``, float32.
+
+    Raises:
+        ValueError: Integer kernels of 8 bits do not hold the codes.
     """
-    codes, scale = layer.weight_quantizer.codes(layer.weight)
+    codes, scale = _codes_of(layer)
     scale = scale.flatten().double().expand(len(codes))
     bias = torch.zeros_like(scale) if layer.bias is None else \
         layer.bias.double()
@@ -128,6 +131,18 @@ def fold(layer: QuantLayer, norm: Optional[nn.Module]
     empty = scale < TINY  # float32 has no such step
     codes = torch.where(empty.view(channels), 0., codes)
     return codes, torch.where(empty, 1., scale).float(), bias.float()
+
+
+def _codes_of(layer: QuantLayer) -> Tuple[Tensor, Tensor]:
+    codes, scale = layer.weight_quantizer.codes(layer.weight)
+    low, high = map(float, torch.aminmax(codes)) if codes.numel() else (0, 0)
+    if low < -128 or high > 127:
+        raise ValueError(
+            f'{layer.state.name_of(layer)} has weight codes from {low:g} to '
+            f'{high:g}, and integer kernels of 8 bits hold -128 to 127: train '
+            'it with fewer bits, or correct the codes of its '
+            f'{type(layer.weight_quantizer).__name__}')
+    return codes, scale
 
 
 def _float_form(name: str, layer: QuantLayer, form: MergedForm,
@@ -151,7 +166,7 @@ def _float_form(name: str, layer: QuantLayer, form: MergedForm,
             layer.weight.detach().clone(), requires_grad=False)}
     else:
         plain._parameters = {**layer._parameters, 'weight': None}
-        codes, scale = layer.weight_quantizer.codes(layer.weight)
+        codes, scale = _codes_of(layer)
         plain = WeightOnly(plain, codes, scale.flatten().expand(len(codes)),
                            layer.weight_quantizer.bits)
     plain.float_reason = (

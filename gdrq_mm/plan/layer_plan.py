@@ -108,12 +108,15 @@ def kind_of(module: nn.Module) -> Optional[str]:
 
 def matrices_of(module: nn.Module) -> List[Tensor]:
     """``weight``; ``weight_ih_l0`` and the like of recurrent layers;
-    ``in_proj_weight`` of attention. Tables are looked up, not multiplied."""
-    if isinstance(module, _TABLES):
+    ``in_proj_weight`` of attention. Tables are looked up, not multiplied. Of a
+    registered class, whatever is quantized."""
+    cls = type(module)
+    quantized = getattr(QUANT_LAYERS.get(cls, cls), 'weight_name', None)
+    if isinstance(module, _TABLES) and quantized is None:
         return []
     own = dict(module.named_parameters(recurse=False))
-    weight = getattr(module, 'weight', None)
+    weight = None if quantized in own else getattr(module, 'weight', None)
     if 'weight' not in own and isinstance(weight, Tensor):
         return [weight] if weight.dim() >= 2 else []  # computed from others
     return [value for name, value in own.items()
-            if 'weight' in name and value.dim() >= 2]
+            if name == quantized or 'weight' in name and value.dim() >= 2]

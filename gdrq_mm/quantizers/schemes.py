@@ -1,5 +1,6 @@
 """What a config says of one quantizer: its type, its bits, its options."""
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
@@ -63,6 +64,10 @@ class WeightScheme:
 
     def describe(self) -> str:
         """What a checkpoint must agree with, in words."""
+        return self.basics() + _words(self.options())
+
+    def basics(self) -> str:
+        """What all types have of that."""
         return (f'{self.type} {self.bits} bits, group size '
                 f'{self.group_size}')
 
@@ -102,7 +107,16 @@ class ActivationScheme:
 
     def describe(self) -> str:
         """What a checkpoint must agree with, in words."""
+        return self.basics() + _words(self.options())
+
+    def basics(self) -> str:
+        """What all types have of that."""
         return f'{self.type} {self.bits} bits'
+
+
+def _words(options: Dict[str, Any]) -> str:
+    return ''.join(f', {name} {json.dumps(value, default=repr)}'
+                   for name, value in options.items())
 
 
 def _options(scheme, *common: str) -> Dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import to_float64
+from ..quantizers.start import has_moved
 
 LOOKS = 100  # steps in which an average moves
 
@@ -97,13 +98,11 @@ def _quantizers(state, called: bool) -> Dict[str, nn.Module]:
 
 
 def _with_range(quantizers: Dict[str, nn.Module]) -> Set[str]:
-    """Names of those that have started: before that all entries are zero.
-    Reads from the device once."""
+    """Names of those that have started: before that they hold what they were
+    built with. Reads from the device once."""
     if not quantizers:
         return set()
-    found = torch.stack([
-        torch.stack([value.any() for value in
-                     quantizer.state_dict().values()]).any()
-        for quantizer in quantizers.values()]).tolist()
+    found = torch.stack([has_moved(quantizer) for quantizer
+                         in quantizers.values()]).tolist()
     return {name for name, has_started in zip(quantizers, found)
             if has_started}

@@ -4,10 +4,11 @@ Whatever converts a model before its optimizer is built needs nothing of this:
 ``model.parameters()`` has them. Where the optimizer was there first, it takes
 them by :func:`add_learned_parameters`.
 """
+import gc
 import os
 import warnings
 import weakref
-from typing import Container, Dict, Iterable, List, Optional, Tuple
+from typing import Container, Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
 import torch.distributed as dist
@@ -159,12 +160,12 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
         optimizer (Optimizer): That steps parameters of the model.
 
     Raises:
-        RuntimeError: It steps the weight of a layer, but not what its
-            quantizers learn; of a layer without a weight, or with a frozen
-            one: it steps all weights of the model that are trained.
+        RuntimeError: It steps the weight of a layer, and neither it nor any
+            other optimizer has what its quantizers learn; of a layer without
+            a weight, or with a frozen one: it steps all weights of the model
+            that are trained.
     """
-    held = {id(parameter) for group in optimizer.param_groups
-            for parameter in group['params']}
+    held = _held_by(optimizer)
     trained = {id(plan.parameter) for plan in state.plans
                if plan.quantized and plan.parameter is not None
                and plan.parameter.requires_grad}
@@ -172,7 +173,8 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
         own = id(plan.parameter)
         steps_it = own in held if own in trained else trained <= held
         for name, parameter in plan.learned_parameters().items():
-            if steps_it and id(parameter) not in held:
+            if steps_it and id(parameter) not in held \
+                    and not _is_held(parameter):
                 raise RuntimeError(
                     f'{plan.name}.{name} is learned, but the '
                     f'{type(optimizer).__name__} that trains the model does '
@@ -181,6 +183,19 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
                     'get_state(model), optimizer) before its schedulers are '
                     'built')
     _warn_of_decay(state, optimizer)
+
+
+def _held_by(optimizer: Optimizer) -> Set[int]:
+    return {id(parameter) for group in optimizer.param_groups
+            for parameter in group['params']}
+
+
+def _is_held(parameter: nn.Parameter) -> bool:
+    """Whether any optimizer there is holds it; one that has not stepped yet
+    is known to nobody else."""
+    return any(id(parameter) in _held_by(each) for each in gc.get_objects()
+               if issubclass(type(each), Optimizer)
+               and hasattr(each, 'param_groups'))
 
 
 def _warn_of_decay(state, optimizer: Optimizer) -> None:

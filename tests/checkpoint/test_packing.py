@@ -198,14 +198,18 @@ def test_a_model_in_its_reshape_phase_is_not_packed():
         pack(model)
 
 
+class Parts(nn.ModuleDict):
+    """A model whose parts are read by name."""
+
+
 def test_a_module_under_two_names_is_packed_under_both():
-    model = nn.ModuleDict(dict(a=nn.Conv2d(3, 4, 3)))
+    model = Parts(dict(a=nn.Conv2d(3, 4, 3)))
     model['b'] = model['a']
     config = dict(weight=dict(bits=2))
     gdrq_mm.quantize_(model, config)
     packed = pack(model)
     assert not any(key.endswith('.weight') for key in packed)
-    copied = nn.ModuleDict(dict(a=nn.Conv2d(3, 4, 3)))
+    copied = Parts(dict(a=nn.Conv2d(3, 4, 3)))
     copied['b'] = copied['a']
     gdrq_mm.quantize_(copied, config)
     copied.load_state_dict(packed)

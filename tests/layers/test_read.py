@@ -1,5 +1,6 @@
 """Weights that code reads past their layer."""
 import copy
+import operator
 import pickle
 
 import pytest
@@ -10,6 +11,11 @@ from torch.nn.utils.prune import l1_unstructured
 
 import gdrq_mm
 from gdrq_mm.checkpoint import pack
+from gdrq_mm.layers import (
+    MERGED_FORMS,
+    QUANT_LAYERS,
+    register_quant_layer,
+)
 from gdrq_mm.plan import count_macs
 from gdrq_mm.training import get_state
 
@@ -255,7 +261,9 @@ WRITES = dict(
     data=lambda layer: layer.weight.data.mul_(0),
     set_data=lambda layer: setattr(layer.weight, 'data', torch.zeros(8, 8)),
     item=lambda layer: layer.weight.__setitem__(0, 0.),
-    detached=lambda layer: layer.weight.detach().zero_())
+    detached=lambda layer: layer.weight.detach().zero_(),
+    in_place=lambda layer: operator.imul(layer.weight.data, 2),
+    out=lambda layer: torch.clamp(layer.weight, 0, 1, out=layer.weight))
 
 
 class Does(nn.Module):
@@ -278,6 +286,64 @@ def test_every_write_in_a_forward_is_refused(name):
     gdrq_mm.quantize_(model, W4A4)
     with pytest.raises(RuntimeError, match='writes to the weight of fc'):
         model(torch.randn(2, 8))
+
+
+class Own(nn.Linear):
+    """Something with its own weight, as EEGNet's Conv2dWithConstraint."""
+    what = None
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.what(self)
+        return F.linear(x, self.weight, self.bias)
+
+
+@pytest.fixture
+def own(monkeypatch):
+    for known in (QUANT_LAYERS, MERGED_FORMS):
+        for key, value in known.items():  # restored at the end
+            monkeypatch.setitem(known, key, value)
+    monkeypatch.setitem(QUANT_LAYERS, Own, None)
+    register_quant_layer(Own)
+
+    def made(what, config):
+        monkeypatch.setattr(Own, 'what', staticmethod(what))
+        model = nn.Sequential(Own(8, 8))
+        gdrq_mm.quantize_(model, config)
+        return model
+
+    return made
+
+
+@pytest.mark.parametrize('name', WRITES)
+def test_every_write_in_the_forward_of_the_layer_is_refused(name, own):
+    model = own(WRITES[name], W4A4)
+    with pytest.raises(RuntimeError, match='writes to the weight of 0'):
+        model(torch.randn(2, 8))
+
+
+@pytest.mark.parametrize('weight', [dict(bits=4), dict(type='LSQ', bits=4)])
+def test_what_the_forward_of_the_layer_reads_is_a_plain_tensor(weight, own):
+    def what(layer):
+        assert type(layer.weight * 1) is torch.Tensor
+        assert layer.weight.data.unique().numel() <= 8 * 16
+        assert not layer.past_reads
+
+    model = own(what, dict(weight=weight, activation=dict(bits=4)))
+    plain = nn.Sequential(nn.Linear(8, 8))
+    plain.load_state_dict({key: model.state_dict()[key]
+                           for key in ('0.weight', '0.bias')})
+    gdrq_mm.quantize_(plain, dict(weight=weight, activation=dict(bits=4)))
+    x = torch.randn(4, 8)
+    for _ in range(2):
+        outputs = []
+        for each in (model, plain):
+            optimizer = torch.optim.SGD(each.parameters(), .1)
+            outputs.append(each(x))
+            outputs[-1].square().sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(model[0].latent_weight, plain[0].latent_weight)
 
 
 @pytest.mark.parametrize('freeze', [

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from gdrq_mm import quantize_
 from gdrq_mm.config import QuantConfig
+from gdrq_mm.layers import QUANT_LAYERS, QuantLayer, register_quant_layer
 from gdrq_mm.plan import make_plan
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
@@ -128,6 +130,7 @@ def test_no_bits_is_said():
 @pytest.mark.parametrize('layer, reason', [
     (OwnConv(3, 4, 3), 'OwnConv is a Conv2d that may compute something else'),
     (nn.Bilinear(3, 4, 3), 'no quantized form of Bilinear'),
+    (nn.Linear(3, 4, dtype=torch.complex64), 'its weight is torch.complex64'),
     (nn.MultiheadAttention(4, 2, kdim=3), 'have other widths than queries'),
     (nn.MultiheadAttention(4, 2, add_bias_kv=True), 'keys and values of its'),
     (parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
@@ -141,6 +144,57 @@ def test_layer_that_is_not_plain_is_left_with_the_reason(layer, reason):
 
 
 @pytest.mark.filterwarnings('ignore:.*weight_norm:FutureWarning')
+class Table(nn.Embedding):
+    """Is registered, as tables are not by themselves."""
+
+
+class Scaled(nn.Module):
+    """Its weight has one dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+class Kernel(nn.Module):
+    """Its weight has another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel, self.bias = nn.Parameter(torch.randn(4, 8)), None
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.kernel)
+
+
+class QuantKernel(QuantLayer, Kernel):
+    weight_name = 'kernel'
+
+    def forward(self, x):
+        return nn.functional.linear(self.quantized_input(x),
+                                    self.quantized_weight())
+
+
+@pytest.mark.parametrize('layer, quantized, x', [
+    (Table(8, 8), None, torch.arange(3)), (Scaled(), None, torch.ones(2, 8)),
+    (Kernel(), QuantKernel, torch.ones(2, 8))],
+    ids=['table', 'one dimension', 'another name'])
+def test_whatever_was_registered_is_planned(layer, quantized, x, monkeypatch):
+    cls = type(layer)
+    monkeypatch.setitem(QUANT_LAYERS, cls, None)  # forgotten at the end
+    register_quant_layer(cls, quantized)
+    model = nn.Sequential(layer, nn.Identity())
+    report = quantize_(model, dict(weight=dict(bits=2)))
+    assert [plan.name for plan in report.layers] == ['0']
+    assert 'Quant' in str(report) and '100.0% of all layers' in str(report)
+    for group in model[0].quantized_weight().split(4):
+        assert group.unique().numel() <= 4
+    assert model(x).isfinite().all()
+
+
 def test_old_weight_norm_is_left_with_the_reason():
     plan = plan_of(nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3))))
     assert not plan['0'].quantized

@@ -46,8 +46,12 @@ class Attention(nn.Module):
         return (x @ x.mT).softmax(-1) @ x
 
 
+class Parts(nn.ModuleDict):
+    """A model whose parts are read by name."""
+
+
 def model():
-    return nn.ModuleDict(dict(first=Attention(), second=Attention()))
+    return Parts(dict(first=Attention(), second=Attention()))
 
 
 def plans_of(part=None, **config):

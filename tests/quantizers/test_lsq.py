@@ -236,6 +236,22 @@ def test_an_optimizer_from_before_the_conversion_is_refused():
         optimizer.step()
 
 
+def test_step_sizes_may_have_an_optimizer_of_their_own():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    quantize_(model, CONFIG)
+    steps = [value for name, value in model.named_parameters()
+             if '_quantizer.' in name]
+    others = [value for name, value in model.named_parameters()
+              if '_quantizer.' not in name]
+    optimizers = [torch.optim.SGD(others, .1), torch.optim.Adam(steps, 1e-3)]
+    for _ in range(2):
+        model(torch.rand(3, 4)).sum().backward()
+        before = [each.detach().clone() for each in steps]
+        for optimizer in optimizers:
+            optimizer.step()
+    assert any(not torch.equal(*each) for each in zip(before, steps))
+
+
 def test_the_ends_of_the_range_are_inside():
     quantizer = LSQActivation(4)
     quantizer.start_([1.], signed=True)

@@ -637,8 +637,12 @@ def test_clipped_values_are_counted_only_when_it_is_asked_for():
 
 # -- what a state knows of its layers -----------------------------------------
 
+class Parts(nn.ModuleDict):
+    """A model whose parts are read by name."""
+
+
 def pair(names=('one', 'two')):
-    model = nn.ModuleDict([(name, nn.Linear(4, 4)) for name in names])
+    model = Parts([(name, nn.Linear(4, 4)) for name in names])
     quantize_(model, dict(weight=dict(bits=4)))
     return model
 

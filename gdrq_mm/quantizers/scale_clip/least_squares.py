@@ -45,7 +45,7 @@ class LeastSquaresClipActivation(ScaleClipActivation):
         asymmetric (bool, optional): Whether inputs with negative values get a
             zero point. Defaults to None: where these are small.
     """
-    non_negative = ('clip', 'zero')
+    non_negative = ('clip', 'zero', 'num_updates')
     # A search takes a tenth of a small step. Negative values are counted in
     # steps that are looked at.
     FIRST_LOOKS = 100

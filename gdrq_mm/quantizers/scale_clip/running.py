@@ -57,7 +57,7 @@ class RunningClip(ActivationQuantizer):
     """
 
     fused = True
-    non_negative: Tuple[str, ...] = ('clip', )
+    non_negative: Tuple[str, ...] = ('clip', 'num_updates')
     # Negative values are counted in the first updates, and then once in so
     # many: counting takes a pass of its own, of which one in 20 steps costs
     # little; a training of a few dozen steps has one still.

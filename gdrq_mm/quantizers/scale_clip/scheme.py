@@ -66,7 +66,7 @@ class ScaleClipActivationScheme(ActivationScheme):
         return {name: options[name] for name in names}
 
     def describe(self) -> str:
-        text = super().describe()
+        text = self.basics()
         if self.threshold != 'mean':
             text += f', threshold {self.threshold}'
         return text + ', zero point' if self.asymmetric else text

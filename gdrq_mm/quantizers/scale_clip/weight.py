@@ -80,7 +80,7 @@ class ScaleClipWeightScheme(WeightScheme):
             self.levels, self.bits))
 
     def describe(self) -> str:
-        text = super().describe()
+        text = self.basics()
         if self.clip != 'threshold':
             text += ', searched clip' if self.clip == 'search' else \
                 ', learned clip'
@@ -124,7 +124,7 @@ class ScaleClipWeight(ClippedWeight):
 
     Scheme = ScaleClipWeightScheme
     fused = True
-    non_negative = ('clip', )
+    non_negative = ('clip', 'num_steps')
     SEARCH_INTERVAL = 100  # steps between two searches
     # What to build for other values of ``clip``; the package fills it.
     KINDS: Dict[str, Type[WeightQuantizer]] = {}
