@@ -172,40 +172,8 @@ def longer_study(epochs=4) -> Study:
         'and 4)', '', columns(pairs), rows, seeds=1, first_seed=FIRST_SEED)
 
 
-def wider_study(channels=48) -> Study:
-    """Whether the classifier lacks width: twice the channels, the same
-    training of float start and fine-tuning; one seed."""
-    task, pairs = TASKS['tiny'], ((4, 4), (2, 4), (2, 2))
-    suffix = f'c{channels}'
-    width = {'model.backbone.stem_channels': channels,
-             'model.backbone.base_channels': channels,
-             'model.head.in_channels': 8 * channels}
-    start = add(f'tiny/start-{suffix}', task.config.format(''),
-                options=width, shared=True)
-    config = task.config.format('finetune_')
-    floating = add(f'tiny/float-{suffix}', config, options=width, start=start)
-    rows = []
-    for label, name, narrow in (
-            ('24', 'tiny/float', ''), (str(channels), floating, f'-{suffix}')):
-        rows.append(Row(f'{label} channels: top-1 of float', [name],
-                        'metric'))
-        for words, method in METHODS.items():
-            if method.suffix in ('mse', 'lsq'):
-                cells = [f'tiny/{method.suffix}-{bits(pair)}{narrow}'
-                         for pair in pairs]
-                if narrow:
-                    for cell, pair in zip(cells, pairs):
-                        add(cell, config, start=start, reference=floating,
-                            options={**options(task, method, pair), **width})
-                rows.append(Row(f'drop, {words}', cells))
-    return Study(
-        'ResNet-18, Tiny-ImageNet-100: channels in the first stage, of 64',
-        '', columns(pairs), rows, seeds=1, first_seed=FIRST_SEED)
-
-
 STUDIES['real_defaults'] = defaults_study()
 STUDIES['real_longer'] = longer_study()
-STUDIES['real_wider'] = wider_study()
 STUDIES['real_channels'] = channels_study()
 STUDIES['real_changes'] = changes_study()
 STUDIES['real_learned'] = learned_study()
