@@ -16,7 +16,6 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.runner import load_checkpoint
 
 from gdrq_mm.cli import run_tool
 from gdrq_mm.deployable import first_images, load_model, make_deployable
@@ -28,6 +27,8 @@ from gdrq_mm.openmmlab.deployable.evaluation import (
     tensors_of,
 )
 from gdrq_mm.openmmlab.deployable.own_test import compare_with_own_test
+from gdrq_mm.openmmlab.publish import load_all
+from gdrq_mm.openmmlab.reading import read_checkpoint, weights_of
 from gdrq_mm.openmmlab.scopes import build_model
 from gdrq_mm.writing import write_whole
 
@@ -88,7 +89,7 @@ def load_float(args: argparse.Namespace) -> tuple:
     if any(isinstance(layer, QuantLayer) for layer in model.modules()):
         raise ValueError(f'the model of {args.config} is quantized: give what '
                          '"gdrq export" wrote of it with --file')
-    load_checkpoint(model, args.checkpoint, map_location='cpu')
+    load_all(model, weights_of(read_checkpoint(args.checkpoint)))
     model.eval()  # returns nothing in some models
     return cfg, model
 

@@ -32,7 +32,9 @@ def check_kinds(model: nn.Module, entries: dict) -> None:
         if not isinstance(own, Tensor) or key not in entries:
             continue
         if not isinstance(value, Tensor) or value.layout != own.layout \
-                or value.is_quantized or _kind(value) != _kind(own):
+                or value.is_quantized or _kind(value) != _kind(own) \
+                and not (key.endswith('num_batches_tracked')
+                         and value.is_floating_point()):  # mmdet averages it
             raise CheckpointError(
                 f'{key} is {_described(value)}, the model has '
                 f'{_described(own)}: the checkpoint is of another model, or '
@@ -116,10 +118,8 @@ def is_of_other_head(layer: nn.Module, name: str, entries: dict) -> bool:
 
 def check_architecture(model: nn.Module, entries: dict,
                        packed: bool) -> None:
-    """A checkpoint must have the model's entries, and no others.
-
-    Code may give a module a second name while it trains (DDQ's decoder): what
-    the model has under another name is its own.
+    """A checkpoint must have the model's entries, and no others, if not by a
+    second name: code may give a module one while it trains (DDQ's decoder).
 
     Raises:
         CheckpointError: It is of another architecture.

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import checkpoint
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ..modes import is_compiling, is_traced_by_dynamo
@@ -195,7 +196,7 @@ class LatentWeight:
                 else torch._dynamo.disable(_read_uncompiled)(layer)
         frame = sys._getframe(1)
         reader = _reader(frame)
-        if reader is None:
+        if reader is None and not _is_repeated(frame):
             return weight
         quantized = layer.quantized_weight()
         # Its own forward, or what that calls.
@@ -216,6 +217,16 @@ def _reader(frame: Optional[FrameType]) -> Optional[nn.Module]:
             return module
         frame = frame.f_back
     return None
+
+
+def _is_repeated(frame: Optional[FrameType]) -> bool:
+    """Whether a backward pass repeats a part of a forward (activation
+    checkpointing), without the module that called it."""
+    while torch._C._current_graph_task_id() != -1 and frame is not None:
+        if frame.f_code.co_filename == checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _first_argument(frame: FrameType) -> Any:

@@ -110,7 +110,13 @@ class GDRQHook(CheckpointWatchHook):
         check_hooks(self, runner.hooks, get_state(self.model) is not None)
         if self.quantization is None:
             if get_state(self.model) is None:
+                inside = [name for name, part in self.model.named_modules()
+                          if get_state(part) is not None]
                 raise ValueError(
+                    f'GDRQHook got no quantization, and of the model only '
+                    f'{inside[0]} is a QuantizedModel: make the whole model '
+                    'one, and leave the rest float with rules, '
+                    'dict(match=..., skip=True)' if inside else
                     'GDRQHook got no quantization and the model is none of '
                     'type QuantizedModel: give the hook '
                     'quantization=dict(weight=dict(bits=4, ...), ...)')

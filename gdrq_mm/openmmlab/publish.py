@@ -21,6 +21,7 @@ from ..checkpoint import (
     pack,
     seal,
 )
+from ..checkpoint.keys import PACKED
 from ..config import QuantConfig
 from ..training import get_state
 from ..version import __version__
@@ -196,11 +197,15 @@ def load_all(model: nn.Module, state_dict: dict) -> None:
     """Load a checkpoint that must have all of the model, and no more.
 
     Some models do not even load what they save (Swin V2 drops entries that it
-    computes): what is missing of their own may be missing of the file.
+    computes): what is missing of their own may be missing of the file. What
+    is packed is checked by the model.
 
     Raises:
         CheckpointError: It is refused, or entries are missing or left over.
     """
+    if any(key.endswith(PACKED) for key in state_dict):
+        model.load_state_dict(state_dict)
+        return
     own = model.load_state_dict(model.state_dict(), strict=False)
     names = model.state_dict().keys()
     missing = names - state_dict.keys() - set(own.missing_keys) \

@@ -8,6 +8,7 @@ from .. import kernels
 from ..layers import ProductQuantizers, check_layers_are_there
 from ..plan import QuantReport
 from ..training import QuantizationState, any_threshold
+from ..training.state import uncalled_layers, uncalled_outputs
 from .checks import frozen_norms
 from .patches import active_patches
 
@@ -71,7 +72,7 @@ def log_first_iteration(state: QuantizationState) -> None:
             f'than its source shows places: {", ".join(repeated)}; calls in '
             'a loop share a threshold',
             'current')
-    uncalled = state.uncalled_layers()
+    uncalled = uncalled_layers(state)
     if uncalled:
         print_log(
             f'{len(uncalled)} layers were not called in the first '
@@ -80,7 +81,7 @@ def log_first_iteration(state: QuantizationState) -> None:
             'evaluation only. Code outside of any forward gets the float '
             'weight: if yours has such, add dict(match=..., skip=True) to '
             'the rules.', 'current', logging.WARNING)
-    unseen = state.uncalled_outputs()
+    unseen = uncalled_outputs(state)
     if unseen:
         print_log(
             'residual.outputs names modules that were not called in the '

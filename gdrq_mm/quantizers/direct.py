@@ -93,8 +93,9 @@ class DirectQuantizationWeight(WeightQuantizer):
 
     def __init__(self, num_filters: int, bits: int, group_size: int) -> None:
         super().__init__(num_filters, bits, group_size)
+        # Flat: DETR's init_weights draws all matrices anew, whoever has them.
         self.levels = nn.Parameter(torch.zeros(
-            F.num_groups(num_filters, group_size), 2**bits))
+            F.num_groups(num_filters, group_size) * 2**bits))
         self._is_set = False
 
     def extra_repr(self) -> str:
@@ -108,17 +109,20 @@ class DirectQuantizationWeight(WeightQuantizer):
         # Asked of the device only until there are some.
         self._is_set = self._is_set or bool(self.levels.detach().any())
         if self._is_set:
-            return self.levels.sort(dim=1)[0]
+            return self._ascending(self.levels)
         size = len(weight) if self.group_size == -1 else self.group_size
         return torch.stack([
             lloyd(group.flatten(), 2**self.bits, self.ITERATIONS)
             for group in weight.detach().split(size)]).to(self.levels)
 
+    def _ascending(self, levels: Tensor) -> Tensor:
+        return levels.view(-1, 2**self.bits).sort(dim=1)[0]
+
     @torch.no_grad()
     def start_step(self, weight: Tensor) -> None:
         levels = self._current_levels(weight)
         if not self._is_set:
-            self.levels.copy_(levels)
+            self.levels.copy_(levels.flatten())
 
     def _of_filters(self, levels: Tensor, rows: Tensor) -> Tensor:
         return levels.expand(len(rows), -1) if self.group_size == -1 else \
@@ -151,10 +155,10 @@ class DirectQuantizationWeight(WeightQuantizer):
         return self._indices(weight, levels).view_as(weight).float()
 
     def packed_state(self, weight: Tensor) -> Dict[str, Tensor]:
-        return dict(levels=self._current_levels(weight).detach())
+        return dict(levels=self._current_levels(weight).detach().flatten())
 
     def decode(self, codes: Tensor, entries: Dict[str, Tensor]) -> Tensor:
-        levels = self._of_filters(entries['levels'].sort(dim=1)[0], codes)
+        levels = self._of_filters(self._ascending(entries['levels']), codes)
         return levels.gather(1, codes.flatten(1).long()).view_as(codes)
 
     def scalars(self, x: Optional[Tensor] = None) -> Dict[str, Tensor]:

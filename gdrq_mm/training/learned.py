@@ -215,6 +215,26 @@ def _warn_of_decay(state, optimizer: Optimizer) -> None:
             'optimizer), which takes them out of it')
 
 
+def keep_learning(state) -> None:
+    """Let quantizers of frozen layers learn.
+
+    Backbones of the mm packages freeze whole stages in every ``train()``,
+    what quantizers have there included, which optimizers and
+    DistributedDataParallel have been given. Where nothing of a model trains
+    (a teacher, an average), nothing learns; nor does what was frozen beside a
+    weight that trains.
+
+    Args:
+        state (QuantizationState): State of a model that begins to train.
+    """
+    trains = {id(plan.module) for plan in state.plans
+              if plan.parameter is not None and plan.parameter.requires_grad}
+    for layer, parameters in state.learned:
+        if trains and id(layer) not in trains:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+
 def keep_in_graph(x: Tensor, quantizer: nn.Module) -> Tensor:
     """``x``, on which what a quantizer learns depends, with no gradient.
 
@@ -246,13 +266,14 @@ def average_gradients_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
 
     def reduce() -> None:
         waiting.clear()
+        trained = [each for each in parameters if each.requires_grad]
         gradients = [torch.zeros_like(each) if each.grad is None
-                     else each.grad for each in parameters]
+                     else each.grad for each in trained]
         flat = torch.cat([each.flatten() for each in gradients])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
-        parts = flat.split([each.numel() for each in parameters])
-        for parameter, part in zip(parameters, parts):
+        parts = flat.split([each.numel() for each in trained])
+        for parameter, part in zip(trained, parts):
             parameter.grad = part.view_as(parameter).clone()
 
     def once_a_backward(parameter: nn.Parameter) -> None:

@@ -3,7 +3,7 @@ import json
 import uuid
 import warnings
 import weakref
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from ..config import QuantConfig
 from ..modes import is_compiling
 from ..plan import LayerPlan
 from .copies import Copied
-from .learned import keep_in_graph
+from .learned import keep_in_graph, keep_learning
 from .optimizer_hooks import keep_optimizer_hooks
 from .step import watch
 
@@ -40,6 +40,8 @@ class QuantizationState(nn.Module):
         self.plans = plans
         self.parameters_ = list(parameters)
         self.layers: Dict[str, nn.Module] = {}
+        # Parameters that quantizers of a layer were built to learn.
+        self.learned: List[Tuple[nn.Module, List[nn.Parameter]]] = []
         self.activation_quantizers: Dict[str, nn.Module] = {}
         self._first_inputs: list = []  # (layer, weak tensor, its version)
         self.checked_optimizers = weakref.WeakSet()  # see .step
@@ -70,6 +72,12 @@ class QuantizationState(nn.Module):
         self.copied = Copied()
         watch(self)  # a copied or unpickled model trains, too
 
+    def train(self, mode: bool = True) -> 'QuantizationState':
+        super().train(mode)
+        if mode:
+            keep_learning(self)
+        return self
+
     def forward(self, x):
         """Identity: the state may sit in an ``nn.Sequential``."""
         return x
@@ -77,6 +85,9 @@ class QuantizationState(nn.Module):
     def add(self, name: str, layer: nn.Module) -> None:
         """Take in a converted layer and its activation quantizers."""
         self.layers[name] = layer
+        self.learned.append((layer, [
+            parameter for _, quantizer in layer.quantizers()
+            for parameter in quantizer.learned_parameters()]))
         for part, quantizer in layer.activation_quantizers():
             self.activation_quantizers[f'{name}.{part}'] = quantizer
 
@@ -207,16 +218,18 @@ class QuantizationState(nn.Module):
             return weight, grid
         return grid.quantize(weight), None
 
-    def uncalled_layers(self) -> List[str]:
-        """Layers with a quantized weight whose forward never ran."""
-        return [name for name, layer in self.layers.items()
-                if getattr(layer, 'weight_quantizer', None) is not None
-                and not layer.called]
 
-    def uncalled_outputs(self) -> List[str]:
-        """Modules whose quantized output was never seen."""
-        return [plan.module_name for plan in self.plans
-                if plan.output and not self.layers[plan.name].called]
+def uncalled_layers(state: QuantizationState) -> List[str]:
+    """Layers with a quantized weight whose forward never ran."""
+    return [name for name, layer in state.layers.items()
+            if getattr(layer, 'weight_quantizer', None) is not None
+            and not layer.called]
+
+
+def uncalled_outputs(state: QuantizationState) -> List[str]:
+    """Modules whose quantized output was never seen."""
+    return [plan.module_name for plan in state.plans
+            if plan.output and not state.layers[plan.name].called]
 
 
 def get_state(model: nn.Module) -> Optional[QuantizationState]:

@@ -588,3 +588,17 @@ def test_other_entries_of_a_model_inside_change_nothing_outside(trained):
     after = snapshot(outer)
     assert all(torch.equal(value, before[0][key])
                for key, value in after[0].items())
+
+
+def test_counters_that_were_averaged_load():
+    """mmdet's SyncNormHook averages what normalization holds over ranks, as
+    floats, and loads it."""
+    model = make()
+    entries = {key: value.float() for key, value in model.state_dict().items()
+               if key.startswith('backbone.1.')}
+    counter, = [key for key in entries if key.endswith('num_batches_tracked')]
+    entries[counter] += 4
+    model.load_state_dict(entries, strict=False)
+    assert int(model.state_dict()[counter]) == 4
+    entries[counter] = torch.zeros((), dtype=torch.bool)
+    assert_refused(model, entries, 'num_batches_tracked is torch.bool')

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.prune import l1_unstructured
+from torch.utils.checkpoint import checkpoint
 
 import gdrq_mm
 from gdrq_mm.checkpoint import pack
@@ -18,6 +19,7 @@ from gdrq_mm.layers import (
 )
 from gdrq_mm.plan import count_macs
 from gdrq_mm.training import get_state
+from gdrq_mm.training.state import uncalled_layers
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
 
@@ -138,7 +140,7 @@ def test_weights_that_are_only_read_are_trained():
     model = Beit()
     before = model.qkv.weight.detach().clone()
     trained(model)
-    assert get_state(model).uncalled_layers() == []
+    assert uncalled_layers(get_state(model)) == []
     assert not torch.equal(model.qkv.weight, before)
     clip = model.qkv.weight_quantizer.clip
     assert clip.all() and model.qkv.weight.abs().max() <= clip.max()
@@ -392,3 +394,40 @@ def test_weights_that_were_taken_away_are_told_of():
                                            'replaced.*before quantize_'):
         l1_unstructured(model[0], 'weight', .5)
         model(torch.randn(2, 8))
+
+
+class Checkpointed(nn.Module):
+    """A part that a backward repeats reads a weight past its layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.options = None
+
+    def part(self, x):
+        return F.linear(F.relu(x), self.last.weight, self.last.bias)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.part(x) if self.options is None else checkpoint(
+            self.part, x, **self.options)
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_a_part_that_is_repeated_reads_what_it_did(reentrant):
+    torch.manual_seed(0)
+    model = Checkpointed()
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=2),
+                                  activation=dict(bits=4)))
+    x = torch.randn(4, 8)
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    gradients = []
+    for options in (None, dict(use_reentrant=reentrant)):
+        model.options = options
+        model.zero_grad()
+        model(x).square().sum().backward()
+        gradients.append([each.grad.clone() for each in model.parameters()
+                          if each.grad is not None])
+    assert len(gradients[0]) == 4
+    for each in zip(*gradients):
+        assert torch.equal(*each)

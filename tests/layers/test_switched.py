@@ -14,6 +14,7 @@ from gdrq_mm.checkpoint import pack
 from gdrq_mm.layers import lost_layers
 from gdrq_mm.merge import merge
 from gdrq_mm.training import get_state
+from gdrq_mm.training.state import uncalled_layers
 
 W4A4 = dict(weight=dict(bits=4), activation=dict(bits=4))
 
@@ -88,7 +89,7 @@ def test_deploy_first_then_quantize(make, image):
     gdrq_mm.quantize_(switched, W4A4)
     assert len(layers_in(switched)) == convolutions > 0
     trained(switched, image)
-    assert not get_state(switched).uncalled_layers()
+    assert not uncalled_layers(get_state(switched))
     again = make(deploy=True)
     gdrq_mm.quantize_(again, W4A4)
     again.load_state_dict(pack(switched))

@@ -6,6 +6,7 @@ from torch import nn
 import gdrq_mm
 from gdrq_mm.deploy import merge
 from gdrq_mm.training import get_state
+from gdrq_mm.training.state import uncalled_layers
 
 QUANTIZATION = dict(weight=dict(bits=2), activation=dict(bits=2))
 
@@ -29,7 +30,7 @@ def test_encoder_computes_the_quantized_model(quantization, mask):
         floats = model(x, **masks)
     gdrq_mm.quantize_(model, quantization)
     gdrq_mm.calibrate(model, [lambda: model(x, **masks)])
-    assert not get_state(model).uncalled_layers()
+    assert not uncalled_layers(get_state(model))
     seen = model.eval()(x, **masks)  # with gradients: no fast path
     with torch.no_grad():
         ours = model(x, **masks)

@@ -95,7 +95,19 @@ def test_bad_quantization_stops_the_run_before_it_trains(
 
 def test_float_model_without_quantization_is_refused(make_runner):
     runner = make_runner('resnet', dict(type='GDRQHook'))
-    with pytest.raises(ValueError, match='GDRQHook got no quantization'):
+    with pytest.raises(ValueError, match='GDRQHook got no quantization and'):
+        runner.train()
+
+
+def test_a_quantized_part_alone_is_named(make_runner, load_config):
+    cfg = load_config('resnet')
+    cfg.merge_from_dict(dict(model=dict(backbone=dict(
+        type='QuantizedModel', architecture=cfg.model.backbone.type,
+        quantization=dict(weight=dict(bits=4))))))
+    runner = make_runner(cfg, dict(type='GDRQHook'))
+    with pytest.raises(ValueError, match=(
+            'of the model only backbone is a QuantizedModel: make the whole '
+            'model one')):
         runner.train()
 
 

@@ -33,7 +33,8 @@ def test_values_and_gradients_of_weights(bits, group_size):
     assert torch.equal(weight.grad, grad)  # straight-through
     size, count = 7 if group_size == -1 else group_size, 2**bits
     per_level = weight.numel() / quantizer.levels.numel()
-    for group, levels in enumerate(quantizer.levels.double().tolist()):
+    for group, levels in enumerate(quantizer.levels.double().view(
+            -1, count).tolist()):
         rows = slice(group * size, (group + 1) * size)
         sums = [0.] * count
         for v, g, q in zip(weight[rows].double().flatten().tolist(),
@@ -42,7 +43,8 @@ def test_values_and_gradients_of_weights(bits, group_size):
             index = min(range(count), key=lambda i: abs(levels[i] - v))
             assert q == levels[index]
             sums[index] += g / per_level**.5
-        assert quantizer.levels.grad[group].tolist() == pytest.approx(
+        assert quantizer.levels.grad.view(
+            -1, count)[group].tolist() == pytest.approx(
             sums, rel=1e-4, abs=1e-5)
 
 
@@ -108,7 +110,7 @@ def test_packed_codes_give_the_same_weights(values, bits, group_size):
 def test_levels_that_crossed_each_other_are_sorted():
     quantizer = DirectQuantizationWeight(1, 1, -1)
     with torch.no_grad():
-        quantizer.levels.copy_(torch.tensor([[.5, -.5]]))
+        quantizer.levels.copy_(torch.tensor([.5, -.5]))
     assert quantizer(torch.tensor([[-.2, .3]])).tolist() == [[-.5, .5]]
 
 
@@ -239,3 +241,19 @@ def test_frozen_weights_have_levels_that_are_learned(grad):
     quantizer(weight).sum().backward()
     assert quantizer.levels.grad.any()
     assert (weight.grad is not None) == grad
+
+
+def test_init_weights_of_matrices_leaves_levels_alone():
+    """As DETR's draws all parameters of more than one dimension anew."""
+    model = nn.Sequential(nn.Linear(8, 8))
+    quantize_(model, dict(weight=dict(type='DirectQuantization', bits=2,
+                                      group_size=4)))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    model(torch.randn(2, 8))
+    assert not [name for name, each in model[0].weight_quantizer.
+                named_parameters() if each.dim() > 1]
+    quantized = model[0].quantized_weight()
+    error = (quantized - model[0].latent_weight).square().sum()
+    assert error < .2 * model[0].latent_weight.square().sum()

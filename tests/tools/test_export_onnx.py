@@ -222,3 +222,13 @@ def test_the_file_names_the_classes(cfg, trained, names, tmp_path):
     torch.save(dict(state_dict={}, meta=dict(
         dataset_meta=trained and dict(classes=trained))), tmp_path / 'a.pth')
     assert export_onnx._classes(cfg, str(tmp_path / 'a.pth')) == names
+
+
+def test_a_checkpoint_of_another_head_is_refused(trained, tmp_path):
+    """Its head would stay random, and every check of the file succeed."""
+    out = tmp_path / 'other.onnx'
+    result = export(*trained, '--out', out, '--cfg-options',
+                    'model.head.num_classes=3')
+    assert result.returncode == 1 and not out.exists()
+    assert 'of another architecture' in result.stderr
+    assert 'head.fc.weight: checkpoint (' in result.stderr

@@ -212,3 +212,70 @@ def test_an_optimizer_takes_them_once():
     sizes = [len(group['params']) for group in optimizer.param_groups]
     assert add_learned_parameters(state, optimizer) == []
     assert sizes == [len(group['params']) for group in optimizer.param_groups]
+
+
+class Freezes(nn.Sequential):
+    """Freezes its body in every ``train()``, as mm backbones do."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.body.eval()
+        for parameter in self.body.parameters():
+            parameter.requires_grad = False
+        return self
+
+
+@pytest.mark.parametrize('config', [
+    LSQ, dict(weight=dict(type='PACT', bits=4),
+              activation=dict(type='PACT', bits=4, site='relu')),
+    dict(weight=dict(bits=4), activation=dict(bits=4, threshold='learned'))])
+def test_quantizers_of_a_stage_that_train_freezes_learn(config):
+    class Outer(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.backbone = Freezes()
+            for name in ('body', 'head'):
+                self.backbone.add_module(name, nn.Sequential(
+                    nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()))
+
+        def forward(self, x):
+            return self.backbone(x)
+
+    model = Outer()
+    quantize_(model.train(), config)
+    held = learned_parameters(get_state(model))
+    optimizer = torch.optim.SGD(model.parameters(), .1)
+    model.train()
+    step(model, optimizer)
+    before = {name: each.detach().clone() for name, each in held.items()}
+    step(model, optimizer)
+    body = {name for name in held if 'body' in name}
+    assert body and all(held[name].requires_grad for name in body)
+    moved = {name for name in body if not torch.equal(held[name],
+                                                      before[name])}
+    assert moved
+    assert not model.backbone.body[0].latent_weight.requires_grad
+
+
+def test_what_was_frozen_by_hand_stays_so():
+    model = make_model()
+    for parameter in model.head[0].input_quantizer.parameters():
+        parameter.requires_grad_(False)
+    model.train()
+    assert not model.head[0].input_quantizer.step.ratio.requires_grad
+    assert model.head[0].weight_quantizer.step.ratio.requires_grad
+    model.requires_grad_(False)  # a teacher
+    model.train()
+    assert not any(each.requires_grad for each in model.parameters())
+
+
+def test_frozen_parameters_get_no_gradient_from_other_ranks(monkeypatch):
+    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda x: None)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 1)
+    trained, frozen = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    average_gradients_over_ranks([trained, frozen])
+    frozen.requires_grad_(False)
+    (trained * 2).sum().backward()
+    assert trained.grad.tolist() == [2, 2] and frozen.grad is None

@@ -1,5 +1,6 @@
 """The metric of a deployed model: mm dataset, any function, mm evaluator."""
 import copy
+import math
 from typing import (
     Any,
     Callable,
@@ -17,14 +18,15 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from ..evaluating import in_this_process
-from ..publish import inference_config
+from ..publish import inference_config, load_all
+from ..reading import read_checkpoint, weights_of
 from ..scopes import build_model, scope_of, type_name
+from .equal_predictions import count_equal
 from .models import reverses_channels
 from .two_stage import paste
 
@@ -35,12 +37,15 @@ def load_model(config: str, checkpoint: str,
 
     Returns:
         tuple[Config, nn.Module]: The config in ``QuantizedModel`` form.
+
+    Raises:
+        CheckpointError: The checkpoint is of another model, if in part.
     """
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(cfg_options or {})
     cfg = inference_config(cfg)
     model = build_model(cfg)
-    load_checkpoint(model, checkpoint, map_location='cpu')
+    load_all(model, weights_of(read_checkpoint(checkpoint)))
     model.eval()  # returns nothing in some models
     return cfg, model
 
@@ -201,9 +206,9 @@ def evaluate(cfg: Config, functions: Dict[str, Callable],
 
     Returns:
         dict[str, dict[str, float]]: By function and metric. ``agreement`` is
-        the share of equal predictions (classes of images or pixels, or
-        detections over 0.3 with the same label and an IoU over 0.75) with
-        the first function, in percent.
+        the share of predictions that are those of the first function, in
+        percent (see :func:`.equal_predictions.count_equal`); NaN where
+        neither predicts anything.
     """
     scope, evaluators = scope_of(cfg), evaluators_of(cfg, functions)
     agreement, images = {name: [0, 0] for name in functions}, 0
@@ -212,12 +217,13 @@ def evaluate(cfg: Config, functions: Dict[str, Callable],
         for name, function in functions.items():
             outputs = tensors_of(function(image))
             first = outputs if first is None else first
-            for index, count in enumerate(_agreement(scope, outputs, first)):
-                agreement[name][index] += count
+            counts = count_equal(scope, sample, outputs, first)
+            agreement[name] = [sum(each) for each in zip(
+                agreement[name], counts)]
             filled = with_predictions(cfg, copy.deepcopy(sample), outputs)
             evaluators[name].process([filled], dict(inputs=[image[0]]))
     return {name: dict(evaluators[name].evaluate(images),
-                       agreement=100 * equal / total if total else 100.)
+                       agreement=100 * equal / total if total else math.nan)
             for name, (equal, total) in agreement.items()}
 
 
@@ -271,22 +277,3 @@ def with_predictions(cfg: Config, sample: Any, outputs: Sequence[Tensor]
         ) >= cfg.model.test_cfg.rcnn.mask_thr_binary
     sample.pred_instances = found
     return sample
-
-
-def _agreement(scope: str, ours: Sequence[Tensor], theirs: Sequence[Tensor]
-               ) -> Tuple[int, int]:
-    """Number of equal predictions, and of all."""
-    if scope == 'mmpretrain':
-        return int((ours[0].argmax(1) == theirs[0].argmax(1)).sum()), 1
-    if scope == 'mmseg':
-        return int((ours[0] == theirs[0]).sum()), ours[0].numel()
-    equal = total = 0
-    ours, theirs = ([each[0] for each in found[:3]]
-                    for found in (ours, theirs))
-    for box, score, label in zip(*theirs):
-        if score <= 0.3 or label < 0:
-            continue
-        total += 1
-        same = ours[0][ours[2] == label]
-        equal += bool((box_iou(same, box[None]) > 0.75).any())
-    return equal, total
