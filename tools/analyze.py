@@ -40,7 +40,7 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional, Sequence
 
 from mmengine.config import Config, DictAction
 
@@ -71,7 +71,13 @@ from gdrq_mm.openmmlab.diff import diff_checkpoints
 from gdrq_mm.openmmlab.policy import WEIGHT_BITS, propose_policy
 from gdrq_mm.openmmlab.publish import inference_config, quantization_of
 from gdrq_mm.openmmlab.report_page import write_report
-from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
+from gdrq_mm.openmmlab.scopes import (
+    build_model,
+    example_batch,
+    image_channels,
+    read_config,
+    scope_of,
+)
 from gdrq_mm.openmmlab.sensitivity import measure_sensitivity
 from gdrq_mm.plan import QuantReport, make_plan, trace_layers
 from gdrq_mm.training import calibrate, get_state
@@ -89,8 +95,7 @@ EXAMPLES = dict(
 
 def plan(args) -> None:
     cfg, model, plans = open_config(args, quantization_of)
-    batch = example_batch(scope_of(cfg), tuple(args.shape))
-    traces = trace_layers(model, plans, lambda: model.test_step(batch))
+    traces = trace_layers(model, plans, prediction(model, cfg, args.shape))
     coverage = coverage_of(args)
     print(QuantReport(plans, traces, coverage.share, coverage.between_share))
 
@@ -99,8 +104,7 @@ def ends(args) -> None:
     # Every layer counts, whatever the config would do to it.
     cfg, model, plans = open_config(
         args, lambda cfg: dict(weight=dict(bits=8)))
-    batch = example_batch(scope_of(cfg), tuple(args.shape))
-    found = first_and_last(model, plans, lambda: model.test_step(batch))
+    found = first_and_last(model, plans, prediction(model, cfg, args.shape))
     change = 'skip=True' if args.float else (
         f'weight=dict(bits={args.bits}), activation=dict(bits={args.bits})')
     print('rules=[')
@@ -117,11 +121,11 @@ def ends(args) -> None:
 
 def residuals(args) -> None:
     from gdrq_mm.deployable import make_deployable  # needs torchvision
-    cfg = read_config(args)
+    cfg = read_config(args.config, args.cfg_options)
     model = build_model(inference_config(cfg))
     shape = tuple(args.shape)
-    image = example_batch(scope_of(cfg), shape)['inputs'][0].view(
-        1, 3, *shape).float()
+    image = example_batch(scope_of(cfg), shape, image_channels(cfg))[
+        'inputs'][0].view(1, -1, *shape).float()
     deployable = make_deployable(model, shape)
     calibrate(model, [lambda: deployable(image)])
     found = residual_outputs(deployable.eval(), image)
@@ -142,12 +146,12 @@ def residuals(args) -> None:
 
 def coverage_of(args) -> Coverage:
     """What a prediction of a random image shows."""
-    cfg = read_config(args)
+    cfg = read_config(args.config, args.cfg_options)
     model = build_model(inference_config(cfg))
-    batch = example_batch(scope_of(cfg), tuple(args.shape))
+    predict = prediction(model, cfg, args.shape)
     if get_state(model):
-        calibrate(model, [lambda: model.test_step(batch)])
-    return measure_coverage(model, lambda: model.test_step(batch))
+        calibrate(model, [predict])
+    return measure_coverage(model, predict)
 
 
 def coverage(args) -> None:
@@ -214,15 +218,26 @@ def json_of(args) -> Path:
     return path
 
 
-def read_config(args) -> Config:
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
-    return cfg
+def prediction(model, cfg: Config, shape: Sequence[int]) -> Callable:
+    """Calls the model on a random image."""
+    channels = image_channels(cfg)
+    batch = example_batch(scope_of(cfg), tuple(shape), channels)
+
+    def predict():
+        try:
+            return model.test_step(batch)
+        except Exception as error:  # whatever a model comes up with
+            raise RuntimeError(
+                f'the model of {cfg.filename} cannot predict a random image '
+                f'of {channels} x {shape[0]} x {shape[1]}, try another '
+                f'--shape: {type(error).__name__}: {error}') from error
+
+    return predict
 
 
 def open_config(args, quantization):
     """The config, its model, and what becomes of the layers."""
-    cfg = read_config(args)
+    cfg = read_config(args.config, args.cfg_options)
     quantization = quantization(cfg)
     model = build_model(cfg)
     state = get_state(model)
@@ -330,6 +345,9 @@ def main() -> None:
     args = parser.parse_args()
     if getattr(args, 'picture', None):
         check_image(args.picture)
+        if Path(args.picture).exists():
+            raise FileExistsError(f'{args.picture} exists; remove it or '
+                                  'choose another name')
     args.run(args)
 
 

@@ -29,7 +29,7 @@ from gdrq_mm.openmmlab.deployable.evaluation import (
 from gdrq_mm.openmmlab.deployable.own_test import compare_with_own_test
 from gdrq_mm.openmmlab.publish import load_all
 from gdrq_mm.openmmlab.reading import read_checkpoint, weights_of
-from gdrq_mm.openmmlab.scopes import build_model
+from gdrq_mm.openmmlab.scopes import build_model, read_config
 from gdrq_mm.writing import write_whole
 
 
@@ -83,8 +83,7 @@ def compare(args: argparse.Namespace) -> dict:
 
 def load_float(args: argparse.Namespace) -> tuple:
     """The float model of a config, in eval mode."""
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = read_config(args.config, args.cfg_options)
     model = build_model(cfg)
     if any(isinstance(layer, QuantLayer) for layer in model.modules()):
         raise ValueError(f'the model of {args.config} is quantized: give what '

@@ -87,9 +87,10 @@ def weight_figures(name: str, layer: nn.Module) -> LayerFigures:
         found.one_level = quantized.unique().numel() == 1
         return found
     found.one_level = codes.unique().numel() == 1
-    step = getattr(quantizer, 'code_step', 1)
-    top = max(int(codes.abs().max()), 2**(quantizer.bits - 1) - 1, 1)
-    grid = torch.arange(-top, top + 1, step, dtype=torch.float64)
+    low, high = quantizer.lowest_code, quantizer.highest_code
+    top = max(-low, high)
+    grid = torch.arange(low, high + 1, quantizer.code_step,
+                        dtype=torch.float64)
     group = quantizer.group_size if quantizer.group_size > 0 else len(weight)
     found.weight = _part(
         quantizer.bits, to_float64(weight / (scale * top)), codes, grid,
@@ -160,9 +161,10 @@ def _part(bits: int, x: Tensor, codes: Tensor, grid: Tensor, top: float,
           loss: float, lowest: float) -> Part:
     x = x.flatten().cpu()
     counts = torch.histc(x.clamp(lowest, LIMIT), BINS, lowest, LIMIT)
-    half, last = .5 / max(top, 1), grid / max(top, 1)
-    beyond = (x > float(last[-1]) + half) | (x < float(last[0]) - half)
-    return Part(bits, (grid / max(top, 1)).tolist(), counts.long().tolist(),
+    levels = grid / max(top, 1)
+    half = float(levels[1] - levels[0]) / 2
+    beyond = (x > float(levels[-1]) + half) | (x < float(levels[0]) - half)
+    return Part(bits, levels.tolist(), counts.long().tolist(),
                 lowest, int(beyond.sum()) / max(int(x.count_nonzero()), 1),
                 len(grid) - codes.unique().numel(), loss)
 

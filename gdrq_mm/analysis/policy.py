@@ -27,7 +27,7 @@ class Layer:
     Args:
         names (list[str]): The layers.
         weights (int): Number of weights.
-        groups (int): Number of scales, float32.
+        packed (dict[int, int]): Bytes in a published file by bits.
         macs (int): Multiply-accumulates of all calls.
         weight_noise (dict[int, float]): Noise of the outputs by bits of the
             weights alone.
@@ -38,7 +38,7 @@ class Layer:
     """
     names: List[str]
     weights: int
-    groups: int
+    packed: Dict[int, int]
     macs: int
     weight_noise: Dict[int, float]
     activation_noise: Dict[int, float]
@@ -56,7 +56,7 @@ class Layer:
         """Bytes ('size') or bit operations ('bops'); None is float."""
         if kind == 'size':
             return 4. * self.weights if bits is None else \
-                -(-self.weights * bits.weight // 8) + 4. * self.groups
+                float(self.packed[bits.weight])
         product = FLOAT * FLOAT if bits is None else \
             bits.weight * bits.activation
         return float(self.macs * product)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checkpoint import bytes_of
 from ..modes import eval_mode
 from .evaluating import in_this_process
-from .scopes import example_batch, scope_of
+from .scopes import example_batch, image_channels, scope_of
 
 DEFAULT_SIZE = (224, 224)
 
@@ -34,7 +34,8 @@ def batch_to_try(cfg: Config) -> dict:
         # Whatever is missing: files, packages, a network.
         with contextlib.suppress(Exception):
             return next(iter(Runner.build_dataloader(loader, seed=0)))
-    return example_batch(scope_of(cfg), _input_size(loader) or DEFAULT_SIZE)
+    return example_batch(scope_of(cfg), _input_size(loader) or DEFAULT_SIZE,
+                         image_channels(cfg))
 
 
 def _input_size(cfg: Any) -> Optional[Tuple[int, int]]:

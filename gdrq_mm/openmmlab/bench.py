@@ -26,7 +26,7 @@ from .evaluating import in_this_process, one_process, quiet, scalars
 from .metrics import has_evaluator, metric_name
 from .publish import inference_config, quantization_of
 from .reading import read_checkpoint, weights_of
-from .scopes import build_model, scope_of
+from .scopes import build_model, read_config, scope_of
 
 # Goes up where the same inputs give other figures.
 MEASURED = 3
@@ -60,8 +60,7 @@ class Bench:
             if value < 1:
                 raise ValueError(f'{name} is {value}, allowed: 1 or more')
         self.config, self.checkpoint = config, checkpoint
-        self.cfg = Config.fromfile(config)
-        self.cfg.merge_from_dict(cfg_options or {})
+        self.cfg = read_config(config, cfg_options)
         self.scope = scope_of(self.cfg)
         self.split = self._split()
         self._weights = weights_of(read_checkpoint(checkpoint))

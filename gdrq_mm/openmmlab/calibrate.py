@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional
 
 import torch
-from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
@@ -25,7 +24,7 @@ from ..version import __version__
 from ..writing import save_whole
 from .publish import inference_config, load_all
 from .reading import read_checkpoint, weights_of
-from .scopes import build_model
+from .scopes import build_model, read_config
 
 
 def training_forwards(model: nn.Module, dataloader: DataLoader,
@@ -123,8 +122,7 @@ def calibrate_checkpoint(config: str,
     if out.exists():
         raise FileExistsError(f'{out} exists; remove it or choose another '
                               'name')
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(cfg_options or {})
+    cfg = read_config(config, cfg_options)
     model_cfg = inference_config(cfg)
     trained = read_checkpoint(checkpoint)
     weights = weights_of(trained)

@@ -3,7 +3,7 @@ import copy
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Dict, Iterable, List, Optional
 
@@ -23,8 +23,8 @@ from ..analysis.policy import (
 )
 from ..analysis.sensitivity import Figures, shared_weights
 from ..config import QuantConfig
-from ..functional import num_groups
 from ..plan import make_plan, trace_layers
+from ..plan.sizes import packed_bytes
 from .bench import Bench
 from .evaluating import scalars
 from .metrics import rule_of, with_test
@@ -135,8 +135,9 @@ class Policies:
             quantized = plan.weight is not None
             layers.append(Layer(
                 members, plan.parameter.numel(),
-                num_groups(plan.parameter.shape[0], plan.weight.group_size)
-                if quantized else 0,
+                {number: packed_bytes(plan.parameter.shape, replace(
+                    plan.weight, bits=number)) for number in {
+                        *bits, own[name].weight}} if quantized else {},
                 sum(traces[member].macs for member in members),
                 noises(name, 'weight') if quantized else {},
                 noises(name, 'activation') if quantized else {},

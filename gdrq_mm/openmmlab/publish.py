@@ -29,7 +29,7 @@ from ..writing import write_whole
 from .agreement import batch_to_try, first_difference, outputs_of
 from .averaging import warn_of_averaged
 from .reading import read_checkpoint, weights_of
-from .scopes import build_model
+from .scopes import build_model, read_config
 
 # Of the training run, not of the model.
 _RUN_KEYS = ('work_dir', 'load_from', 'resume', 'launcher')
@@ -130,8 +130,7 @@ def publish(config: str, checkpoint: str, out_dir: str, latent: bool = False,
         RuntimeError: The checkpoint is damaged, or does not fit the config.
         FileExistsError: A file of that name is there.
     """
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(cfg_options or {})
+    cfg = read_config(config, cfg_options)
     cfg = inference_config(cfg)
     trained = read_checkpoint(checkpoint)
     weights = weights_of(trained)

@@ -2,7 +2,7 @@
 import copy
 import importlib
 from pathlib import Path
-from typing import Tuple
+from typing import Optional, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -58,6 +58,33 @@ def package_tool(scope: str, name: str) -> Path:
                             f'({name}); reinstall it with pip or mim')
 
 
+def read_config(path: Union[str, Path],
+                cfg_options: Optional[dict] = None) -> Config:
+    """The config of a model.
+
+    Args:
+        path (str): The file.
+        cfg_options (dict, optional): Changes, by names with dots.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It is no Python, or has no model.
+    """
+    try:
+        cfg = Config.fromfile(path)
+    except (SyntaxError, NameError) as error:
+        line = getattr(error, 'lineno', None)
+        raise ValueError(f'{path} is no config that can be read: {error}'
+                         if line is None else
+                         f'{path} is no config that can be read: '
+                         f'{error.msg} (line {line})') from error
+    if not cfg.get('model'):
+        raise ValueError(f'{path} has no model: give the config of a '
+                         'training, with model=dict(type=...)')
+    cfg.merge_from_dict(cfg_options or {})
+    return cfg
+
+
 def build_model(cfg: Config) -> nn.Module:
     """Build the model of a config as the package's tools do."""
     from mmengine.registry import MODELS
@@ -70,19 +97,32 @@ def build_model(cfg: Config) -> nn.Module:
     return MODELS.build(model)
 
 
-def example_batch(scope: str, shape: Tuple[int, int]) -> dict:
+def image_channels(cfg: Config) -> int:
+    """Channels of the images that a model takes: as many as means are taken
+    from, or as the backbone says; 3 where neither is said."""
+    model = cfg.get('model') or {}
+    for node in (cfg.get('data_preprocessor'), model.get('data_preprocessor')):
+        if (node or {}).get('mean'):
+            return len(node['mean'])
+    return (model.get('backbone') or {}).get('in_channels', 3)
+
+
+def example_batch(scope: str, shape: Tuple[int, int], channels: int = 3
+                  ) -> dict:
     """A batch of one random image for ``model.test_step``.
 
     Args:
         scope (str): mmdet, mmseg or mmpretrain.
         shape (tuple[int, int]): Height and width.
+        channels (int): Of the image, see :func:`image_channels`. Defaults
+            to 3.
     """
     structures = importlib.import_module(f'{scope}.structures')
     sample = getattr(structures, SAMPLES[scope])(metainfo=dict(
         img_shape=shape, ori_shape=shape, pad_shape=shape,
         batch_input_shape=shape, scale_factor=(1., 1.)))
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, *shape), generator=generator,
+    image = torch.randint(0, 256, (channels, *shape), generator=generator,
                           dtype=torch.uint8)
     inputs = image[None] if scope == 'mmpretrain' else [image]
     return dict(inputs=inputs, data_samples=[sample])

@@ -7,6 +7,7 @@ from torch import nn
 from ..functional import num_groups
 from ..layers import QuantLayer, QuantReLU, lost_layers
 from .layer_plan import LayerPlan
+from .sizes import packed_bytes
 from .trace import LayerTrace
 
 # See QuantLayer.past_reads.
@@ -54,14 +55,10 @@ class QuantReport:
 
     @staticmethod
     def bytes_of(plan: LayerPlan) -> tuple:
-        """tuple[int, int]: bytes of the weight in float32 and packed (codes
-        at their bit width, a float32 scale per group)."""
+        """tuple[int, int]: bytes of the weight in float32 and packed."""
         before = 4 * _size(plan)
-        weight = plan.parameter
-        if plan.weight is None:
-            return before, before
-        groups = num_groups(weight.shape[0], plan.weight.group_size)
-        return before, -(-weight.numel() * plan.weight.bits // 8) + 4 * groups
+        return before, before if plan.weight is None else packed_bytes(
+            plan.parameter.shape, plan.weight)
 
     def input_of(self, plan: LayerPlan) -> str:
         """'signed', 'zero point' or 'unsigned', if data has shown it; 'from a

@@ -25,6 +25,16 @@ from gdrq_mm.plan import make_plan
 BITS = (2, 3, 4, 8)
 
 
+class Parts(nn.ModuleDict):
+    """A model whose parts are read by name."""
+
+
+def packed(weights, groups):
+    """Bytes by bits: codes, and a float32 a group."""
+    return {bits: -(-weights * bits // 8) + 4 * groups
+            for bits in range(1, 9)}
+
+
 def make_layers(seed, number=4, fixed=0):
     import random
     rng = random.Random(seed)
@@ -32,10 +42,14 @@ def make_layers(seed, number=4, fixed=0):
     def noises():
         return {bits: rng.uniform(.5, 2) * 4.**-bits for bits in BITS}
 
-    return [Layer([f'layer{index}'], rng.randrange(16, 4000),
-                  rng.randrange(1, 16), rng.randrange(100, 10**6), noises(),
-                  noises(), (8 if index == 1 else 4), fixed=index < fixed)
-            for index in range(number)]
+    layers = []
+    for index in range(number):
+        weights, groups = rng.randrange(16, 4000), rng.randrange(1, 16)
+        layers.append(Layer(
+            [f'layer{index}'], weights, packed(weights, groups),
+            rng.randrange(100, 10**6), noises(), noises(),
+            (8 if index == 1 else 4), fixed=index < fixed))
+    return layers
 
 
 def brute_force(layers, budgets, activation_bits):
@@ -76,7 +90,7 @@ def test_a_sensitive_layer_gets_the_bits():
     layers = make_layers(0)
     layers[2].weight_noise = {bits: 100. * 4.**-bits for bits in BITS}
     for layer in layers:
-        layer.weights, layer.groups = 1000, 10
+        layer.weights, layer.packed = 1000, packed(1000, 10)
     choice = propose(layers, dict(size=.13), BITS, [4])
     assert choice['layer2'].weight == max(
         bits.weight for bits in choice.values()) > 3
@@ -112,7 +126,7 @@ def test_budgets_that_cannot_be_met_say_what_can():
 
 
 def test_costs_are_those_of_packed_files_and_of_bit_operations():
-    layer = Layer(['a'], weights=10, groups=2, macs=100,
+    layer = Layer(['a'], weights=10, packed=packed(10, 2), macs=100,
                   weight_noise={}, activation_noise={}, activation_bits=4)
     assert layer.cost('size', Bits(3, 4)) == 4 + 8
     assert layer.cost('bops', Bits(3, 4)) == 1200
@@ -124,7 +138,7 @@ def test_rules_give_the_chosen_bits_and_keep_what_else_was_said():
         weight=dict(bits=2), activation=dict(bits=4),
         rules=[dict(match='skipped', skip=True),
                dict(match='b*', weight=dict(bits=8, k=2.5))])
-    layers = [Layer([name], 10, 1, 10, {}, {}, 4) for name in
+    layers = [Layer([name], 10, packed(10, 1), 10, {}, {}, 4) for name in
               ('a', 'b.0', 'c[0]', 'skipped')]
     choice = {'a': Bits(2, 4), 'b.0': Bits(3, 4), 'c[0]': Bits(2, 8)}
     rules = make_rules(layers, choice, config)
@@ -162,7 +176,8 @@ def test_rules_can_be_pasted_whatever_was_chosen(first, third):
     plans = make_plan(model, QuantConfig.from_dict(QUANTIZATION))
     choice = {'body.0': Bits(first, 4), 'body.2': Bits(third, 8),
               'tail': Bits(4, 4)}
-    layers = [Layer([name], 10, 1, 10, {}, {}, 4, name not in choice)
+    layers = [Layer([name], 10, packed(10, 1), 10, {}, {}, 4,
+                    name not in choice)
               for name in ('body.0', 'body.2', 'body.4', 'tail', 'head')]
     rules = make_rules(layers, choice, QUANTIZATION, plans)
     found = {plan.name: plan for plan in quantize_(
@@ -177,19 +192,19 @@ def test_rules_can_be_pasted_whatever_was_chosen(first, third):
 def test_rules_for_the_default_bits_stand_before_wider_ones():
     config = dict(weight=dict(bits=4), activation=dict(bits=4),
                   rules=[dict(match='*', weight=dict(bits=8))])
-    layers = [Layer([name], 10, 1, 10, {}, {}, 4) for name in 'ab']
+    layers = [Layer([name], 10, packed(10, 1), 10, {}, {}, 4) for name in 'ab']
     assert make_rules(layers, {'a': Bits(4, 4), 'b': Bits(8, 4)}, config) == [
         dict(match='a', weight=dict(bits=4)), *config['rules']]
 
 
 def test_rules_keep_what_was_said_of_products():
-    model = nn.ModuleDict({name: nn.MultiheadAttention(4, 2)
+    model = Parts({name: nn.MultiheadAttention(4, 2)
                            for name in 'ab'})
     config = dict(weight=dict(bits=4), activation=dict(bits=4), rules=[
         dict(match='a', weight=dict(bits=8), products=dict(bits=8)),
         dict(match='b', products=dict(bits=3))])
     plans = make_plan(model, QuantConfig.from_dict(config))
-    layers = [Layer([name], 10, 1, 10, {}, {}, 4) for name in 'ab']
+    layers = [Layer([name], 10, packed(10, 1), 10, {}, {}, 4) for name in 'ab']
     rules = make_rules(layers, {'a': Bits(2, 4), 'b': Bits(4, 4)}, config,
                        plans)
     found = {plan.name: plan for plan in quantize_(
@@ -197,7 +212,7 @@ def test_rules_keep_what_was_said_of_products():
     assert found['a'].weight.bits == 2
     assert [found[f'{name}.product_quantizers'].activation.bits
             for name in 'ab'] == [8, 3]
-    assert rules_of_layers(config, nn.ModuleDict({
+    assert rules_of_layers(config, Parts({
         name: nn.MultiheadAttention(4, 2) for name in 'ab'})) == [
             dict(match='a', weight=dict(bits=8))]
 
@@ -215,13 +230,14 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize('bits', [4, None])
 def test_rules_of_layers_beside_products_do_not_speak_of_them(bits):
-    model = nn.ModuleDict(dict(a=Attention()))
+    model = Parts(dict(a=Attention()))
     config = dict(
         weight=dict(bits=4), activation=dict(bits=4), products=dict(bits=8),
         rules=[dict(match='a*', weight=dict(bits=8),
                     products=dict(bits=bits))])
     plans = make_plan(model, QuantConfig.from_dict(config))
-    layers = [Layer([f'a.{name}'], 10, 1, 10, {}, {}, 4) for name in 'qk']
+    layers = [Layer([f'a.{name}'], 10, packed(10, 1), 10, {}, {}, 4)
+              for name in 'qk']
     rules = make_rules(layers, {'a.q': Bits(2, 4), 'a.k': Bits(8, 4)}, config,
                        plans)
     found = {plan.name: plan for plan in quantize_(
@@ -236,7 +252,7 @@ def test_rules_of_layers_beside_products_do_not_speak_of_them(bits):
 def test_bits_that_broke_the_outputs_are_not_chosen(bad):
     layers = make_layers(5)
     for layer in layers:
-        layer.weights, layer.groups = 1000, 10
+        layer.weights, layer.packed = 1000, packed(1000, 10)
     layers[0].weight_noise = {2: bad, 3: .1, 4: .2, 8: .01}
     assert [layers[0].noise(Bits(bits, 4)) for bits in BITS] == \
         pytest.approx([math.inf, .1, .1, .01], abs=.1)

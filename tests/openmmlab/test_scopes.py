@@ -6,7 +6,14 @@ from mmengine.config import Config
 from mmpretrain.models import ImageClassifier
 
 from gdrq_mm.openmmlab import QuantizedModel
-from gdrq_mm.openmmlab.scopes import build_model, scope_of, type_name
+from gdrq_mm.openmmlab.scopes import (
+    build_model,
+    example_batch,
+    image_channels,
+    read_config,
+    scope_of,
+    type_name,
+)
 
 
 def test_building_a_model_leaves_its_config_alone(load_config):
@@ -44,3 +51,33 @@ def test_a_type_is_text_or_a_class():
     assert {type_name(dict(type=each)) for each in (
         ImageClassifier, 'ImageClassifier', 'mmpretrain.ImageClassifier')
             } == {'ImageClassifier'}
+
+
+@pytest.mark.parametrize('text, message', [
+    ('model = dict(type=', r"is no config that can be read: '\(' was never "
+     r'closed \(line 1\)'),
+    ('model = dict(type=Nobody)', "can be read: name 'Nobody' is not defined"),
+    ('a = 1', 'has no model: give the config of a training')])
+def test_a_config_that_is_none_is_one_sentence(text, message, tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f'config.py {message}'
+                       if text == 'a = 1' else message):
+        read_config(path)
+
+
+def test_changes_of_a_config_are_made(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text('model = dict(type="A", depth=1)')
+    assert read_config(path, {'model.depth': 2}).model.depth == 2
+
+
+@pytest.mark.parametrize('cfg, channels', [
+    (dict(data_preprocessor=dict(mean=[1.])), 1),
+    (dict(model=dict(data_preprocessor=dict(mean=[1.] * 4))), 4),
+    (dict(model=dict(backbone=dict(in_channels=2))), 2),
+    (dict(data_preprocessor=dict(bgr_to_rgb=True), model={}), 3)])
+def test_images_have_the_channels_that_the_model_takes(cfg, channels):
+    assert image_channels(Config(cfg)) == channels
+    image = example_batch('mmpretrain', (4, 5), channels)['inputs']
+    assert image.shape == (1, channels, 4, 5)

@@ -8,6 +8,7 @@ import pytest
 from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
+IMAGE = next((ROOT / 'docs' / 'images').glob('*.png'))
 CONFIGS = dict(
     det='faster_rcnn/faster-rcnn_r18-small_fpn_gdrq-w2a4_demo-voc.py',
     seg='pspnet/pspnet_r18-small_gdrq-w2a4_demo-cityscapes.py',
@@ -91,6 +92,9 @@ def test_coverage_is_the_share_that_the_plan_prints(monkeypatch, capsys,
      "--budget 'size' is none: give size=RATIO"),
     (['sensitivity', 'CONFIG', 'no.pth', '--batches', '0'],
      'batches is 0, allowed: 1 or more'),
+    (['coverage', 'CONFIG', '--picture', str(IMAGE)], 'exists; remove it or'),
+    (['plan', 'CONFIG', '--shape', '0', '0'],
+     'cannot predict a random image of 3 x 0 x 0, try another --shape: '),
     (['report', 'CONFIG', 'no.pth', __file__], 'exists; remove it or')])
 def test_bad_input_of_the_measuring_commands(arguments, message, monkeypatch,
                                              capsys):

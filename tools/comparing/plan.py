@@ -26,7 +26,13 @@ from gdrq_mm.openmmlab.publish import (
 )
 from gdrq_mm.openmmlab.quantized_model import float_architecture
 from gdrq_mm.openmmlab.reading import read_checkpoint, weights_of
-from gdrq_mm.openmmlab.scopes import build_model, example_batch, scope_of
+from gdrq_mm.openmmlab.scopes import (
+    build_model,
+    example_batch,
+    image_channels,
+    read_config,
+    scope_of,
+)
 from gdrq_mm.plan import QuantReport, make_plan
 from gdrq_mm.training import DistillConfig, get_state
 
@@ -110,8 +116,7 @@ class Comparison:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         _check_names(settings.schemes)
-        cfg = Config.fromfile(settings.config)
-        cfg.merge_from_dict(copy.deepcopy(settings.options))
+        cfg = read_config(settings.config, copy.deepcopy(settings.options))
         # Pure Python configs may have none; jobs and their runners ask it.
         cfg.default_scope = scope_of(cfg)
         self.hook, shared = _split(cfg)
@@ -314,7 +319,7 @@ def check_training(cfg: Config) -> None:
 def ends_of(cfg: Config, model, shape: Tuple[int, int] = (224, 224)
             ) -> List[dict]:
     """Rules that keep first and last layers at 8 bits."""
-    batch = example_batch(scope_of(cfg), shape)
+    batch = example_batch(scope_of(cfg), shape, image_channels(cfg))
     plans = make_plan(model, QuantConfig.from_dict(
         dict(weight=dict(bits=ENDS_BITS))))
     try:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..evaluating import in_this_process
 from ..publish import inference_config, load_all
 from ..reading import read_checkpoint, weights_of
-from ..scopes import build_model, scope_of, type_name
+from ..scopes import build_model, read_config, scope_of, type_name
 from .equal_predictions import count_equal
 from .models import reverses_channels
 from .two_stage import paste
@@ -41,8 +41,7 @@ def load_model(config: str, checkpoint: str,
     Raises:
         CheckpointError: The checkpoint is of another model, if in part.
     """
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(cfg_options or {})
+    cfg = read_config(config, cfg_options)
     cfg = inference_config(cfg)
     model = build_model(cfg)
     load_all(model, weights_of(read_checkpoint(checkpoint)))
