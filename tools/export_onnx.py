@@ -196,6 +196,7 @@ def _metadata(cfg, args) -> dict:
         data_preprocessor=json.dumps(preprocessor, default=str),
         calibration={None: 'training set', 'none': 'synthetic images'}.get(
             args.calibration, 'folder of images'),
+        calibration_images=str(args.calibration_images), format=args.format,
         classes=json.dumps(_classes(cfg, args.checkpoint), default=list))
 
 

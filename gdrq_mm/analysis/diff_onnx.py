@@ -4,7 +4,15 @@ The file keeps the names of layers: a call in it is looked up by its name.
 """
 import tempfile
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Optional,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import torch
@@ -31,17 +39,17 @@ class _Recorder(fx.Interpreter):
 
 @torch.no_grad()
 def compare_onnx(model: IntegerModel, path: Union[str, Path],
-                 example: tuple) -> List[Difference]:
+                 examples: Iterable[tuple]) -> List[Difference]:
     """Compare the output codes of every call of a layer.
 
     Args:
         model (IntegerModel): What the file was exported from.
         path (str or Path): A QDQ file.
-        example (tuple[Tensor]): The input of both.
+        examples (iterable of tuple[Tensor]): Inputs of both.
 
     Returns:
-        list[Difference]: One per call, in the order of the file; ``own`` is
-        with the very codes that the file's layer read.
+        list[Difference]: One per call, in the order of the file, of all
+        examples; ``own`` is with the very codes that the file's layer read.
 
     Raises:
         ImportError: A package of the ``deploy`` extra is missing.
@@ -56,27 +64,44 @@ def compare_onnx(model: IntegerModel, path: Union[str, Path],
         raise ValueError(
             f'{path} has no quantized layer {missing[0]}: give the qdq file '
             'that was exported from this checkpoint')
-    values = _tensors_of(proto, layers.values(), example, onnx, onnx_check)
+    run = _opened(proto, layers.values(), onnx, onnx_check)
     recorder = _Recorder(model.graph_module,
                          {call.node for call in model.calls})
-    recorder.run(*example)
     nodes = {node.name: node for node in model.graph_module.graph.nodes}
     tensors = model.graph_module.state_dict()
-    found = []
-    for name, call in zip(names, model.calls):
-        layer, node = layers[name], nodes[call.node]
-        arguments = [tensors[value.target] if hasattr(value, 'target')
-                     else value for value in node.args[1:]]
-        codes = values[layer.source].float() + node.args[5]
-        own = node.target(codes, *arguments)
-        theirs = values[layer.result].float().view(own.shape)
-        if call.grid is not None:
-            theirs = theirs + call.grid.low
-        difference = Difference(name)
-        difference.whole.add(recorder.kept[call.node], theirs)
-        difference.own.add(own, theirs)
-        found.append(difference)
+    found = [Difference(name) for name in names]
+    for example in examples:
+        values = run(example)
+        recorder.run(*example)
+        for difference, call in zip(found, model.calls):
+            layer, node = layers[difference.name], nodes[call.node]
+            arguments = [tensors[value.target] if hasattr(value, 'target')
+                         else value for value in node.args[1:]]
+            own = node.target(_codes(values[layer.source], node.args[5]),
+                              *arguments)
+            theirs = _codes(values[layer.result], call.grid.low if call.grid
+                            else 0).view(own.shape)
+            difference.whole.add(recorder.kept[call.node], theirs)
+            difference.own.add(own, theirs)
     return found
+
+
+def _codes(stored: Tensor, low: int) -> Tensor:
+    """Codes of a tensor: uint8 ones are counted from the least one on."""
+    return stored.float() + low * (stored.dtype is torch.uint8)
+
+
+def facts_of_file(path: Union[str, Path]) -> Dict[str, str]:
+    """What a file says of itself.
+
+    Args:
+        path (str or Path): An ONNX file.
+
+    Raises:
+        ImportError: A package of the ``deploy`` extra is missing.
+    """
+    proto = _deploy_packages()[0].load(str(path))
+    return {each.key: each.value for each in proto.metadata_props}
 
 
 def images_of_file(path: Union[str, Path]
@@ -116,39 +141,41 @@ def is_qonnx(path: Union[str, Path]) -> bool:
 
 @torch.no_grad()
 def compare_qonnx(model: nn.Module, path: Union[str, Path],
-                  example: tuple) -> List[Difference]:
+                  examples: Iterable[tuple]) -> List[Difference]:
     """Compare the outputs of every call of a layer.
 
     Args:
         model (nn.Module): The merged model that the file was exported from.
         path (str or Path): A QONNX file; the qonnx package runs it.
-        example (tuple[Tensor]): The input of both.
+        examples (iterable of tuple[Tensor]): Inputs of both.
 
     Returns:
-        list[Difference]: One per call, in the order of the file; ``own`` is
-        with the very input that the file's layer had.
+        list[Difference]: One per call, in the order of the file, of all
+        examples; ``own`` is with the very input that the file's layer had.
 
     Raises:
         ImportError: A package of the ``deploy`` extra is missing.
         ValueError: The file has other quantized layers than the model.
     """
     onnx, _, _, qonnx_check = _deploy_packages()
-    module, found = capture(model, example), []
-    try:
-        outputs = list(qonnx_check.layer_outputs(
-            onnx.load(str(path)), model, module,
-            qonnx_check.run_qonnx(path, example)))
-    except RuntimeError as error:
-        raise ValueError(f'{path} was not exported from this checkpoint: '
-                         f'{error}') from error
-    recorder = _Recorder(module, {each.node.name for each in outputs})
-    recorder.run(*example)
-    for each in outputs:
-        difference = Difference(each.name)
-        difference.whole.add(recorder.kept[each.node.name], each.found)
-        difference.own.add(each.expected, each.found)
-        found.append(difference)
-    return found
+    found: Dict[str, Difference] = {}
+    module = None
+    for example in examples:
+        module = module or capture(model, example)
+        try:
+            outputs = list(qonnx_check.layer_outputs(
+                onnx.load(str(path)), model, module,
+                qonnx_check.run_qonnx(path, example)))
+        except RuntimeError as error:
+            raise ValueError(f'{path} was not exported from this checkpoint: '
+                             f'{error}') from error
+        recorder = _Recorder(module, {each.node.name for each in outputs})
+        recorder.run(*example)
+        for each in outputs:
+            difference = found.setdefault(each.name, Difference(each.name))
+            difference.whole.add(recorder.kept[each.node.name], each.found)
+            difference.own.add(each.expected, each.found)
+    return list(found.values())
 
 
 def _deploy_packages() -> tuple:
@@ -162,8 +189,8 @@ def _deploy_packages() -> tuple:
     return onnx, onnx_check, onnx_file, qonnx_check
 
 
-def _tensors_of(proto, layers, example: tuple, onnx, onnx_check
-                ) -> Dict[str, Tensor]:
+def _opened(proto, layers, onnx, onnx_check
+            ) -> Callable[[tuple], Dict[str, Tensor]]:
     """What layers read and give when ONNX Runtime runs the file."""
     outputs = {each.name for each in proto.graph.output}
     for layer in layers:
@@ -176,5 +203,5 @@ def _tensors_of(proto, layers, example: tuple, onnx, onnx_check
         onnx.save(proto, str(opened))
         session = onnx_check.session(opened)
     names = [each.name for each in session.get_outputs()]
-    return dict(zip(names, map(torch.from_numpy,
-                               onnx_check.run(session, example))))
+    return lambda example: dict(zip(names, map(
+        torch.from_numpy, onnx_check.run(session, example))))

@@ -23,6 +23,10 @@ def diff_checkpoints(first: str, second: str, config: str, batches: int = 2,
         batches (int): Number of batches of the validation data; of images for
             a file. Defaults to 2.
         cfg_options (dict, optional): Changes of the config.
+
+    Raises:
+        ValueError: There is nothing to compare, or a file was calibrated with
+            images that it does not have.
     """
     if second.endswith('.onnx'):
         return _diff_onnx(first, second, config, batches, cfg_options)
@@ -48,6 +52,7 @@ def _diff_onnx(checkpoint: str, path: str, config: str, images: int,
     from ..analysis.diff_onnx import (
         compare_onnx,
         compare_qonnx,
+        facts_of_file,
         images_of_file,
         is_qonnx,
     )
@@ -60,15 +65,38 @@ def _diff_onnx(checkpoint: str, path: str, config: str, images: int,
         make_deployable,
         pad_image,
     )
+    from .deployable.synthetic import synthetic_images
     cfg, model = load_model(config, checkpoint, cfg_options)
     size, dtype = images_of_file(path)
-    # As tools/export_onnx.py has them: they set the grids of sums.
-    examples = first_images(cfg, max(images, 32))
-    size = size or default_size(cfg, examples)
-    examples = [pad_image(cfg, image, size).to(dtype) for image in examples]
+    # The images that tools/export_onnx.py had: they set the grids of sums.
+    facts = facts_of_file(path)
+    number = int(facts.get('calibration_images', 32))
+    kind = facts.get('calibration', 'training set')
+    if kind == 'folder of images' and not is_qonnx(path):
+        raise ValueError(
+            f'{path} was calibrated with a folder of images, which sets the '
+            'grids of sums and is not known here: compare a file that was '
+            'exported with the training set, or without any '
+            '(--calibration none)')
+    if kind == 'synthetic images':
+        size = size or default_size(cfg, ())
+        calibration = synthetic_images(cfg, number, size)
+    else:
+        calibration = first_images(cfg, number)
+        size = size or default_size(cfg, calibration)
+    split = 'val' if cfg.get('val_dataloader') else 'test'
+
+    def as_input(each):
+        return [pad_image(cfg, image, size).to(dtype) for image in each]
+
+    calibration = as_input(calibration)
+    examples = [(image, ) for image in as_input(
+        first_images(cfg, images, split))]
     model = make_deployable(model, size).eval()
-    merged = merge(model, examples[0])
+    merged = merge(model, calibration[0])
     if is_qonnx(path):
-        return compare_qonnx(merged, path, (examples[0], ))
-    integer = to_integer(merged, examples[0], examples)
-    return compare_onnx(integer, path, (examples[0], ))
+        return compare_qonnx(merged, path, examples)
+    integer = to_integer(
+        merged, calibration[0], calibration,
+        'int8' if facts.get('format') == 'tensorrt' else 'uint8')
+    return compare_onnx(integer, path, examples)

@@ -114,8 +114,8 @@ def example_batch(scope: str, shape: Tuple[int, int], channels: int = 3
     Args:
         scope (str): mmdet, mmseg or mmpretrain.
         shape (tuple[int, int]): Height and width.
-        channels (int): Of the image, see :func:`image_channels`. Defaults
-            to 3.
+        channels (int): Channels of the image, see :func:`image_channels`.
+            Defaults to 3.
     """
     structures = importlib.import_module(f'{scope}.structures')
     sample = getattr(structures, SAMPLES[scope])(metainfo=dict(

@@ -180,7 +180,7 @@ def test_a_fault_in_an_onnx_file_is_found_by_name(net, x, tmp_path):
     model = to_integer(merge(net, x), x)
     path = tmp_path / 'model.onnx'
     export_onnx(model, x, path)
-    found = compare_onnx(model, path, (x, ))
+    found = compare_onnx(model, path, [(x, )])
     assert [each.name for each in found] == ['stem', 'conv', 'head']
     assert first_parted(found) is None
     proto = onnx.load(str(path))
@@ -193,14 +193,14 @@ def test_a_fault_in_an_onnx_file_is_found_by_name(net, x, tmp_path):
     codes[0] = -codes[0]
     weight.CopyFrom(numpy_helper.from_array(codes, weight.name))
     onnx.save(proto, str(path))
-    found = compare_onnx(model, path, (x, ))
+    found = compare_onnx(model, path, [(x, )])
     assert first_parted(found).name == 'conv'
     assert [each.own.noise > 0 for each in found] == [False, True, False]
     assert found[2].whole.noise > 0
     with pytest.raises(ValueError, match='has no quantized layer stem'):
         onnx.save(onnx.helper.make_model(onnx.helper.make_graph(
             [], 'empty', [], [])), str(path))
-        compare_onnx(model, path, (x, ))
+        compare_onnx(model, path, [(x, )])
 
 
 def test_a_fault_in_a_qonnx_file_is_found_by_name(net, x, tmp_path):
@@ -210,7 +210,7 @@ def test_a_fault_in_a_qonnx_file_is_found_by_name(net, x, tmp_path):
     path = tmp_path / 'model.onnx'
     export_onnx(model, x, path, format='qonnx')
     assert is_qonnx(path)
-    found = compare_qonnx(model, path, (x, ))
+    found = compare_qonnx(model, path, [(x, )])
     assert [each.name for each in found] == ['stem', 'conv', 'head']
     assert first_parted(found) is None
     proto = onnx.load(str(path))
@@ -223,12 +223,12 @@ def test_a_fault_in_a_qonnx_file_is_found_by_name(net, x, tmp_path):
     values[0] = -values[0]
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save(proto, str(path))
-    found = compare_qonnx(model, path, (x, ))
+    found = compare_qonnx(model, path, [(x, )])
     assert first_parted(found).name == largest(found).name == 'conv'
     assert found[2].whole.noise > 0
     other = quantize_other(x)
     with pytest.raises(ValueError, match='was not exported from this check'):
-        compare_qonnx(other, path, (x, ))
+        compare_qonnx(other, path, [(x, )])
 
 
 def quantize_other(x):

@@ -17,6 +17,7 @@ from gdrq_mm.openmmlab.deployable import (
     make_deployable,
     pad_image,
 )
+from gdrq_mm.openmmlab.deployable.synthetic import synthetic_images
 from gdrq_mm.openmmlab.diff import FLOAT, diff_checkpoints
 from gdrq_mm.openmmlab.publish import publish
 from gdrq_mm.openmmlab.reading import read_checkpoint
@@ -92,6 +93,42 @@ def test_models_whose_eval_returns_nothing_are_loaded(files, monkeypatch):
     assert not model.training
     for checkpoint in (FLOAT, files[1]):
         assert diff_checkpoints(checkpoint, files[1], files[0], batches=1)
+
+
+@pytest.mark.parametrize('facts', [
+    dict(calibration='training set', calibration_images='3'),
+    dict(calibration='synthetic images', calibration_images='5'),
+    dict(format='tensorrt')], ids=lambda each: list(each.values())[0])
+def test_a_file_is_compared_as_it_was_calibrated(files, facts, tmp_path):
+    config, checkpoint = files
+    cfg, model = load_model(config, checkpoint)
+    number = int(facts.get('calibration_images', 32))
+    images = synthetic_images(cfg, number, (32, 32)) \
+        if facts.get('calibration') == 'synthetic images' \
+        else first_images(cfg, number)
+    merged = merge(make_deployable(model, (32, 32)).eval(), images[0])
+    kind = facts.get('format', 'qdq')
+    path = tmp_path / 'model.onnx'
+    export_onnx(to_integer(merged, images[0], images, 'int8' if kind ==
+                           'tensorrt' else 'uint8'), images[0], path, kind,
+                metadata=facts)
+    # Ten images have ten times the values of one.
+    one, ten = (diff_checkpoints(checkpoint, str(path), config, batches=n)
+                for n in (1, 10))
+    assert first_parted(one) is first_parted(ten) is None
+    assert [10 * each.own.values for each in one] == [
+        each.own.values for each in ten]
+
+
+def test_a_file_of_other_images_is_refused(files, tmp_path):
+    config, checkpoint = files
+    cfg, model = load_model(config, checkpoint)
+    images = first_images(cfg, 1)
+    path = tmp_path / 'model.onnx'
+    export_onnx(make_deployable(model, (32, 32)).eval(), images[0], path,
+                metadata=dict(calibration='folder of images'))
+    with pytest.raises(ValueError, match='calibrated with a folder of images'):
+        diff_checkpoints(checkpoint, str(path), config)
 
 
 @pytest.mark.parametrize('format, size, dtype', [
