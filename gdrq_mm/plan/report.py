@@ -7,7 +7,7 @@ from torch import nn
 from ..functional import num_groups
 from ..layers import QuantLayer, QuantReLU, lost_layers
 from .layer_plan import LayerPlan
-from .sizes import packed_bytes
+from .sizes import has_codes, packed_bytes
 from .trace import LayerTrace
 
 # See QuantLayer.past_reads.
@@ -178,6 +178,10 @@ class QuantReport:
                 'weights')
         if 'mac_share' in totals:
             line += f' and {percent(totals["mac_share"])} of the MACs'
+            uneven = {plan.weight.type for plan in self.layers
+                      if plan.weight and not has_codes(plan.weight)}
+            line += f' (levels of {", ".join(sorted(uneven))} are not ' \
+                'evenly spaced, and count as float there)' if uneven else ''
         if 'between_share' in totals:
             line += (f' and {percent(totals["between_share"])} of those of '
                      'activations with activations')

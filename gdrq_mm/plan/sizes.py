@@ -5,7 +5,7 @@ from typing import Sequence
 from torch import Tensor
 
 from ..config import WeightScheme
-from ..quantizers import QUANTIZERS
+from ..quantizers import QUANTIZERS, WeightQuantizer
 
 
 def packed_bytes(shape: Sequence[int], scheme: WeightScheme) -> int:
@@ -28,3 +28,13 @@ def packed_bytes(shape: Sequence[int], scheme: WeightScheme) -> int:
                  for value in quantizer.state_dict().values()
                  if isinstance(value, Tensor))
     return filters * -(-math.prod(others) * scheme.bits // 8) + stored
+
+
+def has_codes(scheme: WeightScheme) -> bool:
+    """Whether weights of a type are integer codes times a scale.
+
+    Args:
+        scheme (WeightScheme): How they are quantized.
+    """
+    kind = QUANTIZERS[scheme.type].weight
+    return kind.codes is not WeightQuantizer.codes

@@ -169,33 +169,33 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
     trained = {id(plan.parameter) for plan in state.plans
                if plan.quantized and plan.parameter is not None
                and plan.parameter.requires_grad}
+    missing = {}
     for plan in state.plans:
         own = id(plan.parameter)
-        steps_it = own in held if own in trained else trained <= held
-        for name, parameter in plan.learned_parameters().items():
-            if steps_it and id(parameter) not in held \
-                    and not _is_held(parameter):
-                raise RuntimeError(
-                    f'{plan.name}.{name} is learned, but the '
-                    f'{type(optimizer).__name__} that trains the model does '
-                    'not hold it: build the optimizer after quantize_, or '
-                    'call gdrq_mm.training.add_learned_parameters('
-                    'get_state(model), optimizer) before its schedulers are '
-                    'built')
+        if own in held if own in trained else trained <= held:
+            missing.update(
+                (id(parameter), f'{plan.name}.{name}') for name, parameter
+                in plan.learned_parameters().items()
+                if id(parameter) not in held)
+    # Another that has not stepped yet is known to nobody else.
+    for other in gc.get_objects() if missing else ():
+        if issubclass(type(other), Optimizer) and hasattr(
+                other, 'param_groups'):
+            for key in _held_by(other):
+                missing.pop(key, None)
+    if missing:
+        raise RuntimeError(
+            f'{next(iter(missing.values()))} is learned, but the '
+            f'{type(optimizer).__name__} that trains the model does not hold '
+            'it: build the optimizer after quantize_, or call '
+            'gdrq_mm.training.add_learned_parameters(get_state(model), '
+            'optimizer) before its schedulers are built')
     _warn_of_decay(state, optimizer)
 
 
 def _held_by(optimizer: Optimizer) -> Set[int]:
     return {id(parameter) for group in optimizer.param_groups
             for parameter in group['params']}
-
-
-def _is_held(parameter: nn.Parameter) -> bool:
-    """Whether any optimizer there is holds it; one that has not stepped yet
-    is known to nobody else."""
-    return any(id(parameter) in _held_by(each) for each in gc.get_objects()
-               if issubclass(type(each), Optimizer)
-               and hasattr(each, 'param_groups'))
 
 
 def _warn_of_decay(state, optimizer: Optimizer) -> None:
@@ -220,17 +220,21 @@ def keep_learning(state) -> None:
 
     Backbones of the mm packages freeze whole stages in every ``train()``,
     what quantizers have there included, which optimizers and
-    DistributedDataParallel have been given. Where nothing of a model trains
-    (a teacher, an average), nothing learns; nor does what was frozen beside a
-    weight that trains.
+    DistributedDataParallel have been given. Where no weight of a model trains
+    (a teacher, an average), nothing learns; nor does what was frozen in a
+    layer that trains.
 
     Args:
         state (QuantizationState): State of a model that begins to train.
     """
-    trains = {id(plan.module) for plan in state.plans
-              if plan.parameter is not None and plan.parameter.requires_grad}
+    weights = {id(plan.module): plan.parameter for plan in state.plans
+               if plan.parameter is not None}
+    if not any(each.requires_grad for each in weights.values()):
+        return
     for layer, parameters in state.learned:
-        if trains and id(layer) not in trains:
+        weight = weights.get(id(layer))
+        if not layer.training or weight is not None \
+                and not weight.requires_grad:
             for parameter in parameters:
                 parameter.requires_grad_(True)
 

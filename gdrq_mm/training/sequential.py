@@ -21,9 +21,6 @@ class QuantSequential(nn.Sequential):
     def __iter__(self):
         return iter([self._modules[name] for name in self._steps()])
 
-    def __dir__(self):
-        return [key for key in super().__dir__() if not key.isdigit()]
-
     def _get_item_by_idx(self, iterator, idx):
         steps = [each for key, each in zip(list(self._modules), iterator)
                  if key in self._steps()]

@@ -5,6 +5,7 @@ from torch import nn
 
 from gdrq_mm import calibrate, quantize_
 from gdrq_mm.deploy import pack
+from gdrq_mm.plan import QuantReport
 
 SCHEMES = [dict(bits=bits) for bits in (1, 2, 3, 4, 8)] + [
     dict(bits=2, group_size=1), dict(bits=4, group_size=-1),
@@ -32,3 +33,13 @@ def test_bytes_are_those_of_a_packed_file(layer, weight):
                  if 'weight_packed' in key or 'weight_quantizer' in key)
     assert report.bytes_of(report.layers[0]) == (
         4 * model[0].weight.numel(), stored)
+
+
+@pytest.mark.parametrize('kind, told', [
+    ('DirectQuantization', ' of the MACs (levels of DirectQuantization are '
+     'not evenly spaced, and count as float there) are quantized'),
+    ('LSQ', ' of the MACs are quantized')])
+def test_levels_that_no_integer_kernel_knows_are_told(kind, told):
+    model = nn.Sequential(nn.Linear(8, 8))
+    report = quantize_(model, dict(weight=dict(type=kind, bits=4)))
+    assert f'0.0%{told}' in QuantReport(report.layers, mac_share=0.).summary()

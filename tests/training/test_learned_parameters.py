@@ -266,6 +266,12 @@ def test_what_was_frozen_by_hand_stays_so():
     model.train()
     assert not model.head[0].input_quantizer.step.ratio.requires_grad
     assert model.head[0].weight_quantizer.step.ratio.requires_grad
+    relus = make_model(dict(weight=dict(bits=4), activation=dict(
+        type='LSQ', bits=4, site='relu')))
+    for parameter in relus.head[1].parameters():
+        parameter.requires_grad_(False)
+    relus.train()
+    assert not any(each.requires_grad for each in relus.head[1].parameters())
     model.requires_grad_(False)  # a teacher
     model.train()
     assert not any(each.requires_grad for each in model.parameters())
