@@ -65,6 +65,10 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
     """
     config = QuantConfig.from_dict(config)
     _check_unwrapped(model)
+    if any(each.is_meta for each in model.parameters()):
+        raise ValueError('quantize_ got a model without values (on the meta '
+                         'device): give it some first, by to_empty() and '
+                         'load_state_dict')
     state = get_state(model)
     if state is not None:
         if state.config != config:

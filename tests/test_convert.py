@@ -629,8 +629,11 @@ def test_report_counts_layers_weights_and_bytes():
     assert totals['weight_share'] == pytest.approx(
         sum(convs) / (sum(convs) + fc))
     assert totals['bytes_before'] == 4 * (sum(convs) + fc)
-    # 4 bits a code, two groups of 4 bytes a layer, fc as before
-    assert totals['bytes_after'] == sum(n // 2 + 8 for n in convs) + 4 * fc
+    # 4 bits a code, whole bytes a filter, two groups of 4 bytes a layer, fc
+    # as before
+    assert totals['bytes_after'] == sum(
+        len(weight) * -(-weight[0].numel() // 2) + 8 for weight in (
+            model.conv1.weight, model.conv2.weight)) + 4 * fc
     for text in ('conv1', "rule 'fc': skip", '2 of 3 layers'):
         assert text in str(report)
 
@@ -832,3 +835,22 @@ def test_a_model_compiled_in_place_computes_the_quantized_one():
     quantize_(model, dict(weight=dict(bits=2)))
     torch.testing.assert_close(model(x), expected(x))
     assert not torch.allclose(model(x), before, atol=1e-2)
+
+
+def test_a_model_without_values_is_refused():
+    with torch.device('meta'):
+        model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match='without values .on the meta device'):
+        quantize_(model, W4A4)
+
+
+def test_a_model_that_was_emptied_loads_its_checkpoint():
+    """Its own schemes are whatever was in memory."""
+    model, other = make_net(), make_net()
+    for each in (model, other):
+        quantize_(each, W4A4)
+    train(model)
+    other.to('meta').to_empty(device='cpu')
+    get_state(other).schemes.fill_(7)
+    other.load_state_dict(model.state_dict())
+    assert same(model.state_dict(), other.state_dict())

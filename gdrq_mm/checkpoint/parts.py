@@ -5,6 +5,7 @@ from typing import Dict, List, Set
 import torch
 from torch import Tensor
 
+from ..layers.registry import SUFFIX
 from .errors import CheckpointError
 from .integrity import open_seal
 from .keys import (
@@ -86,7 +87,8 @@ def _owners_of(key: str) -> List[str]:
     parts = key.split('.')
     # Outputs have schemes of their own.
     return ['.'.join(parts[:end]) for place, part in enumerate(parts)
-            if part in QUANTIZER_NAMES for end in (place, place + 1)]
+            if part in QUANTIZER_NAMES or part.endswith(SUFFIX)
+            for end in (place, place + 1)]
 
 
 def _second_names(state_dict: Dict[str, Tensor], schemes: Dict[str, dict]

@@ -20,6 +20,7 @@ class MergedForm(NamedTuple):
     integer: Optional[Callable[..., nn.Module]] = None
 
 
+SUFFIX = '_quantizer'  # of the names of quantizers in layers
 QUANT_LAYERS: Dict[Type[nn.Module], Type[nn.Module]] = {}
 MERGED_FORMS: Dict[Type[nn.Module], MergedForm] = {}
 
@@ -69,6 +70,8 @@ def register_quant_layer(
     Raises:
         TypeError: ``quant_class`` is neither a :class:`QuantLayer` nor a
             ReLU.
+        ValueError: The forward of ``float_class`` takes no input, or one of
+            the ``input_names`` is no name of a quantizer.
 
     Examples:
         >>> class Shifted(nn.Linear):
@@ -83,11 +86,12 @@ def register_quant_layer(
             f'{quant_class.__name__} is no QuantLayer: write '
             f'class {quant_class.__name__}(QuantLayer, '
             f'{float_class.__name__})')
+    if issubclass(quant_class, QuantLayer):
+        _check_names(quant_class)
+        if len(quant_class.input_names) == 1:
+            quant_class.input_keywords = tuple(dict.fromkeys((
+                *quant_class.input_keywords, _input_keyword(float_class))))
     QUANT_LAYERS[float_class] = quant_class
-    if issubclass(quant_class, QuantLayer) and len(
-            quant_class.input_names) == 1:
-        quant_class.input_keywords = tuple(dict.fromkeys((
-            *quant_class.input_keywords, _input_keyword(float_class))))
     known = MERGED_FORMS.get(quant_class)
     if integer is not None or known is None:
         MERGED_FORMS[quant_class] = MergedForm(
@@ -111,9 +115,21 @@ def added_names(quant_class: Type[nn.Module]) -> Set[str]:
     return names.difference(dir(nn.ReLU), ['weight'])
 
 
+def _check_names(quant_class: Type[nn.Module]) -> None:
+    for name in quant_class.input_names:
+        if not name.endswith(SUFFIX):
+            raise ValueError(
+                f'{quant_class.__name__}.input_names has {name!r}: names end '
+                f'in {SUFFIX!r}, by which checkpoints know what is no weight')
+
+
 def _input_keyword(float_class: Type[nn.Module]) -> str:
-    _, name, *_ = inspect.signature(float_class.forward).parameters
-    return name
+    names = list(inspect.signature(float_class.forward).parameters)[1:]
+    if not names:
+        raise ValueError(
+            f'{float_class.__name__}.forward takes no input, and a quantized '
+            'layer has one: give it the tensor that its weight meets')
+    return names[0]
 
 
 def _own_forward(float_class: Type[nn.Module]) -> Type[nn.Module]:

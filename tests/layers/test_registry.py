@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from torch import nn
 
 import gdrq_mm
-from gdrq_mm.checkpoint import pack
+from gdrq_mm.checkpoint import float_weights, pack
 from gdrq_mm.deploy import float_layers, merge
 from gdrq_mm.layers import (
     MERGED_FORMS,
@@ -185,3 +185,68 @@ def test_layers_are_initialized_by_the_name_of_their_base(cls):
     gdrq_mm.quantize_(model, W4A4)
     model.init_weights()
     assert (model.conv.latent_weight == .25).all()
+
+
+class Pair(nn.Bilinear):
+    """Of two inputs."""
+
+
+class QuantPair(QuantLayer, Pair):
+    input_names = ('input_quantizer', 'other_quantizer')
+
+    def forward(self, x, other):
+        return F.bilinear(
+            self.quantized_input(x), self.quantized_input(
+                other, self.other_quantizer), self.quantized_weight(),
+            self.bias)
+
+
+class Pairs(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.pair = nn.Linear(8, 8), Pair(8, 8, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.pair(x, x * x)
+
+
+@pytest.fixture
+def unregistered():
+    """Forgets what a test registers."""
+    before = dict(QUANT_LAYERS), dict(MERGED_FORMS)
+    yield
+    for known, old in zip((QUANT_LAYERS, MERGED_FORMS), before):
+        known.clear()
+        known.update(old)
+
+
+def test_quantizers_of_all_inputs_are_no_float_weights(unregistered):
+    register_quant_layer(Pair, QuantPair)
+    model = Pairs()
+    names = set(model.state_dict())
+    gdrq_mm.quantize_(model, W4A4)
+    gdrq_mm.calibrate(model, [lambda: model(torch.randn(4, 8))])
+    assert any('other_quantizer' in key for key in model.state_dict())
+    assert set(float_weights(model.state_dict())) == names
+
+
+class NoInput(nn.Module):
+
+    def forward(self):
+        return self.weight
+
+
+class QuantUnnamed(QuantPair):
+    input_names = ('input_quantizer', 'other')
+
+
+@pytest.mark.parametrize('classes, message', [
+    ((NoInput, ), 'NoInput.forward takes no input'),
+    ((Pair, QuantUnnamed), "QuantUnnamed.input_names has 'other': names end "
+     "in '_quantizer'")])
+def test_classes_that_cannot_be_are_refused(classes, message):
+    with pytest.raises(ValueError, match=message):
+        register_quant_layer(*classes)
+    assert classes[0] not in QUANT_LAYERS
