@@ -1,5 +1,5 @@
 """What a quantizer holds before anything was trained or loaded."""
-from typing import Dict
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,16 @@ def start_of(quantizer: nn.Module) -> Dict[str, Tensor]:
             if isinstance(value, Tensor)}
 
 
-def has_moved(quantizer: nn.Module) -> Tensor:
-    """Whether entries are not what they were then: a bool scalar."""
+def has_moved(quantizer: nn.Module) -> Optional[Tensor]:
+    """Whether entries are not what they were then.
+
+    Args:
+        quantizer (nn.Module): A quantizer of a converted model.
+
+    Returns:
+        Tensor, optional: A bool scalar where the entries are; None where
+        there are none.
+    """
     start, state = start_of(quantizer), quantizer.state_dict()
     moved = [(state[key] != value).any() for key, value in start.items()]
-    return torch.stack(moved).any() if moved else torch.tensor(True)
+    return torch.stack(moved).any() if moved else None

@@ -100,9 +100,10 @@ def _quantizers(state, called: bool) -> Dict[str, nn.Module]:
 def _with_range(quantizers: Dict[str, nn.Module]) -> Set[str]:
     """Names of those that have started: before that they hold what they were
     built with. Reads from the device once."""
-    if not quantizers:
-        return set()
-    found = torch.stack([has_moved(quantizer) for quantizer
-                         in quantizers.values()]).tolist()
-    return {name for name, has_started in zip(quantizers, found)
-            if has_started}
+    moved = {name: has_moved(quantizer)
+             for name, quantizer in quantizers.items()}
+    known = [each for each in moved.values() if each is not None]
+    found = iter(torch.stack(known).tolist() if known else [])
+    # What holds nothing has all that it will have.
+    return {name for name, each in moved.items()
+            if each is None or next(found)}

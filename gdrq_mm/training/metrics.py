@@ -20,8 +20,9 @@ def metrics(state: QuantizationState) -> Dict[str, float]:
 
     Returns:
         dict[str, float]: Means over layers: quantized loss of weights
-        (Eq. 3), clipped fraction of activations, what the quantizers have to
-        say; the phase, 0 'reshape' or 1 'quantize'.
+        (Eq. 3), clipped fraction of activations (over the calls of all
+        layers), what the quantizers have to say; the phase, 0 'reshape' or 1
+        'quantize'.
     """
     found: Dict[str, List[Tensor]] = {}
 
