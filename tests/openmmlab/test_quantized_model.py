@@ -24,6 +24,10 @@ CLASSES = dict(faster_rcnn='FasterRCNN', pspnet='EncoderDecoder',
 QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
 
 
+class Parts(nn.ModuleDict):
+    """A model whose parts are read by name."""
+
+
 def as_quantized(cfg, quantization=QUANTIZATION):
     """What a published config writes over its base."""
     cfg.merge_from_dict(dict(model=dict(
@@ -223,7 +227,7 @@ def test_relus_of_a_retina_head_have_one_threshold(site):
         head = MODELS.build(dict(
             type='RetinaHead', num_classes=3, in_channels=8, feat_channels=8,
             stacked_convs=2))
-    model = nn.ModuleDict(dict(head=head))
+    model = Parts(dict(head=head))
     quantize_(model, dict(activation=dict(bits=4, site=site)))
     for convs in (head.cls_convs, head.reg_convs):
         for module in convs:
@@ -366,7 +370,7 @@ class SquaredInput(nn.Conv2d):
 
 
 def test_convolutions_of_mmcv_are_quantized_and_unknown_ones_stay_float():
-    model = nn.ModuleDict(dict(
+    model = Parts(dict(
         deform=DeformConv2d(4, 4, 3),
         pack=ModulatedDeformConv2dPack(4, 4, 3),
         standardized=ConvWS2d(4, 4, 3),

@@ -23,6 +23,10 @@ from gdrq_mm.checkpoint import CheckpointError, float_weights, pack
 from gdrq_mm.openmmlab.reading import read_checkpoint
 
 
+class Parts(nn.ModuleDict):
+    """A model whose parts are read by name."""
+
+
 class Hostile:
 
     def __init__(self, path):
@@ -247,8 +251,8 @@ def test_no_fallback_of_mmengines_own_loader_runs_code(tmp_path, monkeypatch):
 
 def quantized(bits=2, seed=0):
     torch.manual_seed(seed)
-    model = nn.ModuleDict(dict(backbone=nn.Sequential(nn.Linear(4, 4)),
-                               head=nn.Linear(4, 2)))
+    model = Parts(dict(backbone=nn.Sequential(nn.Linear(4, 4)),
+                       head=nn.Linear(4, 2)))
     gdrq_mm.quantize_(model, dict(weight=dict(bits=bits)))
     return model
 
@@ -285,8 +289,8 @@ def test_a_float_model_of_mmengine_refuses_quantized_files(packed, tmp_path):
     source, path = quantized(), str(tmp_path / 'file.pth')
     torch.save(dict(state_dict=pack(source) if packed else
                     source.state_dict()), path)
-    model = nn.ModuleDict(dict(backbone=nn.Sequential(nn.Linear(4, 4)),
-                               head=nn.Linear(4, 2)))
+    model = Parts(dict(backbone=nn.Sequential(nn.Linear(4, 4)),
+                       head=nn.Linear(4, 2)))
     before = model['head'].weight.clone()
     with pytest.raises(CheckpointError, match="this model is float.*type='Q"):
         load_checkpoint(model, path)
@@ -300,7 +304,7 @@ def swin(package, **kwargs):
 
 
 def write_quantized(backbone, path, packed):
-    model = nn.ModuleDict(dict(backbone=backbone))
+    model = Parts(dict(backbone=backbone))
     gdrq_mm.quantize_(model, dict(weight=dict(bits=2)))
     torch.save(dict(state_dict=pack(model) if packed else
                     model.state_dict()), path)
@@ -349,7 +353,7 @@ class Distiller(nn.Module):
     def __init__(self, path, quantize):
         first = CheckpointLoader.load_checkpoint(path)
         super().__init__()
-        self.student = nn.ModuleDict(dict(backbone=nn.Linear(4, 4)))
+        self.student = Parts(dict(backbone=nn.Linear(4, 4)))
         if quantize:
             gdrq_mm.quantize_(self.student, dict(weight=dict(bits=2)))
             self.student.load_state_dict(first['state_dict'])
