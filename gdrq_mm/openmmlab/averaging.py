@@ -20,9 +20,14 @@ def average_what_was_added(model: nn.Module) -> None:
     Args:
         model (nn.Module): The quantized model.
     """
+    state = get_state(model)
     for module in model.modules():
         if isinstance(module, BaseAveragedModel):
             averaged = module.module.requires_grad_(False)
+            if state is not None:
+                inside = set(averaged.modules())
+                state.learned = [each for each in state.learned
+                                 if each[0] not in inside]
             module.avg_parameters = averaged.state_dict() \
                 if module.update_buffers else dict(
                     averaged.named_parameters())
