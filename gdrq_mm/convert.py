@@ -25,6 +25,7 @@ from .plan import LayerPlan, QuantReport, make_plan
 from .quantizers import QUANTIZERS
 from .quantizers.start import remember_start
 from .training import QuantizationState, get_state
+from .training.frozen import learned_in_freezing_backbones
 from .training.sequential import QuantSequential
 
 _Built = Tuple[Optional[nn.Module], List[Optional[nn.Module]]]
@@ -96,6 +97,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         refuse_nested_tensors(model, state.layers.values())
         refuse_fused_layers(model)
         watch_layers(model, state)
+        state.learned = learned_in_freezing_backbones(model, state)
         model.add_module(NAME, state)
         if type(model) is nn.Sequential:
             model.__class__ = QuantSequential

@@ -5,7 +5,7 @@ from typing import Dict, List, Set
 import torch
 from torch import Tensor
 
-from ..layers.registry import SUFFIX
+from ..layers import QUANT_LAYERS
 from .errors import CheckpointError
 from .integrity import open_seal
 from .keys import (
@@ -85,10 +85,12 @@ def _check_prefix(state_dict: Dict[str, Tensor]) -> None:
 def _owners_of(key: str) -> List[str]:
     """Names whose scheme would say that quantization added an entry."""
     parts = key.split('.')
+    inputs = {name for layer in QUANT_LAYERS.values()
+              for name in getattr(layer, 'input_names', ())}
     # Outputs have schemes of their own.
     return ['.'.join(parts[:end]) for place, part in enumerate(parts)
-            if part in QUANTIZER_NAMES or part.endswith(SUFFIX)
-            for end in (place, place + 1)]
+            for end in ((place, place + 1) if part in QUANTIZER_NAMES else
+                        (place, ) if part in inputs else ())]
 
 
 def _second_names(state_dict: Dict[str, Tensor], schemes: Dict[str, dict]

@@ -201,8 +201,8 @@ class LatentWeight:
         quantized = layer.quantized_weight()
         # Its own forward, or what that calls.
         if layer in (reader, frame.f_locals.get('self')):
-            return quantized if is_compiling() else \
-                OwnWeight.of(layer, quantized)
+            return quantized if is_compiling() or torch.jit.is_tracing() \
+                else OwnWeight.of(layer, quantized)
         return ReadWeight.of(layer, quantized)
 
 

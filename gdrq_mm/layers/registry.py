@@ -20,7 +20,6 @@ class MergedForm(NamedTuple):
     integer: Optional[Callable[..., nn.Module]] = None
 
 
-SUFFIX = '_quantizer'  # of the names of quantizers in layers
 QUANT_LAYERS: Dict[Type[nn.Module], Type[nn.Module]] = {}
 MERGED_FORMS: Dict[Type[nn.Module], MergedForm] = {}
 
@@ -117,10 +116,10 @@ def added_names(quant_class: Type[nn.Module]) -> Set[str]:
 
 def _check_names(quant_class: Type[nn.Module]) -> None:
     for name in quant_class.input_names:
-        if not name.endswith(SUFFIX):
+        if not name.endswith('_quantizer'):
             raise ValueError(
                 f'{quant_class.__name__}.input_names has {name!r}: names end '
-                f'in {SUFFIX!r}, by which checkpoints know what is no weight')
+                "in '_quantizer', which no weight's does")
 
 
 def _input_keyword(float_class: Type[nn.Module]) -> str:

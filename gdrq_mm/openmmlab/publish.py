@@ -21,7 +21,6 @@ from ..checkpoint import (
     pack,
     seal,
 )
-from ..checkpoint.keys import PACKED
 from ..config import QuantConfig
 from ..training import get_state
 from ..version import __version__
@@ -196,31 +195,24 @@ def load_all(model: nn.Module, state_dict: dict) -> None:
     """Load a checkpoint that must have all of the model, and no more.
 
     Some models do not even load what they save (Swin V2 drops entries that it
-    computes): what is missing of their own may be missing of the file. What
-    is packed is checked by the model.
+    computes): what is missing of their own may be missing of the file. Others
+    give old entries new names; so it is loaded first, and the model is of no
+    use where this raises.
 
     Raises:
         CheckpointError: It is refused, or entries are missing or left over.
     """
-    if any(key.endswith(PACKED) for key in state_dict):
-        model.load_state_dict(state_dict)
-        return
     own = model.load_state_dict(model.state_dict(), strict=False)
-    names = model.state_dict().keys()
-    missing = names - state_dict.keys() - set(own.missing_keys) \
+    found = model.load_state_dict(state_dict, strict=False)
+    missing = set(found.missing_keys) - set(own.missing_keys) \
         - added_later(model, state_dict).keys()
-    unexpected = state_dict.keys() - names - set(own.unexpected_keys)
-    if not any(key.startswith(f'{NAME}.') for key in state_dict):
-        added = names - float_weights(model.state_dict()).keys()
-        missing -= added
+    unexpected = set(found.unexpected_keys) - set(own.unexpected_keys)
     for what, keys in (('lacks', missing), ('has', unexpected)):
         if keys:
             raise CheckpointError(
                 f'the checkpoint {what} {len(keys)} entries that the model of '
                 f'the config {"has" if what == "lacks" else "lacks"}, '
-                f'{min(keys)} for one: it is of another model. Nothing was '
-                'loaded.')
-    model.load_state_dict(state_dict, strict=False)
+                f'{min(keys)} for one: it is of another model.')
 
 
 def _check_published(cfg: Config, checkpoint: Path, model: nn.Module) -> None:

@@ -98,13 +98,17 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def image_channels(cfg: Config) -> int:
-    """Channels of the images that a model takes: as many as means are taken
-    from, or as the backbone says; 3 where neither is said."""
+    """Channels of the images that a model takes: as the backbone says, or as
+    many as means are taken from; 3 where neither is said."""
     model = cfg.get('model') or {}
-    for node in (cfg.get('data_preprocessor'), model.get('data_preprocessor')):
+    backbone = model.get('backbone')
+    if isinstance(backbone, dict) and isinstance(
+            backbone.get('in_channels'), int):
+        return backbone['in_channels']
+    for node in (model.get('data_preprocessor'), cfg.get('data_preprocessor')):
         if (node or {}).get('mean'):
             return len(node['mean'])
-    return (model.get('backbone') or {}).get('in_channels', 3)
+    return 3
 
 
 def example_batch(scope: str, shape: Tuple[int, int], channels: int = 3

@@ -215,30 +215,6 @@ def _warn_of_decay(state, optimizer: Optimizer) -> None:
             'optimizer), which takes them out of it')
 
 
-def keep_learning(state) -> None:
-    """Let quantizers of frozen layers learn.
-
-    Backbones of the mm packages freeze whole stages in every ``train()``,
-    what quantizers have there included, which optimizers and
-    DistributedDataParallel have been given. Where no weight of a model trains
-    (a teacher, an average), nothing learns; nor does what was frozen in a
-    layer that trains.
-
-    Args:
-        state (QuantizationState): State of a model that begins to train.
-    """
-    weights = {id(plan.module): plan.parameter for plan in state.plans
-               if plan.parameter is not None}
-    if not any(each.requires_grad for each in weights.values()):
-        return
-    for layer, parameters in state.learned:
-        weight = weights.get(id(layer))
-        if not layer.training or weight is not None \
-                and not weight.requires_grad:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-
-
 def keep_in_graph(x: Tensor, quantizer: nn.Module) -> Tensor:
     """``x``, on which what a quantizer learns depends, with no gradient.
 

@@ -1,4 +1,6 @@
 """An ``nn.Sequential`` that is a quantized model."""
+from collections import OrderedDict
+
 from torch import nn
 
 from .state import QuantizationState
@@ -28,19 +30,23 @@ class QuantSequential(nn.Sequential):
 
     def __getitem__(self, idx):
         if isinstance(idx, slice):
-            return nn.Sequential(*list(self)[idx])
+            return nn.Sequential(OrderedDict(
+                (name, self._modules[name]) for name in self._steps()[idx]))
         return super().__getitem__(idx)
 
     def __delitem__(self, idx):
         states = self._without_state()
-        super().__delitem__(idx)
-        self._modules.update(states)
+        try:
+            super().__delitem__(idx)
+        finally:
+            self._modules.update(states)
 
     def insert(self, index, module):
         states = self._without_state()
-        super().insert(index, module)
-        self._modules.update(states)
-        return self
+        try:
+            return super().insert(index, module)
+        finally:
+            self._modules.update(states)
 
     def _without_state(self) -> dict:
         steps = self._steps()

@@ -12,7 +12,8 @@ from ..config import QuantConfig
 from ..modes import is_compiling
 from ..plan import LayerPlan
 from .copies import Copied
-from .learned import keep_in_graph, keep_learning
+from .frozen import keep_learning
+from .learned import keep_in_graph
 from .optimizer_hooks import keep_optimizer_hooks
 from .step import watch
 
@@ -40,7 +41,7 @@ class QuantizationState(nn.Module):
         self.plans = plans
         self.parameters_ = list(parameters)
         self.layers: Dict[str, nn.Module] = {}
-        # Parameters that quantizers of a layer were built to learn.
+        # See learned_in_freezing_backbones.
         self.learned: List[Tuple[nn.Module, List[nn.Parameter]]] = []
         self.activation_quantizers: Dict[str, nn.Module] = {}
         self._first_inputs: list = []  # (layer, weak tensor, its version)
@@ -66,6 +67,7 @@ class QuantizationState(nn.Module):
 
     def __setstate__(self, state):
         super().__setstate__(state)
+        self.__dict__.setdefault('learned', [])  # not in older pickles
         self._first_inputs = []
         self.checked_optimizers = weakref.WeakSet()
         self.has_stepped = False
@@ -85,9 +87,6 @@ class QuantizationState(nn.Module):
     def add(self, name: str, layer: nn.Module) -> None:
         """Take in a converted layer and its activation quantizers."""
         self.layers[name] = layer
-        self.learned.append((layer, [
-            parameter for _, quantizer in layer.quantizers()
-            for parameter in quantizer.learned_parameters()]))
         for part, quantizer in layer.activation_quantizers():
             self.activation_quantizers[f'{name}.{part}'] = quantizer
 

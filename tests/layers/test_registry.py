@@ -225,6 +225,7 @@ def unregistered():
 def test_quantizers_of_all_inputs_are_no_float_weights(unregistered):
     register_quant_layer(Pair, QuantPair)
     model = Pairs()
+    model.vector_quantizer = nn.Linear(2, 2)  # a name of the user's
     names = set(model.state_dict())
     gdrq_mm.quantize_(model, W4A4)
     gdrq_mm.calibrate(model, [lambda: model(torch.randn(4, 8))])

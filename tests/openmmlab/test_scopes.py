@@ -74,6 +74,10 @@ def test_changes_of_a_config_are_made(tmp_path):
 
 @pytest.mark.parametrize('cfg, channels', [
     (dict(data_preprocessor=dict(mean=[1.])), 1),
+    (dict(data_preprocessor=dict(mean=[1.]),
+          model=dict(backbone=dict(in_channels=3))), 3),
+    (dict(data_preprocessor=dict(mean=[1.] * 3),
+          model=dict(data_preprocessor=dict(mean=[1.]), backbone=[])), 1),
     (dict(model=dict(data_preprocessor=dict(mean=[1.] * 4))), 4),
     (dict(model=dict(backbone=dict(in_channels=2))), 2),
     (dict(data_preprocessor=dict(bgr_to_rgb=True), model={}), 3)])

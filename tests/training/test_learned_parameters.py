@@ -216,6 +216,7 @@ def test_an_optimizer_takes_them_once():
 
 class Freezes(nn.Sequential):
     """Freezes its body in every ``train()``, as mm backbones do."""
+    frozen_stages = 1
 
     def train(self, mode=True):
         super().train(mode)
@@ -275,6 +276,21 @@ def test_what_was_frozen_by_hand_stays_so():
     model.requires_grad_(False)  # a teacher
     model.train()
     assert not any(each.requires_grad for each in model.parameters())
+
+
+@pytest.mark.parametrize('kind', ['LSQ', 'PACT'])
+def test_a_part_that_is_frozen_by_hand_learns_nothing(kind):
+    """Linear probing: its quantizers are frozen with it."""
+    model = make_model(dict(weight=dict(type=kind, bits=4),
+                            activation=dict(type=kind, bits=4)))
+    for parameter in model.body.parameters():
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.SGD(
+        [each for each in model.parameters() if each.requires_grad], .1)
+    for _ in range(2):
+        model.train()
+        step(model, optimizer)
+    assert not any(each.requires_grad for each in model.body.parameters())
 
 
 def test_frozen_parameters_get_no_gradient_from_other_ranks(monkeypatch):

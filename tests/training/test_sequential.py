@@ -1,6 +1,7 @@
 """A Sequential keeps its steps: the state is none of them."""
 import copy
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -39,6 +40,16 @@ def test_a_slice_gives_features(model):
     features = model[:-1]
     assert type(features) is nn.Sequential and len(features) == 4
     assert torch.equal(model[-1](features(x)), model(x))
+
+
+def test_a_slice_keeps_names_and_a_failure_the_state():
+    model = nn.Sequential(OrderedDict(
+        first=nn.Linear(4, 4), act=nn.ReLU(), last=nn.Linear(4, 2)))
+    quantize_(model, dict(weight=dict(bits=4)))
+    assert list(dict(model[1:].named_children())) == ['act', 'last']
+    with pytest.raises(IndexError):
+        del model[7]
+    assert get_state(model) is not None
 
 
 def test_copies_and_pickles_stay_so(model):

@@ -51,7 +51,7 @@ def _detections(ours: Sequence[Tensor], theirs: Sequence[Tensor]
     (boxes, _, labels), (other_boxes, _, other_labels) = (
         [each[(found[1] > CERTAIN) & (found[2] >= 0)] for each in found]
         for found in (ours, theirs))
-    overlaps = box_iou(other_boxes, boxes)
+    overlaps = box_iou(other_boxes, boxes).nan_to_num(0)  # of no area
     overlaps[other_labels[:, None] != labels] = 0
     equal = 0
     while overlaps.numel() and overlaps.max() > OVERLAP:

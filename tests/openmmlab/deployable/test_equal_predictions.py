@@ -7,6 +7,7 @@ import torch
 from gdrq_mm.openmmlab.deployable.equal_predictions import count_equal
 
 A, B, C = [0., 0., 8., 8.], [0., 0., 8., 7.], [20., 20., 30., 30.]
+E = [5., 5., 5., 5.]
 
 
 def detections(*found):
@@ -27,6 +28,7 @@ def detections(*found):
     ([(A, .9, 0)], [(A, .9, 0), (B, .9, 0)], (1, 2)),  # one with one
     # The best pairs first.
     ([(B, .9, 0), (A, .9, 0)], [(A, .9, 0), (B, .9, 0)], (2, 2)),
+    ([(A, .9, 0), (E, .9, 0)], [(A, .9, 0), (E, .9, 0)], (1, 3)),  # no area
     ([(A, .9, -1)], [(A, .9, 0)], (0, 1))])  # filled up
 def test_detections(ours, theirs, expected):
     for one, other in ((ours, theirs), (theirs, ours)):
