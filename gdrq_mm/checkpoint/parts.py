@@ -67,9 +67,10 @@ def float_weights(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
             'the checkpoint is packed: it holds codes and no float weights. '
             'Use the training checkpoint, or one published with --latent.')
     owners = {*schemes, *_second_names(state_dict, schemes)}
+    inputs = _input_names()
     return {key: value for key, value in state_dict.items()
             if not key.startswith(f'{NAME}.')
-            and owners.isdisjoint(_owners_of(key))}
+            and owners.isdisjoint(_owners_of(key, inputs))}
 
 
 def _check_prefix(state_dict: Dict[str, Tensor]) -> None:
@@ -82,11 +83,15 @@ def _check_prefix(state_dict: Dict[str, Tensor]) -> None:
             f'{prefix!r}: take its own by part_of(state_dict, {prefix!r})')
 
 
-def _owners_of(key: str) -> List[str]:
+def _input_names() -> Set[str]:
+    """Names of quantizers in layers, those of users' own among them."""
+    return {name for layer in QUANT_LAYERS.values()
+            for name in getattr(layer, 'input_names', ())}
+
+
+def _owners_of(key: str, inputs: Set[str]) -> List[str]:
     """Names whose scheme would say that quantization added an entry."""
     parts = key.split('.')
-    inputs = {name for layer in QUANT_LAYERS.values()
-              for name in getattr(layer, 'input_names', ())}
     # Outputs have schemes of their own.
     return ['.'.join(parts[:end]) for place, part in enumerate(parts)
             for end in ((place, place + 1) if part in QUANTIZER_NAMES else
@@ -97,7 +102,9 @@ def _second_names(state_dict: Dict[str, Tensor], schemes: Dict[str, dict]
                   ) -> Set[str]:
     """Other names of converted layers (heads share convolutions): schemes
     have one name of each, and a state dict the same entries for all."""
-    candidates = {owner for key in state_dict for owner in _owners_of(key)
+    inputs = _input_names()
+    candidates = {owner for key in state_dict
+                  for owner in _owners_of(key, inputs)
                   if owner not in schemes}
     if not candidates:
         return set()

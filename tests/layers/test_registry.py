@@ -212,17 +212,7 @@ class Pairs(nn.Module):
         return self.pair(x, x * x)
 
 
-@pytest.fixture
-def unregistered():
-    """Forgets what a test registers."""
-    before = dict(QUANT_LAYERS), dict(MERGED_FORMS)
-    yield
-    for known, old in zip((QUANT_LAYERS, MERGED_FORMS), before):
-        known.clear()
-        known.update(old)
-
-
-def test_quantizers_of_all_inputs_are_no_float_weights(unregistered):
+def test_quantizers_of_all_inputs_are_no_float_weights(registry):
     register_quant_layer(Pair, QuantPair)
     model = Pairs()
     model.vector_quantizer = nn.Linear(2, 2)  # a name of the user's
