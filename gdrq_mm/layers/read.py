@@ -33,9 +33,6 @@ _SHAPES = ('__get__', '__len__', 'dim', 'ndimension', 'size', 'stride',
 _DTYPES = ('is_floating_point', 'type_as', 'new_zeros', 'new_ones',
            'new_empty', 'new_full', 'new_tensor', 'zeros_like', 'ones_like',
            'empty_like', 'full_like', 'rand_like', 'randn_like')
-_IN_PLACE = {f'__i{name}__' for name in (
-    'add', 'sub', 'mul', 'truediv', 'floordiv', 'mod', 'pow', 'and', 'or',
-    'xor', 'lshift', 'rshift')}
 # Storages of quantized weights that code has read and still holds.
 _READ: Dict[StorageWeakRef, None] = {}
 MOVED = (
@@ -147,7 +144,7 @@ class TracedReadWeight(ReadWeight):
 
 
 def _writes(name: str) -> bool:
-    return name in ('__setitem__', '__set__') or name in _IN_PLACE or \
+    return name in ('__setitem__', '__set__') or \
         name.endswith('_') and not name.endswith('__')
 
 
