@@ -129,7 +129,8 @@ def test_training_mode_stays():
 
 
 @pytest.mark.parametrize('config', [
-    {}, dict(weight=dict(group_size=1), activation=dict(site='relu')),
+    {}, dict(weight=dict(bits=None, group_size=1),
+             activation=dict(bits=None, site='relu')),
     dict(**W4A4, rules=[dict(match='*', skip=True)])])
 def test_without_bits_the_model_stays_bit_for_bit_float(config):
     model, plain = make_net(), make_net()

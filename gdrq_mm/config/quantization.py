@@ -70,7 +70,8 @@ class QuantConfig:
             them. Defaults to float operands.
 
     Raises:
-        ValueError: An unknown field or a value that is not allowed.
+        ValueError: An unknown field, a value that is not allowed, or
+            options of a side that nothing gives bits.
 
     Examples:
         >>> config = QuantConfig.from_dict(dict(
@@ -113,7 +114,21 @@ class QuantConfig:
         for rule in self.rules:
             for side in SIDES:  # the values of rules are checked here
                 self._apply(rule, side)
+        for side in SIDES:
+            self._check_bits(side, given.get(side))
         return self
+
+    def _check_bits(self, side: str, given: Any) -> None:
+        """Options that no bits follow would leave all of it float unseen."""
+        if isinstance(given, dict) and given and 'bits' not in given \
+                and not any((getattr(rule, side) or {}).get('bits')
+                            for rule in self.rules):
+            options = ', '.join(f'{key}={value!r}'
+                                for key, value in given.items())
+            raise ValueError(
+                f'quantization.{side} has {options}, but neither it nor a '
+                'rule gives it bits: all would stay float. Add bits, or '
+                'bits=None where that is meant')
 
     def to_dict(self) -> Dict[str, Any]:
         """The config in primitive types; ``from_dict`` gives it back."""

@@ -158,8 +158,41 @@ def test_k_that_is_no_positive_number_is_refused(side, k):
 @pytest.mark.parametrize('k', [1e-3, 2, 2.5, 1000])
 @pytest.mark.filterwarnings('ignore:weight.k is')
 def test_allowed_k(side, fields, k):
-    assert getattr(QuantConfig.from_dict({side: dict(fields, k=k)}),
-                   side).k == k
+    config = QuantConfig.from_dict({side: dict(fields, bits=4, k=k)})
+    assert getattr(config, side).k == k
+
+
+OPTIONS = pytest.mark.parametrize('side, option', [
+    ('weight', dict(group_size=8)), ('activation', dict(site='relu')),
+    ('products', dict(threshold='mean'))])
+
+
+@OPTIONS
+def test_options_that_nothing_gives_bits_are_refused(side, option):
+    asked = dict(option, type='ScaleClip')
+    said = ', '.join(f'{key}={value!r}' for key, value in asked.items())
+    refused({side: asked}, f'quantization.{side} has {said}, but neither it '
+            'nor a rule gives it bits: all would stay float')
+    rules = [dict(match='conv1', skip=True),
+             dict(match='*', **{side: option})]
+    refused({side: asked, 'rules': rules}, 'nor a rule gives it bits')
+
+
+@OPTIONS
+def test_options_to_which_rules_give_bits(side, option):
+    config = QuantConfig.from_dict({
+        side: option, 'rules': [dict(match='*', **{side: dict(bits=4)})]})
+    weight, activation = config.schemes('a')
+    scheme = dict(weight=weight, activation=activation,
+                  products=config.products_of('a'))[side]
+    assert scheme.bits == 4
+    assert all(getattr(scheme, key) == option[key] for key in option)
+
+
+@OPTIONS
+def test_no_bits_where_that_is_said(side, option):
+    config = QuantConfig.from_dict({side: dict(option, bits=None)})
+    assert getattr(config, side).bits is None
 
 
 @pytest.mark.parametrize('rule', [
@@ -329,13 +362,13 @@ def test_bad_value_of_a_rule_names_the_rule(rule, value):
 # -- to_dict ------------------------------------------------------------------
 
 schemes = dict(
-    weight=st.fixed_dictionaries({}, optional=dict(
-        bits=st.none() | st.integers(1, 8),
+    weight=st.just({}) | st.fixed_dictionaries(dict(
+        bits=st.none() | st.integers(1, 8)), optional=dict(
         group_size=st.integers(1, 64) | st.just(-1),
         k=st.floats(2, 9), projection=st.booleans(),
         clip=st.sampled_from(['threshold', 'search']))),
-    activation=st.fixed_dictionaries({}, optional=dict(
-        bits=st.none() | st.integers(2, 8),
+    activation=st.just({}) | st.fixed_dictionaries(dict(
+        bits=st.none() | st.integers(2, 8)), optional=dict(
         threshold=st.sampled_from(['mean', 'nonzero', 'mse', 'learned']),
         lr=st.floats(1e-4, 1), site=st.sampled_from(['input', 'relu']))),
     residual=st.fixed_dictionaries(
