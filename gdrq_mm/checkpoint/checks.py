@@ -118,40 +118,40 @@ def is_of_other_head(layer: nn.Module, name: str, entries: dict) -> bool:
 
 def check_architecture(model: nn.Module, entries: dict,
                        packed: bool) -> None:
-    """A checkpoint must have the model's entries, and no others, if not by a
-    second name: code may give a module one while it trains (DDQ's decoder).
+    """A checkpoint must have the model's entries, and no others, if not by
+    a second name: code may give one while it trains (DDQ's decoder).
 
     Raises:
         CheckpointError: It is of another architecture.
     """
-    ours = {key: tuple(value.shape)
-            for key, value in model.state_dict().items()
-            if not key.endswith(EXTRA_STATE)}
+    ours, theirs = ({
+        key: tuple(value.shape) if is_stored(value) else 'is damaged'
+        for key, value in each.items() if not key.endswith(EXTRA_STATE)
+    } for each in (model.state_dict(), entries))
     if packed:
         ours.update(packed_shapes(model, ours))
-    theirs = {key: tuple(value.shape) if is_stored(value) else 'is damaged'
-              for key, value in entries.items()
-              if not key.endswith(EXTRA_STATE)}
-    differing = sorted(
-        {key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)}
-        - _second_names(ours, entries))
+    differing = sorted({key for key in {*ours, *theirs} if ours.get(
+        key) != theirs.get(key)} - _second_names(ours, entries))
     if not differing:
         return
     shown = '\n'.join(
         f'  {key}: checkpoint {theirs.get(key, "has none")}, model '
         f'{ours.get(key, "has none")}' for key in differing[:5])
+    late = '' if {*differing} & {*ours} else (
+        ' What a module makes in its first forward is there after it.')
     raise CheckpointError(
         'the quantized checkpoint is of another architecture than the model, '
         f'or damaged: {len(differing)} entries differ (shapes):\n{shown}\n'
-        'Nothing was loaded; use the config published with it. For another '
-        "head, load a latent or training checkpoint (for mmpretrain's EMAHook "
-        "without ema_state_dict) by load_from or mmengine's load_checkpoint.")
+        f'Nothing was loaded; use the config published with it.{late} For '
+        "another head, load a latent or training checkpoint (for mmpretrain's "
+        "EMAHook without ema_state_dict) by load_from or mmengine's "
+        'load_checkpoint.')
 
 
 def demands() -> Tuple[bool, bool]:
-    """Whether the running ``load_state_dict`` will raise where names, and
-    where shapes, are not the model's: after it has copied what fits, and it
-    does not tell its hooks. Of torch, or of mmengine."""
+    """Whether the running ``load_state_dict`` (torch's, mmengine's) will raise
+    where names, and where shapes, are not the model's: after it has copied
+    what fits, and it does not tell its hooks."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _LOAD:

@@ -162,6 +162,35 @@ def test_a_model_of_another_kind_refuses_a_packed_file(other, message,
     assert_unchanged(model, before)
 
 
+class MadeInForward(nn.Module):
+    """Like mmseg's Ham head without random bases."""
+
+    def forward(self, x):
+        if not hasattr(self, 'bases'):
+            self.register_buffer('bases', torch.rand(1, x.shape[1], 1, 1))
+        return x * self.bases
+
+
+def test_buffers_that_a_forward_makes(trained):
+    def make():
+        model = make_model()
+        model.insert(1, MadeInForward())
+        return model
+
+    model, fresh, x = make(), make(), torch.randn(2, 3, 8, 8)
+    expected = train(model).eval()(x)
+    packed = pack(model)
+    before = snapshot(fresh)
+    with pytest.raises(RuntimeError, match=(
+            r'(?s)1.bases: checkpoint \(1, 6, 1, 1\), model has none.*'
+            'What a module makes in its first forward is there after it')):
+        fresh.load_state_dict(packed)
+    assert_unchanged(fresh, before)
+    fresh(x)
+    fresh.load_state_dict(packed)
+    assert torch.equal(fresh.eval()(x), expected)
+
+
 def test_modules_that_got_a_second_name_while_training(trained):
     """mmdet's DDQ hands its decoder parts of its head in the forward."""
     model = train(make_model())

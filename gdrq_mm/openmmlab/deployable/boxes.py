@@ -81,11 +81,14 @@ def check_nms(where: str, cfg) -> None:
 
     Args:
         where (str): Name of the ``test_cfg``.
-        cfg (dict): Its ``nms``.
+        cfg (dict, optional): Its ``nms``.
 
     Raises:
         ValueError: Names the value.
     """
+    if cfg is None:
+        raise ValueError(f'{where} has nms=None, which keeps all boxes; give '
+                         "it type='nms', or export with --raw")
     if cfg.get('type', 'nms') != 'nms':
         raise ValueError(f'{where} has nms.type={cfg.type!r}, allowed: '
                          "'nms' (ONNX has no other); or export with --raw")
@@ -93,6 +96,23 @@ def check_nms(where: str, cfg) -> None:
     if unknown:
         raise ValueError(f'{where} has nms.{unknown[0]}, which cannot be '
                          'exported; leave it out, or export with --raw')
+
+
+def check_rows(where: str, cfg) -> None:
+    """Raise where the number of boxes of an image is not one.
+
+    Args:
+        where (str): Name of the ``test_cfg``.
+        cfg (dict): It.
+
+    Raises:
+        ValueError: Names the value.
+    """
+    rows = cfg.get('max_per_img', 0)
+    if rows < 0:
+        raise ValueError(
+            f'{where} has max_per_img={rows}; as many rows has every output '
+            'of the file: give it 0 or more, or export with --raw')
 
 
 def gather(values: Tensor, index: Tensor) -> Tensor:

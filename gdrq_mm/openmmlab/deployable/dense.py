@@ -9,6 +9,7 @@ from .boxes import (
     Candidates,
     check_methods,
     check_nms,
+    check_rows,
     gather,
     joined,
     method_of,
@@ -23,8 +24,9 @@ MOST_BOXES = 1000
 class DeployableDenseDetector(Deployable):
     """An mmdet single-stage detector: images -> boxes, scores and labels.
 
-    All three have ``test_cfg.max_per_img`` rows an image, the best first;
-    where there are fewer detections, the rest have label -1 and score 0.
+    All three have ``test_cfg.max_per_img`` rows an image, the best first,
+    :data:`MOST_BOXES` where mmdet does not read that field (YOLOX); where
+    there are fewer detections, the rest have label -1 and score 0.
     Boxes are ``(x1, y1, x2, y2)`` in pixels of the image that goes in.
 
     Args:
@@ -42,15 +44,19 @@ class DeployableDenseDetector(Deployable):
         self.bbox_head = model.bbox_head
         self.cfg = model.bbox_head.test_cfg
         self.candidates = _known_head(model)
-        self.size = self.cfg.get('max_per_img', MOST_BOXES)
+        # YOLOX clips nothing, has no coder, and keeps all that NMS leaves.
+        self.cuts = method_of(self.bbox_head,
+                              '_bbox_post_process') == 'BaseDenseHead'
+        self.size = self.cfg.get('max_per_img', MOST_BOXES) \
+            if self.cuts else MOST_BOXES
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         raw = self.bbox_head(self.features(images))
         found = joined(self.candidates(self.bbox_head, self.cfg, *raw))
-        # YOLOX clips nothing and has no coder.
-        found = found.clipped(
-            getattr(self.bbox_head, 'bbox_coder', None), images.shape[2:]
-        ).larger_than(self.cfg.get('min_bbox_size', -1))
+        if self.cuts:
+            found = found.clipped(
+                self.bbox_head.bbox_coder, images.shape[2:]
+            ).larger_than(self.cfg.get('min_bbox_size', -1))
         return suppress(found, self.cfg.nms, self.size)
 
 
@@ -198,5 +204,7 @@ def _known_head(model: nn.Module) -> Callable[..., List[Candidates]]:
             f'bbox_head is a {type(head).__name__}, whose post-processing is '
             f'not known ({what}); export what comes before it with --raw '
             '(make_deployable(..., raw=True))')
-    check_nms('bbox_head.test_cfg', head.test_cfg.nms)
+    check_nms('bbox_head.test_cfg', head.test_cfg.get('nms'))
+    if kind[-1] == 'BaseDenseHead':
+        check_rows('bbox_head.test_cfg', head.test_cfg)
     return KNOWN_HEADS[kind]

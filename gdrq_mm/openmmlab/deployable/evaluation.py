@@ -114,7 +114,7 @@ def default_size(cfg: Config, images: Sequence[Tensor]) -> Tuple[int, int]:
 
     Args:
         cfg (Config): Where its pipeline keeps the aspect ratio, it is a
-            square of the longest side there may be.
+            square of the longest side there may be, padded as behind it.
         images (sequence of Tensor): Else as large as the largest of these;
             where there are none, as the pipeline resizes or crops.
 
@@ -122,15 +122,31 @@ def default_size(cfg: Config, images: Sequence[Tensor]) -> Tuple[int, int]:
         ValueError: There are no images, and the pipeline leaves them as they
             are.
     """
-    for transform in inference_pipeline(cfg):
+    pipeline = inference_pipeline(cfg)
+    for place, transform in enumerate(pipeline):
         if transform.get('keep_ratio') and 'scale' in transform:
             scale = transform['scale']
             side = scale if isinstance(scale, int) else max(scale)
-            return side, side
+            return _padded((side, side), pipeline[place + 1:])
     if not images:
         return _pipeline_size(cfg)
     return tuple(max(image.shape[axis] for image in images)
                  for axis in (2, 3))
+
+
+def _padded(size: Tuple[int, int], transforms: List[dict]
+            ) -> Tuple[int, int]:
+    """A height and width behind all ``Pad`` among some transforms."""
+    for transform in transforms:
+        if type_name(transform) != 'Pad':
+            continue
+        width, height = transform.get('size') or (0, 0)
+        size = max(size[0], height), max(size[1], width)
+        if transform.get('pad_to_square'):
+            size = (max(size), ) * 2
+        divisor = transform.get('size_divisor') or 1
+        size = tuple(-(-side // divisor) * divisor for side in size)
+    return size
 
 
 def _pipeline_size(cfg: Config) -> Tuple[int, int]:

@@ -10,6 +10,7 @@ from .boxes import (
     Candidates,
     check_methods,
     check_nms,
+    check_rows,
     clip,
     gather,
     joined,
@@ -145,7 +146,7 @@ class DeployableTwoStage(Deployable):
         return suppress(Candidates(
             boxes.expand(-1, -1, classes, 4).flatten(1, 2),
             scores.flatten(1), labels.flatten(1)),
-            self.cfg.nms, self.cfg.max_per_img if self.cfg.max_per_img >= 0
+            self.cfg.nms, self.cfg.max_per_img if self.cfg.max_per_img > 0
             else MOST_BOXES)
 
     def masks(self, features: Sequence[Tensor], boxes: Tensor,
@@ -251,7 +252,8 @@ def _check_parts(model: nn.Module) -> None:
                           ('predict_by_feat', '_predict_by_feat_single'))
     check_extractors(roi)
     for stage in ('rpn', 'rcnn'):
-        check_nms(f'test_cfg.{stage}', model.test_cfg[stage].nms)
+        check_nms(f'test_cfg.{stage}', model.test_cfg[stage].get('nms'))
+    check_rows('test_cfg.rpn', model.test_cfg.rpn)
 
 
 def check_extractors(roi: nn.Module) -> None:

@@ -140,6 +140,41 @@ def test_boxes_are_clipped_only_where_the_coder_says_so(clip_border):
     assert bool((boxes[labels >= 0] < 0).any()) is not clip_border
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['RetinaNet', 'YOLOv3', 'YOLOX'])
+@pytest.mark.parametrize('change', [
+    dict(max_per_img=40), dict(min_bbox_size=6), dict(max_per_img=0),
+    dict(nms=dict(type='nms', iou_threshold=.5, class_agnostic=True))])
+def test_fields_of_test_cfg_do_what_they_do_in_mmdet(name, change,
+                                                     check_detections):
+    """YOLOX' own post-processing reads neither of the first two."""
+    model = build(name, two_levels, SPREAD[name])
+    model.bbox_head.test_cfg.update(change)
+    theirs = predicted(model)
+    ours = [each[0] for each in make_deployable(model, SIZE).eval()(image())]
+    assert int((ours[2] >= 0).sum()) == len(theirs)
+    if len(theirs):
+        check_detections(ours, theirs)
+
+
+@pytest.mark.parametrize('name, change, message', [
+    ('RetinaNet', dict(max_per_img=-1), 'has max_per_img=-1; as many rows'),
+    ('YOLOv3', dict(nms=None), 'has nms=None, which keeps all boxes'),
+    ('YOLOX', dict(nms=None), 'has nms=None, which keeps all boxes')])
+def test_test_cfgs_that_cannot_be_exported_are_refused(name, change, message):
+    model = build(name, two_levels)
+    model.bbox_head.test_cfg.update(change)
+    with pytest.raises(ValueError, match=(
+            f'bbox_head.test_cfg {message}.*--raw')):
+        make_deployable(model, SIZE)
+
+
+def test_yolox_does_not_read_how_many_boxes_there_may_be():
+    model = build('YOLOX', two_levels)
+    model.bbox_head.test_cfg.max_per_img = -1
+    assert make_deployable(model, SIZE).eval()(image())[2].shape == (1, 1000)
+
+
 def test_heads_that_are_not_known_are_refused():
     model = build('RetinaNet')
     model.bbox_head.__class__ = type('MyHead', (type(model.bbox_head), ), dict(

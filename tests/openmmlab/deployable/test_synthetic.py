@@ -32,6 +32,17 @@ def test_noise_has_the_statistics_of_the_data_in_the_order_of_images():
     assert steps < 1.2
 
 
+@pytest.mark.parametrize('pad, size', [
+    (dict(size_divisor=32), (512, 512)), (dict(size=(640, 480)), (500, 640)),
+    (dict(pad_to_square=True, size_divisor=7), (504, 504))])
+def test_size_holds_what_the_pipeline_pads(pad, size):
+    cfg = config(
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(500, 333), keep_ratio=True),
+        dict(type='Pad', **pad), dict(type='PackInputs'))
+    assert default_size(cfg, ()) == size
+
+
 @pytest.mark.parametrize('transform, size', [
     (dict(type='CenterCrop', crop_size=224), (224, 224)),
     (dict(type='Resize', scale=(96, 64)), (64, 96)),

@@ -83,6 +83,32 @@ def others():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('rows', [0, -1, 5])
+def test_detections_of_any_number_are_those_of_mmdet(
+        rows, check_detections, spread):
+    """mmdet keeps all where the number is not positive."""
+    model = build('Faster', spread)
+    model.test_cfg.rcnn.max_per_img = rows
+    theirs = predicted(model)
+    ours = [each[0] for each in make_deployable(model, SIZE).eval()(image())]
+    assert int((ours[2] >= 0).sum()) == len(theirs) > 0
+    check_detections(ours, theirs)
+
+
+@pytest.mark.parametrize('stage, change, message', [
+    ('rpn', dict(max_per_img=-1), 'max_per_img=-1; as many rows'),
+    ('rpn', dict(nms=None), 'nms=None, which keeps all boxes'),
+    ('rcnn', dict(nms=None), 'nms=None, which keeps all boxes')])
+def test_test_cfgs_that_cannot_be_exported_are_refused(stage, change, message,
+                                                       spread):
+    model = build('Faster', spread)
+    model.test_cfg[stage].update(change)
+    with pytest.raises(ValueError, match=(
+            f'test_cfg.{stage} has {message}.*--raw')):
+        make_deployable(model, SIZE)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('name', CONFIGS)
 def test_detections_are_those_of_mmdet(
         name, check_detections, check_masks, spread):
