@@ -126,7 +126,7 @@ def residuals(args) -> None:
     shape = tuple(args.shape)
     image = example_batch(scope_of(cfg), shape, image_channels(cfg))[
         'inputs'][0].view(1, -1, *shape).float()
-    deployable = make_deployable(model, shape)
+    deployable = make_deployable(model, shape, args.raw)
     calibrate(model, [lambda: deployable(image)])
     found = residual_outputs(deployable.eval(), image)
     if found.outputs:
@@ -288,9 +288,14 @@ def main() -> None:
                       (ends, 'rules for first and last layers')):
         command = add_command(commands, run, text)
         add_shape(command)
+        if run is residuals:
+            command.add_argument(
+                '--raw', action='store_true',
+                help='of what gdrq export --raw exports')
     change = command.add_mutually_exclusive_group()
-    change.add_argument('--bits', type=int, default=8,
-                        help='of these layers (default: 8)')
+    change.add_argument('--bits', type=int, default=8, choices=range(2, 9),
+                        help='of these layers, 2 to 8 (default: 8)',
+                        metavar='BITS')
     change.add_argument('--float', action='store_true',
                         help='leave these layers float')
     command = add_command(commands, report, 'one page to look at')

@@ -20,11 +20,11 @@ from mmengine.config import Config, DictAction
 from gdrq_mm.cli import run_tool
 from gdrq_mm.deployable import first_images, load_model, make_deployable
 from gdrq_mm.layers import QuantLayer
-from gdrq_mm.openmmlab.deployable.evaluation import (
+from gdrq_mm.openmmlab.deployable.evaluation import tensors_of
+from gdrq_mm.openmmlab.deployable.images import (
     as_input,
     default_size,
     pad_image,
-    tensors_of,
 )
 from gdrq_mm.openmmlab.deployable.own_test import compare_with_own_test
 from gdrq_mm.openmmlab.publish import load_all

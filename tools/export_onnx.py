@@ -31,14 +31,14 @@ from gdrq_mm.deployable import (
 )
 from gdrq_mm.export import QONNX_FORMATS
 from gdrq_mm.merge import merge
-from gdrq_mm.openmmlab.deployable.evaluation import (
+from gdrq_mm.openmmlab.deployable.evaluation import evaluators_of
+from gdrq_mm.openmmlab.deployable.folder import images_in
+from gdrq_mm.openmmlab.deployable.images import (
     as_input,
     default_size,
-    evaluators_of,
     pad_image,
     with_pipelines,
 )
-from gdrq_mm.openmmlab.deployable.folder import images_in
 from gdrq_mm.openmmlab.deployable.models import reverses_channels
 from gdrq_mm.openmmlab.deployable.synthetic import synthetic_images
 from gdrq_mm.openmmlab.reading import read_checkpoint
@@ -89,7 +89,7 @@ def export(args: argparse.Namespace) -> dict:
         report = export_onnx(
             reference, images[0], out, args.format, weights=args.weights,
             input_names=model.input_names, output_names=model.output_names,
-            metadata=_metadata(cfg, args), dynamic=args.dynamic,
+            metadata=_metadata(cfg, args, size), dynamic=args.dynamic,
             opset=args.opset)
     import onnxruntime  # not before what says how to install it
     print(report)
@@ -182,8 +182,8 @@ def _need_test_set(cfg, size) -> None:
             'leave out --eval') from error
 
 
-def _metadata(cfg, args) -> dict:
-    """What a user of the file must know."""
+def _metadata(cfg, args, size) -> dict:
+    """What a user of the file must know, and what it was calibrated with."""
     preprocessor = dict(cfg.model.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {})
     prepared = args.format == 'hls4ml'
@@ -196,7 +196,9 @@ def _metadata(cfg, args) -> dict:
         data_preprocessor=json.dumps(preprocessor, default=str),
         calibration={None: 'training set', 'none': 'synthetic images'}.get(
             args.calibration, 'folder of images'),
-        calibration_images=str(args.calibration_images), format=args.format,
+        calibration_images=str(args.calibration_images),
+        image_size=f'{size[0]} {size[1]}', raw=str(args.raw),
+        format=args.format,
         classes=json.dumps(_classes(cfg, args.checkpoint), default=list))
 
 
@@ -205,13 +207,16 @@ def _classes(cfg, checkpoint: str):
     where nothing says them."""
     trained = read_checkpoint(checkpoint).get('meta', {}).get(
         'dataset_meta') or {}
+    if trained.get('classes') is not None:
+        return trained['classes']
+    if not cfg.get('test_dataloader'):
+        return None
     dataset = with_pipelines(cfg.test_dataloader.dataset)[0]
     kind = dataset.type
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(scope_of(cfg)) as registry:
             kind = registry.get(kind)
-    for names in (trained.get('classes'),
-                  (dataset.get('metainfo') or {}).get('classes'),
+    for names in ((dataset.get('metainfo') or {}).get('classes'),
                   dataset.get('classes'),
                   (getattr(kind, 'METAINFO', None) or {}).get('classes')):
         if names is not None:

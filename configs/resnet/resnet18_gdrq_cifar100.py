@@ -11,6 +11,8 @@ model = dict(
     type='QuantizedModel',
     architecture='ImageClassifier',
     quantization=dict(
-        weight=dict(levels='odd'), rules=[dict(match='head.fc', skip=True)]),
+        # Each cell has bits of its own.
+        weight=dict(bits=None, levels='odd'),
+        rules=[dict(match='head.fc', skip=True)]),
     head=dict(num_classes=100))
 custom_hooks = [dict(type='GDRQHook')]

@@ -124,12 +124,14 @@ def check_architecture(model: nn.Module, entries: dict,
     Raises:
         CheckpointError: It is of another architecture.
     """
-    ours, theirs = ({
-        key: tuple(value.shape) if is_stored(value) else 'is damaged'
-        for key, value in each.items() if not key.endswith(EXTRA_STATE)
-    } for each in (model.state_dict(), entries))
+    ours = {key: tuple(value.shape)
+            for key, value in model.state_dict().items()
+            if not key.endswith(EXTRA_STATE)}
     if packed:
         ours.update(packed_shapes(model, ours))
+    theirs = {key: tuple(value.shape) if is_stored(value) else 'is damaged'
+              for key, value in entries.items()
+              if not key.endswith(EXTRA_STATE)}
     differing = sorted({key for key in {*ours, *theirs} if ours.get(
         key) != theirs.get(key)} - _second_names(ours, entries))
     if not differing:
@@ -137,21 +139,19 @@ def check_architecture(model: nn.Module, entries: dict,
     shown = '\n'.join(
         f'  {key}: checkpoint {theirs.get(key, "has none")}, model '
         f'{ours.get(key, "has none")}' for key in differing[:5])
-    late = '' if {*differing} & {*ours} else (
-        ' What a module makes in its first forward is there after it.')
+    late = 'What a module makes in its first forward is there after it. ' \
+        if not {*differing} & {*ours} else ''
     raise CheckpointError(
         'the quantized checkpoint is of another architecture than the model, '
         f'or damaged: {len(differing)} entries differ (shapes):\n{shown}\n'
-        f'Nothing was loaded; use the config published with it.{late} For '
-        "another head, load a latent or training checkpoint (for mmpretrain's "
-        "EMAHook without ema_state_dict) by load_from or mmengine's "
-        'load_checkpoint.')
+        f'Nothing was loaded; use the config published with it. {late}For '
+        'another head, load a latent or training checkpoint by load_from or '
+        "mmengine's load_checkpoint (of EMAHook without its ema_state_dict).")
 
 
 def demands() -> Tuple[bool, bool]:
     """Whether the running ``load_state_dict`` (torch's, mmengine's) will raise
-    where names, and where shapes, are not the model's: after it has copied
-    what fits, and it does not tell its hooks."""
+    where names, and where shapes, differ: after it has copied what fits."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code is _LOAD:

@@ -65,11 +65,14 @@ def _diff_onnx(checkpoint: str, path: str, config: str, images: int,
         make_deployable,
         pad_image,
     )
+    from .deployable.images import as_input
     from .deployable.synthetic import synthetic_images
     cfg, model = load_model(config, checkpoint, cfg_options)
     size, dtype = images_of_file(path)
     # The images that tools/export_onnx.py had: they set the grids of sums.
     facts = facts_of_file(path)
+    if size is None and 'image_size' in facts:
+        size = tuple(map(int, facts['image_size'].split()))
     number = int(facts.get('calibration_images', 32))
     kind = facts.get('calibration', 'training set')
     if kind == 'folder of images' and not is_qonnx(path):
@@ -86,13 +89,14 @@ def _diff_onnx(checkpoint: str, path: str, config: str, images: int,
         size = size or default_size(cfg, calibration)
     split = 'val' if cfg.get('val_dataloader') else 'test'
 
-    def as_input(each):
-        return [pad_image(cfg, image, size).to(dtype) for image in each]
+    def prepared(each):
+        return [as_input(pad_image(cfg, image, size), dtype)
+                for image in each]
 
-    calibration = as_input(calibration)
-    examples = [(image, ) for image in as_input(
+    calibration = prepared(calibration)
+    examples = [(image, ) for image in prepared(
         first_images(cfg, images, split))]
-    model = make_deployable(model, size).eval()
+    model = make_deployable(model, size, facts.get('raw') == 'True').eval()
     merged = merge(model, calibration[0])
     if is_qonnx(path):
         return compare_qonnx(merged, path, examples)

@@ -164,7 +164,7 @@ class GDRQHook(CheckpointWatchHook):
             return
         self.begins = check_begin(runner, self.begin_iter, self.begin_epoch)
         check_weights(self.state.plans)
-        log_plan(self.model, self.state)
+        log_plan(self.model, self.state, self.bn_batches)
         warn_of_averaging(runner, self.model, self.bn_batches)
         self.interval = next((hook.interval for hook in runner.hooks
                               if isinstance(hook, LoggerHook)), 0)

@@ -22,8 +22,10 @@ def log_patches() -> None:
 ITERATIONS_TO_WAIT = 100  # for a first step: accumulation, AMP overflow
 
 
-def log_plan(model: nn.Module, state: QuantizationState) -> None:
-    """Before training: what is quantized, by which kernels, frozen norms.
+def log_plan(model: nn.Module, state: QuantizationState,
+             bn_batches: int) -> None:
+    """Before training: what is quantized, by which kernels, frozen norms that
+    nothing recalibrates.
 
     Raises:
         ValueError: The model has lost quantized layers.
@@ -33,14 +35,14 @@ def log_plan(model: nn.Module, state: QuantizationState) -> None:
     device = next(model.parameters()).device.type
     kind, why = kernels.status(device)
     print_log(f'GDRQHook: {kind} kernels on {device} ({why})', 'current')
-    frozen = frozen_norms(model)
+    frozen = [] if bn_batches else frozen_norms(model)
     if frozen:
         print_log(
             f'{len(frozen)} normalization layers ({frozen[0]}, ...) keep '
             'the statistics of the float model (norm_eval or frozen '
             'stages): they are off for low-bit weights. Set '
             'norm_eval=False and frozen_stages=-1 where the batch allows '
-            'it.', 'current', logging.WARNING)
+            'it, else bn_batches of the hook.', 'current', logging.WARNING)
 
 
 def log_first_iteration(state: QuantizationState) -> None:

@@ -401,6 +401,18 @@ def test_frozen_statistics_are_recalibrated_as_rounding_begins_and_later(
     log = run_log(runner)
     assert log.count('batch normalization recalibrated with 2 batches') == (
         3 if begin_iter == 0 else 2)
+    assert 'keep the statistics of the float model' not in log
+
+
+def test_frozen_statistics_that_nothing_recalibrates_are_warned_of(
+        make_runner, run_log):
+    runner = make_runner('resnet', hook(),
+                         **{'model.backbone.norm_eval': True})
+    runner.train()
+    log = run_log(runner)
+    assert ' normalization layers (backbone.bn1, ...) keep the statistics of' \
+        ' the float model' in log
+    assert 'else bn_batches of the hook' in log
 
 
 def test_recalibration_does_not_repeat_in_a_resumed_run(

@@ -62,6 +62,15 @@ def test_ends_prints_rules_to_paste(policy, change, monkeypatch, capsys):
                                dict(match='head.fc', **change)]
 
 
+@pytest.mark.parametrize('bits', ['1', '9'])
+def test_ends_prints_no_rule_that_a_config_refuses(bits, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run_tool(monkeypatch, 'ends', ROOT / 'configs' / CONFIGS['cls'],
+                 '--bits', bits)
+    assert exit.value.code == 2
+    assert f'--bits: invalid choice: {bits}' in capsys.readouterr().err
+
+
 # Of the last layer.
 FLOAT_WEIGHT = 'custom_hooks.0.quantization.rules.1.weight.bits=None'
 
@@ -135,6 +144,31 @@ def test_residuals_prints_outputs_to_paste(residuals):
 def test_residuals_says_that_nothing_is_left_to_round(residuals):
     assert residuals(WITH_RESIDUAL) == \
         '# no output of a module is left to round\n'
+
+
+def test_residuals_of_a_model_without_known_post_processing(residuals,
+                                                            tmp_path):
+    config = tmp_path / 'centernet.py'
+    config.write_text('''
+model = dict(
+    type='CenterNet', data_preprocessor=dict(type='DetDataPreprocessor'),
+    backbone=dict(type='ResNet', depth=18, base_channels=8, out_indices=(3, ),
+                  norm_eval=False),
+    neck=dict(type='CTResNetNeck', in_channels=64,
+              num_deconv_filters=(8, 8, 8), num_deconv_kernels=(4, 4, 4),
+              use_dcn=False),
+    bbox_head=dict(type='CenterNetHead', num_classes=2, in_channels=8,
+                   feat_channels=8),
+    test_cfg=dict(topk=9, local_maximum_kernel=3, max_per_img=9))
+default_scope = 'mmdet'
+custom_imports = dict(imports=['gdrq_mm', 'mmdet.models'])
+custom_hooks = [dict(type='GDRQHook', quantization=dict(
+    weight=dict(bits=4), activation=dict(bits=4)))]
+''')
+    with pytest.raises(SystemExit):
+        residuals(config)
+    assert 'backbone.layer*.0' in eval('dict(' + residuals(
+        config, '--raw') + ')')['residual']['outputs']
 
 
 def test_residuals_keeps_the_outputs_of_the_config(residuals):

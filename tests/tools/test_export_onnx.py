@@ -13,7 +13,9 @@ import torch
 from mmengine.config import Config
 from mmpretrain.datasets import CIFAR10
 
+from gdrq_mm.analysis.diff import first_parted
 from gdrq_mm.deployable import load_model
+from gdrq_mm.openmmlab.diff import diff_checkpoints
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'export_onnx.py'
 sys.path.insert(0, str(TOOL.parent))
@@ -102,6 +104,25 @@ def test_a_checked_and_measured_file_is_written_or_none(
     assert json.loads(told['data_preprocessor'])['mean']
     assert 'uint8' in told['input'] and told['channel_order'] == 'bgr'
     assert told['calibration'] == 'synthetic images'
+    # As the file was calibrated: padded to 32 x 48, without post-processing.
+    assert first_parted(diff_checkpoints(
+        str(trained[1]), str(raw), str(trained[0]), batches=1)) is None
+
+
+def test_a_config_without_a_test_set_exports(trained, tmp_path):
+    out = tmp_path / 'model.onnx'
+    without = ['--calibration', 'none', '--calibration-images', '1',
+               '--speed-rounds', '0', '--out', out, '--cfg-options',
+               'test_dataloader=None', 'test_cfg=None', 'test_evaluator=None']
+    result = export(*trained, *without)
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    assert 'has no test_dataloader' in result.stderr
+    assert '--shape HEIGHT WIDTH' in result.stderr
+    result = export(*trained, '--shape', '32', '32', *without)
+    assert result.returncode == 0, result.stderr
+    told = {each.key: each.value
+            for each in onnx.load(str(out)).metadata_props}
+    assert json.loads(told['classes'])
 
 
 def test_missing_data_are_told_before_anything_is_written(trained, tmp_path):

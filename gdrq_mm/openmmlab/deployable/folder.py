@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from ..scopes import scope_of, type_name
-from .evaluation import inference_pipeline
+from .images import inference_pipeline
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.webp')
 

@@ -9,13 +9,8 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..scopes import scope_of
-from .evaluation import (
-    evaluators_of,
-    images_of,
-    pad_image,
-    tensors_of,
-    with_predictions,
-)
+from .evaluation import evaluators_of, tensors_of, with_predictions
+from .images import images_of, pad_image
 
 
 @dataclass

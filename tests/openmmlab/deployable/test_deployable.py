@@ -16,10 +16,7 @@ from gdrq_mm.deployable import evaluate, first_images, make_deployable
 from gdrq_mm.export import onnx_check
 from gdrq_mm.layers import QuantLayer
 from gdrq_mm.merge import merge
-from gdrq_mm.openmmlab.deployable.evaluation import (
-    default_size,
-    images_of,
-)
+from gdrq_mm.openmmlab.deployable.images import default_size, images_of
 from gdrq_mm.openmmlab.deployable.models import Prepare
 from gdrq_mm.openmmlab.scopes import example_batch
 

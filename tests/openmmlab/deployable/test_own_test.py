@@ -4,7 +4,7 @@ import torch
 from mmengine.structures import InstanceData
 
 from gdrq_mm.deployable import first_images, make_deployable
-from gdrq_mm.openmmlab.deployable.evaluation import default_size
+from gdrq_mm.openmmlab.deployable.images import default_size
 from gdrq_mm.openmmlab.deployable.own_test import (
     compare_with_own_test,
     paired,
