@@ -5,7 +5,7 @@ and is trained from scratch.
 """
 from ..cells import Row, Study
 from .common import FAMILIES, STUDIES, add, columns
-from .real import FIRST_SEED, METHODS, Task, bits, options
+from .real import DEFAULTS, FIRST_SEED, Task, bits, options
 
 CONFIG = 'tools/experiments/configs/{}_bccd.py'
 PAIRS = ((4, 4), (2, 4))
@@ -34,8 +34,6 @@ FINETUNE = {
 
 def detectors_study() -> Study:
     """A row for each: float, and what the defaults lose."""
-    defaults = next(each for each in METHODS.values()
-                    if each.suffix == 'mse')
     rows = []
     for family, ends in ENDS.items():
         task = Task(CONFIG.format(family), 'mAP', ends)
@@ -43,8 +41,8 @@ def detectors_study() -> Study:
                     start=None if family == 'rtmdet' else 'tiny/start')
         floating = add(f'{family}/float', task.config, options=FINETUNE,
                        start=start)
-        names = [add(f'{family}/{defaults.suffix}-{bits(pair)}', task.config,
-                     options={**FINETUNE, **options(task, defaults, pair)},
+        names = [add(f'{family}/{DEFAULTS.suffix}-{bits(pair)}', task.config,
+                     options={**FINETUNE, **options(task, DEFAULTS, pair)},
                      start=start, reference=floating) for pair in PAIRS]
         title = FAMILIES[family].title
         rows += [Row(f'{title}: {task.metric}', [start, floating, *names],

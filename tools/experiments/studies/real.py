@@ -90,6 +90,7 @@ METHODS = {
     'LSQ, a step a channel (levels: 16, 8 and 4)': Method(
         'lsq', dict(type='LSQ', group_size=1), dict(type='LSQ'))}
 # Other papers', of one seed; a scale a layer, as they have.
+DEFAULTS = next(each for each in METHODS.values() if each.suffix == 'mse')
 BASELINES = {name: Method(name.lower(), dict(type=name), dict(type=name))
              for name in ('LSQPlus', 'PACT', 'DoReFa')}
 

@@ -2,8 +2,8 @@
 from ..cells import Claim, Row, Study
 from .common import FAMILIES, STUDIES, add, columns, hook
 from .real import (
+    DEFAULTS,
     FIRST_SEED,
-    METHODS,
     NONZERO,
     PAIRS,
     TASKS,
@@ -139,9 +139,8 @@ def channels_study() -> Study:
 def longer_study(epochs=4) -> Study:
     """Whether the classifier lacks training: twice the epochs, and a start
     that has had them in float; one seed."""
-    task, pairs = TASKS['tiny'], ((4, 4), (2, 4))
+    task, pairs, method = TASKS['tiny'], ((4, 4), (2, 4)), DEFAULTS
     config = task.config.format('finetune_')
-    method = next(each for each in METHODS.values() if each.suffix == 'mse')
     schedule = dict(train_cfg=dict(max_epochs=epochs), param_scheduler=[
         dict(type='LinearLR', start_factor=.05, by_epoch=False, begin=0,
              end=100),
@@ -172,8 +171,38 @@ def longer_study(epochs=4) -> Study:
         'and 4)', '', columns(pairs), rows, seeds=1, first_seed=FIRST_SEED)
 
 
+def wider_study(channels=48) -> Study:
+    """Whether the classifier lacks width: twice the channels, float start and
+    fine-tuning as before; one seed."""
+    task, pairs, method = TASKS['tiny'], ((4, 4), (2, 4)), DEFAULTS
+    suffix = f'c{channels}'
+    width = {'model.backbone.stem_channels': channels,
+             'model.backbone.base_channels': channels,
+             'model.head.in_channels': 8 * channels}
+    start = add(f'tiny/start-{suffix}', task.config.format(''),
+                options=width, shared=True)
+    config = task.config.format('finetune_')
+    floating = add(f'tiny/float-{suffix}', config, options=width, start=start)
+    wide = [add(f'tiny/mse-{bits(pair)}-{suffix}', config, start=start,
+                reference=floating,
+                options={**options(task, method, pair), **width})
+            for pair in pairs]
+    rows = []
+    for label, reference, quantized in (
+            ('24 channels', 'tiny/float', [
+                f'tiny/mse-{bits(pair)}' for pair in pairs]),
+            (f'{channels} channels', floating, wide)):
+        rows += [Row(f'{label}: top-1 of float', [reference], 'metric'),
+                 Row('drop', quantized)]
+    return Study(
+        'ResNet-18, Tiny-ImageNet-100: channels in the first stage, of 64 '
+        '(the defaults; levels: 15 and 4)', '', columns(pairs), rows, seeds=1,
+        first_seed=FIRST_SEED)
+
+
 STUDIES['real_defaults'] = defaults_study()
 STUDIES['real_longer'] = longer_study()
+STUDIES['real_wider'] = wider_study()
 STUDIES['real_channels'] = channels_study()
 STUDIES['real_changes'] = changes_study()
 STUDIES['real_learned'] = learned_study()
