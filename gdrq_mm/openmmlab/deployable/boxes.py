@@ -111,8 +111,8 @@ def check_rows(where: str, cfg) -> None:
     rows = cfg.get('max_per_img', 0)
     if rows < 0:
         raise ValueError(
-            f'{where} has max_per_img={rows}; as many rows has every output '
-            'of the file: give it 0 or more, or export with --raw')
+            f'{where} has max_per_img={rows}, which is the number of rows of '
+            'all outputs: give it 0 or more, or export with --raw')
 
 
 def gather(values: Tensor, index: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def test_detections_of_any_number_are_those_of_mmdet(
 
 
 @pytest.mark.parametrize('stage, change, message', [
-    ('rpn', dict(max_per_img=-1), 'max_per_img=-1; as many rows'),
+    ('rpn', dict(max_per_img=-1), 'max_per_img=-1, which is the number'),
     ('rpn', dict(nms=None), 'nms=None, which keeps all boxes'),
     ('rcnn', dict(nms=None), 'nms=None, which keeps all boxes')])
 def test_test_cfgs_that_cannot_be_exported_are_refused(stage, change, message,
