@@ -17,6 +17,7 @@ from gdrq_mm.openmmlab.deployable import (
     make_deployable,
     pad_image,
 )
+from gdrq_mm.openmmlab.deployable.images import as_input
 from gdrq_mm.openmmlab.deployable.synthetic import synthetic_images
 from gdrq_mm.openmmlab.diff import FLOAT, diff_checkpoints
 from gdrq_mm.openmmlab.publish import publish
@@ -118,6 +119,29 @@ def test_a_file_is_compared_as_it_was_calibrated(files, facts, tmp_path):
     assert first_parted(one) is first_parted(ten) is None
     assert [10 * each.own.values for each in one] == [
         each.own.values for each in ten]
+
+
+def test_a_file_is_calibrated_with_the_pixels_that_it_had(files, tmp_path,
+                                                          monkeypatch):
+    """What images are padded with is no integer."""
+    config, checkpoint = files
+    cfg, model = load_model(config, checkpoint)
+    padded = [pad_image(cfg, image, (40, 40)) for image in first_images(
+        cfg, 2)]
+    images = [as_input(image, torch.uint8) for image in padded]
+    assert not torch.equal(images[0], padded[0].to(torch.uint8))
+    merged = merge(make_deployable(model, (40, 40)).eval(), images[0])
+    path, seen = tmp_path / 'model.onnx', []
+    export_onnx(to_integer(merged, images[0], images), images[0], path,
+                metadata=dict(calibration_images='2'))
+
+    def watched(model, example, calibration, codes):
+        seen.extend(calibration)
+        return to_integer(model, example, calibration, codes)
+
+    monkeypatch.setattr('gdrq_mm.integer.to_integer', watched)
+    diff_checkpoints(checkpoint, str(path), config, batches=1)
+    assert len(seen) == 2 and all(map(torch.equal, seen, images))
 
 
 def test_a_file_of_other_images_is_refused(files, tmp_path):

@@ -158,7 +158,7 @@ def test_fields_of_test_cfg_do_what_they_do_in_mmdet(name, change,
 
 
 @pytest.mark.parametrize('name, change, message', [
-    ('RetinaNet', dict(max_per_img=-1), 'has max_per_img=-1, which is the number'),
+    ('RetinaNet', dict(max_per_img=-1), 'has max_per_img=-1, which is'),
     ('YOLOv3', dict(nms=None), 'has nms=None, which keeps all boxes'),
     ('YOLOX', dict(nms=None), 'has nms=None, which keeps all boxes')])
 def test_test_cfgs_that_cannot_be_exported_are_refused(name, change, message):
