@@ -121,8 +121,9 @@ def test_a_file_is_compared_as_it_was_calibrated(files, facts, tmp_path):
         each.own.values for each in ten]
 
 
-def test_a_file_is_calibrated_with_the_pixels_that_it_had(files, tmp_path,
-                                                          monkeypatch):
+@pytest.mark.parametrize('raw', [True, False])
+def test_a_file_is_compared_with_the_form_and_pixels_that_it_had(
+        raw, files, tmp_path, monkeypatch):
     """What images are padded with is no integer."""
     config, checkpoint = files
     cfg, model = load_model(config, checkpoint)
@@ -133,14 +134,21 @@ def test_a_file_is_calibrated_with_the_pixels_that_it_had(files, tmp_path,
     merged = merge(make_deployable(model, (40, 40)).eval(), images[0])
     path, seen = tmp_path / 'model.onnx', []
     export_onnx(to_integer(merged, images[0], images), images[0], path,
-                metadata=dict(calibration_images='2'))
+                metadata=dict(calibration_images='2', raw=str(raw)))
+    forms = []
+
+    def made(model, size, as_raw):
+        forms.append(as_raw)
+        return make_deployable(model, size, as_raw)
 
     def watched(model, example, calibration, codes):
         seen.extend(calibration)
         return to_integer(model, example, calibration, codes)
 
+    monkeypatch.setattr('gdrq_mm.openmmlab.deployable.make_deployable', made)
     monkeypatch.setattr('gdrq_mm.integer.to_integer', watched)
     diff_checkpoints(checkpoint, str(path), config, batches=1)
+    assert forms == [raw]
     assert len(seen) == 2 and all(map(torch.equal, seen, images))
 
 
