@@ -47,8 +47,10 @@ class DeployableDenseDetector(Deployable):
         # YOLOX clips nothing, has no coder, and keeps all that NMS leaves.
         self.cuts = method_of(self.bbox_head,
                               '_bbox_post_process') == 'BaseDenseHead'
-        self.size = self.cfg.get('max_per_img', MOST_BOXES) \
-            if self.cuts else MOST_BOXES
+        self.size = MOST_BOXES
+        if self.cuts:
+            check_rows('bbox_head.test_cfg', self.cfg)
+            self.size = self.cfg.get('max_per_img', MOST_BOXES)
 
     def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         raw = self.bbox_head(self.features(images))
@@ -205,6 +207,4 @@ def _known_head(model: nn.Module) -> Callable[..., List[Candidates]]:
             f'not known ({what}); export what comes before it with --raw '
             '(make_deployable(..., raw=True))')
     check_nms('bbox_head.test_cfg', head.test_cfg.get('nms'))
-    if kind[-1] == 'BaseDenseHead':
-        check_rows('bbox_head.test_cfg', head.test_cfg)
     return KNOWN_HEADS[kind]
