@@ -26,8 +26,8 @@ _FLAGS = ('-O3', '-fPIC', '-fno-math-errno', '-fno-trapping-math',
 # The threads are those of torch: its OpenMP library is in the process
 # already, a second one would fight with it for the cores. Where it is of
 # another kind than the compiler's, the kernels run on one thread.
-# Weights are read from beyond the caches, where hardware fetches no further
-# ahead than to the end of a page.
+# Large operands are read from beyond the caches, where hardware fetches no
+# further ahead than to the end of a page; for weights, fused.c says more.
 _VARIANTS = (('-march=native', '-fprefetch-loop-arrays', '-fopenmp'),
              ('-march=native', '-fopenmp'), ('-march=native', '-fopenmp-simd'),
              ('-fopenmp-simd', ))

@@ -11,6 +11,9 @@
 
 #define SPAN 8192 /* values at a time: two spans fit into the first cache */
 #define SERIAL 32768 /* values that are not worth a second thread */
+#define PIECE 64 /* values between two requests for memory ahead */
+#define AHEAD 1024 /* values; hardware asks no further than to a page's end */
+#define LINE 16 /* values that memory gives at a time */
 
 typedef struct {
     float low, high, scale, divisor;
@@ -32,13 +35,31 @@ static inline float clamped(float x, float low, float high) {
     return x > high ? high : x;
 }
 
+/* Weights are read from beyond the caches: ask for a later piece. */
+static inline void fetch_ahead(const float *piece) {
+    for (int i = 0; i < PIECE; i += LINE)
+        __builtin_prefetch(piece + AHEAD + i);
+}
+
+static void quantize_span(const float *restrict x, float *restrict out,
+                          int64_t n, grid_t grid) {
+    for (int64_t at = 0; at < n; at += PIECE) {
+        int64_t end = n - at < PIECE ? n : at + PIECE;
+        fetch_ahead(x + at);
+#pragma omp simd
+        for (int64_t i = at; i < end; i++)
+            out[i] = rintf(clamped(x[i], grid.low, grid.high) / grid.divisor)
+                     * grid.scale;
+    }
+}
+
 /* Of a span: sum |x|, and how many values are not zero. */
 typedef struct {
     float sum, nonzero;
 } seen_t;
 
-static seen_t quantize_span(const float *restrict x, float *restrict out,
-                            int64_t n, grid_t grid) {
+static seen_t quantize_seen_span(const float *restrict x, float *restrict out,
+                                 int64_t n, grid_t grid) {
     float sum = 0, nonzero = 0;
 #pragma omp simd reduction(+ : sum, nonzero)
     for (int64_t i = 0; i < n; i++) {
@@ -52,7 +73,7 @@ static seen_t quantize_span(const float *restrict x, float *restrict out,
     return seen;
 }
 
-/* As above, behind a ReLU; x and out may be the same. */
+/* The same behind a ReLU; x and out may be the same. */
 static seen_t quantize_relu_span(const float *x, float *out, uint8_t *inside,
                                  int64_t n, grid_t grid) {
     float sum = 0, nonzero = 0;
@@ -109,8 +130,12 @@ void quantize(const float *x, float *out, const float *clip, int64_t rows,
         span_t span = span_of(index, cols);
         grid_t grid = grid_of(clip[span.row / group_size], levels, is_signed,
                               max_scale);
-        seen_t part = quantize_span(x + span.at, out + span.at, span.n, grid);
-        if (parts) parts[index] = part;
+        const float *from = x + span.at;
+        float *to = out + span.at;
+        if (parts)
+            parts[index] = quantize_seen_span(from, to, span.n, grid);
+        else
+            quantize_span(from, to, span.n, grid);
     }
     if (parts) add_up(seen, parts, spans, rows * cols);
     free(parts);
@@ -127,10 +152,15 @@ void quantize_even(const float *restrict x, float *restrict out,
         float high = clip[span.row / group_size], step = high / half;
         float divisor = step >= FLT_MIN ? step : 1.f, scale = step / 2;
         float last = half - 1;
+        for (int64_t at = span.at; at < span.at + span.n; at += PIECE) {
+            int64_t end = span.at + span.n;
+            if (end - at > PIECE) end = at + PIECE;
+            fetch_ahead(x + at);
 #pragma omp simd
-        for (int64_t i = span.at; i < span.at + span.n; i++) {
-            float code = floorf(clamped(x[i], -high, high) / divisor);
-            out[i] = (2 * (code > last ? last : code) + 1) * scale;
+            for (int64_t i = at; i < end; i++) {
+                float code = floorf(clamped(x[i], -high, high) / divisor);
+                out[i] = (2 * (code > last ? last : code) + 1) * scale;
+            }
         }
     }
 }
