@@ -208,7 +208,11 @@ def run_layers(path: Path, model: IntegerModel, example: tuple, **options
         values by name, of outputs, choices and what layers read and give.
     """
     proto = onnx.load(str(path))
-    layers = list(layer_nodes(proto))
+    # What a layer of float values gives, not the codes made of them later.
+    layers = [
+        each if call.grid is not None else each._replace(
+            result=each.node.output[0])
+        for each, call in zip(layer_nodes(proto), model.calls)]
     made = {name for node in proto.graph.node for name in node.output}
     names = [each.name for each in proto.graph.output]
     for name in dict.fromkeys((

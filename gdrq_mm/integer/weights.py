@@ -68,7 +68,9 @@ def store_integers(name: str, layer: MergedLayer, submodule: nn.Module,
     factor = (INT32_MAX / 2 / reach.clamp(min=1)).floor()
     codes = torch.where(lost.view(channels), 0, codes)
     factor = factor.clamp(1, most).int()
-    step = torch.where(lost, bias.abs() / 2**20, step / factor)
+    # Inputs that are always zero leave the bias alone as well.
+    alone = lost | (bias != 0) if span == 0 else lost
+    step = torch.where(alone, bias.abs() / 2**20, step / factor)
     w_scale = (step / grid.scale).float()
     stored = (codes * factor.view(channels))
     bias = torch.round(bias / (w_scale.double() * grid.scale)).int()

@@ -1,10 +1,11 @@
-"""Averages of a model: those of ``EMAHook``, and momentum encoders inside."""
+"""Averages of a model: those of ``EMAHook``, and those inside of it (momentum
+encoders, teachers)."""
 import logging
-from typing import Iterator
+from typing import Container, Iterator
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseAveragedModel
+from mmengine.model import BaseAveragedModel, BaseModel
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,23 +15,44 @@ from .resumed import META
 
 
 def average_what_was_added(model: nn.Module) -> None:
-    """Let momentum encoders in a converted model (MoCo, BYOL) average what
-    its quantizers learn: they list their entries when they are built.
+    """Let averages in a converted model take what its quantizers learn as
+    their weights: no gradient trains it.
+
+    Momentum encoders (MoCo, BYOL) list their entries when they are built; the
+    teachers of semi-supervised detectors are models whose parameters are
+    frozen then, and averaged by a hook or not at all.
 
     Args:
         model (nn.Module): The quantized model.
     """
     state = get_state(model)
-    for module in model.modules():
-        if isinstance(module, BaseAveragedModel):
-            averaged = module.module.requires_grad_(False)
-            if state is not None:
-                inside = set(averaged.modules())
-                state.learned = [each for each in state.learned
-                                 if each[0] not in inside]
+    if state is None:
+        return
+    learned = {id(each) for layer in state.layers.values()
+               for _, quantizer in layer.quantizers()
+               for each in quantizer.parameters()}
+    for module in list(model.modules()):
+        is_average = isinstance(module, BaseAveragedModel)
+        if not is_average and (module is model or not _is_frozen_model(
+                module, learned)):
+            continue
+        averaged = module.module if is_average else module
+        averaged.requires_grad_(False)
+        inside = set(averaged.modules())
+        state.learned = [each for each in state.learned
+                         if each[0] not in inside]
+        if is_average:
             module.avg_parameters = averaged.state_dict() \
                 if module.update_buffers else dict(
                     averaged.named_parameters())
+
+
+def _is_frozen_model(module: nn.Module, added: Container[int]) -> bool:
+    """Whether it is a whole model of which nothing was to be trained, before
+    parameters were ``added``."""
+    weights = [each for each in module.parameters() if id(each) not in added]
+    return isinstance(module, BaseModel) and bool(weights) and not any(
+        each.requires_grad for each in weights)
 
 
 def averaging_hooks(runner) -> Iterator[Hook]:

@@ -14,6 +14,7 @@ from .resumed import (
     META,
     check_optimizer,
     check_origin,
+    is_of_another,
     log_differences,
     strip_prefix,
     warn_of_nothing_to_resume,
@@ -42,9 +43,11 @@ class CheckpointWatchHook(Hook):
             strip_prefix(checkpoint['state_dict'])
         if state is not None and runner._resume and self._is_due(runner):
             check_origin(runner, checkpoint)
-            check_optimizer(checkpoint, runner.optim_wrapper)
             log_differences(checkpoint, self._settings(state),
                             type(self).__name__)
+            # Of another quantization, weights are refused: it is the reason.
+            if not is_of_another(checkpoint, state):
+                check_optimizer(checkpoint, runner.optim_wrapper)
 
     def before_train(self, runner) -> None:
         """Look at the weights that a run begins with."""

@@ -43,10 +43,13 @@ def find_head_outputs(
     outputs = [*_of_classifier(model), *_of_segmentor(model),
                *_of_detector(model)]
     if not outputs:
+        last = [name for name, module in model.named_modules()
+                if isinstance(module, nn.Linear)] or ['head.fc']
         raise ValueError(
             'GDRQHook: distill finds no class scores, boxes or logits in the '
             f'heads of {type(model).__name__}; name the modules that give '
-            "them, distill=dict(outputs={'head.fc': 'softmax'})")
+            f"them, such as distill=dict(outputs={{{last[-1]!r}: "
+            "'softmax'})")
     return outputs, branches
 
 

@@ -7,6 +7,7 @@ that come later.
 import logging
 from typing import List
 
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -62,6 +63,9 @@ def train_learned_parameters(runner, state, lr_mult: float) -> None:
                 f'parameters of quantizers, lr_mult {lr_mult}, weight decay '
                 + ', '.join(sorted({f'{group.get("weight_decay", 0.):g}'
                                     for group in groups})), 'current')
+    if any(scheduler.param_name == 'weight_decay'
+           for each in schedulers.values() for scheduler in each):
+        runner.register_hook(UndecayedHook(state))
     if is_model_wrapper(runner.model):
         known = {id(parameter) for parameter in
                  getattr(runner.model, '_module_parameters', ())}
@@ -70,6 +74,32 @@ def train_learned_parameters(runner, state, lr_mult: float) -> None:
             if id(parameter) not in known]
         if late:
             average_gradients_over_ranks(late)
+
+
+class UndecayedHook(Hook):
+    """Keeps a schedule of the weight decay, which moves all groups, from step
+    sizes.
+
+    Args:
+        state (QuantizationState): State of the model that a run trains.
+    """
+    priority = 'VERY_HIGH'
+
+    def __init__(self, state) -> None:
+        self.state = state
+
+    def before_train_iter(self, runner, batch_idx: int,
+                          data_batch=None) -> None:
+        decaying = {id(parameter) for layer in self.state.layers.values()
+                    for _, quantizer in layer.quantizers() if quantizer.decays
+                    for parameter in quantizer.learned_parameters()}
+        learned = {id(parameter) for parameter
+                   in learned_parameters(self.state).values()}
+        for wrapper in optim_wrappers(runner).values():
+            for group in wrapper.optimizer.param_groups:
+                if {id(each) for each in group['params']} <= \
+                        learned - decaying:
+                    group['weight_decay'] = 0.
 
 
 def _extend(scheduler, groups: List[dict], wrapper: OptimWrapper) -> None:

@@ -4,18 +4,31 @@ from typing import Callable
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleParamScheduler as OneCycle
 from mmengine.utils import digit_version
 
 # Older versions of torch load everything by default.
 RESTRICTED = digit_version(torch.__version__) >= digit_version('2.6')
 
 
-def _statistics_method(cls: type, name: str):
-    """``getattr``, but only for what a pickled HistoryBuffer asks of it."""
-    if cls is not HistoryBuffer or name not in ('min', 'max', 'mean',
-                                                'current'):
+class _OneCycle:
+    """Stands for the class of a OneCycleLR, of which a file gets but the
+    function that its curve follows."""
+    _annealing_cos = staticmethod(OneCycle._annealing_cos)
+    _annealing_linear = staticmethod(OneCycle._annealing_linear)
+
+
+ATTRIBUTES = {HistoryBuffer: ('min', 'max', 'mean', 'current'),
+              _OneCycle: ('_annealing_cos', '_annealing_linear')}
+
+
+def _function_of(cls: type, name: str):
+    """``getattr``, but only for what a pickled HistoryBuffer or schedule asks
+    of it."""
+    if name not in ATTRIBUTES.get(cls, ()):
         raise ValueError(f'the checkpoint asks for {name!r} of {cls!r}, which '
-                         'no mmengine log history needs; do not trust it')
+                         'no log history and no schedule of mmengine needs; '
+                         'do not trust it')
     return getattr(cls, name)
 
 
@@ -23,10 +36,11 @@ def allow_plain_types() -> Callable:
     """Let ``torch.load(weights_only=True)`` read mmengine's checkpoints.
 
     Training checkpoints of mmengine 0.10 hold log histories: HistoryBuffer
-    objects of numpy arrays. torch >= 2.6 refuses them by default, which
-    breaks ``--resume`` and the test tools. All that is allowed here is plain
-    data; ``getattr``, which HistoryBuffer's pickle names as well, is replaced
-    by a function that gives nothing else.
+    objects of numpy arrays; and with a OneCycleLR a static function of it.
+    torch >= 2.6 refuses them by default, which breaks ``--resume`` and the
+    test tools. All that is allowed here is plain data, and such a function;
+    ``getattr``, which their pickles name as well, is replaced by a function
+    that gives nothing else.
     """
     if not RESTRICTED:
         return lambda: None
@@ -39,7 +53,8 @@ def allow_plain_types() -> Callable:
                for module in ('numpy.core', 'numpy._core')]
     before = torch.serialization.get_safe_globals()
     torch.serialization.add_safe_globals(
-        [*plain, *renamed, (_statistics_method, 'builtins.getattr')])
+        [*plain, *renamed, (_function_of, 'builtins.getattr'),
+         (_OneCycle, f'{OneCycle.__module__}.{OneCycle.__qualname__}')])
 
     def undo():
         torch.serialization.clear_safe_globals()

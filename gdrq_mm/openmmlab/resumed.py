@@ -5,16 +5,20 @@ from typing import Iterator, List, Optional, Tuple
 
 from mmengine.logging import print_log
 
-from ..checkpoint import NAME, CheckpointError, read_phase
+from ..checkpoint import NAME, CheckpointError, read_phase, read_schemes
 from ..training import PHASES
 
 META = 'gdrq_mm'  # in the meta of training checkpoints
 # Options that tell the types of optimizers apart.
 TELLING = ('betas', 'momentum', 'alpha', 'lr_decay', 'rho')
 _REMEDY = ('a model that GDRQHook converts is resumed with GDRQHook, a '
-           'QuantizedModel as QuantizedModel. Change back the config, or '
-           'give the checkpoint as load_from and train with a fresh '
-           'optimizer.')
+           'QuantizedModel as QuantizedModel, and both with the paramwise_cfg '
+           'of before. Change back the config, or give the checkpoint as '
+           'load_from and train with a fresh optimizer.')
+_FLOAT_REMEDY = ('the checkpoint is of a float run. To begin a quantized one '
+                 'with its weights, give the checkpoint as load_from, without '
+                 'resume, in another work_dir.')
+SHOWN = 6  # groups of an optimizer
 
 
 def strip_prefix(weights: dict) -> None:
@@ -37,9 +41,25 @@ def phase_of(checkpoint: dict) -> Optional[str]:
         if f'{NAME}.phase_index' in entries else None
 
 
+def is_of_another(checkpoint: dict, state) -> bool:
+    """Whether a checkpoint has weights of another quantization, as loading it
+    will say.
+
+    Args:
+        checkpoint (dict): What a run is resumed from.
+        state (QuantizationState): State of its model.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    schemes = read_schemes(checkpoint['state_dict'])
+    return phase_of(checkpoint) == 'quantize' and schemes != {
+        plan.name: plan.scheme() for plan in state.plans if plan.quantized}
+
+
 def check_origin(runner, checkpoint: dict) -> None:
     """What a run is resumed from must be a run, and not the float model that
-    it was to begin with.
+    it was to begin with. That of a float run is a warning.
 
     Args:
         runner (Runner): With ``resume``.
@@ -54,7 +74,9 @@ def check_origin(runner, checkpoint: dict) -> None:
             f'resume=True would go on with {runner._load_from!r}, which is no '
             'checkpoint of a training: to begin with its weights, leave out '
             '--resume')
-    if runner._load_from is not None and phase_of(checkpoint) is None:
+    if phase_of(checkpoint) is not None:
+        return
+    if runner._load_from is not None:
         raise ValueError(
             f'resume=True would go on with load_from={runner._load_from!r}, '
             'a float model, at its epoch and with its optimizer. To go on '
@@ -62,6 +84,12 @@ def check_origin(runner, checkpoint: dict) -> None:
             "load_from=None (mmdet's and mmpretrain's train.py do that at "
             "--resume, mmseg's does not; gdrq train does for all); to begin "
             'with the float model, leave out --resume')
+    print_log(
+        f'{runner.work_dir} holds a float run: this one goes on with it, '
+        'quantized from here on, at its epoch, with its optimizer and what '
+        'is left of its schedule. To begin a quantized training with its '
+        'weights, give its checkpoint as load_from, without --resume, in '
+        'another work_dir', 'current', logging.WARNING)
 
 
 def warn_of_nothing_to_resume(runner) -> None:
@@ -126,7 +154,8 @@ def check_optimizer(checkpoint: dict, optim_wrapper) -> None:
     if there not in (None, here):
         raise ValueError(
             f'the optimizer of the checkpoint holds {_in_words(there)}, that '
-            f'of this run {_in_words(here)}: {_REMEDY}')
+            f'of this run {_in_words(here)}: '
+            + (_REMEDY if phase_of(checkpoint) else _FLOAT_REMEDY))
     if there:
         kinds = [[name for name in TELLING if name in each[0]] for each in (
             checkpoint['optimizer']['param_groups'], groups)]
@@ -141,8 +170,8 @@ def check_optimizer(checkpoint: dict, optim_wrapper) -> None:
 
 def _in_words(sizes: List[int]) -> str:
     return f'{sum(sizes)} parameters' + (
-        f' in {len(sizes)} groups ({", ".join(map(str, sizes))})'
-        if sizes[1:] else '')
+        f' in {len(sizes)} groups ({", ".join(map(str, sizes[:SHOWN]))}'
+        + ', ...' * (len(sizes) > SHOWN) + ')' if sizes[1:] else '')
 
 
 def _sizes(groups) -> List[int]:

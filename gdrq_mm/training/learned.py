@@ -236,7 +236,8 @@ def average_gradients_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
     """Average gradients of parameters that a DDP wrapper does not know.
 
     It knows those that the model had when it was wrapped. All ranks must
-    compute the gradient of at least one of them in each backward pass.
+    compute the gradient of at least one of them in each backward pass. What
+    has no gradient on any rank gets none, so that no optimizer moves it.
 
     Args:
         parameters (iterable of Parameter): The same ones on all ranks.
@@ -247,14 +248,21 @@ def average_gradients_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
     def reduce() -> None:
         waiting.clear()
         trained = [each for each in parameters if each.requires_grad]
+        absent = [each.grad is None for each in trained]
         gradients = [torch.zeros_like(each) if each.grad is None
                      else each.grad for each in trained]
-        flat = torch.cat([each.flatten() for each in gradients])
+        present = gradients[0].new_tensor([not each for each in absent])
+        flat = torch.cat([*(each.flatten() for each in gradients), present])
         dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        parts = flat.split([each.numel() for each in trained])
-        for parameter, part in zip(trained, parts):
-            parameter.grad = part.view_as(parameter).clone()
+        *parts, present = flat.split(
+            [*(each.numel() for each in trained), len(trained)])
+        # Reading it waits for the device: not where all have a gradient here.
+        elsewhere = present.tolist() if any(absent) else absent
+        for parameter, part, is_absent, ranks in zip(
+                trained, parts, absent, elsewhere):
+            if ranks or not is_absent:
+                parameter.grad = part.view_as(parameter) \
+                    / dist.get_world_size()
 
     def once_a_backward(parameter: nn.Parameter) -> None:
         if not waiting:

@@ -230,3 +230,16 @@ def test_onnx_runtime_computes_what_the_tensorrt_file_says(merged, tmp_path):
     expected = integer(other)
     assert (torch.from_numpy(result) - expected).abs().max() \
         < .02 * expected.abs().max()
+
+
+@pytest.mark.parametrize('act', [nn.ReLU(), nn.Hardtanh()])
+def test_float_values_before_a_clamp_are_not_taken_for_codes(act, tmp_path):
+    """A clamp and a quantizer with a zero point behind a linear layer."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 16), act, nn.Linear(16, 5)), \
+        torch.randn(4, 6)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4), activation=dict(
+        bits=8, asymmetric=True)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    report = export_onnx(model.eval(), x, tmp_path / 'model.onnx', 'tensorrt')
+    assert report.equal_codes() == (4 * 21, 4 * 21)

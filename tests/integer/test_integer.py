@@ -170,6 +170,22 @@ def test_huge_bias_neither_overflows_nor_gets_lost():
     assert (integer(x) - merged(x)).abs().max() <= 0.51 * step
 
 
+@pytest.mark.parametrize('bits', [2, 4])
+def test_the_bias_behind_an_input_of_zeros_is_as_fine_as_any(bits):
+    """There is no step of the input that could tell that of the bias."""
+    torch.manual_seed(0)
+    x, bias = torch.rand(2, 3, 6, 6), torch.tensor([-6e-4, .033, 0., 7.])
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(8 * 4 * 4, 4))
+    nn.init.constant_(model[0].bias, -100.)
+    model[3].bias.data.copy_(bias)
+    merged = merge(quantized(model, x, bits), x)
+    found = to_integer(merged, x)(x)
+    expected = bias.expand_as(found)
+    assert torch.equal(merged(x), expected)
+    assert torch.allclose(found, expected, rtol=2e-6, atol=0)
+
+
 def test_shared_layer_has_one_weight_and_a_grid_a_call():
     class Shared(nn.Module):
         def __init__(self):

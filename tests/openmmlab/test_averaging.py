@@ -5,6 +5,7 @@ import mmpretrain.models  # noqa: F401, registers MoCo
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
@@ -12,7 +13,10 @@ from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader
 
 import gdrq_mm
-from gdrq_mm.openmmlab.averaging import averaging_hooks
+from gdrq_mm.openmmlab.averaging import (
+    average_what_was_added,
+    averaging_hooks,
+)
 from gdrq_mm.training import get_state, learned_parameters
 
 LSQ = dict(weight=dict(type='LSQ', bits=4), activation=dict(type='LSQ',
@@ -118,3 +122,30 @@ def test_hooks_of_ones_own_may_have_an_ema_model(make_runner):
     runner.register_hook(Keeps())
     runner.train()
     assert not [*averaging_hooks(runner)]
+
+
+class Semi(BaseModel):
+    """As a semi-supervised detector: a student, and a teacher that is frozen
+    when it is built."""
+
+    def __init__(self, build):
+        super().__init__()
+        self.student, self.teacher = build(), build()
+        self.teacher.eval().requires_grad_(False)
+
+    def forward(self, inputs):
+        return self.student(inputs), self.teacher(inputs)
+
+
+def test_no_gradient_trains_what_a_frozen_teacher_learns(build_model):
+    model = Semi(lambda: build_model('resnet'))
+    model.student.backbone.conv1.requires_grad_(False)  # a frozen stage
+    gdrq_mm.quantize_(model, LSQ)
+    average_what_was_added(model)
+    learned = learned_parameters(get_state(model))
+    assert len(learned) == 2 * 54
+    assert all(name.startswith('student.') for name in learned)
+    trained = {name for name, each in model.named_parameters()
+               if each.requires_grad}
+    assert all(name.startswith('student.') for name in trained)
+    assert 'student.backbone.conv1.input_quantizer.step.ratio' in trained

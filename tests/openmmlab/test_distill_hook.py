@@ -427,6 +427,9 @@ def test_heads_that_are_not_known(build_model):
     with pytest.raises(ValueError, match='finds no class scores, boxes or '
                        'logits in the heads of ImageClassifier; name'):
         find_head_outputs(model)
+    model.head = torch.nn.Sequential(torch.nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"outputs={'head\.0': 'softmax'}"):
+        find_head_outputs(model)
 
 
 def test_classes_of_many_labels_are_each_by_themselves(build_model,

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmpretrain.models import ImageClassifier
@@ -143,6 +144,35 @@ def test_every_schedule_moves_them_as_their_weights(
     # OneCycleLR itself gives all groups one rate.
     assert scheduler['type'] == 'OneCycleLR' or \
         found['head.fc.weight'] > found['backbone.conv1.weight']
+
+
+class Decays(Hook):
+    """Notes the weight decay of all groups before every step."""
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_iter(self, runner, *args, **kwargs):
+        self.seen.append([group['weight_decay'] for group in
+                          runner.optim_wrapper.param_groups[:2]])
+
+
+@pytest.mark.parametrize('resumed', [False, True])
+def test_a_schedule_of_the_weight_decay_is_not_theirs(resumed, make_runner,
+                                                      tmp_path):
+    options = dict(
+        work_dir=tmp_path / 'run', param_scheduler=[dict(
+            type='CosineAnnealingParamScheduler', param_name='weight_decay',
+            eta_min=.4, by_epoch=False, end=9)])
+    for epoch in range(1, 2 + resumed):
+        runner = make_runner('resnet', HOOK, resume=epoch > 1,
+                             train_cfg=dict(max_epochs=epoch), **options)
+        decays = Decays()
+        runner.register_hook(decays)
+        runner.train()
+    ordinary, ours = zip(*decays.seen)
+    assert ordinary[-1] > .01 and not any(ours)
 
 
 def test_a_plateau_lowers_theirs_as_well(make_runner):

@@ -13,6 +13,7 @@ from mmdet import models as mmdet_models
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.model import PretrainedInit
+from mmengine.optim import OneCycleLR
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmseg import models as mmseg_models
@@ -236,6 +237,32 @@ def test_log_histories_load_after_another_loader_took_them_back(tmp_path):
     for _ in range(2):
         torch.serialization.clear_safe_globals()
         assert read_checkpoint(path)['loss'].mean() == 1
+
+
+@pytest.mark.parametrize('strategy', ['cos', 'linear'])
+def test_the_curve_of_a_one_cycle_schedule_is_no_code(strategy, tmp_path):
+    """Its schedule saves the function that it follows."""
+    path = str(tmp_path / 'epoch_1.pth')
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=.1)
+    schedule = OneCycleLR(optimizer, eta_max=1., total_steps=9,
+                          anneal_strategy=strategy)
+    torch.save(dict(param_schedulers=[schedule.state_dict()]), path)
+    saved, = read_checkpoint(path)['param_schedulers']
+    assert saved['anneal_func'](1., 3., .5) == pytest.approx(2.)
+    schedule.load_state_dict(saved)
+
+
+class _Other:  # pickled by its name, as what a one cycle schedule follows is
+
+    def __reduce__(self):
+        return getattr, (OneCycleLR, 'load_state_dict')
+
+
+def test_no_other_method_of_a_schedule_may_be_named(tmp_path):
+    path = str(tmp_path / 'epoch_1.pth')
+    torch.save(dict(param_schedulers=[_Other()]), path)
+    with pytest.raises(CheckpointError, match='cannot be read'):
+        read_checkpoint(path)
 
 
 def test_no_fallback_of_mmengines_own_loader_runs_code(tmp_path, monkeypatch):

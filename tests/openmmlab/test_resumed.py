@@ -257,3 +257,45 @@ def test_a_resumed_run_without_a_checkpoint_says_so(
     runner.train()
     assert 'has no checkpoint: this training begins with no trained weights' \
         in run_log(runner)
+
+
+@pytest.mark.parametrize('quantization', [
+    dict(weight=dict(bits=4, type='LSQ'), activation=dict(bits=4)),
+    dict(weight=dict(bits=4), activation=dict(bits=4, threshold='learned'))])
+def test_another_quantization_is_said_to_be_one(quantization, first,
+                                                make_runner, run_log):
+    """Not that the optimizer holds less, which follows from it."""
+    runner = make_runner('resnet', hook(quantization), **first(hook()))
+    with pytest.raises(CheckpointError, match=(
+            'trained with another quantization(.|\n)*float_weights')):
+        runner.train()
+    assert 'the resumed run has other settings' in run_log(runner)
+
+
+def test_other_groups_are_named_by_their_cause_and_not_all(first,
+                                                           make_runner):
+    options = first(hook())
+    runner = make_runner('resnet', hook(), optim_wrapper=dict(
+        paramwise_cfg=dict(norm_decay_mult=0.)), **options)
+    with pytest.raises(ValueError, match='the paramwise_cfg of before') as \
+            info:
+        runner.train()
+    assert len(str(info.value)) < 600
+
+
+def test_going_on_with_a_float_run_is_a_warning(first, make_runner, run_log):
+    runner = make_runner('resnet', hook(), **first())
+    runner.train()
+    assert 'holds a float run: this one goes on with it' in run_log(runner)
+    runner = make_runner('resnet', hook(), train_cfg=dict(max_epochs=3),
+                         work_dir=runner.work_dir, resume=True)
+    runner.train()
+    assert 'holds a float run' not in run_log(runner)
+
+
+def test_a_float_run_is_no_start_of_one_that_learns(first, make_runner):
+    learned = dict(weight=dict(bits=4), activation=dict(bits=4, type='LSQ'))
+    runner = make_runner('resnet', hook(learned), **first())
+    with pytest.raises(ValueError, match=(
+            'checkpoint is of a float run.* as load_from, without resume')):
+        runner.train()

@@ -162,7 +162,7 @@ def test_gradients_are_means_over_ranks_once_a_backward_pass(monkeypatch):
     one, other, unused = (nn.Parameter(torch.ones(size)) for size in (2, 3, 1))
     average_gradients_over_ranks([one, other, unused])
     (2 * one).sum().add((other * other).sum()).backward()
-    assert reduced == [6]
+    assert reduced == [6 + 3]  # and how many ranks have each
     assert one.grad.tolist() == [3., 3.]
     assert other.grad.tolist() == [3., 3., 3.]
     assert unused.grad.tolist() == [2.]
@@ -301,3 +301,13 @@ def test_frozen_parameters_get_no_gradient_from_other_ranks(monkeypatch):
     frozen.requires_grad_(False)
     (trained * 2).sum().backward()
     assert trained.grad.tolist() == [2, 2] and frozen.grad is None
+
+
+def test_what_has_no_gradient_anywhere_gets_none(monkeypatch):
+    """Zeros would let an optimizer decay it, and go on by its momentum."""
+    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda x: None)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 1)
+    used, unused = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    average_gradients_over_ranks([used, unused])
+    (used * 2).sum().backward()
+    assert used.grad.tolist() == [2, 2] and unused.grad is None
