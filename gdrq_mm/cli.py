@@ -145,10 +145,14 @@ def run_tool(main: Callable):
     """Call a script's ``main``; what the user can mend is one sentence.
 
     Exits with 1 and the message on stderr where ``main`` raises an error of
-    input, files or of what is installed. argparse exits with 2.
+    input, files or of what is installed, with 130 where it was interrupted.
+    argparse exits with 2.
     """
     try:
         return main()
+    except KeyboardInterrupt:
+        sys.stderr.write(f'\n{Path(sys.argv[0]).stem}: interrupted\n')
+        sys.exit(130)
     except (OSError, ImportError, ValueError, RuntimeError) as error:
         # mmengine 0.10 needs it for configs like "mmdet::...", and says no
         # more than that there is no such module.
@@ -170,9 +174,7 @@ def run_package_tool(name: str, doc: str) -> None:
         name (str): ``train.py`` or ``test.py``.
         doc (str): The help where no config is named.
     """
-    from mmengine.config import Config
-
-    from .openmmlab.scopes import package_tool, scope_of
+    from .openmmlab.scopes import package_tool, read_config, scope_of
     usage = f'usage: {Path(sys.argv[0]).name} CONFIG [arguments]\n'
     configs = [argument for argument in sys.argv[1:]
                if argument.endswith(('.py', '.json', '.yaml', '.yml'))]
@@ -183,7 +185,7 @@ def run_package_tool(name: str, doc: str) -> None:
         usage_error(Path(sys.argv[0]).stem, f'name a config\n{usage}')
 
     def find():
-        scope = scope_of(Config.fromfile(configs[0]))
+        scope = scope_of(read_config(configs[0]))
         return scope, package_tool(scope, name)
 
     scope, path = run_tool(find)

@@ -13,6 +13,22 @@ from typing import Any, Iterator, Union
 
 import torch
 
+_FULL = 'Make room, or choose another folder'
+_CLOSED = 'Choose a folder that you may write to'
+_REMEDIES = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
+             errno.EACCES: _CLOSED, errno.EPERM: _CLOSED,
+             errno.EROFS: _CLOSED}
+
+
+def check_new(path: Union[str, Path]) -> None:
+    """Refuse a name that is taken, before the work for its file begins.
+
+    Raises:
+        FileExistsError: There is a file of that name.
+    """
+    if os.path.lexists(path):
+        raise _exists(Path(path))
+
 
 @contextlib.contextmanager
 def write_whole(path: Union[str, Path],
@@ -42,8 +58,8 @@ def write_whole(path: Union[str, Path],
         ['a.txt']
     """
     path = Path(path)
-    if not overwrite and os.path.lexists(path):
-        raise _exists(path)
+    if not overwrite:
+        check_new(path)
     if overwrite:
         path = Path(os.path.realpath(path))  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,12 +73,13 @@ def write_whole(path: Union[str, Path],
             _give_name(part, path)
         _to_disk(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(
-                error.errno, f'{path} was not written: '
-                f'{os.strerror(error.errno)}. Make room, or choose another '
-                'folder; nothing else was changed') from None
-        raise
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        raise OSError(
+            error.errno, f'{path} was not written: '
+            f'{os.strerror(error.errno)}. {remedy}; nothing else was changed'
+        ) from None
     finally:
         part.unlink(missing_ok=True)
 

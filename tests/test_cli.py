@@ -92,6 +92,16 @@ def test_an_error_is_one_sentence_and_exits_with_1(arguments, gdrq):
     assert re.fullmatch(r'gdrq [\w -]+: .*missing\.py.*\n', err)
 
 
+def test_an_interruption_is_one_word(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit:
+        cli.run_tool(interrupted)
+    assert exit.value.code == 130
+    assert capsys.readouterr().err.endswith(': interrupted\n')
+
+
 @pytest.mark.parametrize('module, remedy, arguments', [
     ('sklearn', 'pip install scikit-learn',
      ['dataset', 'demo', 'data', '--size', 'tiny']),

@@ -149,3 +149,16 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
         save_whole(torch.zeros(100000), tmp_path / 'a.pth')
     assert error.value.errno == errno.ENOSPC
     assert '\n' not in str(error.value) and names(tmp_path) == []
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_sentence(tmp_path,
+                                                             monkeypatch):
+    def closed(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr('builtins.open', closed)
+    with pytest.raises(PermissionError, match=(
+            'a.pth was not written: Permission denied. Choose a folder')
+            ) as error:
+        save_whole(torch.zeros(1), tmp_path / 'a.pth')
+    assert '.part' not in str(error.value) and names(tmp_path) == []

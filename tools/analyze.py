@@ -42,7 +42,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Callable, Optional, Sequence
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from gdrq_mm.analysis import (
     first_and_last,
@@ -72,6 +72,7 @@ from gdrq_mm.openmmlab.policy import WEIGHT_BITS, propose_policy
 from gdrq_mm.openmmlab.publish import inference_config, quantization_of
 from gdrq_mm.openmmlab.report_page import write_report
 from gdrq_mm.openmmlab.scopes import (
+    ConfigOptions,
     build_model,
     example_batch,
     image_channels,
@@ -81,6 +82,7 @@ from gdrq_mm.openmmlab.scopes import (
 from gdrq_mm.openmmlab.sensitivity import measure_sensitivity
 from gdrq_mm.plan import QuantReport, make_plan, trace_layers
 from gdrq_mm.training import calibrate, get_state
+from gdrq_mm.writing import check_new
 
 EXAMPLES = dict(
     plan='plan my_w4a4.py --shape 224 224',
@@ -196,6 +198,18 @@ def report(args) -> None:
     print(f'wrote {args.out}')
 
 
+def at_least(least: int) -> Callable:
+    """Reads an integer argument that is not smaller."""
+
+    def read(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text}; give {least} or more')
+        return int(text)
+
+    read.__name__ = 'int'  # as argparse calls what is no number
+    return read
+
+
 def budgets_of(texts) -> Optional[dict]:
     """['size=0.1'] -> {'size': 0.1}."""
     budgets = {}
@@ -204,8 +218,11 @@ def budgets_of(texts) -> Optional[dict]:
         try:
             budgets[kind] = float(ratio)
         except ValueError:
+            budgets[kind] = 0.
+        if kind not in ('size', 'bops') or not 0 < budgets[kind] <= 1:
             raise ValueError(f'--budget {text!r} is none: give size=RATIO or '
-                             'bops=RATIO, as in size=0.08') from None
+                             'bops=RATIO, above 0 and up to 1, as in '
+                             'size=0.08')
     return budgets or None
 
 
@@ -255,14 +272,15 @@ def add_command(commands, run, text: str, *before: str
         formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in (*before, 'config'):
         command.add_argument(name)
-    command.add_argument('--cfg-options', nargs='+', action=DictAction,
+    command.add_argument('--cfg-options', nargs='+', action=ConfigOptions,
                          help='changes of the config')
     command.set_defaults(run=run)
     return command
 
 
 def add_shape(command: argparse.ArgumentParser) -> None:
-    command.add_argument('--shape', type=int, nargs=2, default=(224, 224),
+    command.add_argument('--shape', type=at_least(1), nargs=2,
+                         default=(224, 224),
                          metavar=('HEIGHT', 'WIDTH'),
                          help='of the random image (default: 224 224)')
 
@@ -333,7 +351,7 @@ def main() -> None:
                          'but one (default: both)')
     command.add_argument('--layers', nargs='+', default=(), metavar='NAME',
                          help='measure these layers or stages only')
-    command.add_argument('--most', type=int, default=0,
+    command.add_argument('--most', type=at_least(1),
                          help='rows of a table (default: all)')
     command = add_command(commands, policy, 'better bits for each layer')
     add_measuring(command)
@@ -350,9 +368,7 @@ def main() -> None:
     args = parser.parse_args()
     if getattr(args, 'picture', None):
         check_image(args.picture)
-        if Path(args.picture).exists():
-            raise FileExistsError(f'{args.picture} exists; remove it or '
-                                  'choose another name')
+        check_new(args.picture)
     args.run(args)
 
 

@@ -9,10 +9,9 @@ example:
 """
 import argparse
 
-from mmengine.config import DictAction
-
 from gdrq_mm.cli import run_tool
 from gdrq_mm.openmmlab.calibrate import calibrate_checkpoint
+from gdrq_mm.openmmlab.scopes import ConfigOptions
 
 
 def main() -> None:
@@ -26,7 +25,7 @@ def main() -> None:
                         help='of the training data (default: 32)')
     parser.add_argument('--no-bn', action='store_true',
                         help='keep the statistics of batch normalization')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions)
     args = parser.parse_args()
     used = calibrate_checkpoint(
         args.config, args.checkpoint, args.out, args.batches, not args.no_bn,

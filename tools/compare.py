@@ -22,6 +22,7 @@ examples:
       --json 2_4.json --table 2_4.md --plot 2_4.png
 """
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ from gdrq_mm.cli import run_tool
 
 
 def parse_args(argv=None):
-    from mmengine.config import DictAction
+    from gdrq_mm.openmmlab.scopes import ConfigOptions
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,7 +64,7 @@ def parse_args(argv=None):
                        ('plot', 'an image')):
         parser.add_argument(f'--{name}', type=Path, metavar='FILE',
                             help=text)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions,
                         default={}, help='changes of CONFIG')
     args = parser.parse_args(argv)
     for name, least in (('jobs', 1), ('batches', 1)):
@@ -103,9 +104,12 @@ def compare(args) -> None:
     from jobs.checkout import cores
     from jobs.engine import check_failed
     from jobs.process import prepare_environment
-    from jobs.records import Lock, write_json, write_text
+    from jobs.records import Lock
 
     from gdrq_mm.analysis.drawing import check_image
+    from gdrq_mm.writing import check_new, write_whole
+    for path in filter(None, (args.json, args.table, args.plot)):
+        check_new(path)
     if args.plot:
         check_image(args.plot)
     prepare_environment(1 if args.jobs > 1 else cores())
@@ -127,10 +131,11 @@ def compare(args) -> None:
     result = collect(comparison, args.metric,
                      f'gdrq compare {shlex.join(sys.argv[1:])}', args.rule)
     print(f'\n{table(result)}')
-    if args.json:
-        write_json(args.json, result)
-    if args.table:
-        write_text(args.table, table(result) + '\n')
+    for path, text in ((args.json, json.dumps(result, indent=2)),
+                       (args.table, table(result))):
+        if path:
+            with write_whole(path) as part:
+                part.write_text(f'{text}\n')
     if args.plot:
         plot(result, args.plot)
     check_failed(failed)

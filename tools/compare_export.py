@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence, Tuple
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from gdrq_mm.cli import run_tool
 from gdrq_mm.deployable import first_images, load_model, make_deployable
@@ -29,7 +29,11 @@ from gdrq_mm.openmmlab.deployable.images import (
 from gdrq_mm.openmmlab.deployable.own_test import compare_with_own_test
 from gdrq_mm.openmmlab.publish import load_all
 from gdrq_mm.openmmlab.reading import read_checkpoint, weights_of
-from gdrq_mm.openmmlab.scopes import build_model, read_config
+from gdrq_mm.openmmlab.scopes import (
+    ConfigOptions,
+    build_model,
+    read_config,
+)
 from gdrq_mm.writing import write_whole
 
 
@@ -45,7 +49,7 @@ def parse_args() -> argparse.Namespace:
                         help='size of images of the float export; default: '
                         'what all fit in')
     parser.add_argument('--json', help='write all figures there as well')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions,
                         help='those of the training')
     return parser.parse_args()
 

@@ -10,10 +10,10 @@ import argparse
 import os
 
 import torch
-from mmengine.config import DictAction
 
 from gdrq_mm.cli import run_tool
 from gdrq_mm.openmmlab.publish import publish
+from gdrq_mm.openmmlab.scopes import ConfigOptions
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
                       help='weights as codes of their bit width (default)')
     form.add_argument('--latent', action='store_true',
                       help='keep float weights, to continue training')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions,
                         help='those of the training')
     args = parser.parse_args()
     paths = publish(args.config, args.checkpoint, args.out_dir, args.latent,

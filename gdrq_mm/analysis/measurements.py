@@ -38,8 +38,8 @@ class Measurements:
                        if inputs.get(key) != kept.get(key))
         if other:
             raise ValueError(
-                f'{self.path} was measured with another '
-                f'{", ".join(other)}; give another --json, or remove it to '
+                f'{self.path} was measured with other settings '
+                f'({", ".join(other)}); give another --json, or remove it to '
                 'measure anew')
 
     def get(self, key: str) -> Optional[Any]:

@@ -1,6 +1,6 @@
 """Figures as lines to read."""
 import math
-from typing import Dict, Iterable, List, Sequence
+from typing import Dict, Iterable, List, Optional, Sequence
 
 from .coverage import Coverage
 from .diff import PARTED, Difference, first_parted, largest
@@ -43,14 +43,15 @@ SIDES = dict(both='weights and inputs', weight='weights',
 
 
 def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
-                       float_metric: float, most: int = 0) -> str:
+                       float_metric: float, most: Optional[int] = None
+                       ) -> str:
     """One table for each way, side and number of bits.
 
     Args:
         figures (dict[Setting, Figures]): What was measured.
         metric (str): Its name.
         float_metric (float): Metric of the float model.
-        most (int): Rows of each table. Defaults to 0: all.
+        most (int, optional): Rows of each table. Defaults to None: all.
     """
     parts: Dict[tuple, Dict[Setting, Figures]] = {}
     for setting, found in figures.items():
@@ -65,7 +66,7 @@ def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
             title += (f'\n(nothing float: {metric} '
                       f'{number_text(whole.metric)}, noise '
                       f'{noise_text(whole)})')
-        order = worst_first(part)[:most or None]
+        order = worst_first(part)[:most]
         rows = [(setting.group, number_text(part[setting].metric),
                  number_text(part[setting].metric - float_metric, '{:+.4g}'),
                  noise_text(part[setting])) for setting in order]

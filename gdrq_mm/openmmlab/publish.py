@@ -22,6 +22,7 @@ from ..checkpoint import (
     seal,
 )
 from ..config import QuantConfig
+from ..errors import check
 from ..training import get_state
 from ..version import __version__
 from ..writing import write_whole
@@ -38,13 +39,15 @@ def quantization_of(cfg: Config) -> dict:
     """The ``quantization`` of a config: its model's or its hook's.
 
     Raises:
-        ValueError: The config has none.
+        ValueError: The config has none, or one that is no dict.
     """
-    if cfg.model.get('quantization') is not None:
-        return cfg.model.quantization.to_dict()
-    for hook in gdrq_hooks(cfg):
-        if hook.get('quantization'):
-            return hook.quantization.to_dict()
+    for place in (cfg.model, *gdrq_hooks(cfg)):
+        found = place.get('quantization')
+        if found or place is cfg.model and found is not None:
+            check(isinstance(found, dict), 'quantization', found,
+                  'a dict, such as dict(weight=dict(bits=4), '
+                  'activation=dict(bits=4))')
+            return found.to_dict()
     raise ValueError(
         f'{cfg.filename or "the config"} quantizes nothing: it has neither a '
         'GDRQHook with quantization=dict(...) in custom_hooks nor '
@@ -52,9 +55,16 @@ def quantization_of(cfg: Config) -> dict:
 
 
 def gdrq_hooks(cfg: Config) -> list:
-    """Entries of custom_hooks, by name, scoped name or class."""
-    return [hook for hook in cfg.get('custom_hooks') or ()
-            if type_name(hook) == 'GDRQHook']
+    """Entries of custom_hooks, by name, scoped name or class.
+
+    Raises:
+        ValueError: It is no list of dicts.
+    """
+    hooks = cfg.get('custom_hooks') or ()
+    check(isinstance(hooks, (list, tuple)) and all(
+        isinstance(hook, dict) for hook in hooks), 'custom_hooks', hooks,
+        "a list of dicts, custom_hooks=[dict(type='GDRQHook', ...)]")
+    return [hook for hook in hooks if type_name(hook) == 'GDRQHook']
 
 
 def type_name(cfg: dict) -> str:

@@ -1,11 +1,12 @@
 """What differs between the OpenMMLab packages, by their default scope."""
+import argparse
 import copy
 import importlib
 from pathlib import Path
 from typing import Optional, Tuple, Union
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from torch import nn
 
@@ -72,21 +73,59 @@ def read_config(path: Union[str, Path],
     """
     try:
         cfg = Config.fromfile(path)
-    except (SyntaxError, NameError) as error:
-        line = getattr(error, 'lineno', None)
-        raise ValueError(f'{path} is no config that can be read: {error}'
-                         if line is None else
-                         f'{path} is no config that can be read: '
-                         f'{error.msg} (line {line})') from error
+    except FileNotFoundError as error:
+        if not str(path).startswith('gdrq_mm::'):
+            raise
+        raise FileNotFoundError(
+            f'{path} is not found ({error}). Such names are those of an '
+            'installed package, and an editable install of gdrq_mm has none: '
+            "give the config's path in the checkout, or pip install ."
+        ) from error
+    except (OSError, ImportError):
+        raise
+    except Exception as error:  # whatever code in it raises
+        raise ValueError(f'{path} is no config that can be read: '
+                         f'{_in_words(error)}') from error
     if not cfg.get('model'):
         raise ValueError(f'{path} has no model: give the config of a '
                          'training, with model=dict(type=...)')
-    cfg.merge_from_dict(cfg_options or {})
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except (KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f'{path} takes no such --cfg-options: '
+                         f'{_in_words(error)}') from error
     return cfg
 
 
+def _in_words(error: Exception) -> str:
+    line = getattr(error, 'lineno', None)
+    if line is not None:
+        return f'{getattr(error, "msg", error)} (line {line})'
+    # A KeyError shows its text as Python writes it.
+    text = error.args[0] if isinstance(error, KeyError) and error.args \
+        else error
+    return f'{text} ({type(error).__name__})'
+
+
+class ConfigOptions(DictAction):
+    """``--cfg-options`` of a tool: changes of a config, by names with
+    dots."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for each in values:
+            if '=' not in each:
+                raise argparse.ArgumentError(
+                    self, f'{each!r} is no NAME=VALUE, as in '
+                    'model.backbone.depth=18')
+        super().__call__(parser, namespace, values, option_string)
+
+
 def build_model(cfg: Config) -> nn.Module:
-    """Build the model of a config as the package's tools do."""
+    """Build the model of a config as the package's tools do.
+
+    Raises:
+        ValueError: The config does not build one.
+    """
     from mmengine.registry import MODELS
     init_default_scope(scope_of(cfg))
     # Copies, because builders add defaults to what they get.
@@ -94,7 +133,11 @@ def build_model(cfg: Config) -> nn.Module:
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor',
                          copy.deepcopy(cfg.data_preprocessor))
-    return MODELS.build(model)
+    try:
+        return MODELS.build(model)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'{cfg.filename or "the config"} builds no model: '
+                         f'{_in_words(error)}') from error
 
 
 def image_channels(cfg: Config) -> int:

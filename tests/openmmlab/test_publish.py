@@ -746,3 +746,14 @@ def test_thresholds_that_were_never_set_are_not_published(tmp_path,
         publish(config, checkpoint, str(tmp_path / 'zoo'))
     assert list((tmp_path / 'zoo').iterdir()) == []
     sys.modules.pop('my_net')
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(custom_hooks=[dict(type='GDRQHook', quantization='w4a4')]),
+     "quantization is 'w4a4', allowed: a dict"),
+    (dict(custom_hooks=dict(type='GDRQHook')),
+     'custom_hooks is .* allowed: a list of dicts')])
+def test_what_is_no_quantization_is_named(change, message):
+    cfg = Config(dict(model=dict(type='A'), **change))
+    with pytest.raises(ValueError, match=message):
+        quantization_of(cfg)

@@ -1,3 +1,4 @@
+import argparse
 import copy
 
 import pytest
@@ -7,6 +8,7 @@ from mmpretrain.models import ImageClassifier
 
 from gdrq_mm.openmmlab import QuantizedModel
 from gdrq_mm.openmmlab.scopes import (
+    ConfigOptions,
     build_model,
     example_batch,
     image_channels,
@@ -57,6 +59,7 @@ def test_a_type_is_text_or_a_class():
     ('model = dict(type=', r"is no config that can be read: '\(' was never "
      r'closed \(line 1\)'),
     ('model = dict(type=Nobody)', "can be read: name 'Nobody' is not defined"),
+    ('x = 1 / 0', r'can be read: division by zero \(ZeroDivisionError\)'),
     ('a = 1', 'has no model: give the config of a training')])
 def test_a_config_that_is_none_is_one_sentence(text, message, tmp_path):
     path = tmp_path / 'config.py'
@@ -70,6 +73,46 @@ def test_changes_of_a_config_are_made(tmp_path):
     path = tmp_path / 'config.py'
     path.write_text('model = dict(type="A", depth=1)')
     assert read_config(path, {'model.depth': 2}).model.depth == 2
+
+
+@pytest.mark.parametrize('name', ['hooks.5.type', 'model.type.name'])
+def test_a_change_of_what_is_not_there_is_one_sentence(name, tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text('model = dict(type="A")\nhooks = [dict(type="B")]')
+    with pytest.raises(ValueError, match='takes no such --cfg-options: '):
+        read_config(path, {name: 2})
+
+
+def test_an_option_that_is_no_change_is_wrong_usage(capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions)
+    found = parser.parse_args(['--cfg-options', 'a.b=2', 'c=[1,2]'])
+    assert found.cfg_options == {'a.b': 2, 'c': [1, 2]}
+    with pytest.raises(SystemExit) as exit:
+        parser.parse_args(['--cfg-options', 'a.b=2', 'foo'])
+    assert exit.value.code == 2
+    assert "--cfg-options: 'foo' is no NAME=VALUE" in capsys.readouterr().err
+
+
+def test_names_of_a_package_that_is_not_installed_have_a_remedy(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError('gdrq_mm/.mim/model-index.yml')
+
+    monkeypatch.setattr(Config, 'fromfile', missing)
+    with pytest.raises(FileNotFoundError, match=(
+            'gdrq_mm::a/b.py is not found .*model-index.yml.*pip install .')):
+        read_config('gdrq_mm::a/b.py')
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(type='ResNett'), 'ResNett is not in the'),
+    (dict(deph=18), "unexpected keyword argument 'deph'")])
+def test_a_model_that_cannot_be_built_is_one_sentence(change, message,
+                                                      load_config):
+    cfg = load_config('resnet')
+    cfg.model.backbone.update(change)
+    with pytest.raises(ValueError, match=f'builds no model: .*{message}'):
+        build_model(cfg)
 
 
 @pytest.mark.parametrize('cfg, channels', [

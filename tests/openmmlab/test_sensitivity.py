@@ -336,7 +336,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(files, tmp_path):
 def test_figures_of_other_inputs_are_not_mixed(tmp_path):
     path = tmp_path / 'kept.json'
     Measurements(path, dict(batches=1)).put('a', 1)
-    with pytest.raises(ValueError, match='measured with another batches'):
+    with pytest.raises(ValueError, match=r'with other settings \(batches\)'):
         Measurements(path, dict(batches=2))
     assert Measurements(path, dict(batches=1)).get('a') == 1
     path.write_text('{"other": 1}')

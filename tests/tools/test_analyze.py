@@ -102,8 +102,13 @@ def test_coverage_is_the_share_that_the_plan_prints(monkeypatch, capsys,
     (['sensitivity', 'CONFIG', 'no.pth', '--batches', '0'],
      'batches is 0, allowed: 1 or more'),
     (['coverage', 'CONFIG', '--picture', str(IMAGE)], 'exists; remove it or'),
-    (['plan', 'CONFIG', '--shape', '0', '0'],
-     'cannot predict a random image of 3 x 0 x 0, try another --shape: '),
+    (['policy', 'CONFIG', 'no.pth', '--budget', 'foo=1'],
+     "--budget 'foo=1' is none: give size=RATIO"),
+    (['policy', 'CONFIG', 'no.pth', '--budget', 'size=nan'],
+     "--budget 'size=nan' is none"),
+    (['plan', 'CONFIG', '--shape', '8', '9', '--cfg-options',
+      'model.head.in_channels=3'],
+     'cannot predict a random image of 3 x 8 x 9, try another --shape: '),
     (['report', 'CONFIG', 'no.pth', __file__], 'exists; remove it or')])
 def test_bad_input_of_the_measuring_commands(arguments, message, monkeypatch,
                                              capsys):
@@ -112,6 +117,19 @@ def test_bad_input_of_the_measuring_commands(arguments, message, monkeypatch,
         run_tool(monkeypatch, *(config if each == 'CONFIG' else each
                                 for each in arguments))
     assert exit.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['plan', '--shape', '-1', '32'], '--shape: -1; give 1 or more'),
+    (['plan', '--shape', 'x', '32'], "--shape: invalid int value: 'x'"),
+    (['sensitivity', '--most', '-1'], '--most: -1; give 1 or more'),
+    (['plan', '--cfg-options', 'foo'], "--cfg-options: 'foo' is no NAME")])
+def test_wrong_options_of_the_measuring_commands(arguments, message,
+                                                 monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run_tool(monkeypatch, *arguments)
+    assert exit.value.code == 2
     assert message in capsys.readouterr().err
 
 

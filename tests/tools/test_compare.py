@@ -422,6 +422,15 @@ def test_the_tool_goes_on_and_shows_all(start, tmp_path):
     assert (tmp_path / 'table').read_text() == table(result) + '\n'
     assert table(result) in second.stdout
     assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+    # Nothing is overwritten, the config least of all.
+    before = Path(config).read_text()
+    for option in (f'--table={config}', f'--json={tmp_path / "json"}', out[2]):
+        refused = run('--schemes', 'lsq', '--collect', option)
+        assert refused.returncode == 1
+        assert refused.stderr.endswith('exists; remove it or choose another '
+                                       'name\n')
+    assert Path(config).read_text() == before
+    assert json.loads((tmp_path / 'json').read_text()) == result
     # A work dir may be moved.
     (tmp_path / 'work').rename(tmp_path / 'moved')
     moved = run('--schemes', 'lsq', 'gdrq+distill', '--collect', '--work-dir',

@@ -157,7 +157,7 @@ def caption(result: dict) -> str:
         f'{result["start"]:.4g}. Fine-tuned by one schedule, seeds {seeds}'
         + ('' if len(result['seeds']) == 1 else ': mean (least to largest)')
         + f'; {result["rule"]} is better; drop: how much worse than float, '
-        'fine-tuned alike. Calibrated: '
+        'fine-tuned alike. Calibrated: at most '
         f'{result["batches"]} batches, no training. Other bits than in the '
         f'first column, [weights,activations]: {policies or "none"}. '
         f'gdrq_mm {found["gdrq_mm"]}, torch {found["torch"]}.')

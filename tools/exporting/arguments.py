@@ -2,11 +2,10 @@
 import argparse
 from typing import List
 
-from mmengine.config import DictAction
-
 from gdrq_mm.export import CONTAINERS, FORMATS
 from gdrq_mm.export.formats import check_options
 from gdrq_mm.integer.dynamic import DYNAMIC
+from gdrq_mm.openmmlab.scopes import ConfigOptions
 
 
 def names(text: str) -> List[str]:
@@ -105,7 +104,7 @@ def parse_args(doc: str) -> argparse.Namespace:
                         help='interleaved runs against the float export; 0: '
                         'none')
     parser.add_argument('--json', help='write all figures there as well')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions,
                         help='those of the training')
     args = parser.parse_args()
     try:
