@@ -267,8 +267,10 @@ def shapes(example: tuple) -> str:
 def _need_merged(model: nn.Module) -> None:
     if not merged_layers(model) and not any(
             isinstance(layer, WeightOnly) for layer in model.modules()):
-        raise ValueError('no layer of the model is quantized; convert it with '
-                         'gdrq_mm.quantize_ (weight bits); load a checkpoint')
+        raise ValueError(
+            'no layer of the model has quantized weights, so that there is '
+            'nothing to export: convert it with gdrq_mm.quantize_, with '
+            'weight bits, and load the checkpoint of a model that was')
 
 
 def _require_packages() -> None:

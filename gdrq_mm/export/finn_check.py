@@ -16,8 +16,9 @@ from .qonnx_check import QONNX_TOLERANCE, check_qonnx, outputs_by_place
 COSTS = ('total_macs', 'total_bops', 'total_mem_w_bits')
 # With which chains, residual and depthwise networks go through.
 SURVIVES = (
-    "Train with activation=dict(site='relu'), or with the outputs in "
-    'residual=dict(outputs=[...]) that "gdrq analyze residuals" prints.')
+    "Train with activation=dict(site='relu'), which quantizes modules of ReLU "
+    '(not calls of F.relu), or with the outputs in residual=dict(outputs=[...]'
+    ') that "gdrq analyze residuals" prints.')
 
 
 def check_finn(path: Path, model: nn.Module, example: tuple, report) -> None:
@@ -95,6 +96,9 @@ def _check_nodes(model: ModelWrapper) -> None:
     stored = {each.name: numpy_helper.to_array(each)
               for each in model.graph.initializer}
     for node in model.graph.node:
+        if node.op_type == 'Conv':
+            _check_convolution(model, node)
+    for node in model.graph.node:
         if node.op_type != 'Quant' or node.input[0] in stored:
             continue
         readers = model.find_consumers(node.output[0]) or []
@@ -114,6 +118,29 @@ def _check_nodes(model: ModelWrapper) -> None:
             raise RuntimeError(
                 f'the ReLU before {name} is read by {", ".join(others)} as '
                 'well, and FINN makes one node of it and its quantizer. '
-                "Train with activation=dict(site='relu'), or with the outputs "
-                'in residual=dict(outputs=[...]) that "gdrq analyze '
-                'residuals" prints. Nothing was written')
+                f'{SURVIVES} Nothing was written')
+
+
+def _check_convolution(model: ModelWrapper, node) -> None:
+    """Raise on one that is never lowered, whatever it was trained with."""
+    weight = model.find_producer(node.input[1])
+    stored = None if weight is None else model.get_initializer(weight.input[0])
+    if stored is None:
+        return
+    groups = next((each.i for each in node.attribute
+                   if each.name == 'group'), 1)
+    calls = len(model.find_consumers(weight.output[0]))
+    reason = (
+        f'is a convolution over {stored.ndim - 2} dimensions; it lowers those '
+        'of images' if stored.ndim != 4 else
+        f'is a convolution of {groups} groups with {stored.shape[1]} channels '
+        'each; it lowers those of one group, and of one channel a group'
+        if groups > 1 and stored.shape[1] > 1 else
+        f'is called {calls} times; it lowers one call of a layer' if calls > 1
+        else '')
+    if reason:
+        raise RuntimeError(
+            f'FINN cannot take {node.name} (with {weight.input[0]}), which '
+            f'{reason}. Export the part '
+            "without it, or the file without this check: format='qonnx'. "
+            'Nothing was written')

@@ -17,15 +17,20 @@ import onnx
 from onnx import helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
+from qonnx.transformation.gemm_to_matmul import GemmToMatMul
 from qonnx.util.cleanup import cleanup_model
 from torch import Tensor, nn
 
 from .qonnx_check import QONNX_TOLERANCE, check_qonnx, outputs_by_place
 
-PRECISION = 'fixed<32,16>'  # of what no quantizer is for: sums, scales, biases
-# Of an output, to its greatest value: 16 binary places, layer by layer.
+# Of an output, to its greatest value: binary places, layer by layer.
 HLS4ML_TOLERANCE = 1e-2
 SCALED = 'Conv', 'MatMul'
+# Of what no quantizer is for: sums, scales, biases. With 16 binary places,
+# scales below 1/128 are off by more than 0.4%.
+NARROW, WIDE = 'fixed<32,16>', 'fixed<48,16>'
+LEAST_SCALE = 1 / 128
+PRECISION = 'hls4ml_precision'  # where a file says what they need
 
 
 def write_for_hls4ml(path: Path, model: nn.Module, example: tuple, report
@@ -46,7 +51,8 @@ def write_for_hls4ml(path: Path, model: nn.Module, example: tuple, report
     check_qonnx(path, model, example, report)
     plain = ModelWrapper(str(path))
     names = [each.name for each in (*plain.graph.input, *plain.graph.output)]
-    wrapper = cleanup_model(plain)
+    # Of linear layers whose input is float.
+    wrapper = cleanup_model(plain.transform(GemmToMatMul()))
     expected = outputs_by_place(wrapper, example)
     inputs = example[0] if example[0].dim() == 2 else \
         example[0].movedim(1, -1).contiguous()
@@ -64,17 +70,39 @@ def write_for_hls4ml(path: Path, model: nn.Module, example: tuple, report
     except Exception as error:  # whatever qonnx and ONNX Runtime raise
         raise RuntimeError(
             f'{step} stops at this model ({error}); nothing was written. '
-            'Activation functions other than ReLU do that: train with ReLU, '
-            "or take the file for other readers of QONNX, format='qonnx'"
+            'Activation functions other than ReLU do that (train with ReLU), '
+            'and tensors that an output and a layer read; or take the file '
+            "for other readers of QONNX, format='qonnx'"
         ) from error
     _compare(step, report, expected, found, QONNX_TOLERANCE)
+    precision = precision_of(wrapper)
+    wrapper.set_metadata_prop(PRECISION, precision)
     if importlib.util.find_spec('hls4ml') is None:
         warnings.warn('hls4ml is not installed, so its arithmetic was not '
                       'compared: pip install hls4ml')
     else:
-        _compare('compiled emulation of hls4ml', report, expected,
-                 emulated(wrapper, inputs), HLS4ML_TOLERANCE)
+        _compare(f'compiled emulation of hls4ml, {precision}', report,
+                 expected, emulated(wrapper, inputs, precision),
+                 HLS4ML_TOLERANCE)
     wrapper.save(str(path))
+
+
+def precision_of(model: ModelWrapper) -> str:
+    """The type of hls4ml for what no quantizer is for.
+
+    Args:
+        model (ModelWrapper): A file in this form.
+
+    Returns:
+        str: That of 16 binary places, or of 32 where a scale is too small for
+        them, as those of 8 bits are.
+    """
+    scales = [model.get_initializer(name) for node in model.graph.node
+              for name in {'Quant': node.input[1:2],
+                           'Mul': node.input}.get(node.op_type, ())]
+    least = min((float(each[each > 0].min()) for each in scales
+                 if each is not None and (each > 0).any()), default=1.)
+    return WIDE if least < LEAST_SCALE else NARROW
 
 
 def scales_behind(model: ModelWrapper) -> ModelWrapper:
@@ -139,13 +167,15 @@ def _drop_batches(model: ModelWrapper) -> None:
                 model.set_initializer(name, value[0])
 
 
-def emulated(model: ModelWrapper, inputs: Tensor) -> List[np.ndarray]:
+def emulated(model: ModelWrapper, inputs: Tensor, precision: str
+             ) -> List[np.ndarray]:
     """What hls4ml's compiled C++ gives.
 
     Args:
         model (ModelWrapper): A file in this form.
         inputs (Tensor): Its input, shape ``(1, H, W, C)`` or
             ``(1, features)``.
+        precision (str): See :func:`precision_of`.
 
     Raises:
         RuntimeError: It stops at the model, or the compiler does.
@@ -158,7 +188,7 @@ def emulated(model: ModelWrapper, inputs: Tensor) -> List[np.ndarray]:
         try:
             config = config_from_onnx_model(
                 model, granularity='name', backend='Vitis',
-                default_precision=PRECISION)
+                default_precision=precision)
             project = convert_from_onnx_model(
                 model, output_dir=folder, io_type='io_stream',
                 backend='Vitis', hls_config=config)
@@ -169,8 +199,10 @@ def emulated(model: ModelWrapper, inputs: Tensor) -> List[np.ndarray]:
         except Exception as error:
             last = '\n'.join(said.getvalue().splitlines()[-9:])
             raise RuntimeError(
-                f'{step}: {error}; nothing was written. The file for other '
-                "readers of QONNX, without this check: format='qonnx'. "
+                f'{step}: {error}; nothing was written. Depthwise and grouped '
+                'convolutions do that, and what it has no operators for. The '
+                'file for other readers of QONNX, without this check: '
+                "format='qonnx'. "
                 f'hls4ml and the compiler said last:\n{last}') from error
     return found if isinstance(found, list) else [found]
 

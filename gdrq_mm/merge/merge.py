@@ -23,6 +23,7 @@ from .layers import (
     MergedLayer,
     MergedReLU,
     QuantParams,
+    RoundedInput,
     RoundedOutput,
     RoundedProducts,
     take_place,
@@ -190,6 +191,9 @@ def is_merged(model: nn.Module) -> bool:
 def float_layers(model: nn.Module) -> Dict[str, str]:
     """Layers of a merged model that compute in float, by name, and why."""
     reasons = {}
+    inside = {f'{name}.0'.lstrip('.'): name
+              for name, module in model.named_modules()
+              if isinstance(module, RoundedInput)}
     for name, module in model.named_modules():
         weight = getattr(module, 'latent_weight', None)
         if weight is None:
@@ -197,7 +201,8 @@ def float_layers(model: nn.Module) -> Dict[str, str]:
         if isinstance(module, MergedLayer) or getattr(
                 weight, 'dim', int)() < 2:
             continue
-        reasons[name] = getattr(module, 'float_reason', 'not quantized')
+        reasons[inside.get(name, name)] = getattr(
+            module, 'float_reason', 'not quantized')
     return reasons
 
 

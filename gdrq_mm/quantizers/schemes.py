@@ -83,9 +83,9 @@ class ActivationScheme:
         bits (int, optional): 2 to 8. Defaults to None: activations stay
             float.
         site (str): 'input': at the input of each quantized layer; 'relu': at
-            the output of each ReLU, one quantizer per call site, where layers
-            that read no ReLU output fall back to 'input'. Defaults to
-            'input'.
+            the output of each module of ReLU, one quantizer per call site,
+            where layers that read none of these fall back to 'input' (those
+            behind ``F.relu`` as well). Defaults to 'input'.
 
     Raises:
         ValueError: A value that is not allowed.

@@ -155,3 +155,32 @@ def test_a_nan_in_any_output_is_refused(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match='outputs change: broken by nan'):
         export_onnx(model, x, tmp_path / 'model.onnx', 'finn')
     assert not list(tmp_path.iterdir())
+
+
+class Twice(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+
+    def forward(self, x):
+        return self.conv(self.relu(self.conv(x)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('model, shape, why', [
+    (nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.ReLU()), (8, 6, 6),
+     r'0 .with 0.weight., which is a convolution of 4 groups with 2 channels'),
+    (nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU()), (4, 6),
+     r'.with 0\..*weight., which is a convolution over 1 dimensions'),
+    (Twice(), (4, 6, 6), r'conv .with conv.weight., which is called 2 times')])
+def test_what_no_setting_helps_is_told_without_one(model, shape, why,
+                                                   tmp_path):
+    x = torch.rand(1, *shape)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    with pytest.raises(RuntimeError, match=why) as error:
+        export_onnx(model.eval(), x, tmp_path / 'model.onnx', 'finn')
+    assert 'site=' not in str(error.value)
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from qonnx.core.modelwrapper import ModelWrapper
 from test_finn import Net
 from torch import nn
 
@@ -22,11 +23,11 @@ def uncompiled(monkeypatch):
     monkeypatch.setitem(sys.modules, 'hls4ml', None)
 
 
-def quantized(model, bits=4, shape=(3, 4, 4)):
+def quantized(model, bits=4, shape=(3, 4, 4), **options):
     torch.manual_seed(0)
     x = torch.rand(4, *shape)
     gdrq_mm.quantize_(model, dict(
-        weight=dict(bits=bits), activation=dict(bits=4)))
+        weight=dict(bits=bits), activation=dict(bits=4), **options))
     gdrq_mm.calibrate(model, [lambda: model(x)])
     return model.eval(), x[:1]
 
@@ -39,9 +40,35 @@ def test_compiled_emulation_equals_the_model(bits, residual, tmp_path):
     model, x = quantized(Net(residual), bits)
     report = export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
     assert report.steps['rewriting for hls4ml'] < 1e-6
-    assert report.steps['compiled emulation of hls4ml'] < 1e-3
-    assert 'emulation of hls4ml: outputs change by' in str(report)
+    assert report.steps['compiled emulation of hls4ml, fixed<32,16>'] < 1e-3
+    assert 'emulation of hls4ml, fixed<32,16>: outputs change by' in \
+        str(report)
     assert report.size == (tmp_path / 'net.onnx').stat().st_size
+
+
+@torch.no_grad()
+def test_scales_of_8_bits_get_the_places_that_they_need(tmp_path):
+    """Those of first and last layers; 16 are too few for them."""
+    pytest.importorskip('hls4ml', reason='pip install hls4ml')
+    eight = dict(weight=dict(bits=8), activation=dict(bits=8))
+    model, x = quantized(Net(), rules=[
+        dict(match=name, **eight) for name in ('stem', 'head')])
+    report = export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
+    step = 'compiled emulation of hls4ml, fixed<48,16>'
+    assert report.steps[step] < 1e-5
+    assert ModelWrapper(str(tmp_path / 'net.onnx')).get_metadata_prop(
+        'hls4ml_precision') == 'fixed<48,16>'
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings('ignore:hls4ml is not installed')
+def test_linear_layers_with_float_inputs_are_products(tmp_path, uncompiled):
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), \
+        torch.rand(1, 6)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=2)))
+    export_onnx(model.eval(), x, tmp_path / 'net.onnx', 'hls4ml')
+    assert 'Gemm' not in {node.op_type for node in onnx.load(
+        tmp_path / 'net.onnx').graph.node}
 
 
 def draw(prototypes, number):
@@ -67,9 +94,10 @@ def test_compiled_emulation_predicts_as_the_trained_integer_model(
     images, labels = draw(prototypes, 200)
     emulated, found = hls4ml_form.emulated, []
 
-    def of_all_images(wrapper, inputs):  # compiled once
+    def of_all_images(wrapper, inputs, precision):  # compiled once
         if not found:
-            found.extend(emulated(wrapper, images.movedim(1, -1).contiguous()))
+            found.extend(emulated(wrapper, images.movedim(1, -1).contiguous(),
+                                  precision))
         torch.testing.assert_close(
             inputs, images[place:place + 1].movedim(1, -1))
         return [found[0][place:place + 1]]
@@ -136,7 +164,7 @@ def test_images_of_an_output_stay_in_their_order(tmp_path):
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 1)),
         shape=(3, 4, 6))
     report = export_onnx(model, x, tmp_path / 'net.onnx', 'hls4ml')
-    assert report.steps['compiled emulation of hls4ml'] < 5e-3
+    assert report.steps['compiled emulation of hls4ml, fixed<32,16>'] < 5e-3
 
 
 @torch.no_grad()
@@ -168,7 +196,7 @@ def test_inputs_and_outputs_keep_their_names(tmp_path, uncompiled):
 def test_another_result_of_hls4ml_writes_nothing(found, why, tmp_path,
                                                  monkeypatch):
     monkeypatch.setitem(sys.modules, 'hls4ml', sys)  # it is there
-    monkeypatch.setattr(hls4ml_form, 'emulated', lambda model, inputs: [
+    monkeypatch.setattr(hls4ml_form, 'emulated', lambda *args: [
         found.astype(np.float32)])
     model, x = quantized(Net())
     with pytest.raises(RuntimeError, match=why):

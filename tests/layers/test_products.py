@@ -649,5 +649,6 @@ def test_a_merged_model_refuses_products_that_its_example_did_not_show():
 @pytest.mark.parametrize('part', [Attention, lambda: Torchs(True)])
 def test_quantized_products_alone_are_not_exported(part, tmp_path):
     model = made(part())
-    with pytest.raises(ValueError, match='no layer of the model is quantized'):
+    with pytest.raises(ValueError, match='no layer of the model has quantized '
+                       'weights'):
         export_onnx(model, batch(), tmp_path / 'model.onnx')

@@ -40,7 +40,7 @@ def test_types_without_an_integer_form_compute_in_float(monkeypatch):
         weight=dict(bits=4), activation=dict(bits=4)))
     gdrq_mm.calibrate(model, [lambda: model(x)])
     merged = merge(model.eval(), x)
-    assert float_layers(merged) == {'0.0': 'no integer kernel for Upsample'}
+    assert float_layers(merged) == {'0': 'no integer kernel for Upsample'}
     assert merged[0][0].weight.dtype == torch.int8
     torch.testing.assert_close(merged(x), model(x))
     floats = float_form(merged)

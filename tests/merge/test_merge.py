@@ -339,8 +339,8 @@ def test_float_layers_stay_float_and_are_named():
         dict(match='4', activation=dict(bits=None))])
     merged = merge(model, x)
     assert float_layers(merged) == {
-        '1.0': 'no integer kernel for ConvTranspose2d', '2': 'not quantized',
-        '3.0': 'its weight is float', '4': 'its input is float'}
+        '1': 'no integer kernel for ConvTranspose2d', '2': 'not quantized',
+        '3': 'its weight is float', '4': 'its input is float'}
     torch.testing.assert_close(merged(x), model(x), rtol=1e-5, atol=1e-5)
 
 
