@@ -50,9 +50,10 @@ def average_what_was_added(model: nn.Module) -> None:
 def _is_frozen_model(module: nn.Module, added: Container[int]) -> bool:
     """Whether it is a whole model of which nothing was to be trained, before
     parameters were ``added``."""
+    if not isinstance(module, BaseModel):
+        return False
     weights = [each for each in module.parameters() if id(each) not in added]
-    return isinstance(module, BaseModel) and bool(weights) and not any(
-        each.requires_grad for each in weights)
+    return bool(weights) and not any(each.requires_grad for each in weights)
 
 
 def averaging_hooks(runner) -> Iterator[Hook]:
