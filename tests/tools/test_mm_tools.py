@@ -131,6 +131,6 @@ def test_this_projects_tools_say_what_is_wrong(tmp_path):
     out = run(ROOT / 'tools/test.py', ok=False, cwd=tmp_path)
     assert 'usage: ' in out
     config = tmp_path / 'other.py'
-    config.write_text("default_scope = 'mmpose'\n")
+    config.write_text("default_scope = 'mmpose'\nmodel = dict(type='Pose')\n")
     out = run(ROOT / 'tools/train.py', config, ok=False, cwd=tmp_path)
     assert "default_scope is 'mmpose'" in out and 'Traceback' not in out
