@@ -1,6 +1,6 @@
 """Messages of errors: the value, what is allowed, a hint."""
 import difflib
-from typing import Any, Iterable
+from typing import Any, Iterable, List
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
@@ -11,6 +11,12 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
         return 'did you mean ' + ' or '.join(repr(name) for name in near) + '?'
     shown = ', '.join(repr(name) for name in names[:8])
     return f'allowed: {shown}' + (', ...' if len(names) > 8 else '')
+
+
+def and_more(names: List[str], kind: str) -> str:
+    """The first of ``names``, and how many of a kind there are besides."""
+    others = len(names) - 1
+    return names[0] + (f' and {others} more {kind}' if others else '')
 
 
 def check(condition: bool, where: str, value: Any, allowed: str) -> None:

@@ -33,15 +33,22 @@ def at_least_float32():
 
 
 @contextmanager
-def eval_mode(model: nn.Module):
-    """Put ``model`` in eval mode; afterwards every module is as before."""
+def modes_restored(model: nn.Module):
+    """Afterwards every module trains or not, as before."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
         yield
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def eval_mode(model: nn.Module):
+    """Put ``model`` in eval mode; afterwards every module is as before."""
+    with modes_restored(model):
+        model.eval()
+        yield
 
 
 @contextmanager

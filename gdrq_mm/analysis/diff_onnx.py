@@ -2,21 +2,12 @@
 
 The file keeps the names of layers: a call in it is looked up by its name.
 """
-import tempfile
 from pathlib import Path
-from typing import (
-    Callable,
-    Dict,
-    Iterable,
-    List,
-    Optional,
-    Tuple,
-    Union,
-)
+from typing import Dict, Iterable, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..integer import IntegerModel
 from ..integer.graph import capture
@@ -44,7 +35,7 @@ def compare_onnx(model: IntegerModel, path: Union[str, Path],
 
     Args:
         model (IntegerModel): What the file was exported from.
-        path (str or Path): A QDQ file.
+        path (str or Path): A qdq or tensorrt file.
         examples (iterable of tuple[Tensor]): Inputs of both.
 
     Returns:
@@ -56,39 +47,24 @@ def compare_onnx(model: IntegerModel, path: Union[str, Path],
         ValueError: The file has no quantized layer, or none of a call's name.
     """
     onnx, onnx_check, onnx_file, _ = _deploy_packages()
-    proto = onnx.load(str(path))
-    layers = {each.node.name: each for each in onnx_file.layer_nodes(proto)}
+    layers = {each.node.name
+              for each in onnx_file.layer_nodes(onnx.load(str(path)))}
     names = list(onnx_file.numbered(call.layer for call in model.calls))
     missing = [name for name in names if name not in layers]
     if missing:
         raise ValueError(
-            f'{path} has no quantized layer {missing[0]}: give the qdq file '
-            'that was exported from this checkpoint')
-    run = _opened(proto, layers.values(), onnx, onnx_check)
+            f'{path} has no quantized layer {missing[0]}: give the file that '
+            'was exported from this checkpoint')
     recorder = _Recorder(model.graph_module,
                          {call.node for call in model.calls})
-    nodes = {node.name: node for node in model.graph_module.graph.nodes}
-    tensors = model.graph_module.state_dict()
     found = [Difference(name) for name in names]
     for example in examples:
-        values = run(example)
+        calls, _ = onnx_check.run_layers(Path(path), model, example)
         recorder.run(*example)
-        for difference, call in zip(found, model.calls):
-            layer, node = layers[difference.name], nodes[call.node]
-            arguments = [tensors[value.target] if hasattr(value, 'target')
-                         else value for value in node.args[1:]]
-            own = node.target(_codes(values[layer.source], node.args[5]),
-                              *arguments)
-            theirs = _codes(values[layer.result], call.grid.low if call.grid
-                            else 0).view(own.shape)
-            difference.whole.add(recorder.kept[call.node], theirs)
-            difference.own.add(own, theirs)
+        for difference, call in zip(found, calls):
+            difference.whole.add(recorder.kept[call.node.name], call.found)
+            difference.own.add(call.expected, call.found)
     return found
-
-
-def _codes(stored: Tensor, low: int) -> Tensor:
-    """Codes of a tensor: uint8 ones are counted from the least one on."""
-    return stored.float() + low * (stored.dtype is torch.uint8)
 
 
 def facts_of_file(path: Union[str, Path]) -> Dict[str, str]:
@@ -187,21 +163,3 @@ def _deploy_packages() -> tuple:
         raise ImportError(f'{error.name} is missing: pip install '
                           '"gdrq_mm[deploy]"') from error
     return onnx, onnx_check, onnx_file, qonnx_check
-
-
-def _opened(proto, layers, onnx, onnx_check
-            ) -> Callable[[tuple], Dict[str, Tensor]]:
-    """What layers read and give when ONNX Runtime runs the file."""
-    outputs = {each.name for each in proto.graph.output}
-    for layer in layers:
-        for name in (layer.source, layer.result):
-            if name not in outputs:
-                outputs.add(name)
-                proto.graph.output.append(onnx.ValueInfoProto(name=name))
-    with tempfile.TemporaryDirectory() as folder:
-        opened = Path(folder) / 'opened.onnx'
-        onnx.save(proto, str(opened))
-        session = onnx_check.session(opened)
-    names = [each.name for each in session.get_outputs()]
-    return lambda example: dict(zip(names, map(
-        torch.from_numpy, onnx_check.run(session, example))))

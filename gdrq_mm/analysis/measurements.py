@@ -15,7 +15,8 @@ class Measurements:
             types. Defaults to None: those of the file, to look at it.
 
     Raises:
-        ValueError: The file is there and is of other inputs, or no such file.
+        ValueError: The file is there, and is of other inputs or is not a file
+            of measurements.
     """
 
     def __init__(self, path: Union[str, Path], inputs: Optional[dict] = None

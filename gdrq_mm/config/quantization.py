@@ -58,20 +58,18 @@ class Rule:
 class QuantConfig:
     """The whole ``quantization`` config.
 
+    :meth:`from_dict` makes one of the dicts that configs have, and checks it.
+
     Args:
-        weight (dict or WeightScheme): Defaults to float weights.
-        activation (dict or ActivationScheme): Defaults to float activations.
-        rules (sequence of dict or Rule): Per-layer changes; the first rule
+        weight (WeightScheme): Defaults to float weights.
+        activation (ActivationScheme): Defaults to float activations.
+        rules (tuple of Rule): Per-layer changes; the first rule
             that matches a layer wins.
-        residual (dict or ResidualScheme): Defaults to none: no output is
+        residual (ResidualScheme): Defaults to none: no output is
             quantized.
-        products (dict or ActivationScheme): How both operands of products of
+        products (ActivationScheme): How both operands of products of
             activations with activations are quantized, as attention has
             them. Defaults to float operands.
-
-    Raises:
-        ValueError: An unknown field, a value that is not allowed, or
-            options of a side that nothing gives bits.
 
     Examples:
         >>> config = QuantConfig.from_dict(dict(
@@ -89,6 +87,14 @@ class QuantConfig:
 
     @classmethod
     def from_dict(cls, config: Union[dict, 'QuantConfig']) -> 'QuantConfig':
+        """Build it from a ``quantization`` dict; one of these is returned as
+        it is.
+
+        Raises:
+            TypeError: No dict.
+            ValueError: An unknown field, a value that is not allowed, or
+                options of a side that nothing gives bits.
+        """
         if isinstance(config, cls):
             return config
         if not isinstance(config, dict):
@@ -97,7 +103,7 @@ class QuantConfig:
         for key in config:
             if key not in SECTIONS:
                 raise ValueError(f'quantization has no field {key!r}; '
-                                 f'{did_you_mean(key, SECTIONS)}')
+                                 f'{did_you_mean(str(key), SECTIONS)}')
         given = {key: value for key, value in config.items()
                  if value is not None}
         rules = given.get('rules', ())

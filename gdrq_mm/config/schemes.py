@@ -33,7 +33,8 @@ def build(cls: type, values: Mapping, where: str,
         if key not in names:
             names += others
             raise ValueError(
-                f'{where} has no field {key!r}; {did_you_mean(key, names)}')
+                f'{where} has no field {key!r}; '
+                f'{did_you_mean(str(key), names)}')
     return cls(**values)
 
 
@@ -107,13 +108,13 @@ class ResidualScheme:
     Integer kernels give 8 bits where more than one quantizer reads a tensor
     (residual sums and what goes into them). Named here, such tensors are
     rounded in training already; else the export rounds them afterwards.
-    ``tools/analyze.py residuals`` prints the names.
+    ``gdrq analyze residuals`` prints the names.
 
     Args:
         activation (ActivationScheme): Scheme of each of these quantizers.
         outputs (sequence of str): Modules that return one tensor, or patterns
-            whose ``*`` stands for one part of a dotted name. Defaults to
-            none: no output is quantized.
+            whose ``*`` stands for one part of a dotted name. Without any, no
+            output is quantized.
     """
     activation: ActivationScheme = ActivationScheme()
     outputs: Tuple[str, ...] = ()
@@ -142,7 +143,7 @@ class ResidualScheme:
             isinstance(name, str) and name for name in outputs),
             'residual.outputs', outputs,
             'a list of module names or patterns such as "backbone.layer*.*" '
-            '("python tools/analyze.py residuals CONFIG" prints it)')
+            '("gdrq analyze residuals CONFIG" prints it)')
         if not outputs:
             return cls()
         return cls(scheme, tuple(outputs))

@@ -162,7 +162,8 @@ def check_between(module: GraphModule, example: tuple,
     if not doubtful or any(map(math.isnan, given.off.values())):
         raise RuntimeError(
             f'{text}; nothing was written. Compute it otherwise, or, where '
-            'it is post-processing, leave it out (--raw)')
+            'it is post-processing, leave it out (--raw, or '
+            'make_deployable(..., raw=True))')
     warnings.warn(f'{text}, unless equal values were sorted in another order; '
                   'compare the metric (gdrq export --eval) before you use '
                   'the file')

@@ -15,7 +15,7 @@ def pack_codes(codes: np.ndarray, bits: int) -> Tuple[np.ndarray, np.ndarray]:
 
     Args:
         codes (ndarray): int8, any shape.
-        bits (int): 2 to 8.
+        bits (int): 1 to 8.
 
     Returns:
         tuple[ndarray, ndarray]: uint8 of shape ``(ceil(codes / digits), )``;

@@ -138,14 +138,15 @@ def check_tensorrt(path: Path, model: IntegerModel, example: tuple, report
             raise RuntimeError(
                 f'{node.name} has a zero point or no int8 codes, which '
                 'TensorRT does not read; nothing was written. Train with an '
-                'activation type without zero points, or take --target qdq')
+                'activation type without zero points, or take '
+                "format='qdq' (--target qdq)")
     for each in layer_nodes(proto):
         made = producers.get(each.node.input[0])
         if made is None or made.op_type != 'DequantizeLinear':
             raise RuntimeError(
                 f'{each.node.name} reads a float tensor; nothing was written. '
                 'Leave it float, with a rule that has skip=True, or take '
-                '--target qdq')
+                "format='qdq' (--target qdq)")
     _loaded(session, path)
     _compare(path, model, example, report, EQUAL_FLOAT_CODES, optimise=False)
 

@@ -21,6 +21,9 @@ def check_dynamic(dynamic: Sequence[str], example: Tuple[Any, ...]) -> None:
     Raises:
         ValueError: Names the value.
     """
+    if isinstance(dynamic, str):
+        raise ValueError(f'dynamic is {dynamic!r}, allowed: a list of '
+                         f'{", ".join(DYNAMIC)}')
     for name in dynamic:
         if name not in DYNAMIC:
             raise ValueError(f'dynamic has {name!r}, allowed: '
@@ -134,8 +137,8 @@ def check_least(program: torch.export.ExportedProgram,
                     'with dynamic size the model takes images of at least '
                     f'{least} pixels a side (else a level of its pyramid has '
                     f'one row), and is checked at {smallest}, .75 of the '
-                    'example; export larger images (--shape), or a fixed '
-                    'size')
+                    'example; export with larger images (--shape), or '
+                    'with a fixed size')
 
 
 @torch.no_grad()

@@ -90,7 +90,8 @@ def exported(model: nn.Module, example: Tuple[Any, ...],
         reason = str(error).strip().splitlines() or [type(error).__name__]
         graph, remedy = 'no graph', (
             'wrap the model in a module that leaves it out, or, where it is '
-            'post-processing, export with --raw')
+            'post-processing, export what comes before it (--raw, or '
+            'make_deployable(..., raw=True))')
         if dynamic:
             graph = f'no graph with dynamic {" and ".join(dynamic)}'
             remedy = 'export it with a fixed one'

@@ -124,6 +124,9 @@ def to_integer(model: nn.Module, example: Example,
         dynamic (sequence of str): What may differ from the example: 'batch',
             'size' (height and width). Defaults to nothing.
 
+    Returns:
+        IntegerModel: In eval mode.
+
     Raises:
         ValueError: The model has no merged layers, or a container or
             ``dynamic`` is of another name.

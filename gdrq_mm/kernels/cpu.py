@@ -104,7 +104,8 @@ def _scratch_like(x: Tensor, slot: str) -> Tensor:
     memory = getattr(_local, slot, None)
     if memory is None or memory.numel() < values:
         with torch.inference_mode(False):
-            memory = torch.empty(values)
+            # The kernels write float32 by address, whatever the default is.
+            memory = torch.empty(values, dtype=torch.float32, device='cpu')
         setattr(_local, slot, memory)
     return memory.as_strided(x.shape, x.stride())
 

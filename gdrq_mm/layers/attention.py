@@ -42,6 +42,9 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
                 average_attn_weights: bool = True,
                 is_causal: bool = False
                 ) -> Tuple[Tensor, Optional[Tensor]]:
+        if is_causal and attn_mask is None:
+            raise RuntimeError('is_causal=True is a hint about attn_mask, as '
+                               'in torch: give the mask as well')
         query, key, value = self._quantized_inputs(query, key, value)
         batched = query.dim() == 3
         first = self.batch_first and batched

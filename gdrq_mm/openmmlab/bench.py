@@ -135,7 +135,7 @@ class Bench:
         Args:
             quantization (dict): See :class:`gdrq_mm.QuantConfig`.
             recalibrate (bool): Recalibrate batch normalization as well, as
-                ``tools/calibrate.py`` does. Defaults to False.
+                ``gdrq calibrate`` does. Defaults to False.
 
         Raises:
             ValueError: The checkpoint is quantized, or the config has no
@@ -244,7 +244,7 @@ def build_loaded(cfg: Config, config: str, checkpoint: str, weights: dict,
         raise ValueError(
             f'{checkpoint} is not of {config}: it lacks {len(missing)} '
             f'weights of the model{_such_as(missing)} and has '
-            f'{len(found.unexpected_keys)} that the model has not'
+            f'{len(found.unexpected_keys)} that the model does not have'
             f'{_such_as(found.unexpected_keys)}; give the config that it '
             'was trained with')
     model.eval()  # returns nothing in some models

@@ -112,7 +112,8 @@ def calibrate_checkpoint(config: str,
 
     Raises:
         ValueError: ``batches`` is no positive number, the config quantizes
-            nothing, or the checkpoint is quantized already or none at all.
+            nothing or has no training data, or the checkpoint is quantized
+            already or none at all.
         RuntimeError: The checkpoint is damaged, or does not fit the config.
         FileExistsError: ``out`` is there.
     """
@@ -123,6 +124,10 @@ def calibrate_checkpoint(config: str,
         raise FileExistsError(f'{out} exists; remove it or choose another '
                               'name')
     cfg = read_config(config, cfg_options)
+    if not cfg.get('train_dataloader'):
+        raise ValueError(
+            f'{config} has no train_dataloader, whose batches set the '
+            'thresholds of activations')
     model_cfg = inference_config(cfg)
     trained = read_checkpoint(checkpoint)
     weights = weights_of(trained)

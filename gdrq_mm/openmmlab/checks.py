@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint.keys import NAME
+from ..modes import modes_restored
 from ..quantizers.base import Quantizer
 
 SHARDING = ('FullyShardedDataParallel', 'DeepSpeedEngine',
@@ -138,9 +139,7 @@ def _fused_norm(parent: nn.Module) -> Optional[str]:
 
 def frozen_norms(model: nn.Module) -> List[str]:
     """Names of BN layers that stay in eval mode while the model trains."""
-    training = model.training
-    model.train()
-    frozen = [name for name, child in model.named_modules()
-              if isinstance(child, _BatchNorm) and not child.training]
-    model.train(training)
-    return frozen
+    with modes_restored(model):
+        model.train()
+        return [name for name, child in model.named_modules()
+                if isinstance(child, _BatchNorm) and not child.training]

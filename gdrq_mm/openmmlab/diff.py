@@ -17,8 +17,8 @@ def diff_checkpoints(first: str, second: str, config: str, batches: int = 2,
     Args:
         first (str): A checkpoint, float or quantized; 'float' is the second
             one with its quantizers switched off.
-        second (str): A checkpoint, or a qdq or qonnx file that was exported
-            from the first one.
+        second (str): A checkpoint, or a qdq, tensorrt or qonnx file that was
+            exported from the first one.
         config (str): Config of the quantized model.
         batches (int): Number of batches of the validation data; of images for
             a file. Defaults to 2.
@@ -69,7 +69,7 @@ def _diff_onnx(checkpoint: str, path: str, config: str, images: int,
     from .deployable.synthetic import synthetic_images
     cfg, model = load_model(config, checkpoint, cfg_options)
     size, dtype = images_of_file(path)
-    # The images that tools/export_onnx.py had: they set the grids of sums.
+    # The images that gdrq export had: they set the grids of sums.
     facts = facts_of_file(path)
     if size is None and 'image_size' in facts:
         size = tuple(map(int, facts['image_size'].split()))

@@ -6,6 +6,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..errors import and_more
+
 
 class FiniteWatch:
     """Warn once of losses and weights that are NaN or infinite.
@@ -63,9 +65,9 @@ class FiniteWatch:
         self.warned = True
         loss = '' if first < 0 else \
             f'the loss is not finite since iteration {first}'
-        where = '' if not names else \
-            f'NaN or infinite values at iteration {step} in {names[0]}' + (
-                f' and {len(names) - 1} more entries' if names[1:] else '')
+        where = '' if not names else (
+            f'NaN or infinite values at iteration {step} in '
+            f'{and_more(names, "entries")}')
         print_log(
             f'{self.name}: {"; ".join(filter(None, (loss, where)))}. A '
             'checkpoint with such values cannot be published: stop, and '

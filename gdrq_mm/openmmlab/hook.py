@@ -117,8 +117,8 @@ class GDRQHook(CheckpointWatchHook):
                     f'{inside[0]} is a QuantizedModel: make the whole model '
                     'one, and leave the rest float with rules, '
                     'dict(match=..., skip=True)' if inside else
-                    'GDRQHook got no quantization and the model is none of '
-                    'type QuantizedModel: give the hook '
+                    'GDRQHook got no quantization, and the model is not a '
+                    'QuantizedModel: give the hook '
                     'quantization=dict(weight=dict(bits=4, ...), ...)')
         elif isinstance(runner, FlexibleRunner):
             # It loads checkpoints before this hook could convert the model.

@@ -1,7 +1,7 @@
-"""All that importing gdrq_mm changes in mmengine and torch, in one place.
+"""All that importing gdrq_mm changes of other packages, in one place.
 
-Call :func:`unpatch_mmengine` to have the process as it was, or set
-``GDRQ_MM_PATCHES=off`` in the environment to have it never changed.
+Call :func:`unpatch_mmengine` to have their functions as they were, or set
+``GDRQ_MM_PATCHES=off`` in the environment to have them never changed.
 """
 import contextlib
 import functools
@@ -54,31 +54,31 @@ def patch_mmengine() -> List[str]:
     if asked not in ('on', 'off'):
         raise ValueError(f'{VARIABLE} is {asked!r}, allowed: on, off')
     if asked == 'on' and not _undo:
-        _undo.update({
+        changes = {
             'configs may inherit from "gdrq_mm::...", and from those of a '
             'package whose fork is installed under another name':
-                _find_configs(),
+                _find_configs,
             'torch.load(weights_only=True) reads the log history in '
-            'training checkpoints of mmengine':
-                allow_plain_types(),
+            'training checkpoints of mmengine': allow_plain_types,
             'checkpoints of local files and URLs load without running code '
             'in them, and damaged ones are errors with a remedy':
-                _register_loaders(),
+                _register_loaders,
             'the config inside a checkpoint is run for files that '
-            'GDRQ_MM_TRUST names only':
-                _distrust_configs(),
+            'GDRQ_MM_TRUST names only': _distrust_configs,
             'a float model refuses the checkpoint of a quantized one (a '
             'script that reads one gets a warning), and init_cfg loads parts '
-            'of one with their schemes':
-                _check_models(),
+            'of one with their schemes': _check_models,
             'files are written whole or not at all, and an old checkpoint is '
-            'removed after the new one is there':
-                _save_before_removing(),
+            'removed after the new one is there': _save_before_removing,
             'runs of a QuantizedModel without GDRQHook get a hook that looks '
-            'at what they save and are resumed from':
-                watch_quantized_runs()})
-        for change in _undo:
-            logging.getLogger('gdrq_mm').info('mmengine: %s', change)
+            'at what they save and are resumed from': watch_quantized_runs}
+        try:
+            for change, patch in changes.items():
+                _undo[change] = patch()
+                logging.getLogger('gdrq_mm').info('mmengine: %s', change)
+        except Exception:
+            unpatch_mmengine()  # all of them or none
+            raise
     return active_patches()
 
 

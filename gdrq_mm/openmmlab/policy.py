@@ -68,6 +68,7 @@ class Proposal:
         quantization (dict): The config's, with these rules.
         metric_name (str): Name of the metric.
         float_metric (float): Metric of the float model.
+        layers (list[Layer]): What the policies choose bits for.
     """
     policies: List[Policy]
     rules: List[dict]

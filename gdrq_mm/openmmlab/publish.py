@@ -287,7 +287,7 @@ def _check_thresholds(model: nn.Module, called: set) -> None:
         raise ValueError(
             f'{len(unset)} activation thresholds were never set, '
             f'{unset[0]} for one: these activations would stay float. Train '
-            'the model, or calibrate it (tools/calibrate.py), and publish '
+            'the model, or calibrate it (gdrq calibrate), and publish '
             'that checkpoint.')
 
 

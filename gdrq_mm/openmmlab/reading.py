@@ -152,7 +152,7 @@ def _reason(error: Exception, path: str) -> str:
     said = re.split(r'\n|\. ', text)[0].rstrip('.')
     if type(error) not in (RuntimeError, ValueError, CheckpointError):
         # Said to programmers.
-        said = 'it is no intact file of torch.save'
+        said = 'it is not an intact file of torch.save'
     return (f'{said}. It may be cut off or damaged: remove it, and copy or '
             'download it again.')
 

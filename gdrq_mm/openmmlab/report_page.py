@@ -41,7 +41,7 @@ def write_report(config: str, checkpoint: str, out: str, batches: int = 2,
         raise ValueError(
             f'{checkpoint} holds a float model, of which there is nothing to '
             'report; give a quantized one, or make one with '
-            'tools/calibrate.py')
+            'gdrq calibrate')
     bench.need_latent_weights()
     model = bench.model
     report = QuantReport(get_state(model).plans)

@@ -38,8 +38,8 @@ def log_plan(model: nn.Module, state: QuantizationState,
     frozen = [] if bn_batches else frozen_norms(model)
     if frozen:
         print_log(
-            f'{len(frozen)} normalization layers ({frozen[0]}, ...) keep '
-            'the statistics of the float model (norm_eval or frozen '
+            f'GDRQHook: {len(frozen)} normalization layers ({frozen[0]}, '
+            '...) keep the statistics of the float model (norm_eval or frozen '
             'stages): they are off for low-bit weights. Set '
             'norm_eval=False and frozen_stages=-1 where the batch allows '
             'it, else bn_batches of the hook.', 'current', logging.WARNING)
@@ -77,7 +77,7 @@ def log_first_iteration(state: QuantizationState) -> None:
     uncalled = uncalled_layers(state)
     if uncalled:
         print_log(
-            f'{len(uncalled)} layers were not called in the first '
+            f'GDRQHook: {len(uncalled)} layers were not called in the first '
             f'iteration, and no forward read their weight: '
             f'{", ".join(uncalled[:5])}. Some models use layers in '
             'evaluation only. Code outside of any forward gets the float '
@@ -86,8 +86,8 @@ def log_first_iteration(state: QuantizationState) -> None:
     unseen = uncalled_outputs(state)
     if unseen:
         print_log(
-            'residual.outputs names modules that were not called in the '
-            f'first iteration: {", ".join(unseen[:5])}. If other code '
+            'GDRQHook: residual.outputs names modules that were not called '
+            f'in the first iteration: {", ".join(unseen[:5])}. If other code '
             'calls their forward directly (mmseg does so with decode '
             'heads), their output is not quantized: name the module '
             'inside whose output it is.', 'current', logging.WARNING)
@@ -109,9 +109,9 @@ def _log_products(state: QuantizationState) -> None:
     unseen = [name for name, layer in layers.items() if not layer.called]
     if unseen:
         print_log(
-            'the source of these multiplies activations, and the first '
-            f'iteration showed none of it: {", ".join(unseen[:5])}. What '
-            'code outside of their forward multiplies stays float.',
+            'GDRQHook: the source of these multiplies activations, and the '
+            f'first iteration showed none of it: {", ".join(unseen[:5])}. '
+            'What code outside of their forward multiplies stays float.',
             'current', logging.WARNING)
 
 
@@ -158,8 +158,8 @@ def log_evaluation(state: QuantizationState) -> None:
             'a later checkpoint', 'current', logging.WARNING)
     elif not any_threshold(state):
         print_log(
-            'no activation threshold is set yet: activations stay float '
-            'in this evaluation. Load a trained quantized checkpoint, '
+            'GDRQHook: no activation threshold is set yet: activations stay '
+            'float in this evaluation. Load a trained quantized checkpoint, '
             'train, or call gdrq_mm.calibrate.', 'current',
             logging.WARNING)
     else:

@@ -63,7 +63,7 @@ class Sensitivity:
         """The bits to measure: asked ones, or 0 for those of a training.
 
         Raises:
-            ValueError: They cannot be chosen, or are none of 1 to 8.
+            ValueError: They cannot be chosen, or are not 2 to 8.
         """
         if self._trained is not None:
             if bits:

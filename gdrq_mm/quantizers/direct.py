@@ -219,6 +219,7 @@ class DirectQuantizationActivation(FirstBatchActivation):
     @classmethod
     @torch.no_grad()
     def update_(cls, quantizers: Iterable[ActivationQuantizer]) -> None:
+        quantizers = list(quantizers)
         running = [each for each in quantizers if each.initialized]
         super().update_(quantizers)
         if not running:

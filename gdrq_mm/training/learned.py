@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..errors import and_more
+
 # State of a model -> optimizers that were given what it learns.
 _OPTIMIZERS: 'weakref.WeakKeyDictionary' = weakref.WeakKeyDictionary()
 
@@ -122,11 +124,11 @@ def _warn_of_own_rates(state, groups: List[dict], members: dict,
            != groups[index].get('lr')]
     if own:
         warnings.warn(
-            f'the learning rate of {own[0]} and {len(own) - 1} more learned '
-            'parameters of quantizers was another than that of their '
-            "layers' weights (paramwise_cfg?) and is lr_mult times that now: "
-            'set lr_mult of GDRQHook, or of add_learned_parameters, for all '
-            'of them')
+            'the optimizer had another learning rate for '
+            f'{and_more(own, "learned parameters of quantizers")} than for '
+            "their layers' weights (paramwise_cfg?), and has lr_mult times "
+            'that now: set lr_mult of GDRQHook, or of '
+            'add_learned_parameters, for all of them')
 
 
 def _weight_beside(plan, plans: list, held: Container[int]
@@ -165,7 +167,7 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
             a weight, or with a frozen one: it steps all weights of the model
             that are trained.
     """
-    held = _held_by(optimizer)
+    held = held_by(optimizer)
     trained = {id(plan.parameter) for plan in state.plans
                if plan.quantized and plan.parameter is not None
                and plan.parameter.requires_grad}
@@ -181,7 +183,7 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
     for other in gc.get_objects() if missing else ():
         if issubclass(type(other), Optimizer) and hasattr(
                 other, 'param_groups'):
-            for key in _held_by(other):
+            for key in held_by(other):
                 missing.pop(key, None)
     if missing:
         raise RuntimeError(
@@ -193,7 +195,8 @@ def check_learned_parameters(state, optimizer: Optimizer) -> None:
     _warn_of_decay(state, optimizer)
 
 
-def _held_by(optimizer: Optimizer) -> Set[int]:
+def held_by(optimizer: Optimizer) -> Set[int]:
+    """``id`` of the parameters of an optimizer."""
     return {id(parameter) for group in optimizer.param_groups
             for parameter in group['params']}
 
@@ -207,10 +210,10 @@ def _warn_of_decay(state, optimizer: Optimizer) -> None:
               if id(parameter) in decayed]
     if pulled:
         warnings.warn(
-            f'weight decay pulls what {pulled[0]} and {len(pulled) - 1} more '
-            'quantizers learn (step sizes) towards zero: train with GDRQHook '
-            '(with a FlexibleRunner, use paramwise_cfg=dict(custom_keys='
-            "{'_quantizer': dict(decay_mult=0.)})), or call "
+            'weight decay pulls step sizes, or what else is learned, of '
+            f'{and_more(pulled, "quantizers")} towards zero: train with '
+            'GDRQHook (with a FlexibleRunner, use paramwise_cfg=dict('
+            "custom_keys={'_quantizer': dict(decay_mult=0.)})), or call "
             'gdrq_mm.training.add_learned_parameters(get_state(model), '
             'optimizer), which takes them out of it')
 

@@ -187,7 +187,7 @@ class QuantizationState(nn.Module):
 
     def _warn_if_unset(self, quantizer: nn.Module, x: Tensor) -> None:
         if not (self.training or self.calibrating or self._warned
-                or quantizer.initialized or x.is_inference()):
+                or quantizer.initialized):
             self._warned = True
             _warn_of_unset()
 

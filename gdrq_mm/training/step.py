@@ -20,13 +20,14 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from ..errors import and_more
 from ..layers import (
     check_layers_are_there,
     parameters_of,
     warn_of_shared_places,
 )
 from .copies import hand_on_ranges
-from .learned import check_learned_parameters
+from .learned import check_learned_parameters, held_by
 
 _LIVE = weakref.WeakSet()  # every QuantizationState there is
 _SEEN = weakref.WeakSet()  # optimizers that have stepped
@@ -72,7 +73,7 @@ def _after_optimizer_step(optimizer, args, kwargs) -> None:
     found_inf = getattr(optimizer, 'found_inf', None)
     if not states or (found_inf is not None and bool(found_inf)):
         return
-    held = _held_by(optimizer)
+    held = held_by(optimizer)
     for state in states:
         if any(id(parameter) in held for parameter in parameters_of(state)):
             _check_once(state, optimizer)
@@ -88,27 +89,20 @@ def _check_once(state, optimizer) -> None:
         check_learned_parameters(state, optimizer)
 
 
-def _held_by(optimizer) -> Set[int]:
-    """``id`` of the parameters of an optimizer."""
-    return {id(parameter) for group in optimizer.param_groups
-            for parameter in group['params']}
-
-
 def _warn_of_eval_mode(optimizer) -> None:
     """A part that was taken into another model trains without the rest."""
-    held = _held_by(optimizer)
+    held = held_by(optimizer)
     for state in live_states():
         trained = [] if state.training else [
             name for name, layer in state.layers.items() if layer.training
             and any(id(each) in held for each in layer.parameters())]
         if trained:
             warnings.warn(
-                f'{trained[0]} and {len(trained) - 1} more layers are '
-                'trained, but the quantized model that they are of is in '
-                'eval mode: no weight is projected, and thresholds stay. '
-                'Call .train() of the whole, or, where a part of it is in '
-                'another model now, of layer.state of any of its layers (and '
-                '.eval() alike)')
+                'a quantized model is in eval mode while an optimizer trains '
+                f'{and_more(trained, "of its layers")}: no weight is '
+                'projected, and thresholds stay. Call .train() of the whole, '
+                'or, where a part of it is in another model now, of '
+                'layer.state of any of its layers (and .eval() alike)')
 
 
 def _running(step: FrameType) -> List[Tuple[FrameType, Set[int]]]:
@@ -195,5 +189,6 @@ def update_thresholds_(state) -> List[str]:
             state.activation_quantizers[name].turned_signed = False
         warnings.warn(
             f'{", ".join(turned)}: the input has negative values, which it '
-            'had not in the first steps; they have codes from now on')
+            'did not have in the first steps; it is quantized with signed '
+            'codes from now on')
     return turned

@@ -203,6 +203,32 @@ def test_a_fault_in_an_onnx_file_is_found_by_name(net, x, tmp_path):
         compare_onnx(model, path, [(x, )])
 
 
+class Twice(nn.Module):
+    """A layer of float values that the same layer reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.second(self.second(self.first(x).relu()))
+
+
+@pytest.mark.parametrize('form', ['qdq', 'tensorrt'])
+def test_a_layer_of_float_values_that_become_codes_has_no_fault(
+        form, tmp_path):
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(64, 8)
+    quantize_(model, W4A4)
+    calibrate(model, [lambda: model(x)])
+    integer = to_integer(merge(model.eval(), x), x, container={
+        'qdq': 'uint8', 'tensorrt': 'int8'}[form])
+    path = tmp_path / 'model.onnx'
+    export_onnx(integer, x, path, form)
+    found = compare_onnx(integer, path, [(x, )])
+    assert len(found) == 3 and first_parted(found) is None
+
+
 def test_a_fault_in_a_qonnx_file_is_found_by_name(net, x, tmp_path):
     quantize_(net, W4A4)
     calibrate(net, [lambda: net(x)])

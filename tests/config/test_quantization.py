@@ -88,6 +88,8 @@ def test_allowed_activation_values(bits, lr):
      "did you mean 'skip'?"),
     (dict(rules=[dict(match='*', weight=dict(bitz=4))]), "'bitz'",
      "did you mean 'bits'?"),
+    ({1: 2}, 'no field 1', "allowed: 'weight', 'activation', 'rules'"),
+    (dict(weight={1: 2}), 'no field 1', "allowed: "),
     (dict(zzzzz=1), "'zzzzz'", "allowed: 'weight', 'activation', 'rules'")])
 def test_unknown_field_is_refused_with_a_hint(config, field, hint):
     refused(config, field, hint)
@@ -433,7 +435,7 @@ def test_residual_outputs_are_read_and_given_back():
     (dict(outputs='backbone'), 'residual.outputs is .backbone., allowed: a '
      'list'),
     (dict(bits=None), 'residual.bits is None, allowed: 2 to 8'),
-    (dict(bits=6), 'residual.outputs is None, allowed: a list of .*analyze.py '
+    (dict(bits=6), 'residual.outputs is None, allowed: a list of .*gdrq analyze '
      'residuals CONFIG" prints it'),
     (dict(outputs=['']), r"residual.outputs is \[''\], allowed: a list"),
     (dict(bits=9, outputs=['a']), 'residual.bits is 9, allowed: 2 to 8$'),

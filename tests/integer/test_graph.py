@@ -158,7 +158,8 @@ class Refusing(nn.Module):
 
 
 RAW = ('wrap the model in a module that leaves it out, or, where it is '
-       'post-processing, export with --raw')
+       'post-processing, export what comes before it (--raw, or '
+       'make_deployable(..., raw=True))')
 
 
 @pytest.mark.parametrize('error, reason', [
@@ -233,6 +234,9 @@ def test_what_cannot_be_dynamic_is_refused():
     with pytest.raises(ValueError, match="dynamic has 'depth', allowed: "
                                          'batch, size'):
         capture(model, (x, ), ['depth'])
+    with pytest.raises(ValueError, match="dynamic is 'batch', allowed: a "
+                                         'list of batch, size'):
+        capture(model, (x, ), 'batch')
     with pytest.raises(RuntimeError, match='at least 9 pixels a side'):
         capture(model, (x, ), ['size'])  # .75 of 10 is one row
     capture(model, (x, ), ['batch'])

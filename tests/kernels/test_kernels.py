@@ -197,6 +197,18 @@ def test_temporaries_of_one_slot_share_their_memory():
                 lasting.data_ptr()}) == 3
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_temporaries_are_float32_whatever_the_default(dtype, request):
+    x, clip = torch.randn(999), torch.tensor(1.)
+    request.addfinalizer(
+        lambda default=torch.get_default_dtype():
+        torch.set_default_dtype(default))
+    torch.set_default_dtype(dtype)
+    y = kernels.quantize(x, clip, 4, slot=f'of {dtype}')
+    assert y.dtype is torch.float32
+    assert torch.equal(y, F.linear_quantize(x, clip, 4))
+
+
 def test_memory_made_in_inference_mode_serves_training():
     program = (
         'import torch; from gdrq_mm import kernels\n'

@@ -36,6 +36,16 @@ MASKS = {
                  key_padding_mask=torch.tensor([[False] * 4 + [True]] * 3))}
 
 
+def test_a_hint_without_a_mask_is_an_error_as_in_torch():
+    layer = nn.MultiheadAttention(8, 2)
+    x = inputs(layer, 'self')
+    model = nn.Sequential(layer)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match='is_causal'):
+            model[0](*x, is_causal=True)
+        gdrq_mm.quantize_(model, W4A4)
+
+
 class TestFloatMode:
     """Until it rounds it computes what torch does, bit for bit."""
 

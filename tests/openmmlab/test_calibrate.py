@@ -133,6 +133,10 @@ def test_what_cannot_be_calibrated_is_refused(float_model, tmp_path):
         calibrate_checkpoint(config, str(out), other, 1)
     with pytest.raises(ValueError, match='batches is 0'):
         calibrate_checkpoint(config, checkpoint, other, 0)
+    with pytest.raises(ValueError, match='has no train_dataloader'):
+        calibrate_checkpoint(config, checkpoint, other, 1,
+                             cfg_options=dict(train_dataloader=None))
+    assert not Path(other).exists()
 
 
 @pytest.mark.parametrize('entry, value, message', [

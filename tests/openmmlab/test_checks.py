@@ -115,6 +115,11 @@ def test_frozen_norms_names_what_stays_in_eval_mode(build_model):
     assert not model.training and not model.backbone.layer2.training
     assert 'backbone.bn1' in names and 'backbone.layer4.2.bn3' in names
     assert len(names) == 53  # norm_eval: all of the backbone
+    # A part that is in another mode than the whole stays so.
+    model.train()
+    model.roi_head.eval()
+    assert frozen_norms(model) == names
+    assert model.training and not model.roi_head.bbox_head.training
 
 
 def test_frozen_norms_is_empty_where_normalization_trains(build_model):

@@ -50,13 +50,13 @@ CUT = 'may be cut off or damaged: remove it, and copy or download it again'
 FILES = {
     'truncated': (write_truncated, f'PytorchStreamReader .*{CUT}'),
     'empty': (lambda path: path.write_bytes(b''),
-              f'no intact file of torch.save.*{CUT}'),
+              f'not an intact file of torch.save.*{CUT}'),
     'html': (lambda path: path.write_text('<html>404</html>'),
-             f'no intact file of torch.save.*{CUT}'),
+             f'not an intact file of torch.save.*{CUT}'),
     'code': (write_code, r'asks for \w+.mkdir, .*which was not run.*damaged'),
     'bare pickle with code': (
         lambda path: path.write_bytes(pickle.dumps(Hostile(
-            path.parent / 'ran'))), 'no intact file of torch.save'),
+            path.parent / 'ran'))), 'not an intact file of torch.save'),
 }
 
 

@@ -73,6 +73,25 @@ assert set(changes(before, snapshot())) == set(found)
 """)
 
 
+def test_patches_are_applied_all_or_none():
+    run("""
+from gdrq_mm.openmmlab import patches
+openmmlab.unpatch_mmengine()
+
+def fails():
+    raise OSError('no')
+
+patches.watch_quantized_runs = fails
+try:
+    openmmlab.patch_mmengine()
+except OSError:
+    assert not openmmlab.active_patches()
+    assert not changes(before, snapshot()), changes(before, snapshot())
+else:
+    raise AssertionError
+""")
+
+
 def test_a_variable_calls_all_patches_off():
     run("""
 assert not openmmlab.active_patches()

@@ -198,7 +198,7 @@ def test_a_step_that_saw_no_values_moves_nothing():
     assert float(quantizer.step) == before
     quantizer.observe(torch.zeros(64, 5))  # they tell no step either
     assert quantizer.fitted.tolist() == [0, 0]
-    DirectQuantizationActivation.update_([quantizer])
+    DirectQuantizationActivation.update_(iter([quantizer]))
     assert float(quantizer.step) == before
 
 

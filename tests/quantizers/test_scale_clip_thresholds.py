@@ -278,6 +278,13 @@ def test_first_steps_can_be_counted_as_done():
     assert int(quantizer.num_updates) == 106
 
 
+def test_first_steps_without_data_are_not_done():
+    quantizer, x = built(threshold='mse'), torch.ones(3)
+    quantizer.end_first_looks()
+    assert not quantizer.initialized
+    assert torch.equal(quantizer(x), x)
+
+
 @pytest.mark.parametrize('threshold', ['mse', 'nonzero'])
 def test_a_layer_that_is_called_now_and_then_follows_its_data(threshold):
     """Whichever steps these are: not every step of the model counts."""

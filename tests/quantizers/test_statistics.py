@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from gdrq_mm import quantize_
 from gdrq_mm.quantizers import LSQActivation, PACTActivation
@@ -84,20 +85,18 @@ def test_conversion_from_double_to_half_leaves_float32(dtype):
 def test_an_average_without_the_integers_is_an_error_with_the_remedy():
     """As model averages of timm and YOLO are, which average floats only."""
     model, _ = layer_of()
-    averaged = copy.deepcopy(model).eval()
+    averaged = AveragedModel(model).eval()
     steps(model, unsigned(3))
-
-    def copy_where(condition):
-        for ours, theirs in zip(
-                [*averaged.parameters(), *averaged.buffers()],
-                [*model.parameters(), *model.buffers()]):
-            if condition(ours):
-                ours.data.copy_(theirs)
-
-    copy_where(torch.Tensor.is_floating_point)
-    with pytest.raises(RuntimeError, match='num_updates.*copy them from'):
+    for ours, theirs in zip([*averaged.module.parameters(),
+                             *averaged.module.buffers()],
+                            [*model.parameters(), *model.buffers()]):
+        if ours.is_floating_point():
+            ours.data.copy_(theirs)
+    with pytest.raises(RuntimeError, match='num_updates.*copy them') as error:
         averaged(unsigned(1)[0])
-    copy_where(lambda x: not x.is_floating_point())
+    remedy = str(error.value).partition('model that trains: ')[2]
+    exec(remedy, dict(averaged=averaged, model=model))
+    assert averaged.n_averaged == 0
     x = unsigned(1)[0]
     assert torch.equal(averaged(x), model.eval()(x))
 

@@ -913,10 +913,11 @@ def test_checkpoint_of_a_searched_clip_is_refused_without_search():
         make(dict(weight=dict(bits=2))).load_state_dict(trained.state_dict())
 
 
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize('kind', ['ScaleClip', 'LSQ'])
-def test_evaluation_without_thresholds_warns_whatever_the_type(kind):
+def test_evaluation_without_thresholds_warns_whatever_the_type(kind, mode):
     model = make(dict(activation=dict(type=kind, bits=4))).eval()
-    with pytest.warns(UserWarning, match='threshold is not set yet'):
+    with mode(), pytest.warns(UserWarning, match='threshold is not set yet'):
         model(batch())
 
 

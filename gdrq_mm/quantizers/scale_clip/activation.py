@@ -21,10 +21,9 @@ class ScaleClipActivation(RunningClip):
 
     Args:
         bits (int): 2 to 8.
-        k (float, optional): Threshold factor. Defaults to None: by bits and
-            sign, see :func:`default_k`.
-        lr (float): Step of Eq. 10; the first steps average instead. Defaults
-            to 0.01.
+        k (float, optional): Threshold factor; None: by bits and sign, see
+            :func:`default_k`.
+        lr (float): Step of Eq. 10; the first steps average instead.
         headroom (float): Factor of the default ``k``, for tensors with longer
             tails than a half-normal distribution. Defaults to 1.
         threshold (str): 'mean' or 'nonzero', see the scheme. Defaults to

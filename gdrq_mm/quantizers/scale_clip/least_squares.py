@@ -138,7 +138,10 @@ class LeastSquaresClipActivation(ScaleClipActivation):
             or known.updates % self.LOOK_INTERVAL == 0
 
     def end_first_looks(self) -> None:
-        """Count the first steps as done, where later ones are measured."""
+        """Count the first steps as done, where later ones are measured; one
+        that has seen no data stays as it is."""
+        if not self.initialized:
+            return
         self.num_updates.fill_(self.FIRST_LOOKS)
         self.forget()
 

@@ -13,7 +13,7 @@ from ..code_range import CodeRange
 HALF_AVERAGED = (
     'a model average left the integers of an activation quantizer '
     '(num_updates, signed) as they were before training; copy them from the '
-    'model that trains: for ours, theirs in zip(averaged.buffers(), '
+    'model that trains: for ours, theirs in zip(averaged.module.buffers(), '
     'model.buffers()): ours.is_floating_point() or ours.copy_(theirs)')
 
 

@@ -32,8 +32,8 @@ class ScaleClipActivationScheme(ActivationScheme):
         asymmetric (bool, optional): True: inputs with negative values get
             ``2^bits`` unsigned codes with a zero point, False: signed ones.
             Defaults to None: a zero point where negative values are small, as
-            behind SiLU, GELU, hard-swish and LeakyReLU. With 'mse' alone, the
-            others have signed codes.
+            behind SiLU, GELU, hard-swish and LeakyReLU. Only 'mse' has it;
+            other thresholds have signed codes.
     """
     k: Optional[float] = None
     lr: float = 0.01

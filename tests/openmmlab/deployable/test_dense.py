@@ -203,7 +203,7 @@ def test_onnx_runtime_gives_the_detections_of_the_integer_model(
     report = export_onnx(integer, x, path, dynamic=dynamic,
                          input_names=deployable.input_names,
                          output_names=deployable.output_names)
-    deformable = [f'bbox_head.vfnet_{kind}_dconv.0'
+    deformable = [f'bbox_head.vfnet_{kind}_dconv'
                   for kind in ('reg_refine', 'cls')]
     assert list(report.float_layers) == deformable * (name == 'VFNet')
     assert len(report.others) == 2
