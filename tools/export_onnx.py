@@ -89,8 +89,8 @@ def export(args: argparse.Namespace) -> dict:
         report = export_onnx(
             reference, images[0], out, args.format, weights=args.weights,
             input_names=model.input_names, output_names=model.output_names,
-            metadata=_metadata(cfg, args, size), dynamic=args.dynamic,
-            opset=args.opset)
+            metadata=_metadata(cfg, args, size, len(images)),
+            dynamic=args.dynamic, opset=args.opset)
     import onnxruntime  # not before what says how to install it
     print(report)
     figures = report.figures()
@@ -182,7 +182,7 @@ def _need_test_set(cfg, size) -> None:
             'leave out --eval') from error
 
 
-def _metadata(cfg, args, size) -> dict:
+def _metadata(cfg, args, size, number: int) -> dict:
     """What a user of the file must know, and what it was calibrated with."""
     preprocessor = dict(cfg.model.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {})
@@ -196,7 +196,7 @@ def _metadata(cfg, args, size) -> dict:
         data_preprocessor=json.dumps(preprocessor, default=str),
         calibration={None: 'training set', 'none': 'synthetic images'}.get(
             args.calibration, 'folder of images'),
-        calibration_images=str(args.calibration_images),
+        calibration_images=str(number),
         image_size=f'{size[0]} {size[1]}', raw=str(args.raw),
         format=args.format,
         classes=json.dumps(_classes(cfg, args.checkpoint), default=list))

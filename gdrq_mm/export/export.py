@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ..integer.dynamic import other_examples
-from ..integer.integer import Example, IntegerModel, to_integer
+from ..integer.integer import Example, to_integer
+from ..integer.model import IntegerModel
 from ..merge import (
     WeightOnly,
     float_layers,
@@ -225,6 +226,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
                 f'{format} files have {container} activations, the integer '
                 f'model {model.container}; make it with to_integer(..., '
                 f'container={container!r})')
+        model.check_inputs(example)
         report.float_layers = model.float_layers
         proto = onnx_file.qdq_proto(model, example, weights, opset=opset,
                                     **names)

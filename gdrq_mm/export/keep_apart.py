@@ -1,4 +1,4 @@
-"""Where ONNX Runtime would mix up layers on integers and those in float."""
+"""Where a runtime would mix up what is on integers and what is in float."""
 from typing import Dict, List
 
 import numpy as np
@@ -13,6 +13,7 @@ PASSED = ('Add', 'Flatten', 'Reshape', 'Slice', 'Split', 'Squeeze',
 FUSED = ('Clip', 'Elu', 'HardSigmoid', 'LeakyRelu', 'Relu', 'Selu', 'Sigmoid',
          'Softplus', 'Softsign', 'Tanh', 'ThresholdedRelu')
 SAME_SHAPE = 'rows.same_shape'
+ENDS = dict(least=-3e38, greatest=3e38)  # of a clip that clips nothing
 
 
 def keep_apart(proto: ModelProto) -> None:
@@ -24,6 +25,7 @@ def keep_apart(proto: ModelProto) -> None:
     which would be a table of codes. And of a Gemm and an activation right
     behind it, ONNX Runtime makes one operator, in float, and leaves a Gemm in
     float whose result is read as codes and otherwise: something goes between.
+    OpenVINO averages codes as codes, rounded, whoever reads the average.
 
     Args:
         proto (ModelProto): A file with codes as uint8.
@@ -44,6 +46,11 @@ def keep_apart(proto: ModelProto) -> None:
             or reader.op_type in PASSED and becomes_codes(reader)
             for name in node.output for reader in readers.get(name, ()))
 
+    def only_becomes_codes(node: NodeProto) -> bool:
+        return node.output[0] not in outputs and all(
+            reader.op_type == 'QuantizeLinear'
+            for reader in readers.get(node.output[0], ()))
+
     def stays_float(name: str) -> bool:
         kinds = [each.op_type for each in readers.get(name, ())]
         return not set(FUSED).isdisjoint(kinds) or 'QuantizeLinear' in kinds \
@@ -52,6 +59,7 @@ def keep_apart(proto: ModelProto) -> None:
     nodes: List[NodeProto] = []
     plain: Dict[str, str] = {}  # dequantized values -> the same, in float
     renamed: Dict[str, str] = {}
+    averages = False
     for node in proto.graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = renamed.get(name, name)
@@ -65,6 +73,14 @@ def keep_apart(proto: ModelProto) -> None:
                 nodes += _in_float(makers[name])
                 plain[name] = nodes[-1].output[0]
             node.input[0] = plain[name]
+        if node.op_type == 'AveragePool' and is_dequantized(node.input[0]) \
+                and not only_becomes_codes(node):
+            name = f'{node.output[0]}.unrounded'
+            nodes.append(helper.make_node(
+                'Clip', [node.input[0], *map('float.{}'.format, ENDS)],
+                [name]))
+            node.input[0] = name
+            averages = True
         nodes.append(node)
         if node.op_type == 'Gemm' and is_dequantized(node.input[1]) and (
                 stays_float(node.output[0])):
@@ -72,6 +88,10 @@ def keep_apart(proto: ModelProto) -> None:
             renamed[name] = f'{name}.apart'
             nodes.append(helper.make_node(
                 'Reshape', [name, SAME_SHAPE], [renamed[name]]))
+    if averages:
+        proto.graph.initializer.extend(
+            numpy_helper.from_array(np.float32(end), f'float.{name}')
+            for name, end in ENDS.items())
     if renamed:
         proto.graph.initializer.append(numpy_helper.from_array(
             np.array([0, -1]), SAME_SHAPE))

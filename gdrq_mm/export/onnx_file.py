@@ -20,7 +20,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from ..integer.graph import LAYERS, capture, layer_of, target_of
-from ..integer.integer import IntegerModel, IntegerWeight
+from ..integer.model import IntegerModel
+from ..integer.weights import IntegerWeight
 from ..merge import MergedLayer, WeightOnly, merged_layers
 from ..merge.ops import OPS
 from .codes import pack_codes

@@ -6,6 +6,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument
 from torch.fx import GraphModule, Node
 
 from ..integer.graph import exported, target_of
@@ -45,6 +46,7 @@ def to_proto(module: torch.nn.Module, example: tuple,
     # ways of its own.
     program = exported(module, example, dynamic)
     _check_batched(program)
+    _check_outputs(program)
     try:
         onnx_program = torch.onnx.export(
             program, (), dynamo=True, verbose=False, opset_version=OPSET,
@@ -119,6 +121,15 @@ def _check_batched(program: ExportedProgram) -> None:
                 f'{name} reads {shape} values without a batch, which ONNX has '
                 'no convolution for; export the model with one of 1 (an '
                 'example of shape (1, C, H, W))')
+
+
+def _check_outputs(program: ExportedProgram) -> None:
+    for number, each in enumerate(program.graph_signature.output_specs):
+        if isinstance(each.arg, ConstantArgument):
+            raise RuntimeError(
+                f'output {number} of the model is {each.arg.value!r}, and '
+                'files give tensors: wrap the model in a module that returns '
+                'these alone')
 
 
 def _reason(error: BaseException, module: torch.nn.Module) -> str:

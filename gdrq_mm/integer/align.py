@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..merge import merged_layers
-from .integer import IntegerModel
+from .model import IntegerModel
 
 
 @torch.no_grad()

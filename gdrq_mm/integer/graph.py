@@ -18,6 +18,7 @@ from .dynamic import (
     traced_example,
 )
 from .failures import failing_layer, own_kernel
+from .first_names import use_first_names
 from .moves import clamp_range, code_range, hoist_grids, moved_from, target_of
 
 _aten = torch.ops.aten
@@ -64,9 +65,8 @@ def capture(model: nn.Module, example: Tuple[Any, ...],
             'which no file does: compute a new tensor (x = x - mean, not '
             'x -= mean)')
     module = program.module(check_guards=False)
-    for part in module.modules():  # eval() is refused here
-        part.training = False
-    _use_first_names(module, model)
+    _as_any_module(module)
+    use_first_names(module, model)
     _free_of_strides(module)
     _fold_equal(module)
     fold_grids(module.graph)
@@ -107,52 +107,22 @@ def exported(model: nn.Module, example: Tuple[Any, ...],
     return program
 
 
+def _as_any_module(module: GraphModule) -> None:
+    """In eval mode; torch's own refuses to be asked for it, and has hooks for
+    inputs that are modules, which cannot be pickled."""
+    for part in module.modules():
+        part.training = False
+    for refused in ('train', 'eval', '_tracer_cls'):
+        module.__dict__.pop(refused, None)
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items()
+                    if '<locals>' in hook.__qualname__]:
+            del hooks[key]
+
+
 def layer_of(node: Node) -> str:
     """Name of the layer that a node of :data:`LAYERS` calls."""
     return node.args[1].target.rpartition('.')[0]
-
-
-def _use_first_names(module: GraphModule, model: nn.Module) -> None:
-    """One name per module, in a graph in which it has several: torch.export
-    takes the last one for tensors, and that of the call for calls."""
-    first = {part: name for name, part in model.named_modules()}
-    names = {name: first[part] for name, part in model.named_modules(
-        remove_duplicate=False)}
-    moved = {}
-    for node in module.graph.nodes:
-        stack = node.meta.get('nn_module_stack')
-        if stack:
-            node.meta['nn_module_stack'] = {
-                key: (names.get(name, name), kind)
-                for key, (name, kind) in stack.items()}
-        if node.op == 'get_attr':
-            old, _, key = node.target.rpartition('.')
-            if names.get(old, old) != old:
-                moved[node.target] = old, names[old], key
-    for old, new, key in moved.values():
-        _move(module.get_submodule(old), _submodule(module, new), key)
-    for node in module.graph.nodes:
-        if node.op == 'get_attr' and node.target in moved:
-            _, new, key = moved[node.target]
-            node.target = f'{new}.{key}'
-
-
-def _submodule(module: GraphModule, name: str) -> nn.Module:
-    """A part of a graph module, made if it is not there."""
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        module.add_submodule(name, nn.Module())
-        return module.get_submodule(name)
-
-
-def _move(source: nn.Module, target: nn.Module, key: str) -> None:
-    value = getattr(source, key)
-    delattr(source, key)
-    if isinstance(value, nn.Parameter):
-        target.register_parameter(key, value)
-    else:
-        target.register_buffer(key, value)
 
 
 def _spell_out(module: GraphModule) -> None:

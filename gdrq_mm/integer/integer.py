@@ -1,8 +1,6 @@
 """Merged model -> integer model: the reference for every integer runtime."""
-from dataclasses import dataclass
 from typing import (
     Any,
-    Dict,
     Iterable,
     List,
     Optional,
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..merge import WeightOnly, float_layers, in_float32, merged_layers
-from ..merge.layers import QuantParams
+from ..merge.grids import QuantParams
 from ..merge.ops import OPS
 from .graph import (
     LAYERS,
@@ -25,6 +23,7 @@ from .graph import (
     is_sum,
     layer_of,
 )
+from .model import IntegerCall, IntegerModel, shapes_of
 from .moves import (
     clamp_range,
     clamped,
@@ -37,63 +36,6 @@ from .ranges import RANGES, alike, observe, widen_grids
 from .weights import IntegerWeight, store_integers
 
 Example = Union[Tensor, Tuple[Any, ...]]
-
-
-@dataclass
-class IntegerCall:
-    """One call of a quantized layer in an integer model.
-
-    Args:
-        node (str): Name of its node in the graph.
-        layer (str): Name of the layer in the model.
-        kind (str): 'conv2d' or 'linear'.
-        grid (QuantParams, optional): Grid of the codes that come out; None:
-            float values come out (linear layers).
-        added (bool): Whether this grid was added by the 8-bit completion.
-    """
-    node: str
-    layer: str
-    kind: str
-    grid: Optional[QuantParams]
-    added: bool
-
-
-class IntegerModel(nn.Module):
-    """A model whose quantized layers compute as integer kernels do.
-
-    Layers read codes and give codes; accumulators are int32 sums, biases
-    integers, and outputs that are read by more than one quantizer are rounded
-    to 8 bits (residual sums as well). Float operators between layers stay.
-
-    Attributes:
-        graph_module (GraphModule): The computation.
-        calls (list[IntegerCall]): Calls of quantized layers, in order.
-        weights (dict[str, IntegerWeight]): By layer, those of layers that
-            compute in float included.
-        sums (dict[str, QuantParams]): 8-bit grids of sums, by node.
-        float_layers (dict[str, str]): Layers that compute in float, and why.
-        container (str): What holds codes of activations: 'uint8' with zero
-            points, or 'int8'.
-        dynamic (tuple[str]): What may differ from the example: 'batch',
-            'size'.
-    """
-
-    def __init__(self, graph_module: GraphModule, calls: List[IntegerCall],
-                 weights: Dict[str, IntegerWeight],
-                 sums: Dict[str, QuantParams],
-                 float_layers: Dict[str, str], container: str = 'uint8',
-                 dynamic: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.graph_module = graph_module
-        self.calls = calls
-        self.weights = weights
-        self.sums = sums
-        self.float_layers = float_layers
-        self.container = container
-        self.dynamic = tuple(dynamic)
-
-    def forward(self, *args):
-        return self.graph_module(*args)
 
 
 @torch.inference_mode(False)
@@ -183,7 +125,7 @@ def to_integer(model: nn.Module, example: Example,
         _round(module, node, grids[node])
     _finish(module)
     return IntegerModel(module, calls, weights, added, float_layers(model),
-                        container, dynamic)
+                        container, dynamic, shapes_of(example))
 
 
 def _as_tuple(example: Example) -> tuple:

@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch.fx import Graph, Node
 
-from ..merge.layers import QuantParams
+from ..merge.grids import QuantParams
 from ..merge.ops import OPS
 
 _aten = torch.ops.aten

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from ..merge.layers import TINY, QuantParams, map_grids
+from ..merge.grids import TINY, QuantParams, map_grids
 from ..merge.ops import OPS
 from .moves import clamp_range, moved_from, readers, target_of
 
@@ -59,17 +59,24 @@ class _Observer(Interpreter):
 
     def __init__(self, module: GraphModule, nodes: List[Node]) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # errors are whole sentences
         self.samples: Dict[Node, List[Tensor]] = {node: [] for node in nodes}
+        self.number = 0
 
-    def run_node(self, node: Node):
-        result = super().run_node(node)
-        if node in self.samples:
+    def run_node(self, n: Node):
+        result = super().run_node(n)
+        if n in self.samples:
             values = result.detach().flatten().float()
             chosen = values[::-(-values.numel() // SAMPLES)] if \
                 values.numel() else values
             # Always the extreme ones, which decide what is clipped.
             extremes = values.aminmax() if values.numel() else ()
-            self.samples[node] += [chosen, *(
+            if not all(map(torch.isfinite, extremes)):
+                raise ValueError(
+                    f'example {self.number} of calibration (the first is that '
+                    'of the graph) gives NaN or infinite values at '
+                    f'{n.name}: leave it out')
+            self.samples[n] += [chosen, *(
                 each.view(1) for each in extremes)]
         return result
 
@@ -102,10 +109,14 @@ def observe(module: GraphModule, nodes: List[Node], examples: Iterable[tuple],
         nodes (list[Node]): Those that get a grid; unsigned behind a ReLU.
         examples (iterable of tuples): What the graph is called with.
         codes (Range): There are.
+
+    Raises:
+        ValueError: Values are not finite, or of other shapes than the first.
     """
     observer = _Observer(module, nodes)
     for example in examples:
         observer.run(*example)
+        observer.number += 1
     samples = {node: torch.cat(values)
                for node, values in observer.samples.items()}
     grids = {node: best_grid(

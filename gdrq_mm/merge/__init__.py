@@ -1,6 +1,7 @@
 """Quantized model -> merged model: integer codes, one scale per channel."""
 from .check import merge_errors
-from .layers import MergedConv2d, MergedLayer, QuantParams, WeightOnly
+from .grids import QuantParams
+from .layers import MergedConv2d, MergedLayer, WeightOnly
 from .merge import (
     float_layers,
     in_float32,

@@ -17,12 +17,11 @@ from ..layers.product_operands import NAME as PRODUCT_QUANTIZERS
 from ..layers.product_operands import Sites
 from ..layers.products import attach_products, detach_products
 from .flow import LayerFlow
+from .grids import TINY, QuantParams
 from .layers import (
-    TINY,
     FixedGrid,
     MergedConv2d,
     MergedLinear,
-    QuantParams,
     RoundedInput,
     WeightOnly,
     drop_hooks,

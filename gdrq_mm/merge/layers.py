@@ -1,7 +1,6 @@
 """Layers of merged models: integer codes, one scale and bias per channel."""
 from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Callable, List, Optional, Set
+from typing import List, Optional, Set
 
 import torch
 import torch.nn.functional as F
@@ -10,61 +9,13 @@ from torch import Tensor, nn
 from ..layers import InputFirst, ProductOperands, QuantReLU
 from ..layers.output import NAME as OUTPUT_QUANTIZER
 from ..layers.product_operands import Sites
+from .grids import KeepsGrids, QuantParams
 from .ops import OPS
 
 FLOAT32_EXACT = 2**24  # integers below it are exact in float32
-TINY = torch.finfo(torch.float32).tiny  # smaller ones lose their precision
 
 
-@dataclass(frozen=True)
-class QuantParams:
-    """What an activation is rounded to.
-
-    Codes are counted from that of zero: ``x ~ codes * scale``. A quantizer's
-    zero point is ``-low`` once they are stored from 0 on.
-
-    Args:
-        scale (float): Step between codes, a float32 value.
-        low (int): The least code, at most 0; 0 where the activation is
-            unsigned.
-        high (int): The greatest code, at least 0.
-    """
-    scale: float
-    low: int
-    high: int
-
-    @classmethod
-    def of(cls, quantizer: nn.Module, name: str) -> 'QuantParams':
-        """The grid of a trained activation quantizer.
-
-        Args:
-            quantizer (nn.Module): The quantizer.
-            name (str): What it belongs to.
-
-        Raises:
-            ValueError: Zero has no code.
-        """
-        scale, low, high, zero_point = quantizer.code_range()
-        if not low <= zero_point <= high:
-            raise ValueError(
-                f'{name}: the zero point of its {type(quantizer).__name__} '
-                f'is {zero_point}, outside its codes {low} to {high}, so that '
-                'padding has no code; train on, or quantize this input with '
-                'a type without a zero point')
-        if scale < TINY:  # a threshold of zero maps everything to zero
-            return cls(1., 0, 0)
-        return cls(scale, low - zero_point, high - zero_point)
-
-    def quantize(self, x: Tensor) -> Tensor:
-        """Codes of ``x``."""
-        return OPS.quantize(x, self.scale, self.low, self.high)
-
-    def round(self, x: Tensor) -> Tensor:
-        """``x`` rounded to the grid."""
-        return OPS.dequantize(self.quantize(x), self.scale, self.low)
-
-
-class MergedLayer(InputFirst, nn.Module):
+class MergedLayer(KeepsGrids, InputFirst, nn.Module):
     """What merged convolutions and linear layers share.
 
     ``y = sum(codes of x * codes of w) * (x_scale * w_scale) + bias`` (the
@@ -93,6 +44,10 @@ class MergedLayer(InputFirst, nn.Module):
         self.bits = bits
         self.set_width()
         self.norm, self.reason = '', ''
+
+    def take_grids(self, grids: List[Optional[QuantParams]]) -> None:
+        super().take_grids(grids)
+        self.set_width()
 
     def set_width(self) -> None:
         """Whether float32 is too narrow for sums of products of codes."""
@@ -140,7 +95,7 @@ class MergedLinear(MergedLayer):
             self.bias, self.grid.low, self.bits, self.wide)
 
 
-class MergedReLU(QuantReLU):
+class MergedReLU(KeepsGrids, QuantReLU):
     """Merged form of a ReLU with quantized output, one grid a call site.
 
     Sites whose threshold was never set have no grid: no layer reads them.
@@ -157,7 +112,7 @@ class MergedReLU(QuantReLU):
         return x if grid is None else grid.round(x)
 
 
-class RoundedOutput(nn.Module):
+class RoundedOutput(KeepsGrids, nn.Module):
     """Merged form of an output quantizer.
 
     Args:
@@ -173,7 +128,7 @@ class RoundedOutput(nn.Module):
         return x if self.grid is None else self.grid.round(x)
 
 
-class RoundedProducts(ProductOperands):
+class RoundedProducts(KeepsGrids, ProductOperands):
     """Merged form of the quantizers of a module's products.
 
     Args:
@@ -208,7 +163,7 @@ class RoundedProducts(ProductOperands):
         return grid.round(x)
 
 
-class WeightOnly(InputFirst, nn.Module):
+class WeightOnly(KeepsGrids, InputFirst, nn.Module):
     """A float layer with codes for a weight.
 
     Args:
@@ -224,7 +179,7 @@ class WeightOnly(InputFirst, nn.Module):
         self.layer = layer
         self.register_buffer('weight', codes.to(torch.int8))
         self.register_buffer('w_scale', w_scale.float().clone())
-        self.bits = bits
+        self.bits, self.grids = bits, []
 
     def extra_repr(self) -> str:
         return f'{tuple(self.weight.shape)}, bits={self.bits}'
@@ -238,7 +193,7 @@ class WeightOnly(InputFirst, nn.Module):
             self.layer, dict(weight=self.float_weight()), args, kwargs)
 
 
-class FixedGrid(nn.Module):
+class FixedGrid(KeepsGrids, nn.Module):
     """In the place of the activation quantizer of a layer that stays."""
     fused, initialized = False, True
 
@@ -250,7 +205,7 @@ class FixedGrid(nn.Module):
         return self.grid.round(x)
 
 
-class RoundedInput(InputFirst, nn.Sequential):
+class RoundedInput(KeepsGrids, InputFirst, nn.Sequential):
     """A float layer whose first argument is a quantized activation."""
 
     def __init__(self, grid: QuantParams, layer: nn.Module) -> None:
@@ -259,19 +214,6 @@ class RoundedInput(InputFirst, nn.Sequential):
 
     def forward(self, x: Tensor, *args, **kwargs):
         return self[0](self.grid.round(x), *args, **kwargs)
-
-
-def map_grids(model: nn.Module,
-              change: Callable[[QuantParams], QuantParams]) -> nn.Module:
-    """Give every activation of a merged model another grid, in place."""
-    for module in model.modules():
-        if isinstance(module, (MergedReLU, RoundedProducts)):
-            module.grids = [grid and change(grid) for grid in module.grids]
-        elif isinstance(getattr(module, 'grid', None), QuantParams):
-            module.grid = change(module.grid)
-        if isinstance(module, MergedLayer):
-            module.set_width()
-    return model
 
 
 _HOOKS = ('_forward_pre_hooks', '_forward_pre_hooks_with_kwargs',

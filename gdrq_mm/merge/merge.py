@@ -19,10 +19,10 @@ from ..layers import (
 from ..training import QuantizationState
 from .flow import trace_flow
 from .forms import merged_form
+from .grids import QuantParams
 from .layers import (
     MergedLayer,
     MergedReLU,
-    QuantParams,
     RoundedInput,
     RoundedOutput,
     RoundedProducts,
@@ -207,14 +207,14 @@ def float_layers(model: nn.Module) -> Dict[str, str]:
 
 
 def _prepare_layers(model: nn.Module) -> None:
+    if merged_layers(model) and is_merged(model):
+        raise ValueError('the model is merged already: use it as it is')
     layers = [layer for layer in model.modules()
               if isinstance(layer, QuantLayer)]
     if not layers:
         raise ValueError('no layer of the model is quantized; convert it with '
                          'gdrq_mm.quantize_ (with weight bits) and load its '
                          'checkpoint')
-    if is_merged(model):
-        raise ValueError('the model is merged already: use it as it is')
     phase = layers[0].state.phase
     if phase != 'quantize':
         raise ValueError(f'the model is in its {phase!r} phase, its weights '

@@ -28,6 +28,11 @@ class DistillHook(Hook):
         model (nn.Module): The quantized model.
         config (DistillConfig): What was asked for.
 
+    Attributes:
+        found (dict, optional): What the checkpoint of a resumed run says of
+            its teacher; GDRQHook reads it, as a FlexibleRunner loads before
+            this hook is there.
+
     Raises:
         ValueError: There are no such outputs or no such teacher.
     """
@@ -36,12 +41,8 @@ class DistillHook(Hook):
     def __init__(self, model: nn.Module, config: DistillConfig) -> None:
         self.model = model
         self.config = config
-        self.found: Optional[dict] = None  # teacher of a resumed run
-        self.teacher: Optional[dict] = None  # of this one
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        if runner._resume:
-            self.found = checkpoint.get('meta', {}).get(META, {})
+        self.found: Optional[dict] = None
+        self.teacher: Optional[dict] = None
 
     def before_train(self, runner) -> None:
         if runner.cfg.get('compile'):

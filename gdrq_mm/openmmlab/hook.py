@@ -18,7 +18,7 @@ from .averaging import (
 )
 from .checkpoint_watch import CheckpointWatchHook
 from .checks import check_begin, check_hooks, check_model
-from .distill import DistillHook
+from .distill import META, DistillHook
 from .learned import train_learned_parameters
 from .norm_statistics import NormStatisticsHook
 from .resumed import phase_of
@@ -100,7 +100,8 @@ class GDRQHook(CheckpointWatchHook):
         self.teaching: Optional[DistillHook] = None
         self.distributions: Optional[Hook] = None
         self.norms: Optional[NormStatisticsHook] = None
-        self.state = self.found_phase = None  # none before a run begins
+        # None before a run begins.
+        self.state = self.found_phase = self.found_teacher = None
 
     def before_run(self, runner) -> None:
         """Convert the model."""
@@ -157,11 +158,15 @@ class GDRQHook(CheckpointWatchHook):
         super().after_load_checkpoint(runner, checkpoint)
         if self.state is not None and runner._resume:
             self.found_phase = phase_of(checkpoint) or 'float'
+            self.found_teacher = checkpoint.get('meta', {}).get(META, {})
 
     def before_train(self, runner) -> None:
         """Check the loaded weights; log what is quantized."""
         if self.state is None:
             return
+        if self.teaching is not None:
+            self.teaching.found = self.found_teacher
+        self.found_teacher = None
         self.begins = check_begin(runner, self.begin_iter, self.begin_epoch)
         check_weights(self.state.plans)
         log_plan(self.model, self.state, self.bn_batches)

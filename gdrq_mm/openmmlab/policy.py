@@ -46,7 +46,7 @@ class Policy:
         noise (float): Predicted: the sum over layers.
         metric (float): Predicted from that.
         calibrated (Figures, optional): Measured without training.
-        trained (float, optional): Metric of the test set after a training.
+        trained (float, optional): Metric after a training.
     """
     name: str
     choice: Dict[str, Bits]
@@ -68,7 +68,7 @@ class Proposal:
         quantization (dict): The config's, with these rules.
         metric_name (str): Name of the metric.
         float_metric (float): Metric of the float model.
-        layers (list[Layer]): What the policies choose bits for.
+        layers (list[Layer]): What has bits to choose.
     """
     policies: List[Policy]
     rules: List[dict]

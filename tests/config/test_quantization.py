@@ -435,8 +435,8 @@ def test_residual_outputs_are_read_and_given_back():
     (dict(outputs='backbone'), 'residual.outputs is .backbone., allowed: a '
      'list'),
     (dict(bits=None), 'residual.bits is None, allowed: 2 to 8'),
-    (dict(bits=6), 'residual.outputs is None, allowed: a list of .*gdrq analyze '
-     'residuals CONFIG" prints it'),
+    (dict(bits=6), 'residual.outputs is None, allowed: a list of .*gdrq '
+     'analyze residuals CONFIG" prints it'),
     (dict(outputs=['']), r"residual.outputs is \[''\], allowed: a list"),
     (dict(bits=9, outputs=['a']), 'residual.bits is 9, allowed: 2 to 8$'),
     (dict(bits=1, outputs=['a']), 'residual.bits is 1, allowed: 2 to 8$'),

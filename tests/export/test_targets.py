@@ -4,6 +4,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx, to_integer
@@ -102,6 +103,41 @@ def test_openvino_averages_any_batch_of_pixels(tmp_path):
     for batch in (1, 2, 3):
         figures = openvino_check.check_openvino(
             path, [torch.randn(batch, 3, 8, 8)])
+        assert figures['difference'] < 1e-5
+
+
+class Averages(nn.Module):
+    """Of codes; where the average is read as float values, or as codes."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.first, self.second, self.last = (
+            nn.Conv2d(*size, 3, padding=1) for size in (
+                (3, 8), (3, 8), (8, 4)))
+        self.read = read
+
+    def forward(self, x):
+        return self.last(self.read(self.first(x).relu(),
+                                   self.second(x).relu()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('read', [
+    lambda a, b: avg_pool2d(a, 2) + avg_pool2d(b, 2),
+    lambda a, b: avg_pool2d(a, 3, 1, 1) + b,
+    lambda a, b: avg_pool2d(a, 2) + max_pool2d(b, 2),
+    lambda a, b: avg_pool2d(a, 2)])
+def test_openvino_rounds_no_average_that_is_added(read, tmp_path):
+    pytest.importorskip('openvino', reason='pip install openvino')
+    torch.manual_seed(0)
+    model, x = Averages(read), torch.randn(1, 3, 16, 16)
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    path = tmp_path / 'model.onnx'
+    export_onnx(merge(model.eval(), x), x, path)
+    for _ in range(3):
+        figures = openvino_check.check_openvino(path, [torch.randn_like(x)])
         assert figures['difference'] < 1e-5
 
 

@@ -126,6 +126,28 @@ def test_operators_that_onnx_does_not_have_are_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('format', ['qdq', 'qonnx'])
+def test_outputs_that_are_no_tensors_are_named(format, tmp_path):
+    class Counting(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x), 3
+
+    model, x = Counting(), torch.randn(1, 3, 6, 6)
+    gdrq_mm.quantize_(model, dict(weight=dict(bits=4),
+                                  activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    with pytest.raises(RuntimeError, match='output 1 of the model is 3, and '
+                       'files give tensors'):
+        export_onnx(model.eval(), x, tmp_path / 'model.onnx', format)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('names, message', [
     (dict(input_names=['x', 'y']),
      'input_names is .* for each input of the model, which are 1'),

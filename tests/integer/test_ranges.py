@@ -9,7 +9,7 @@ from gdrq_mm.integer.graph import capture
 from gdrq_mm.integer.moves import target_of
 from gdrq_mm.integer.ranges import RANGES, best_grid, observe, widen_grids
 from gdrq_mm.merge import merge
-from gdrq_mm.merge.layers import TINY, QuantParams
+from gdrq_mm.merge.grids import TINY, QuantParams
 from gdrq_mm.merge.ops import OPS
 
 

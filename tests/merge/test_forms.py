@@ -194,8 +194,8 @@ def test_models_of_other_dtypes_become_float32(dtype):
     gdrq_mm.calibrate(model, [lambda: model(x)])
     model.eval().to(dtype)
     merged = merge(model, x.to(dtype))
-    assert {each.dtype for each in merged.state_dict().values()} == {
-        torch.float32, torch.int8}
+    assert {each.dtype for each in (*merged.parameters(), *merged.buffers())
+            } == {torch.float32, torch.int8}
     torch.testing.assert_close(merged(x), model(x.to(dtype)).float(),
                                rtol=.2, atol=.2)
 

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
+from mmengine.runner import FlexibleRunner, Runner
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdrq_mm.openmmlab.distill import META, build_teacher
@@ -467,3 +469,33 @@ def test_one_hook_serves_several_runners(start, make_runner):
         kinds = [type(each).__name__ for each in runner.hooks]
         for kind in ('DistillHook', 'NormStatisticsHook', 'DistributionHook'):
             assert kinds.count(kind) == 1, kind
+
+
+@pytest.mark.parametrize('kind', [Runner, FlexibleRunner])
+def test_a_resumed_run_of_either_runner_finds_its_teacher(
+        kind, load_config, start, run_log, tmp_path):
+    path, cfg = start('resnet'), load_config('resnet')
+
+    def runner(epochs, name, **options):
+        strategy = dict(strategy=dict(type='SingleDeviceStrategy')) \
+            if kind is FlexibleRunner else {}
+        return kind.from_cfg(Config(dict(
+            model=dict(cfg.model, type='QuantizedModel',
+                       architecture=cfg.model.type,
+                       quantization=QUANTIZATION),
+            work_dir=str(tmp_path), train_dataloader=cfg.train_dataloader,
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=.01)),
+            default_scope=cfg.default_scope, experiment_name=name,
+            env_cfg=dict(cudnn_benchmark=False), log_level='INFO',
+            custom_hooks=[dict(type='GDRQHook', distill=options)],
+            **strategy, **(dict(resume=True) if epochs > 1 else dict(
+                load_from=path)))))
+
+    runner(1, 'first').train()
+    resumed = runner(2, 'second')
+    resumed.train()
+    assert f'distills from {path}' in run_log(resumed)
+    other = runner(3, 'third', teacher=start('resnet', seed=4))
+    other.train()
+    assert 'has other weights than the one that the resumed' in run_log(other)

@@ -266,3 +266,23 @@ def test_a_rate_for_nothing_is_told(make_runner, run_log):
             weight=dict(bits=4), activation=dict(bits=4))))
     runner.train()
     assert run_log(runner).count('lr_mult=0.1 acts on nothing') == 1
+
+
+@pytest.mark.parametrize('quantization', [
+    LSQ, dict(weight=dict(type='LSQ', bits=4),
+              activation=dict(type='LSQPlus', bits=4)),
+    dict(weight=dict(bits=4), activation=dict(type='PACT', bits=4))],
+    ids=['LSQ', 'LSQPlus', 'PACT'])
+def test_what_was_trained_is_tested_without_training(quantization,
+                                                     make_runner, tmp_path):
+    """Optimizer and schedulers are not built then, as in "gdrq test"."""
+    hook = dict(HOOK, quantization=quantization)
+    trained = make_runner('resnet', hook)
+    trained.train()
+    path = str(Path(trained.work_dir) / 'epoch_2.pth')
+    runner = make_runner('resnet', hook, work_dir=tmp_path / 'test',
+                         load_from=path)
+    assert runner.param_schedulers  # as the config has them
+    assert runner.test()
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(runner.model.state_dict()[name], value), name

@@ -26,12 +26,15 @@ def images_in(cfg: Config, folder: str, number: int) -> List[Tensor]:
         list[Tensor]: float32, shape ``(1, 3, H, W)``, 0 to 255.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: There are none, or no such folder.
         ValueError: The pipeline cannot read one of them.
     """
     init_default_scope(scope_of(cfg))
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f'{folder} is not a folder of images')
     paths = sorted(path for path in Path(folder).rglob('*')
-                   if path.suffix.lower() in IMAGE_SUFFIXES)[:number]
+                   if path.suffix.lower() in IMAGE_SUFFIXES
+                   and path.is_file())[:number]
     if not paths:
         raise FileNotFoundError(
             f'{folder} has no image ({", ".join(IMAGE_SUFFIXES)})')

@@ -10,11 +10,21 @@ from gdrq_mm.openmmlab.deployable.folder import images_in
 
 def test_images_of_a_folder_are_those_of_the_dataset(load_config, demo_data):
     cfg = load_config('resnet')
-    with pytest.raises(FileNotFoundError, match='has no image'):
+    with pytest.raises(FileNotFoundError, match='nowhere is not a folder'):
         images_in(cfg, str(demo_data / 'nowhere'), 2)
     ours = images_in(cfg, str(demo_data / 'imagenet'), 1)[0]
     assert ours.shape == first_images(cfg, 1, 'test')[0].shape
     assert ours.dtype == torch.float32 and ours.max() > 50
+
+
+def test_folders_that_are_called_like_images_are_searched(load_config,
+                                                          tmp_path):
+    cfg, folder = load_config('resnet'), tmp_path / 'x.png'
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match='has no image'):
+        images_in(cfg, str(tmp_path), 2)
+    mmcv.imwrite(np.zeros((40, 40, 3), np.uint8), str(folder / '1.png'))
+    assert len(images_in(cfg, str(tmp_path), 2)) == 1
 
 
 @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
