@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..checkpoint.keys import NAME
 from ..modes import modes_restored
 from ..quantizers.base import Quantizer
+from ..training import get_state
 
 SHARDING = ('FullyShardedDataParallel', 'DeepSpeedEngine',
             'MMDeepSpeedEngineWrapper', 'ColossalAIModelWrapper')
@@ -135,6 +136,21 @@ def _fused_norm(parent: nn.Module) -> Optional[str]:
             return name
         previous = child
     return None
+
+
+def check_quantized(model: nn.Module) -> None:
+    """Raise a ValueError where nothing says how to quantize a model."""
+    if get_state(model) is not None:
+        return
+    inside = [name for name, part in model.named_modules()
+              if get_state(part) is not None]
+    raise ValueError(
+        'GDRQHook got no quantization, and ' + (
+            f'of the model only {inside[0]} is a QuantizedModel: make the '
+            'whole model one, and leave the rest float with rules, '
+            'dict(match=..., skip=True)' if inside else
+            'the model is not a QuantizedModel: give the hook '
+            'quantization=dict(weight=dict(bits=4, ...), ...)'))
 
 
 def frozen_norms(model: nn.Module) -> List[str]:

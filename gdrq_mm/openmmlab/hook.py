@@ -17,7 +17,12 @@ from .averaging import (
     warn_of_averaging,
 )
 from .checkpoint_watch import CheckpointWatchHook
-from .checks import check_begin, check_hooks, check_model
+from .checks import (
+    check_begin,
+    check_hooks,
+    check_model,
+    check_quantized,
+)
 from .distill import META, DistillHook
 from .learned import train_learned_parameters
 from .norm_statistics import NormStatisticsHook
@@ -110,17 +115,7 @@ class GDRQHook(CheckpointWatchHook):
         self.model = unwrap(runner.model)
         check_hooks(self, runner.hooks, get_state(self.model) is not None)
         if self.quantization is None:
-            if get_state(self.model) is None:
-                inside = [name for name, part in self.model.named_modules()
-                          if get_state(part) is not None]
-                raise ValueError(
-                    f'GDRQHook got no quantization, and of the model only '
-                    f'{inside[0]} is a QuantizedModel: make the whole model '
-                    'one, and leave the rest float with rules, '
-                    'dict(match=..., skip=True)' if inside else
-                    'GDRQHook got no quantization, and the model is not a '
-                    'QuantizedModel: give the hook '
-                    'quantization=dict(weight=dict(bits=4, ...), ...)')
+            check_quantized(self.model)
         elif isinstance(runner, FlexibleRunner):
             # It loads checkpoints before this hook could convert the model.
             raise ValueError(

@@ -132,8 +132,7 @@ class Policies:
 
         layers = []
         for name, members in shared_weights(plans).items():
-            plan = by_name[name]
-            quantized = plan.weight is not None
+            quantized = (plan := by_name[name]).weight is not None
             layers.append(Layer(
                 members, plan.parameter.numel(),
                 {number: packed_bytes(plan.parameter.shape, replace(

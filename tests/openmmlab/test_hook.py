@@ -95,7 +95,7 @@ def test_bad_quantization_stops_the_run_before_it_trains(
 
 def test_float_model_without_quantization_is_refused(make_runner):
     runner = make_runner('resnet', dict(type='GDRQHook'))
-    with pytest.raises(ValueError, match='GDRQHook got no quantization and'):
+    with pytest.raises(ValueError, match='GDRQHook got no quantization, and'):
         runner.train()
 
 
