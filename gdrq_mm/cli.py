@@ -105,10 +105,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     verb = VERBS[name]
     script = tools_folder() / verb.script
     rest = argv[len(name.split()):]
-    # "gdrq plan" is "gdrq analyze plan", and its messages say so.
-    whole = next(key for key, other in VERBS.items()
-                 if other.script == verb.script and not other.arguments)
-    sys.argv = [f'gdrq {whole}', *verb.arguments, *rest]
+    # "plan" is a command of a tool that has several.
+    sys.argv = ['gdrq' if verb.arguments else f'gdrq {name}',
+                *verb.arguments, *rest]
     sys.path.insert(0, str(script.parent))  # as Python does for a script
     run_tool(lambda: importlib.import_module(script.stem).main())
 
@@ -148,10 +147,12 @@ def run_tool(main: Callable):
     input, files or of what is installed, with 130 where it was interrupted.
     argparse exits with 2.
     """
+    name = ' '.join(sys.argv[:2]) if sys.argv[0] == 'gdrq' else \
+        Path(sys.argv[0]).stem
     try:
         return main()
     except KeyboardInterrupt:
-        sys.stderr.write(f'\n{Path(sys.argv[0]).stem}: interrupted\n')
+        sys.stderr.write(f'\n{name}: interrupted\n')
         sys.exit(130)
     except (OSError, ImportError, ValueError, RuntimeError) as error:
         # mmengine 0.10 needs it for configs like "mmdet::...", and says no
@@ -159,7 +160,7 @@ def run_tool(main: Callable):
         remedy = ('; mmengine needs it, and setuptools 82 no longer has it: '
                   'pip install "setuptools<82"'
                   if getattr(error, 'name', None) == 'pkg_resources' else '')
-        sys.stderr.write(f'{Path(sys.argv[0]).stem}: {error}{remedy}\n')
+        sys.stderr.write(f'{name}: {error}{remedy}\n')
         sys.exit(1)
 
 

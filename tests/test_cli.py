@@ -52,6 +52,17 @@ def test_every_verb_has_help_with_an_example(name, gdrq):
     assert re.search('^examples?:\n  gdrq ', out, re.M)
 
 
+@pytest.mark.parametrize('verb', ['plan', 'ends', 'analyze plan',
+                                  'analyze ends'])
+def test_a_verb_speaks_by_its_own_name(verb, gdrq):
+    out = gdrq(*verb.split(), '--help')[1]
+    assert out.startswith(f'usage: gdrq {verb} ')
+    assert f'example:\n  gdrq {verb} ' in out
+    code, _, err = gdrq(*verb.split(), 'nowhere.py')
+    assert code == 1
+    assert err.startswith(f'gdrq {verb.partition(" ")[0]}: ')
+
+
 def test_every_example_is_of_a_verb_that_is_there(gdrq):
     texts = [cli.help_text(), *(gdrq(*name.split(), '--help')[1]
                                 for name in cli.VERBS)]

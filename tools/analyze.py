@@ -30,8 +30,8 @@ What takes long to measure is kept in a file (--json): the same command goes
 on after an interruption.
 
 examples:
-  gdrq analyze plan my_w4a4.py --shape 224 224
-  gdrq analyze ends my_float.py --bits 8
+  gdrq plan my_w4a4.py --shape 224 224
+  gdrq ends my_float.py --bits 8
   gdrq analyze residuals my_w4a4.py
   gdrq analyze sensitivity my_float.py epoch_12.pth --bits 2 4
   gdrq analyze policy my_w2a4.py epoch_12.pth --budget size=0.08
@@ -268,8 +268,10 @@ def add_command(commands, run, text: str, *before: str
     """A command on a config, which comes after the arguments ``before``."""
     command = commands.add_parser(
         run.__name__, help=text, description=text,
-        epilog=f'example:\n  gdrq analyze {EXAMPLES[run.__name__]}',
         formatter_class=argparse.RawDescriptionHelpFormatter)
+    short = command.prog == f'gdrq {run.__name__}'
+    command.epilog = (f'example:\n  gdrq {"" if short else "analyze "}'
+                      f'{EXAMPLES[run.__name__]}')
     for name in (*before, 'config'):
         command.add_argument(name)
     command.add_argument('--cfg-options', nargs='+', action=ConfigOptions,
