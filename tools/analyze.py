@@ -128,7 +128,7 @@ def residuals(args) -> None:
     shape = tuple(args.shape)
     image = example_batch(scope_of(cfg), shape, image_channels(cfg))[
         'inputs'][0].view(1, -1, *shape).float()
-    deployable = make_deployable(model, shape, args.raw)
+    deployable = make_deployable(model, raw=args.raw)
     calibrate(model, [lambda: deployable(image)])
     found = residual_outputs(deployable.eval(), image)
     if found.outputs:

@@ -66,7 +66,7 @@ def compare(args: argparse.Namespace) -> dict:
     if args.file:
         cfg, model = load_model(args.config, args.checkpoint,
                                 args.cfg_options)
-        form = make_deployable(model, None).eval()
+        form = make_deployable(model).eval()
         function, size = open_file(Path(args.file), form.output_names)
         image, = first_images(cfg, 1, 'test', size)
         need_same_shapes(args.file, function(image), form(image))
@@ -105,7 +105,7 @@ def float_export(cfg: Config, model: torch.nn.Module, size: Tuple[int, int]
     image, = first_images(cfg, 1, 'test')
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'float.onnx'
-        export_float(make_deployable(model, size).eval(),
+        export_float(make_deployable(model).eval(),
                      pad_image(cfg, image, size), path)
         runner = session(path)
     return lambda image: run(runner, [image])

@@ -64,7 +64,7 @@ def export(args: argparse.Namespace) -> dict:
     if args.calibration == 'none':
         print('calibrated with synthetic images: compare the metric '
               '(--eval) where there is data')
-    trained, model = model, make_deployable(model, size, args.raw).eval()
+    trained, model = model, make_deployable(model, raw=args.raw).eval()
     if args.format == 'hls4ml':  # which reverses no channels
         images = [model.prepare(image) for image in images]
         model.prepare.leave_out()

@@ -17,7 +17,7 @@ from ..merge import (
     merge,
     merged_layers,
 )
-from ..writing import write_whole
+from ..writing import check_new, write_whole
 from .formats import QONNX_FORMATS, check_options
 
 
@@ -187,9 +187,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
     """
     path = Path(path)
     check_options(format, weights, dynamic, opset)
-    if path.exists():
-        raise FileExistsError(f'{path} exists; remove it or choose another '
-                              'name')
+    check_new(path)
     _require_packages()
     from . import onnx_check, onnx_file
     from .metadata import add_metadata

@@ -3,8 +3,8 @@ import copy
 import hashlib
 import itertools
 import json
+import os
 import pickle
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import torch
@@ -27,6 +27,7 @@ from .metrics import has_evaluator, metric_name
 from .publish import inference_config, quantization_of
 from .reading import read_checkpoint, weights_of
 from .scopes import build_model, read_config, scope_of
+from .trust import sha256_of
 
 # Goes up where the same inputs give other figures.
 MEASURED = 3
@@ -92,10 +93,6 @@ class Bench:
 
     def inputs(self) -> dict:
         """What measured figures depend on."""
-        digest = hashlib.sha256()
-        with open(Path(self.checkpoint).expanduser(), 'rb') as file:
-            for part in iter(lambda: file.read(2**20), b''):
-                digest.update(part)
         # Not of schedules, work dirs and the like.
         parts = {key: value for key, value in self.cfg.to_dict().items()
                  if key in ('model', 'data_preprocessor', 'custom_hooks')
@@ -103,7 +100,8 @@ class Bench:
         text = json.dumps(parts, sort_keys=True, default=str)
         return dict(
             config=hashlib.sha256(text.encode()).hexdigest()[:16],
-            checkpoint=digest.hexdigest()[:16], batches=len(self.batches),
+            checkpoint=sha256_of(os.path.expanduser(self.checkpoint))[:16],
+            batches=len(self.batches),
             calibration=self.calibration, gdrq_mm=__version__,
             measured=MEASURED)
 

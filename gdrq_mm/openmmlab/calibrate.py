@@ -21,7 +21,7 @@ from ..training import (
     update_bn_stats,
 )
 from ..version import __version__
-from ..writing import save_whole
+from ..writing import check_new, save_whole
 from .publish import inference_config, load_all
 from .reading import read_checkpoint, weights_of
 from .scopes import build_model, read_config
@@ -120,9 +120,7 @@ def calibrate_checkpoint(config: str,
     if not is_int(batches) or batches < 1:
         raise ValueError(f'batches is {batches}, allowed: 1 or more')
     out = Path(out)
-    if out.exists():
-        raise FileExistsError(f'{out} exists; remove it or choose another '
-                              'name')
+    check_new(out)
     cfg = read_config(config, cfg_options)
     if not cfg.get('train_dataloader'):
         raise ValueError(

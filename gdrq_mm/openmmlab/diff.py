@@ -96,7 +96,7 @@ def _diff_onnx(checkpoint: str, path: str, config: str, images: int,
     calibration = prepared(calibration)
     examples = [(image, ) for image in prepared(
         first_images(cfg, images, split))]
-    model = make_deployable(model, size, facts.get('raw') == 'True').eval()
+    model = make_deployable(model, raw=facts.get('raw') == 'True').eval()
     merged = merge(model, calibration[0])
     if is_qonnx(path):
         return compare_qonnx(merged, path, examples)

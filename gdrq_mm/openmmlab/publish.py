@@ -29,7 +29,7 @@ from ..writing import write_whole
 from .agreement import batch_to_try, first_difference, outputs_of
 from .averaging import warn_of_averaged
 from .reading import read_checkpoint, weights_of
-from .scopes import build_model, read_config
+from .scopes import build_model, read_config, type_name
 
 # Of the training run, not of the model.
 _RUN_KEYS = ('work_dir', 'load_from', 'resume', 'launcher')
@@ -65,12 +65,6 @@ def gdrq_hooks(cfg: Config) -> list:
         isinstance(hook, dict) for hook in hooks), 'custom_hooks', hooks,
         "a list of dicts, custom_hooks=[dict(type='GDRQHook', ...)]")
     return [hook for hook in hooks if type_name(hook) == 'GDRQHook']
-
-
-def type_name(cfg: dict) -> str:
-    """Name of the class that an entry of a config has as its ``type``."""
-    kind = cfg.get('type')
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def _custom_imports(cfg: Config) -> dict:

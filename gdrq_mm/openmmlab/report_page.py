@@ -9,6 +9,7 @@ from ..analysis.page import Page, curves_section, sensitivity_section
 from ..analysis.sensitivity import Figures, Setting, group_layers
 from ..plan import QuantReport
 from ..training import get_state
+from ..writing import check_new
 from .bench import Bench
 
 LATE, MOVES = .8, .1  # of a training; relative change of the mean threshold
@@ -33,9 +34,7 @@ def write_report(config: str, checkpoint: str, out: str, batches: int = 2,
             another model, or as :class:`Bench` has it.
         FileExistsError: ``out`` is there.
     """
-    if Path(out).exists():
-        raise FileExistsError(f'{out} exists; remove it or choose another '
-                              'name')
+    check_new(out)
     bench = Bench(config, checkpoint, batches, cfg_options=cfg_options)
     if not bench.is_trained:
         raise ValueError(

@@ -43,8 +43,8 @@ def _home_of(model: dict) -> str:
 
 def type_name(node: dict) -> str:
     """Name of what a part of a config builds: its type is text or a class."""
-    kind = node['type']
-    return kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+    kind = node.get('type')
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def package_tool(scope: str, name: str) -> Path:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import check, did_you_mean
+from ..config.schemes import build
+from ..errors import check
 from ..quantizers import is_number
 
 KINDS = ('softmax', 'sigmoid', 'l2')
@@ -62,12 +63,7 @@ class DistillConfig:
         """
         check(isinstance(values, dict), 'distill', values,
               'a dict such as dict(weight=1., temperature=2.)')
-        names = list(cls.__dataclass_fields__)
-        for key in values:
-            if key not in names:
-                raise ValueError(f'distill has no field {key!r}; '
-                                 f'{did_you_mean(str(key), names)}')
-        return cls(**values)
+        return build(cls, values, 'distill')
 
 
 @dataclass(frozen=True)

@@ -376,7 +376,7 @@ def test_wrong_values_are_refused_before_any_work(tmp_path):
             ('allowed: .*qonnx', dict(format='tflite')),
             ('allowed: int8, int4', dict(weights='int3')),
             ('container of qdq', dict(format='qonnx', weights='int4')),
-            ('no layer .* is quantized', dict())]:
+            ('no layer .* has quantized weights', dict())]:
         with pytest.raises(ValueError, match=message):
             export_onnx(model, x, tmp_path / 'new', **options)
     model, x = quantized(4)

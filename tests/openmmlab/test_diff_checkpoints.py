@@ -107,7 +107,7 @@ def test_a_file_is_compared_as_it_was_calibrated(files, facts, tmp_path):
     images = synthetic_images(cfg, number, (32, 32)) \
         if facts.get('calibration') == 'synthetic images' \
         else first_images(cfg, number)
-    merged = merge(make_deployable(model, (32, 32)).eval(), images[0])
+    merged = merge(make_deployable(model).eval(), images[0])
     kind = facts.get('format', 'qdq')
     path = tmp_path / 'model.onnx'
     export_onnx(to_integer(merged, images[0], images, 'int8' if kind ==
@@ -131,7 +131,7 @@ def test_a_file_is_compared_with_the_form_and_pixels_that_it_had(
         cfg, 2)]
     images = [as_input(image, torch.uint8) for image in padded]
     assert not torch.equal(images[0], padded[0].to(torch.uint8))
-    merged = merge(make_deployable(model, (40, 40)).eval(), images[0])
+    merged = merge(make_deployable(model).eval(), images[0])
     path, seen = tmp_path / 'model.onnx', []
     export_onnx(to_integer(merged, images[0], images), images[0], path,
                 metadata=dict(calibration_images='2', raw=str(raw)))
@@ -139,7 +139,7 @@ def test_a_file_is_compared_with_the_form_and_pixels_that_it_had(
 
     def made(model, size, as_raw):
         forms.append(as_raw)
-        return make_deployable(model, size, as_raw)
+        return make_deployable(model, raw=as_raw)
 
     def watched(model, example, calibration, codes):
         seen.extend(calibration)
@@ -157,7 +157,7 @@ def test_a_file_of_other_images_is_refused(files, tmp_path):
     cfg, model = load_model(config, checkpoint)
     images = first_images(cfg, 1)
     path = tmp_path / 'model.onnx'
-    export_onnx(make_deployable(model, (32, 32)).eval(), images[0], path,
+    export_onnx(make_deployable(model).eval(), images[0], path,
                 metadata=dict(calibration='folder of images'))
     with pytest.raises(ValueError, match='calibrated with a folder of images'):
         diff_checkpoints(checkpoint, str(path), config)
@@ -172,7 +172,7 @@ def test_a_checkpoint_is_compared_with_its_file(files, format, size, dtype,
     images = first_images(cfg, 32)
     size = size or tuple(images[0].shape[2:])
     images = [pad_image(cfg, image, size).to(dtype) for image in images]
-    model = make_deployable(model, size).eval()
+    model = make_deployable(model).eval()
     merged = merge(model, images[0])
     path = tmp_path / f'{format}.onnx'
     export_onnx(merged if format == 'qonnx' else to_integer(

@@ -67,7 +67,7 @@ def quantized(saved, tmp_path):
     cfg, model, config, _ = saved
     images = first_images(cfg, 2, 'test')
     gdrq_mm.quantize_(model, QUANTIZATION)
-    deployable = make_deployable(model, images[0].shape[2:]).eval()
+    deployable = make_deployable(model).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(torch.cat(images))])
     checkpoint = tmp_path / 'quantized.pth'
     torch.save(model.state_dict(), checkpoint)
@@ -76,7 +76,7 @@ def quantized(saved, tmp_path):
     cfg.dump(str(config))
 
     def export(file, dtype=torch.float32, raw=False, **options):
-        form = make_deployable(model, images[0].shape[2:], raw).eval()
+        form = make_deployable(model, raw=raw).eval()
         export_onnx(form, images[0].to(dtype), file, input_names=['images'],
                     output_names=['logits'] if raw else form.output_names,
                     calibration=[each.to(dtype) for each in images],
@@ -107,7 +107,7 @@ def test_a_file_that_cannot_be_compared_is_refused(
     cut.write_bytes(export(tmp_path / 'model.onnx').read_bytes()[:999])
     opens = 'is no file that ONNX Runtime opens .*--target qdq or tensorrt'
     other = make_deployable(
-        build_model('resnet', **{'model.head.num_classes': 3}), None).eval()
+        build_model('resnet', **{'model.head.num_classes': 3})).eval()
     fewer = tmp_path / 'fewer.onnx'
     onnx.save(to_proto(other, (torch.rand(1, 3, 32, 32), ),
                        COMMON_TRANSLATIONS, ['images'], ['scores']), fewer)

@@ -88,7 +88,7 @@ def build(entry: Entry, bits: Tuple[int, int], ends: int, example: Tensor
     torch.manual_seed(0)
     model = build_model(get_config(entry.config))
     model.eval()
-    form = make_deployable(model, entry.size, raw=entry.raw).eval()
+    form = make_deployable(model, raw=entry.raw).eval()
     # What random weights compute vanishes with depth otherwise, and biases
     # leave int32.
     update_bn_stats(model, [lambda: form(255 * torch.rand(

@@ -49,7 +49,7 @@ def outputs_of(args) -> dict:
     for name, module in find_outputs(model, residual.outputs).items():
         module.register_forward_hook(watch(name))
     for image in first_images(cfg, args.images):
-        make_deployable(model, image.shape[2:])(image)
+        make_deployable(model)(image)
     return {name: torch.cat(parts) for name, parts in values.items()}
 
 

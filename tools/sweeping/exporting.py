@@ -81,10 +81,10 @@ def _first_in_float(record: dict, configs: Dict[str, Callable]) -> tuple:
                 model = models.build(cfg)
                 model.eval()  # some return nothing
                 try:
-                    form = make_deployable(model, (height, width))
+                    form = make_deployable(model)
                 except ValueError as error:
                     record['refused'] = str(error)
-                    form = make_deployable(model, (height, width), raw=True)
+                    form = make_deployable(model, raw=True)
                 with torch.no_grad():
                     form.eval()(image)
             except Exception as error:

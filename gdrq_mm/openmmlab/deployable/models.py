@@ -197,14 +197,12 @@ class DeployableSegmentor(Deployable):
         return torch.argmax(logits, dim=1)
 
 
-def make_deployable(model: nn.Module, image_shape: Tuple[int, int],
-                    raw: bool = False) -> Deployable:
+def make_deployable(model: nn.Module, *, raw: bool = False) -> Deployable:
     """The deployable form of a model; shares its layers.
 
     Args:
         model (nn.Module): A classifier of mmpretrain, a segmentor of mmseg,
             a detector of mmdet (dense, in two stages or more, with queries).
-        image_shape (tuple[int, int]): Height and width of images.
         raw (bool): What the heads give, before any post-processing; of every
             model with a backbone and one head. Defaults to False.
 

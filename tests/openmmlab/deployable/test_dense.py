@@ -125,7 +125,7 @@ def others():
 def test_detections_are_those_of_mmdet(name, check_detections):
     model, size = build(name), EVEN if name == 'RTMDet' else SIZE
     ours = [each[0] for each in make_deployable(
-        model, size).eval()(image(size))]
+        model).eval()(image(size))]
     if name == 'SSD':  # mmdet 3.3 asks its SSDHead for what it has not
         model.bbox_head.loss_cls = None
     check_detections(ours, predicted(model, size))
@@ -136,7 +136,7 @@ def test_detections_are_those_of_mmdet(name, check_detections):
 def test_boxes_are_clipped_only_where_the_coder_says_so(clip_border):
     model = build('RetinaNet')
     model.bbox_head.bbox_coder.clip_border = clip_border
-    boxes, _, labels = make_deployable(model, SIZE).eval()(image())
+    boxes, _, labels = make_deployable(model).eval()(image())
     assert bool((boxes[labels >= 0] < 0).any()) is not clip_border
 
 
@@ -151,7 +151,7 @@ def test_fields_of_test_cfg_do_what_they_do_in_mmdet(name, change,
     model = build(name, two_levels, SPREAD[name])
     model.bbox_head.test_cfg.update(change)
     theirs = predicted(model)
-    ours = [each[0] for each in make_deployable(model, SIZE).eval()(image())]
+    ours = [each[0] for each in make_deployable(model).eval()(image())]
     assert int((ours[2] >= 0).sum()) == len(theirs)
     if len(theirs):
         check_detections(ours, theirs)
@@ -166,13 +166,13 @@ def test_test_cfgs_that_cannot_be_exported_are_refused(name, change, message):
     model.bbox_head.test_cfg.update(change)
     with pytest.raises(ValueError, match=(
             f'bbox_head.test_cfg {message}.*--raw')):
-        make_deployable(model, SIZE)
+        make_deployable(model)
 
 
 def test_yolox_does_not_read_how_many_boxes_there_may_be():
     model = build('YOLOX', two_levels)
     model.bbox_head.test_cfg.max_per_img = -1
-    assert make_deployable(model, SIZE).eval()(image())[2].shape == (1, 1000)
+    assert make_deployable(model).eval()(image())[2].shape == (1, 1000)
 
 
 def test_heads_that_are_not_known_are_refused():
@@ -180,8 +180,8 @@ def test_heads_that_are_not_known_are_refused():
     model.bbox_head.__class__ = type('MyHead', (type(model.bbox_head), ), dict(
         _bbox_post_process=lambda *args, **kwargs: None))
     with pytest.raises(ValueError, match='bbox_head is a MyHead.*--raw'):
-        make_deployable(model, SIZE)
-    raw = make_deployable(model, SIZE, raw=True).eval()
+        make_deployable(model)
+    raw = make_deployable(model, raw=True).eval()
     names = raw.names_for(image())
     assert names == tuple(f'{kind}.{level}' for kind in (
         'cls_scores', 'bbox_preds') for level in range(5))
@@ -196,7 +196,7 @@ def test_onnx_runtime_gives_the_detections_of_the_integer_model(
     dynamic = ['batch', 'size']
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4)))
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(x)])
     integer = to_integer(merge(deployable, x), x, dynamic=dynamic)
     path = tmp_path / 'model.onnx'
@@ -221,7 +221,7 @@ def test_onnx_runtime_gives_the_detections_of_the_integer_model(
 def test_graphs_of_any_batch_and_size_give_mmdets_detections(
         name, check_detections):
     model = build(name, two_levels, SPREAD[name])
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     graph = capture(deployable, (image(), ), ['batch', 'size'])
     sample, = example_batch('mmdet', OTHER)['data_samples']
     images = others()
@@ -236,7 +236,7 @@ def test_graphs_of_any_batch_and_size_give_mmdets_detections(
 @torch.no_grad()
 def test_raw_outputs_of_any_batch_and_size_are_those_of_the_head():
     model, images = build('RetinaNet', two_levels), others()
-    raw = make_deployable(model, SIZE, raw=True).eval()
+    raw = make_deployable(model, raw=True).eval()
     found = capture(raw, (image(), ), ['batch', 'size'])(images)
     scores, boxes = model(raw.prepare(images), mode='tensor')
     for ours, theirs in zip(found, (*scores, *boxes)):

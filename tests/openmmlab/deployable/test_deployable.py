@@ -60,7 +60,7 @@ def test_deployable_model_predicts_what_the_model_does(
         name, activation_bits, tolerance, calibrated):
     cfg, model, _ = calibrated(name, activation_bits)
     image, sample = next(images_of(cfg, 'test'))
-    deployable = make_deployable(model, image.shape[2:]).eval()
+    deployable = make_deployable(model).eval()
     outputs = deployable(image)
     if name == 'pspnet':  # mmseg enlarges logits to the original's size
         sample.set_metainfo(dict(ori_shape=sample.img_shape))
@@ -91,7 +91,7 @@ def test_deployable_model_predicts_what_the_model_does(
 @pytest.mark.parametrize('name', ['faster_rcnn', 'pspnet'])
 def test_onnx_runtime_gives_the_integer_model(name, calibrated, tmp_path):
     cfg, model, images = calibrated(name)
-    deployable = make_deployable(model, images[0].shape[2:]).eval()
+    deployable = make_deployable(model).eval()
     integer = to_integer(merge(deployable, images[0]), images[0], images)
     path = tmp_path / 'model.onnx'
     report = export_onnx(integer, images[0], path,
@@ -142,7 +142,7 @@ def test_qonnx_executor_gives_every_layer_of_a_detector(
         weight=dict(bits=4), activation=dict(bits=4), rules=[
             dict(match=name, weight=dict(bits=bits),
                  activation=dict(bits=bits)) for name, bits in parts.items()]))
-    deployable = make_deployable(model, image.shape[2:]).eval()
+    deployable = make_deployable(model).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(image)])
     calls = []
     handles = [layer.register_forward_hook(lambda *args: calls.append(1))
@@ -166,11 +166,11 @@ def test_parts_that_cannot_be_exported_are_named(build_model):
     model = build_model('faster_rcnn')
     model.test_cfg.rcnn.nms.type = 'soft_nms'
     with pytest.raises(ValueError, match="nms.type='soft_nms'"):
-        make_deployable(model, (64, 64))
+        make_deployable(model)
     for raw in (False, True):
         with pytest.raises(ValueError, match='Conv2d cannot be exported.* no '
                            'data_preprocessor: .*deploy.export_onnx'):
-            make_deployable(nn.Conv2d(3, 4, 3), (64, 64), raw)
+            make_deployable(nn.Conv2d(3, 4, 3), raw=raw)
 
 
 def test_larger_images_than_exported_are_refused(load_config):
@@ -205,14 +205,14 @@ def test_labels_that_do_not_exclude_each_other_have_sigmoid_scores(
         'model.head.loss': dict(type='CrossEntropyLoss', use_sigmoid=True),
         'model.head.topk': 1}).eval()
     x = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
-    scores = make_deployable(model, (32, 32)).eval()(x)
+    scores = make_deployable(model).eval()(x)
     expected, = model.test_step(dict(inputs=x, data_samples=None))
     torch.testing.assert_close(scores[0], expected.pred_score)
     model.head.__class__ = type('MyHead', (type(model.head), ), dict(
         _get_predictions=lambda self, *args: None))
     with pytest.raises(ValueError, match='head is a MyHead.*--raw'):
-        make_deployable(model, (32, 32))
-    raw = make_deployable(model, (32, 32), raw=True).eval()
+        make_deployable(model)
+    raw = make_deployable(model, raw=True).eval()
     assert raw.names_for(x) == ('logits', )
     torch.testing.assert_close(raw(x)[0].sigmoid(), scores)
 
@@ -248,11 +248,11 @@ def test_cascades_and_thresholds_predict_what_mmseg_does(
     model = segmentor(**changes)
     spread(model, dict(conv_seg=2), lambda: model.test_step(batch))
     x = batch['inputs'][0][None]
-    ours = make_deployable(model, (64, 48)).eval()(x)
+    ours = make_deployable(model).eval()(x)
     expected, = model.test_step(batch)
     assert len(ours.unique()) > 1
     assert torch.equal(ours, expected.pred_sem_seg.data.long())
-    raw = make_deployable(model, (64, 48), raw=True).eval()
+    raw = make_deployable(model, raw=True).eval()
     assert raw.names_for(x) == ('logits', )
 
 
@@ -263,8 +263,8 @@ def test_heads_of_several_tasks_have_an_output_each(build_model):
             colour=dict(type='LinearClsHead', num_classes=2,
                         in_channels=128)))})
     with pytest.raises(ValueError, match='MultiTaskHead.*--raw'):
-        make_deployable(model, (32, 32))
-    raw = make_deployable(model, (32, 32), raw=True).eval()
+        make_deployable(model)
+    raw = make_deployable(model, raw=True).eval()
     assert raw.names_for(torch.zeros(1, 3, 32, 32)) == (
         'logits.shape', 'logits.colour')
 
@@ -276,7 +276,7 @@ def test_a_preprocessor_that_is_not_known_is_refused(build_model):
     for raw in (False, True):
         with pytest.raises(ValueError, match='data_preprocessor is a '
                            'MyPreprocessor.*wrap the model'):
-            make_deployable(model, (32, 32), raw)
+            make_deployable(model, raw=raw)
 
 
 @pytest.mark.parametrize('channels', [3, 4])

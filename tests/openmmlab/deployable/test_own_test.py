@@ -48,7 +48,7 @@ def test_images_of_several_labels_are_compared(load_config, build_model):
         type='MultiLabelLinearClsHead', thr=.4, num_classes=20,
         in_channels=cfg.model.head.in_channels)
     model = build_model(cfg).eval()
-    form = make_deployable(model, None).eval()
+    form = make_deployable(model).eval()
     result = compare_with_own_test(cfg, model, form, None)
     assert result.same_labels == result.images > 0
     worse = compare_with_own_test(
@@ -60,7 +60,7 @@ def test_images_of_several_labels_are_compared(load_config, build_model):
 def test_an_exported_form_that_gives_nan_is_named(load_config, build_model):
     cfg = load_config('resnet')
     model = build_model(cfg).eval()
-    deployable = make_deployable(model, None).eval()
+    deployable = make_deployable(model).eval()
     with pytest.raises(ValueError, match='the exported model gives NaN'):
         compare_with_own_test(
             cfg, model, lambda image: deployable(image) * float('nan'), None)
@@ -72,8 +72,7 @@ def test_metrics_of_several_numbers_are_left_out(load_config, build_model):
     cfg.test_evaluator = [dict(type='Accuracy', topk=1),
                           dict(type='ConfusionMatrix')]
     model = build_model(cfg).eval()
-    form = make_deployable(model, default_size(
-        cfg, first_images(cfg, 1, 'test'))).eval()
+    form = make_deployable(model).eval()
     result = compare_with_own_test(cfg, model, form, None)
     assert result.metrics['file'].keys() == {'accuracy/top1'}
 
@@ -89,7 +88,7 @@ def test_a_float_form_gives_the_packages_own_test(name, load_config,
                             if each['type'] != 'Resize']
     model = build_model(cfg).eval()
     size = default_size(cfg, first_images(cfg, 1, 'test'))
-    deployable = make_deployable(model, size).eval()
+    deployable = make_deployable(model).eval()
     result = compare_with_own_test(cfg, model, deployable, size)
     assert result.images > 1
     assert result.scores < 1e-5 and (result.boxes or 0) < 1e-2
@@ -131,7 +130,7 @@ def test_masks_are_compared_by_pixel(load_config, build_model, with_masks):
     model = build_model(cfg).eval()
     torch.nn.init.normal_(model.roi_head.mask_head.conv_logits.weight)
     size = default_size(cfg, first_images(cfg, 1, 'test'))
-    form = make_deployable(model, size).eval()
+    form = make_deployable(model).eval()
     result = compare_with_own_test(cfg, model, form, size)
     equal, pixels = result.pixels
     assert result.same_labels == result.images > 1

@@ -58,7 +58,7 @@ def others():
 @pytest.mark.parametrize('name', CONFIGS)
 def test_detections_are_those_of_mmdet(name, spread):
     model = build(name, spread)
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     boxes, scores, labels = (each[0] for each in deployable(image()))
     expected = model.test_step(
         example_batch('mmdet', SIZE))[0].pred_instances
@@ -75,7 +75,7 @@ def test_float_files_with_sampled_points_give_the_detections_of_mmdet(
     """Sizes of levels, which mmdet computes in tensors, are numbers there."""
     model, x = build(name, spread), image()
     path = tmp_path / 'float.onnx'
-    export_float(make_deployable(model, SIZE).eval(), x, path)
+    export_float(make_deployable(model).eval(), x, path)
     boxes, scores, labels = (torch.from_numpy(each[0]) for each in
                              onnx_check.run(onnx_check.session(path), [x]))
     expected = model.test_step(
@@ -87,7 +87,7 @@ def test_float_files_with_sampled_points_give_the_detections_of_mmdet(
 
 @pytest.mark.parametrize('dynamic', ['batch', 'size'])
 def test_sampled_points_have_one_batch_and_size(dynamic, spread):
-    deployable = make_deployable(build('Deformable', spread), SIZE).eval()
+    deployable = make_deployable(build('Deformable', spread)).eval()
     with pytest.raises(RuntimeError, match=r'^encoder.layers.0.self_attn is a '
                        'MultiScale.*: leave out --dynamic'):
         capture(deployable, (image(), ), [dynamic])
@@ -101,7 +101,7 @@ def test_onnx_runtime_gives_the_detections_of_the_integer_model(
     model, x = build(name, spread), image()
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4)))
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(x)])
     integer = to_integer(merge(deployable, x), x, dynamic=dynamic)
     last = dict(DETR='fc_cls', DINO='cls_branches.1')[name]
@@ -121,7 +121,7 @@ def test_onnx_runtime_gives_the_detections_of_the_integer_model(
 @pytest.mark.parametrize('name', ['DETR', 'Conditional'])
 def test_graphs_of_any_batch_and_size_give_mmdets_detections(name, spread):
     model = build(name, spread)
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     graph = capture(deployable, (image(), ), ['batch', 'size'])
     sample, = example_batch('mmdet', OTHER)['data_samples']
     images = others()
@@ -140,7 +140,7 @@ def test_heads_that_are_not_known_are_refused(spread):
         predict_by_feat=lambda *args, layer_cls_scores=None: None))
     with pytest.raises(ValueError, match='bbox_head is a MyHead, whose '
                        'predict_by_feat.*--raw'):
-        make_deployable(model, SIZE)
+        make_deployable(model)
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def test_padding_that_mmdet_masks_is_refused_at_any_size(spread):
     model.data_preprocessor.pad_size_divisor = 32
     size = (96, 70)
     image = example_batch('mmdet', size)['inputs'][0][None]
-    deployable = make_deployable(model, size).eval()
+    deployable = make_deployable(model).eval()
     boxes, scores, labels = (each[0] for each in deployable(image))
     expected = model.test_step(
         example_batch('mmdet', size))[0].pred_instances

@@ -37,7 +37,7 @@ def build(config, scope='mmdet'):
 
 def names(model):
     """Of the raw outputs, without levels."""
-    raw = make_deployable(model, SIZE, raw=True).eval()
+    raw = make_deployable(model, raw=True).eval()
     with torch.no_grad():
         found = raw.names_for(torch.zeros(1, 3, *SIZE))
     return list(dict.fromkeys(name.rpartition('.')[0] for name in found))
@@ -82,7 +82,7 @@ def test_heads_of_mmseg_are_told_of_the_images():
 def test_what_comes_before_more_than_images_is_needed(
         config, scope, expected):
     model = build(config, scope)
-    raw = make_deployable(model, SIZE, raw=True).eval()
+    raw = make_deployable(model, raw=True).eval()
     image = 255 * torch.rand(2, 3, 96, 128, generator=torch.Generator(
         ).manual_seed(0))
     outputs = dict(raw.named(image))
@@ -122,14 +122,14 @@ def test_where_no_part_takes_images_alone_it_is_refused(
     # Of the two forms, what is refused does not name the other.
     for raw in (True, False):
         with pytest.raises(ValueError, match=f'^{message}.*; wrap the parts'):
-            make_deployable(model, SIZE, raw=raw)
+            make_deployable(model, raw=raw)
 
 
 @torch.no_grad()
 def test_graphs_of_mask_heads_with_sampled_points_give_their_outputs():
     """Sizes of levels, which mmdet computes in tensors, are numbers there."""
     raw = make_deployable(build('mask2former/mask2former_r50_8xb2-lsj-50e_'
-                                'coco.py'), SIZE, raw=True).eval()
+                                'coco.py'), raw=True).eval()
     example = torch.zeros(1, 3, *SIZE)
     graph = capture(raw, (example, ))
     image = torch.randint(0, 256, example.shape, generator=torch.Generator(
@@ -146,11 +146,11 @@ def test_a_detector_that_is_given_its_regions_has_raw_outputs_alone():
     model = build('fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py')
     with pytest.raises(ValueError, match='model is a FastRCNN without '
                        'rpn_head, .* of another model; .*--raw'):
-        make_deployable(model, SIZE)
+        make_deployable(model)
 
 
 def test_mask_heads_have_no_boxes_to_post_process():
     model = build('mask2former/mask2former_r50_8xb2-lsj-50e_coco.py')
     with pytest.raises(ValueError, match='model is a Mask2Former, whose '
                        'predict is not known.*--raw'):
-        make_deployable(model, SIZE)
+        make_deployable(model)

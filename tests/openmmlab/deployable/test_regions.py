@@ -73,7 +73,7 @@ def image():
 def test_detections_are_those_of_mmdet(
         name, check_detections, check_masks, spread):
     model = build(name, spread)
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     boxes, scores, labels, *masks = (each[0] for each in deployable(image()))
     expected = predicted(model)
     rows = check_detections((boxes, scores, labels), expected)
@@ -89,7 +89,7 @@ def test_detections_are_those_of_mmdet(
 def test_a_graph_of_any_batch_and_size_gives_the_detections_of_mmdet(
         name, check_detections, check_masks, spread):
     model = build(name, spread)
-    graph = capture(make_deployable(model, SIZE).eval(), (image(), ),
+    graph = capture(make_deployable(model).eval(), (image(), ),
                     ['batch', 'size'])
     images = torch.randint(0, 256, (3, 3, *OTHER), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(1))
@@ -110,7 +110,7 @@ def test_the_float_file_gives_the_detections_of_mmdet(
         name, check_detections, check_masks, spread, tmp_path):
     model, x = build(name, spread), image()
     path = tmp_path / 'float.onnx'
-    export_float(make_deployable(model, SIZE).eval(), x, path)
+    export_float(make_deployable(model).eval(), x, path)
     boxes, scores, labels, *masks = (
         torch.from_numpy(each[0]) for each in onnx_check.run(
             onnx_check.session(path), [x]))
@@ -128,7 +128,7 @@ def test_all_codes_of_a_file_are_those_of_the_integer_model(spread, tmp_path):
     model, x = build('QueryInst', spread), image()
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4)))
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(x)])
     dynamic = ['batch']
     integer = to_integer(merge(deployable, x), x, dynamic=dynamic)
@@ -158,5 +158,5 @@ def test_parts_that_predict_in_another_way_are_named(part, method, message):
     # Without ``mode='tensor'`` of images alone there is no other way out.
     with pytest.raises(ValueError, match='^rpn_head is a EmbeddingRPNHead.*'
                        'where all parts are known') as error:
-        make_deployable(model, SIZE)
+        make_deployable(model)
     assert str(error.value.__cause__).startswith(message)

@@ -90,7 +90,7 @@ def test_detections_of_any_number_are_those_of_mmdet(
     model = build('Faster', spread)
     model.test_cfg.rcnn.max_per_img = rows
     theirs = predicted(model)
-    ours = [each[0] for each in make_deployable(model, SIZE).eval()(image())]
+    ours = [each[0] for each in make_deployable(model).eval()(image())]
     assert int((ours[2] >= 0).sum()) == len(theirs) > 0
     check_detections(ours, theirs)
 
@@ -105,7 +105,7 @@ def test_test_cfgs_that_cannot_be_exported_are_refused(stage, change, message,
     model.test_cfg[stage].update(change)
     with pytest.raises(ValueError, match=(
             f'test_cfg.{stage} has {message}.*--raw')):
-        make_deployable(model, SIZE)
+        make_deployable(model)
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def test_test_cfgs_that_cannot_be_exported_are_refused(stage, change, message,
 def test_detections_are_those_of_mmdet(
         name, check_detections, check_masks, spread):
     model = build(name, spread)
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     boxes, scores, labels, *masks = (each[0] for each in deployable(image()))
     expected = predicted(model)
     rows = check_detections((boxes, scores, labels), expected)
@@ -131,7 +131,7 @@ def test_the_float_file_of_a_cascade_gives_the_detections_of_mmdet(
         name, check_detections, check_masks, spread, tmp_path):
     model, x = build(name, spread, regions=20), image()
     path = tmp_path / 'float.onnx'
-    export_float(make_deployable(model, SIZE).eval(), x, path)
+    export_float(make_deployable(model).eval(), x, path)
     boxes, scores, labels, *masks = (
         torch.from_numpy(each[0]) for each in onnx_check.run(
             onnx_check.session(path), [x]))
@@ -198,7 +198,7 @@ def test_masks_are_evaluated_as_mmdet_evaluates_them(spread, tmp_path):
         for batch in loader:
             evaluator.process(model.test_step(batch), batch)
         theirs = evaluator.evaluate(len(loader.dataset))
-        deployable = make_deployable(model, SIZE).eval()
+        deployable = make_deployable(model).eval()
         ours = evaluate(cfg, dict(model=deployable), SIZE)['model']
     for kind in ('bbox', 'segm'):
         assert .05 < theirs[f'coco/{kind}_mAP'] < .95
@@ -214,7 +214,7 @@ def test_onnx_runtime_gives_boxes_and_masks_of_the_integer_model(
     model, x = build(name, spread, regions=8), image()
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4)))
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(x)])
     dynamic = ['batch']
     integer = to_integer(merge(deployable, x), x, dynamic=dynamic)
@@ -243,7 +243,7 @@ def test_an_onnx_file_of_any_batch_and_size(spread, tmp_path):
     model, x = build('Faster', spread, regions=8), image()
     gdrq_mm.quantize_(model, dict(
         weight=dict(bits=4), activation=dict(bits=4)))
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     gdrq_mm.calibrate(model, [lambda: deployable(x)])
     dynamic = ['batch', 'size']
     integer = to_integer(merge(deployable, x), x, dynamic=dynamic)
@@ -271,7 +271,7 @@ def test_an_onnx_file_of_any_batch_and_size(spread, tmp_path):
 def test_a_graph_of_any_batch_and_size_gives_the_detections_of_mmdet(
         name, check_detections, check_masks, spread):
     model = build(name, spread)
-    deployable = make_deployable(model, SIZE).eval()
+    deployable = make_deployable(model).eval()
     graph = capture(deployable, (image(), ), ['batch', 'size'])
     images = others()
     sample, = example_batch('mmdet', OTHER)['data_samples']
@@ -300,8 +300,8 @@ def test_parts_that_predict_in_another_way_are_named(
     changed.__class__ = type(kind, (type(changed), ), {
         other: lambda *args, **kwargs: None})
     with pytest.raises(ValueError, match=f'{message}.*--raw'):
-        make_deployable(model, SIZE)
-    raw = make_deployable(model, SIZE, raw=True).eval()
+        make_deployable(model)
+    raw = make_deployable(model, raw=True).eval()
     # What another ``predict`` makes of the outputs is not known.
     assert raw.names_for(image())[0] == (
         'outputs.0.0' if part == 'rpn_head' else 'cls_scores.0')
@@ -314,7 +314,7 @@ def test_cascades_that_refine_in_another_way_are_named():
         _refine_roi=lambda *args, **kwargs: None))
     with pytest.raises(ValueError, match='roi_head is a MyCascade, whose '
                        '_refine_roi is not known.*--raw'):
-        make_deployable(model, SIZE)
+        make_deployable(model)
 
 
 @torch.no_grad()
