@@ -66,8 +66,9 @@ def write_detector(path):
         [numpy_helper.from_array(np.float32(0), 'zero')]),
         opset_imports=[helper.make_opsetid('', 18)], ir_version=8)
     helper.set_model_props(model, dict(
-        classes='["cat", "dog"]',
-        data_preprocessor='{"mean": [1, 2, 3], "std": [1, 1, 1]}'))
+        classes='["cat", "dog"]', padding='[3, 2, 1]',
+        pipeline='[{"type": "Resize", "scale": [48, 32], "keep_ratio": true}]'
+    ))
     onnx.save(model, path)
 
 

@@ -37,6 +37,8 @@ from gdrq_mm.openmmlab.deployable.images import (
     as_input,
     default_size,
     pad_image,
+    padding_pixel,
+    sizing_transforms,
     with_pipelines,
 )
 from gdrq_mm.openmmlab.deployable.models import reverses_channels
@@ -89,7 +91,7 @@ def export(args: argparse.Namespace) -> dict:
         report = export_onnx(
             reference, images[0], out, args.format, weights=args.weights,
             input_names=model.input_names, output_names=model.output_names,
-            metadata=_metadata(cfg, args, size, len(images)),
+            metadata=_metadata(cfg, args, size, images),
             dynamic=args.dynamic, opset=args.opset)
     import onnxruntime  # not before what says how to install it
     print(report)
@@ -182,7 +184,7 @@ def _need_test_set(cfg, size) -> None:
             'leave out --eval') from error
 
 
-def _metadata(cfg, args, size, number: int) -> dict:
+def _metadata(cfg, args, size, images: list) -> dict:
     """What a user of the file must know, and what it was calibrated with."""
     preprocessor = dict(cfg.model.get('data_preprocessor') or cfg.get(
         'data_preprocessor') or {})
@@ -196,8 +198,11 @@ def _metadata(cfg, args, size, number: int) -> dict:
         data_preprocessor=json.dumps(preprocessor, default=str),
         calibration={None: 'training set', 'none': 'synthetic images'}.get(
             args.calibration, 'folder of images'),
-        calibration_images=str(number),
+        calibration_images=str(len(images)),
         image_size=f'{size[0]} {size[1]}', raw=str(args.raw),
+        pipeline=json.dumps(sizing_transforms(cfg), default=str),
+        padding=json.dumps(padding_pixel(
+            cfg, images[0].shape[1]).tolist()),
         format=args.format,
         classes=json.dumps(_classes(cfg, args.checkpoint), default=list))
 

@@ -104,6 +104,8 @@ def test_a_checked_and_measured_file_is_written_or_none(
     assert json.loads(told['data_preprocessor'])['mean']
     assert 'uint8' in told['input'] and told['channel_order'] == 'bgr'
     assert told['calibration'] == 'synthetic images'
+    assert told['calibration_images'] == '2'
+    assert len(json.loads(told['padding'])) == 3
     # As the file was calibrated: padded to 32 x 48, without post-processing.
     assert first_parted(diff_checkpoints(
         str(trained[1]), str(raw), str(trained[0]), batches=1)) is None
@@ -161,6 +163,7 @@ def test_a_folder_of_images_calibrates_and_openvino_is_measured(
     told = {each.key: each.value
             for each in onnx.load(str(out)).metadata_props}
     assert told['calibration'] == 'folder of images'
+    assert told['calibration_images'] == '2'  # there are no more
     figures = json.loads(figures.read_text())
     found = figures['openvino']
     assert 0 < found['integer_layers'] <= found['layers']

@@ -68,6 +68,29 @@ def inference_pipeline(cfg: Config) -> List[dict]:
     return with_pipelines(cfg.test_dataloader.dataset)[0].pipeline
 
 
+def sizing_transforms(cfg: Config) -> List[dict]:
+    """What gives images of the test set their size, in order: transforms that
+    resize, crop and pad, with their types in text; none where the config has
+    no test set."""
+    if not cfg.get('test_dataloader'):
+        return []
+    return [dict(each, type=type_name(each))
+            for each in inference_pipeline(cfg)
+            if type_name(each) == 'Pad' or {'scale', 'crop_size'} & {*each}]
+
+
+def padding_pixel(cfg: Config, channels: int) -> Tensor:
+    """What images are padded with, in the channel order of images: by the
+    pipeline, or, where it does not, by the data preprocessor, the value that
+    normalization maps to its padding."""
+    for transform in sizing_transforms(cfg):
+        if transform['type'] == 'Pad':
+            value = transform.get('pad_val', 0)
+            value = value.get('img', 0) if isinstance(value, dict) else value
+            return torch.tensor(value).float().expand(channels)
+    return _mean_pixel(cfg, channels)
+
+
 def _mean_pixel(cfg: Config, channels: int) -> Tensor:
     """What normalization maps to the value that images are padded with, in
     the channel order of images."""

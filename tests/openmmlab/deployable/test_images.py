@@ -7,6 +7,8 @@ from gdrq_mm.openmmlab.deployable.images import (
     default_size,
     inference_pipeline,
     pad_image,
+    padding_pixel,
+    sizing_transforms,
     with_pipelines,
 )
 
@@ -79,3 +81,26 @@ def test_pipelines_are_those_of_wrapped_datasets(wrap):
                                              'MultiImageMixDataset'}
     assert inference_pipeline(Config(dict(test_dataloader=dict(
         dataset=dataset)))) == one['pipeline']
+
+
+def test_a_file_says_how_images_get_their_size_and_what_pads_them():
+    resize = dict(type='Resize', scale=(48, 32), keep_ratio=True)
+    packing = dict(type='PackInputs')
+    normal = dict(mean=[1., 2., 3.], std=[1., 2., 4.])
+    cfg = config(dict(type='LoadImageFromFile'), resize, packing,
+                 bgr_to_rgb=True, pad_value=2, **normal)
+    assert sizing_transforms(cfg) == [resize]
+    assert padding_pixel(cfg, 3).tolist() == [11, 6, 3]
+    assert padding_pixel(config(resize), 3).tolist() == [0, 0, 0]
+    cfg.pop('test_dataloader')
+    assert sizing_transforms(cfg) == []
+    assert padding_pixel(cfg, 3).tolist() == [11, 6, 3]
+    # The pipeline's own padding is of pixels, not of normalized ones.
+    for value, expected in ((dict(img=(114, 114, 114)), [114] * 3),
+                            (7, [7] * 3), (None, [0] * 3)):
+        pad = dict(type='Pad', size=(48, 48))
+        if value is not None:
+            pad['pad_val'] = value
+        cfg = config(resize, pad, packing, **normal)
+        assert sizing_transforms(cfg) == [resize, pad]
+        assert padding_pixel(cfg, 3).tolist() == expected
