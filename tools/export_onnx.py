@@ -201,8 +201,8 @@ def _metadata(cfg, args, size, images: list) -> dict:
         calibration_images=str(len(images)),
         image_size=f'{size[0]} {size[1]}', raw=str(args.raw),
         pipeline=json.dumps(sizing_transforms(cfg), default=str),
-        padding=json.dumps(padding_pixel(
-            cfg, images[0].shape[1]).tolist()),
+        padding=json.dumps([round(each, 4) for each in padding_pixel(
+            cfg, images[0].shape[1]).tolist()]),
         format=args.format,
         classes=json.dumps(_classes(cfg, args.checkpoint), default=list))
 
