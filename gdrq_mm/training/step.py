@@ -189,6 +189,5 @@ def update_thresholds_(state) -> List[str]:
             state.activation_quantizers[name].turned_signed = False
         warnings.warn(
             f'{", ".join(turned)}: the input has negative values, which it '
-            'did not have in the first steps; it is quantized with signed '
-            'codes from now on')
+            'did not have in the first steps; they have codes from now on')
     return turned
