@@ -158,7 +158,7 @@ def test_negatives_that_come_late_make_the_codes_signed_and_are_told_of():
     assert quantizer.settled and not quantizer.is_signed
     late = [x - .5 for x in unsigned(100)]
     with pytest.warns(UserWarning, match=(
-            'the input has negative values, which it had not')) as told:
+            'the input has negative values, which it did not have')) as told:
         steps(model, late)
     assert len(told) == 1
     assert quantizer.is_signed and quantizer.signed
