@@ -137,9 +137,9 @@ def test_a_file_is_compared_with_the_form_and_pixels_that_it_had(
                 metadata=dict(calibration_images='2', raw=str(raw)))
     forms = []
 
-    def made(model, size, as_raw):
-        forms.append(as_raw)
-        return make_deployable(model, raw=as_raw)
+    def made(model, *, raw):
+        forms.append(raw)
+        return make_deployable(model, raw=raw)
 
     def watched(model, example, calibration, codes):
         seen.extend(calibration)
