@@ -55,9 +55,8 @@ class IntegerModel(nn.Module):
     def __init__(self, graph_module: GraphModule, calls: List[IntegerCall],
                  weights: Dict[str, IntegerWeight],
                  sums: Dict[str, QuantParams],
-                 float_layers: Dict[str, str], container: str = 'uint8',
-                 dynamic: Sequence[str] = (),
-                 shapes: Sequence[tuple] = ()) -> None:
+                 float_layers: Dict[str, str], container: str,
+                 dynamic: Sequence[str], shapes: Sequence[tuple]) -> None:
         super().__init__()
         self.graph_module = graph_module
         self.calls = calls
@@ -77,7 +76,7 @@ class IntegerModel(nn.Module):
         given = shapes_of(args)
         if not self.dynamic and given != self.shapes:
             raise ValueError(
-                f'the integer model computes with inputs of the shapes '
+                'the integer model computes with inputs of the shapes '
                 f'{self.shapes}, got {given}: give the same, or make it with '
                 "to_integer(..., dynamic=['batch', 'size'])")
 

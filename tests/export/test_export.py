@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gdrq_mm
-from gdrq_mm.deploy import IntegerModel, export_onnx, to_integer
+from gdrq_mm.deploy import export_onnx, to_integer
 from gdrq_mm.export import onnx_check, qonnx_check
 from gdrq_mm.export.between_check import difference
 from gdrq_mm.export.codes import pack_codes
@@ -385,8 +385,7 @@ def test_wrong_values_are_refused_before_any_work(tmp_path):
         export_onnx(integer, x, tmp_path / 'new', weights='int2')
     with pytest.raises(ValueError, match='not made of an '
                        'integer model: give the merged one'):
-        export_onnx(IntegerModel(None, [], {}, {}, {}), x, tmp_path / 'new',
-                    'qonnx')
+        export_onnx(integer, x, tmp_path / 'new', 'qonnx')
 
 
 def test_files_say_nothing_about_the_machine(tmp_path):

@@ -44,6 +44,15 @@ def merged():
     return merge(model.eval(), x), x
 
 
+def export_w4a4(model, x, folder, **options):
+    gdrq_mm.quantize_(model, dict(
+        weight=dict(bits=4), activation=dict(bits=4)))
+    gdrq_mm.calibrate(model, [lambda: model(x)])
+    path = folder / 'model.onnx'
+    export_onnx(merge(model.eval(), x), x, path, **options)
+    return path
+
+
 class Residual(nn.Module):
     """A block whose last layer OpenVINO joins with the sum."""
 
@@ -65,11 +74,7 @@ def test_openvino_rounds_what_it_adds_as_well(tmp_path):
     pytest.importorskip('openvino', reason='pip install openvino')
     torch.manual_seed(0)
     model, x = Residual(), torch.randn(1, 3, 8, 8)
-    gdrq_mm.quantize_(model, dict(
-        weight=dict(bits=4), activation=dict(bits=4)))
-    gdrq_mm.calibrate(model, [lambda: model(x)])
-    path = tmp_path / 'model.onnx'
-    export_onnx(merge(model.eval(), x), x, path)
+    path = export_w4a4(model, x, tmp_path)
     for _ in range(4):
         figures = openvino_check.check_openvino(path, [torch.randn_like(x)])
         assert figures['difference'] < 1e-5
@@ -93,11 +98,7 @@ def test_openvino_averages_any_batch_of_pixels(tmp_path):
     pytest.importorskip('openvino', reason='pip install openvino')
     torch.manual_seed(0)
     model, x = Tokens(), torch.randn(2, 3, 8, 8)
-    gdrq_mm.quantize_(model, dict(
-        weight=dict(bits=4), activation=dict(bits=4)))
-    gdrq_mm.calibrate(model, [lambda: model(x)])
-    path = tmp_path / 'model.onnx'
-    export_onnx(merge(model.eval(), x), x, path, dynamic=['batch'])
+    path = export_w4a4(model, x, tmp_path, dynamic=['batch'])
     assert 'Gather' not in {
         node.op_type for node in onnx.load(str(path)).graph.node}
     for batch in (1, 2, 3):
@@ -131,11 +132,7 @@ def test_openvino_rounds_no_average_that_is_added(read, tmp_path):
     pytest.importorskip('openvino', reason='pip install openvino')
     torch.manual_seed(0)
     model, x = Averages(read), torch.randn(1, 3, 16, 16)
-    gdrq_mm.quantize_(model, dict(
-        weight=dict(bits=4), activation=dict(bits=4)))
-    gdrq_mm.calibrate(model, [lambda: model(x)])
-    path = tmp_path / 'model.onnx'
-    export_onnx(merge(model.eval(), x), x, path)
+    path = export_w4a4(model, x, tmp_path)
     for _ in range(3):
         figures = openvino_check.check_openvino(path, [torch.randn_like(x)])
         assert figures['difference'] < 1e-5
