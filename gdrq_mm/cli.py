@@ -103,13 +103,17 @@ def main(argv: Optional[List[str]] = None) -> None:
         usage_error('gdrq', f'no verb {" ".join(asked)!r}; there are '
                     f'{", ".join(VERBS)}')
     verb = VERBS[name]
-    script = tools_folder() / verb.script
     rest = argv[len(name.split()):]
     # "plan" is a command of a tool that has several.
     sys.argv = ['gdrq' if verb.arguments else f'gdrq {name}',
                 *verb.arguments, *rest]
-    sys.path.insert(0, str(script.parent))  # as Python does for a script
-    run_tool(lambda: importlib.import_module(script.stem).main())
+
+    def run():
+        script = tools_folder() / verb.script
+        sys.path.insert(0, str(script.parent))  # as Python does for a script
+        return importlib.import_module(script.stem).main()
+
+    run_tool(run)
 
 
 def find_verb(argv: List[str]) -> Optional[str]:

@@ -90,9 +90,14 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         with at_least_float32():  # thresholds are, whatever the weights
             # All before anything is changed: one may be refused.
             built = [_build_quantizers(plan) for plan in quantized]
+        device = next((each.device for each in model.parameters()),
+                      torch.device('cpu'))
         for plan, quantizers in zip(quantized, built):
+            for quantizer in (quantizers[0], *quantizers[1]):
+                if quantizer is not None:
+                    quantizer.to(device)
             _convert_layer(plan, state, modules, *quantizers)
-        state.to(next(model.parameters()).device).train(model.training)
+        state.to(device).train(model.training)
         refuse_switches(model)
         refuse_nested_tensors(model, state.layers.values())
         refuse_fused_layers(model)
@@ -173,10 +178,6 @@ def _convert_layer(plan: LayerPlan, state: QuantizationState, modules: dict,
                    weight: Optional[nn.Module],
                    activations: List[Optional[nn.Module]]) -> None:
     layer = plan.module
-    device = next(modules[''].parameters()).device
-    for quantizer in (weight, *activations):
-        if quantizer is not None:
-            quantizer.to(device)
     if plan.output:
         layer = OutputQuantizer(state, *activations)
         attach_output(plan.module, layer)

@@ -62,26 +62,37 @@ def write_whole(path: Union[str, Path],
         check_new(path)
     if overwrite:
         path = Path(os.path.realpath(path))  # a link stays one
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name[:200]}.{secrets.token_hex(6)}.part')
     try:
-        yield part
-        _to_disk(part)
-        if overwrite:
-            os.replace(part, path)
-        else:
-            _give_name(part, path)
-        _to_disk(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            _to_disk(part)
+            if overwrite:
+                os.replace(part, path)
+            else:
+                _give_name(part, path)
+            _to_disk(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0)
-        if remedy is None:
+        if remedy is None or not _is_about(error, part, path):
             raise
         raise OSError(
             error.errno, f'{path} was not written: '
             f'{os.strerror(error.errno)}. {remedy}; nothing else was changed'
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def _is_about(error: OSError, *paths: Path) -> bool:
+    """Not about another file, which the body reads or writes, and not in
+    words of its own, as those of a file that is written inside of it."""
+    if error.filename is None:
+        return error.strerror == os.strerror(error.errno or 0)
+    return isinstance(error.filename, (str, bytes, os.PathLike)) and any(
+        Path(os.fsdecode(error.filename)) in (path, *path.parents)
+        for path in paths)
 
 
 def save_whole(content: Any, path: Union[str, Path],
@@ -126,7 +137,11 @@ def _give_name(part: Path, path: Path) -> None:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             raise _exists(path) from None
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except OSError:
+            path.unlink()  # of no bytes, and ours
+            raise
 
 
 def _exists(path: Path) -> FileExistsError:

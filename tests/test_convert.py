@@ -739,6 +739,16 @@ def test_an_output_that_is_no_tensor_is_named_by_the_trace():
     assert not any(module._forward_hooks for module in model)
 
 
+def test_a_model_without_parameters_can_have_outputs_of_8_bits():
+    model = nn.Sequential(nn.ReLU())
+    quantize_(model, dict(residual=dict(outputs=['0'])))
+    x = torch.linspace(-1, 1, 101)
+    calibrate(model, [lambda: model(x)])
+    rounded = model.eval()(x)
+    assert not torch.equal(rounded, x.relu())
+    assert (rounded - x.relu()).abs().max() < .5 / 127
+
+
 class TwoOutputs(nn.Conv2d):
 
     def forward(self, xs):

@@ -162,3 +162,43 @@ def test_a_folder_that_may_not_be_written_to_is_one_sentence(tmp_path,
             ) as error:
         save_whole(torch.zeros(1), tmp_path / 'a.pth')
     assert '.part' not in str(error.value) and names(tmp_path) == []
+
+
+def test_an_error_of_another_file_is_not_said_to_be_of_this_one(tmp_path):
+    other = PermissionError(errno.EACCES, os.strerror(errno.EACCES),
+                            str(tmp_path / 'input.pth'))
+    with pytest.raises(PermissionError) as error:
+        with write_whole(tmp_path / 'out'):
+            raise other
+    assert error.value is other and names(tmp_path) == []
+
+
+def test_a_file_inside_of_another_one_is_named(tmp_path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match='inner was not written') as error:
+        with write_whole(tmp_path / 'outer'), write_whole(tmp_path / 'inner'):
+            raise full
+    assert 'outer' not in str(error.value) and names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
+    def closed(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES),
+                              str(path))
+
+    monkeypatch.setattr(os, 'mkdir', closed)
+    with pytest.raises(PermissionError, match=(
+            'a.pth was not written: Permission denied. Choose a folder')):
+        save_whole(1, tmp_path / 'new' / 'a.pth')
+
+
+def test_without_links_a_name_that_cannot_be_given_is_free_again(
+        tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'link', refuse)
+    monkeypatch.setattr(os, 'replace', refuse)
+    with pytest.raises(OSError, match='a.pth was not written'):
+        save_whole(1, tmp_path / 'a.pth')
+    assert names(tmp_path) == []

@@ -26,7 +26,7 @@ class Measurements:
         if not self.path.exists():
             return
         try:
-            self.content = json.loads(self.path.read_text())
+            self.content = json.loads(self.path.read_text(encoding='utf-8'))
             kept = self.content['inputs']
             self.content['figures'].items(), kept.items()
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -52,7 +52,8 @@ class Measurements:
         self.content['figures'] = {
             **dict(there.items()), **self.content['figures'], key: value}
         with write_whole(self.path, overwrite=True) as part:
-            part.write_text(json.dumps(self.content, indent=1) + '\n')
+            part.write_text(json.dumps(self.content, indent=1) + '\n',
+                            encoding='utf-8')
 
     def items(self) -> Iterator[Tuple[str, Any]]:
         return iter(self.content['figures'].items())

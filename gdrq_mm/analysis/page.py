@@ -51,7 +51,7 @@ class Page:
                      for name, each in self.figures.items()},
             trouble=self.trouble, sections=self.sections, limit=LIMIT)),
             allow_nan=False)
-        page = TEMPLATE.read_text()
+        page = TEMPLATE.read_text(encoding='utf-8')
         # No text of ours may end a script.
         for mark, text in (('/*PLOTLY*/', get_plotlyjs()),
                            ('/*DATA*/', data.replace('</', '<\\/'))):
@@ -66,7 +66,7 @@ class Page:
         """
         page = self.html()
         with write_whole(path) as part:
-            part.write_text(page)
+            part.write_text(page, encoding='utf-8')
 
 
 def _finite(value):

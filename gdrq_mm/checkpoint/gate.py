@@ -91,7 +91,7 @@ def check_whole(module: nn.Module, state_dict: dict) -> None:
     """
     modules = dict(module.named_modules(remove_duplicate=False))
     for key in state_dict:
-        prefix, found, _ = key.partition(f'{NAME}.schemes')
+        prefix, found, _ = str(key).partition(f'{NAME}.schemes')
         part = modules.get(prefix.rstrip('.'))
         if found and part is not None and not has_load_gate(part):
             raise CheckpointError(

@@ -146,7 +146,7 @@ def _indices(layer: nn.Module, packed: Tensor) -> Tensor:
     """Codes of a packed weight, counted from 0."""
     weight = layer.latent_weight
     return unpack_bits(packed, layer.weight_quantizer.bits,
-                       (weight.shape[0], weight[0].numel()))
+                       (weight.shape[0], weight.shape[1:].numel()))
 
 
 def check_codes(layer: nn.Module, packed: Tensor, key: str) -> None:
@@ -163,12 +163,14 @@ def check_codes(layer: nn.Module, packed: Tensor, key: str) -> None:
     """
     quantizer = layer.weight_quantizer
     try:
-        greatest = int(_indices(layer, packed).max())
+        indices = _indices(layer, packed)
     except ValueError as error:
         raise CheckpointError(
             f'{key}: {error}; the checkpoint is of another architecture or '
             'quantization, or damaged. Nothing was loaded.') from error
-    greatest = quantizer.lowest_code + quantizer.code_step * greatest
+    if not indices.numel():  # a layer without outputs
+        return
+    greatest = quantizer.lowest_code + quantizer.code_step * int(indices.max())
     if greatest > quantizer.highest_code:
         raise CheckpointError(
             f'{key} has code {greatest}, allowed at {quantizer.bits} bits: '

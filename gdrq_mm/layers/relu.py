@@ -214,6 +214,10 @@ def count_call_sites(parent: nn.Module, name: str) -> int:
                 textwrap.dedent(inspect.getsource(method)))
         except (OSError, TypeError, SyntaxError):
             continue
+        # The source of a lambda is the statement that it stands in.
+        if not isinstance(tree.body[0], (ast.FunctionDef,
+                                         ast.AsyncFunctionDef)):
+            continue
         arguments = tree.body[0].args
         first = (arguments.posonlyargs + arguments.args)[:1]
         sites += sum(

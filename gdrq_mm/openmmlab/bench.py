@@ -3,7 +3,6 @@ import copy
 import hashlib
 import itertools
 import json
-import os
 import pickle
 from typing import Any, Callable, Dict, List, Optional
 
@@ -25,7 +24,7 @@ from .calibrate import training_forwards
 from .evaluating import in_this_process, one_process, quiet, scalars
 from .metrics import has_evaluator, metric_name
 from .publish import inference_config, quantization_of
-from .reading import read_checkpoint, weights_of
+from .reading import path_of, read_checkpoint, weights_of
 from .scopes import build_model, read_config, scope_of
 from .trust import sha256_of
 
@@ -100,7 +99,8 @@ class Bench:
         text = json.dumps(parts, sort_keys=True, default=str)
         return dict(
             config=hashlib.sha256(text.encode()).hexdigest()[:16],
-            checkpoint=sha256_of(os.path.expanduser(self.checkpoint))[:16],
+            checkpoint=sha256_of(
+                path_of(self.checkpoint) or self.checkpoint)[:16],
             batches=len(self.batches),
             calibration=self.calibration, gdrq_mm=__version__,
             measured=MEASURED)

@@ -10,13 +10,13 @@ from torch import nn
 from ..training import DistillConfig, get_state
 from .checks import check_entries
 from .finite import FiniteWatch
+from .reading import strip_wrapper_prefix
 from .resumed import (
     META,
     check_optimizer,
     check_origin,
     is_of_another,
     log_differences,
-    strip_prefix,
     warn_of_nothing_to_resume,
 )
 from .wrappers import unwrap
@@ -40,7 +40,9 @@ class CheckpointWatchHook(Hook):
         """Look at what a resumed run goes on with."""
         state = get_state(unwrap(runner.model))
         if state is not None:
-            strip_prefix(checkpoint['state_dict'])
+            # The runner does so later, behind other hooks that load the
+            # weights as well (EMAHook).
+            strip_wrapper_prefix(checkpoint['state_dict'])
         if state is not None and runner._resume and self._is_due(runner):
             check_origin(runner, checkpoint)
             log_differences(checkpoint, self._settings(state),

@@ -205,7 +205,8 @@ class GDRQHook(CheckpointWatchHook):
 
     def _enter(self, runner, phase: str) -> None:
         before = self.state.phase if self.phase_entered else self.found_phase
-        self.phase_entered = True
+        # One hook may serve several runners.
+        self.phase_entered, self.found_phase = True, None
         self.state.set_phase(phase)
         sync_averages(runner, self.model)
         print_log(f'GDRQHook: phase {phase!r} from iteration {runner.iter} '

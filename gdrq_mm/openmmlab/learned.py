@@ -20,6 +20,7 @@ from ..training import (
     average_gradients_over_ranks,
     learned_parameters,
 )
+from ..training.learned import decaying_parameters
 from .wrappers import optim_wrappers, param_schedulers
 
 
@@ -93,9 +94,7 @@ class UndecayedHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int,
                           data_batch=None) -> None:
-        decaying = {id(parameter) for layer in self.state.layers.values()
-                    for _, quantizer in layer.quantizers() if quantizer.decays
-                    for parameter in quantizer.learned_parameters()}
+        decaying = decaying_parameters(self.state)
         learned = {id(parameter) for parameter
                    in learned_parameters(self.state).values()}
         for wrapper in optim_wrappers(runner).values():

@@ -220,9 +220,17 @@ def weights_of(content: dict) -> dict:
         dict: By name, without the ``module.`` that wrappers of several GPUs
         put in front.
     """
-    weights = content.get('state_dict', content)
-    return {str(key).removeprefix('module.'): value
-            for key, value in weights.items()}
+    weights = {str(key): value for key, value in
+               content.get('state_dict', content).items()}
+    strip_wrapper_prefix(weights)
+    return weights
+
+
+def strip_wrapper_prefix(weights: dict) -> None:
+    """Take ``module.``, which wrappers of several GPUs put in front of names,
+    away in place, as mmengine does where it loads weights itself."""
+    for key in list(weights):  # in their order
+        weights[str(key).removeprefix('module.')] = weights.pop(key)
 
 
 def read_checkpoint(path: str) -> dict:

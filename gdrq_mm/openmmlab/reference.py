@@ -40,11 +40,13 @@ class Reference:
         self.batches: List[tuple] = []
         probe = OutputProbe(model, self.outputs)
         proposals = Proposals(model, probe)
-        for forward in forwards:
-            with proposals.kept() as rois:
-                forward()
-            self.batches.append((probe.take(), rois))
-        probe.remove()
+        try:
+            for forward in forwards:
+                with proposals.kept() as rois:
+                    forward()
+                self.batches.append((probe.take(), rois))
+        finally:
+            probe.remove()
 
     def begins(self) -> Dict[str, int]:
         """When the first call of each module begins."""

@@ -111,7 +111,8 @@ def run_scalars(checkpoint: str) -> List[dict]:
 
 
 def _scalars_of(path: Path) -> List[dict]:
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    text = path.read_text(encoding='utf-8')
+    lines = [line for line in text.splitlines() if line.strip()]
     found = []
     for number, line in enumerate(lines, 1):
         try:

@@ -21,15 +21,6 @@ _FLOAT_REMEDY = ('the checkpoint is of a float run. To begin a quantized one '
 SHOWN = 6  # groups of an optimizer
 
 
-def strip_prefix(weights: dict) -> None:
-    """Take ``module.``, which wrappers of several GPUs put in front of all
-    names, away in place: the runner does so later, behind other hooks that
-    load the weights as well (``EMAHook``)."""
-    if weights and all(str(key).startswith('module.') for key in weights):
-        for key in list(weights):
-            weights[key.removeprefix('module.')] = weights.pop(key)
-
-
 def phase_of(checkpoint: dict) -> Optional[str]:
     """Phase that a checkpoint was saved in; None: of a float model.
 

@@ -213,8 +213,12 @@ class DirectQuantizationActivation(FirstBatchActivation):
         codes = (values / self.step.to(values.device)).round().clamp(
             *self.codes_between(self.is_signed))
         step = fitted_step(values, weights, codes)
-        self.fitted += torch.stack([step.new_tensor(1.), step]).to(
-            self.fitted) * x.numel() * (step > 0)
+        # NaN where a value is infinite: AMP skips that step, and this sum
+        # stays until the next one.
+        found = step > 0
+        self.fitted += torch.stack([
+            found.double(), torch.where(found, step, 0.)]).to(
+                self.fitted) * x.numel()
 
     @classmethod
     @torch.no_grad()

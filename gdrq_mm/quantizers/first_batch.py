@@ -121,7 +121,10 @@ class FirstBatchActivation(ActivationQuantizer):
         self.seen[:2] += count * torch.stack([
             torch.ones_like(negative), negative])
         if not self.initialized:
-            self.seen[2:] += count * self.statistics(x).to(self.seen)
+            # Where one value is infinite (AMP skips such a step) the others
+            # start nothing either.
+            found = (count * self.statistics(x)).to(self.seen)
+            self.seen[2:] += torch.where(x.isfinite().all(), found, torch.nan)
 
     @classmethod
     @torch.no_grad()

@@ -72,6 +72,10 @@ class Distillation:
     def start(self) -> None:
         """Let the model return the losses."""
         self.stop()
+        # All are found before one gets a hook.
+        heads, firsts = ({name: self.student.get_submodule(name)
+                          for name in names}
+                         for names in (self._names, self._first_modules()))
         self._hooks = hooks = ExitStack()
 
         def keep(name: str) -> Callable:
@@ -90,10 +94,10 @@ class Distillation:
                     lambda *_: self._forget()),
                 self.student.register_forward_hook(
                     self._add_losses, with_kwargs=True),
-                *(self.student.get_submodule(name).register_forward_hook(
-                    keep(name)) for name in self._names),
-                *(self.student.get_submodule(name).register_forward_pre_hook(
-                    keep_proposals(name)) for name in self._first_modules())):
+                *(head.register_forward_hook(keep(name))
+                  for name, head in heads.items()),
+                *(first.register_forward_pre_hook(keep_proposals(name))
+                  for name, first in firsts.items())):
             hooks.callback(handle.remove)
 
     def stop(self) -> None:

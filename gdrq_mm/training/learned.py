@@ -31,6 +31,17 @@ def learned_parameters(state) -> Dict[str, nn.Parameter]:
             for name, parameter in plan.learned_parameters().items()}
 
 
+def decaying_parameters(state) -> Set[int]:
+    """The ``id`` of each learned parameter that has weight decay.
+
+    Args:
+        state (QuantizationState): State of the model.
+    """
+    return {id(parameter) for layer in state.layers.values()
+            for _, quantizer in layer.quantizers() if quantizer.decays
+            for parameter in quantizer.learned_parameters()}
+
+
 def add_learned_parameters(state, optimizer: Optimizer,
                            lr_mult: float = 1.) -> List[dict]:
     """Let ``optimizer`` train the learned parameters of a model.
@@ -64,9 +75,7 @@ def add_learned_parameters(state, optimizer: Optimizer,
     home = {id(parameter): index
             for index, group in enumerate(optimizer.param_groups)
             for parameter in group['params']}
-    decaying = {id(parameter) for layer in state.layers.values()
-                for _, quantizer in layer.quantizers() if quantizer.decays
-                for parameter in quantizer.learned_parameters()}
+    decaying = decaying_parameters(state)
     taken = {id(parameter) for other in others
              for group in other.param_groups for parameter in group['params']}
     members: Dict[Tuple[int, bool], List[nn.Parameter]] = {}
@@ -80,11 +89,16 @@ def add_learned_parameters(state, optimizer: Optimizer,
     groups = list(optimizer.param_groups)
     _check_movable(optimizer, members, home)
     _warn_of_own_rates(state, groups, members, home)
+    names = {id(parameter): name
+             for name, parameter in learned_parameters(state).items()}
     for (index, decays), parameters in members.items():
         moved = {id(parameter) for parameter in parameters}
         for group in groups:
-            group['params'] = [parameter for parameter in group['params']
-                               if id(parameter) not in moved]
+            kept = [place for place, parameter in enumerate(group['params'])
+                    if id(parameter) not in moved]
+            for key in ('params', 'param_names'):  # of named_parameters()
+                if key in group:
+                    group[key] = [group[key][place] for place in kept]
         options = {key: value for key, value in groups[index].items()
                    if key != 'params'}
         for key in ('lr', 'initial_lr', 'max_lr', 'min_lr'):
@@ -92,6 +106,9 @@ def add_learned_parameters(state, optimizer: Optimizer,
                 options[key] = options[key] * lr_mult
         if not decays:
             options['weight_decay'] = 0.
+        if 'param_names' in options:
+            options['param_names'] = [names[id(parameter)]
+                                      for parameter in parameters]
         optimizer.add_param_group(dict(options, params=parameters))
     others.add(optimizer)
     return optimizer.param_groups[len(groups):]
@@ -246,10 +263,11 @@ def average_gradients_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
         parameters (iterable of Parameter): The same ones on all ranks.
     """
     parameters = list(parameters)
-    waiting: List[bool] = []
+    # The backward pass whose end reduces them: one that fails has no end, and
+    # the next one must not take it for its own.
+    queued: List[int] = []
 
     def reduce() -> None:
-        waiting.clear()
         trained = [each for each in parameters if each.requires_grad]
         absent = [each.grad is None for each in trained]
         gradients = [torch.zeros_like(each) if each.grad is None
@@ -268,8 +286,9 @@ def average_gradients_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
                     / dist.get_world_size()
 
     def once_a_backward(parameter: nn.Parameter) -> None:
-        if not waiting:
-            waiting.append(True)
+        backward = torch._C._current_graph_task_id()
+        if backward not in queued:
+            queued[:] = [backward]
             torch.autograd.Variable._execution_engine.queue_callback(reduce)
 
     for parameter in parameters:

@@ -180,6 +180,17 @@ def test_codes_of_the_wrong_size_name_the_layer():
         make_model(2, 4).load_state_dict(state_dict)
 
 
+def test_a_layer_without_outputs_has_no_codes():
+    def make():
+        model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 0))
+        gdrq_mm.quantize_(model, dict(weight=dict(bits=4)))
+        return model
+
+    packed = pack(make())
+    assert packed['1.weight_packed'].shape[0] == 0
+    make().load_state_dict(packed)
+
+
 def test_packed_weights_of_other_bits_are_refused():
     packed = pack(train(make_model(2, 4)))
     with pytest.raises(RuntimeError, match='another quantization'):

@@ -116,6 +116,13 @@ def test_another_name_is_another_relu():
     assert count_call_sites(Residual(), 'act') == 1  # at least one
 
 
+def test_a_lambda_in_a_class_is_no_method_with_calls():
+    class WithLambda(Residual):
+        twice = lambda self, x: self.relu(self.relu(x))  # noqa: E731
+
+    assert count_call_sites(WithLambda(), 'relu') == 3
+
+
 def test_class_without_source_has_one_site():
     scope = {'nn': nn}
     exec('class Hidden(nn.Module):\n    def forward(self, x):\n'

@@ -471,6 +471,25 @@ def test_one_hook_serves_several_runners(start, make_runner):
             assert kinds.count(kind) == 1, kind
 
 
+def test_what_a_resumed_runner_found_is_not_of_the_next_one(
+        make_runner, run_log, tmp_path):
+    """Its model is fitted when its rounding begins."""
+    kept = {key: value for key, value in hook().items()
+            if key not in ('type', 'distill')}
+    shared = GDRQHook(**kept, bn_batches=1)
+    for name, options in (('first', {}), ('second', dict(resume=True)),
+                          ('third', {})):
+        runner = make_runner(
+            'resnet', work_dir=tmp_path / name.replace('second', 'first'),
+            experiment_name=name, train_cfg=dict(
+                max_epochs=2 if name == 'second' else 1), **options)
+        runner.register_hook(shared)
+        runner.train()
+        before = run_log(runner).split('Epoch(train)')[0]
+        fitted = before.count('normalization recalibrated')
+        assert fitted == (name != 'second'), name
+
+
 @pytest.mark.parametrize('kind', [Runner, FlexibleRunner])
 def test_a_resumed_run_of_either_runner_finds_its_teacher(
         kind, load_config, start, run_log, tmp_path):

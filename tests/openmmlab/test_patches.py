@@ -12,6 +12,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import checkpoint_hook
 from mmengine.logging import HistoryBuffer
 from mmpretrain.evaluation import Accuracy
+from torch import nn
 
 from gdrq_mm import writing
 from gdrq_mm.openmmlab import patches
@@ -116,6 +117,22 @@ def test_mmengine_is_left_as_it_was_when_asked(monkeypatch):
     finally:
         patches.patch_mmengine()
     assert hasattr(checkpoint_hook, 'open')
+
+
+@pytest.mark.parametrize('state_dict', [None, 3, {3: torch.ones(1)}])
+def test_what_is_no_state_dict_is_said_in_torchs_own_words(state_dict):
+    def outcome(strict):
+        try:
+            return str(nn.Linear(1, 1).load_state_dict(state_dict, strict))
+        except Exception as error:
+            return f'{type(error).__name__}: {error}'
+
+    with_ours = [outcome(strict) for strict in (True, False)]
+    patches.unpatch_mmengine()
+    try:
+        assert [outcome(strict) for strict in (True, False)] == with_ours
+    finally:
+        patches.patch_mmengine()
 
 
 def test_configs_of_a_renamed_fork_are_found(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -353,3 +354,14 @@ def test_figures_of_two_processes_are_all_kept(tmp_path):
     one.put('c', 3)
     assert dict(Measurements(tmp_path / 'kept.json').items()) == dict(
         a=1, b=2, c=3)
+
+
+def test_a_checkpoint_behind_a_url_is_known_by_its_content(
+        files, tmp_path, monkeypatch):
+    config, checkpoint = files('resnet')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    cache = tmp_path / 'hub' / 'checkpoints'
+    cache.mkdir(parents=True)
+    shutil.copy(checkpoint, cache / 'model.pth')
+    bench = Bench(config, 'https://example.invalid/model.pth', batches=1)
+    assert bench.inputs() == Bench(config, checkpoint, batches=1).inputs()

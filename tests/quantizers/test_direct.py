@@ -202,6 +202,20 @@ def test_a_step_that_saw_no_values_moves_nothing():
     assert float(quantizer.step) == before
 
 
+@pytest.mark.parametrize('bad', [float('inf'), float('nan')])
+def test_a_value_that_is_not_finite_moves_no_step(bad):
+    """Mixed precision skips such a step, and the next one goes on."""
+    quantizer = DirectQuantizationActivation(4)
+    x = torch.rand(1000, 1)
+    quantizer.observe(x)
+    quantizer.update_([quantizer])
+    before = quantizer.step.clone()
+    x[7] = bad
+    quantizer.observe(x)
+    quantizer.update_([quantizer])
+    assert quantizer.step == before
+
+
 def test_the_largest_level_is_logged():
     quantizer, weight = DirectQuantizationWeight(4, 2, -1), normal(4, 6)
     quantizer.start_step(weight)

@@ -7,7 +7,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from gdrq_mm import quantize_
-from gdrq_mm.quantizers import LSQActivation, PACTActivation
+from gdrq_mm.quantizers import (
+    DirectQuantizationActivation,
+    LSQActivation,
+    LSQPlusActivation,
+    PACTActivation,
+)
 from gdrq_mm.training import get_state, step_
 
 QUANTIZATION = dict(weight=dict(bits=4), activation=dict(bits=4))
@@ -200,16 +205,22 @@ def test_outputs_of_a_relu_stay_unsigned(recwarn):
     assert not [each for each in recwarn if 'negative' in str(each.message)]
 
 
-@pytest.mark.parametrize('kind', [LSQActivation, PACTActivation])
+@pytest.mark.parametrize('kind', [
+    LSQActivation, PACTActivation, LSQPlusActivation,
+    DirectQuantizationActivation])
 def test_a_first_batch_that_is_not_finite_does_not_count(kind):
     """Nor does a share of negatives of a thousandth make codes signed."""
-    x = torch.rand(1000) + .1
+    x = torch.rand(1000, 1) + .1
     x[0] = -.1
     quantizer, clean = kind(4), kind(4)
+    partly = x.clone()
     for bad in (float('inf'), float('nan')):
-        quantizer.observe(torch.full((8, ), bad))
-        kind.update_([quantizer])
-        assert not quantizer.initialized
+        partly[7] = bad
+        for batches in ([torch.full((8, 1), bad)], [partly], [partly, x]):
+            for batch in batches:  # of one step
+                quantizer.observe(batch)
+            kind.update_([quantizer])
+            assert not quantizer.initialized
     for each in (quantizer, clean):
         each.observe(x)
         kind.update_([each])

@@ -286,6 +286,14 @@ def test_outputs_that_cannot_be_compared(name, message):
         run(distillation)
 
 
+def test_an_output_that_is_not_there_leaves_the_student_alone():
+    distillation = make([CLASSES, Output('x', ('absent', ), 'l2')])
+    with pytest.raises(AttributeError, match='absent'):
+        distillation.start()
+    assert not any(module._forward_hooks or module._forward_pre_hooks
+                   for module in distillation.student.modules())
+
+
 def test_classes_of_three_dimensions_are_those_of_a_linear_layer():
     """(N, L, C) of another module might be (N, C, L)."""
     kind = dict(mode='loss')

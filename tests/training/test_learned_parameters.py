@@ -311,3 +311,40 @@ def test_what_has_no_gradient_anywhere_gets_none(monkeypatch):
     average_gradients_over_ranks([used, unused])
     (used * 2).sum().backward()
     assert used.grad.tolist() == [2, 2] and unused.grad is None
+
+
+def test_a_backward_pass_that_failed_does_not_end_the_averaging(monkeypatch):
+    """As where one that ran out of memory is tried again."""
+    reduced = []
+    monkeypatch.setattr(torch.distributed, 'all_reduce', reduced.append)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 1)
+    early, late = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    average_gradients_over_ranks([early, late])
+
+    def fail(gradient):
+        raise RuntimeError('out of memory')
+
+    middle = early * 2
+    failing = middle.register_hook(fail)
+    # The gradient of ``late`` is there before the pass fails.
+    with pytest.raises(RuntimeError, match='out of memory'):
+        (middle.exp() * late).sum().backward(inputs=[late, early])
+    failing.remove()
+    for _ in range(2):
+        reduced.clear()
+        (early * 2 * late).sum().backward()
+        assert len(reduced) == 1
+
+
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split('.')[:2])) < (2, 6),
+    reason='optimizers of torch before 2.6 keep no names')
+def test_names_of_an_optimizer_stay_those_of_its_parameters():
+    model = make_model()
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=.1)
+    add_learned_parameters(get_state(model), optimizer)
+    names = {id(each): name for name, each in model.named_parameters()}
+    assert len(optimizer.param_groups) == 2
+    for group in optimizer.param_groups:
+        assert group['param_names'] == [names[id(each)]
+                                        for each in group['params']]

@@ -327,8 +327,8 @@ def ends_of(cfg: Config, model, shape: Tuple[int, int] = (224, 224)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f'{cfg.filename}: first and last layers are not found, as the '
-            f'model does not run on a random image of three channels, '
-            f'{shape[0]}x{shape[1]} ({sentence(error)}); say which they are '
+            f'model does not run on a random image, {shape[0]}x{shape[1]} ('
+            f'{sentence(error)}); say which they are '
             'by rules of a GDRQHook in the config') from error
     if found.uncalled:
         print('A random image calls no ' + ', '.join(found.uncalled) + ': if '

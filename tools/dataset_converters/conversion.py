@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
@@ -100,9 +101,11 @@ def unpacked(source: Path, beside: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix='.unpacked-', dir=beside) as to:
         try:
+            # Of tar archives: Python before 3.10.12 and 3.11.4 has no filters.
+            has_filters = hasattr(tarfile, 'data_filter')
             shutil.unpack_archive(
-                source, to, **({} if source.suffix == '.zip'
-                               else dict(filter='data')))
+                source, to, **(dict(filter='data') if has_filters
+                               and source.suffix != '.zip' else {}))
         except OSError as error:
             if isinstance(error, shutil.ReadError) or not error.errno:
                 raise ConversionError(
