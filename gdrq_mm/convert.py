@@ -20,7 +20,7 @@ from .layers import (
     watch_layers,
 )
 from .layers.output import HEADROOM as OUTPUT_HEADROOM
-from .modes import at_least_float32
+from .modes import default_at_least_float32
 from .plan import LayerPlan, QuantReport, make_plan
 from .quantizers import QUANTIZERS
 from .quantizers.start import remember_start
@@ -87,7 +87,8 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
         _check_names(model, quantized)
         state = QuantizationState(config, plans, model.parameters())
         modules = dict(model.named_modules())
-        with at_least_float32():  # thresholds are, whatever the weights
+        # Thresholds are, whatever the weights.
+        with default_at_least_float32():
             # All before anything is changed: one may be refused.
             built = [_build_quantizers(plan) for plan in quantized]
         device = next((each.device for each in model.parameters()),

@@ -13,10 +13,21 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     return f'allowed: {shown}' + (', ...' if len(names) > 8 else '')
 
 
-def and_more(names: List[str], kind: str) -> str:
-    """The first of ``names``, and how many of a kind there are besides."""
-    others = len(names) - 1
-    return names[0] + (f' and {others} more {kind}' if others else '')
+def and_more(names: List[str], kind: str = '', first: int = 5) -> str:
+    """The first of ``names``, and how many there are besides.
+
+    Args:
+        names (list[str]): One at least.
+        kind (str): What they are names of. Defaults to '': it is not said.
+        first (int): How many are named. Defaults to 5.
+
+    Examples:
+        >>> and_more(['conv1', 'conv2', 'fc'], 'layers', first=1)
+        'conv1 and 2 more layers'
+    """
+    others = len(names) - first
+    return ', '.join(names[:first]) + (
+        f' and {others} more {kind}'.rstrip() if others > 0 else '')
 
 
 def check(condition: bool, where: str, value: Any, allowed: str) -> None:

@@ -22,7 +22,7 @@ def is_traced_by_dynamo() -> bool:
 
 
 @contextmanager
-def at_least_float32():
+def default_at_least_float32():
     """New tensors are float32 where the default is a dtype of fewer digits."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.promote_types(default, torch.float32))

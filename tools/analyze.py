@@ -58,7 +58,7 @@ from gdrq_mm.analysis.pictures import (
     plot_policy,
     plot_sensitivity,
 )
-from gdrq_mm.analysis.sensitivity import SIDES, WAYS
+from gdrq_mm.analysis.sensitivity import PARTS, WAYS
 from gdrq_mm.analysis.tables import (
     coverage_table,
     diff_table,
@@ -347,7 +347,7 @@ def main() -> None:
                          help='stage: layers that agree in the first two '
                          'parts of their names')
     command.add_argument('--sides', nargs='+', default=['both'],
-                         choices=tuple(SIDES), help='what is quantized')
+                         choices=tuple(PARTS), help='what is quantized')
     command.add_argument('--ways', nargs='+', default=list(WAYS),
                          choices=WAYS, help='alone: one at a time; rest: all '
                          'but one (default: both)')

@@ -13,6 +13,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from ..errors import and_more
 from ..modes import eval_mode
 from ..plan import LayerPlan
 
@@ -125,8 +126,7 @@ def _check_seen(called: List[str], seen: set) -> List[str]:
     hidden = [name for name in called if name not in seen]
     if not hidden:
         return []
-    more = f' and {len(hidden) - 5} more' if len(hidden) > 5 else ''
-    what = (f'the model calls {", ".join(hidden[:5])}{more} without '
+    what = (f'the model calls {and_more(hidden)} without '
             'gradients (torch.no_grad), so that what reads them is not known')
     if len(hidden) == len(called):
         raise ValueError(f'{what}: let the forward record gradients')

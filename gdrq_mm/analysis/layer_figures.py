@@ -6,6 +6,7 @@ from typing import Callable, Dict, Iterable, List, Optional
 import torch
 from torch import Tensor, nn
 
+from ..errors import and_more
 from ..functional import quantized_loss, to_float64
 from ..modes import eval_mode
 from ..training import get_state
@@ -218,6 +219,8 @@ def _input_of(args: tuple, kwargs: dict) -> Tensor:
 
 
 MUCH = .05  # clipped of inputs: more costs more than finer steps give
+LATE = .8  # of a training: from here on thresholds should rest
+TO_REST = 'Train longer, or let the learning rate fall to zero.'
 
 
 def find_trouble(figures: Iterable[LayerFigures]) -> List[str]:
@@ -227,8 +230,7 @@ def find_trouble(figures: Iterable[LayerFigures]) -> List[str]:
 
     def say(layers, what, remedy):
         if layers:
-            more = f' and {len(layers) - 5} more' if len(layers) > 5 else ''
-            lines.append(f'{what}: {", ".join(layers[:5])}{more}. {remedy}')
+            lines.append(f'{what}: {and_more(layers)}. {remedy}')
 
     say([each.name for each in figures if each.one_level],
         'all weights became one level',
@@ -247,19 +249,25 @@ def find_trouble(figures: Iterable[LayerFigures]) -> List[str]:
     return lines
 
 
-def moving_thresholds(before: Dict[str, float], after: Dict[str, float],
-                      most: float = .1) -> Optional[str]:
+def has_moved(before: Optional[float], after: float) -> bool:
+    """Whether a threshold moved late in a training.
+
+    Args:
+        before (float, optional): Its value after ``LATE`` of the training.
+        after (float): Its value at the end.
+    """
+    return bool(before) and abs(after / before - 1) > .1
+
+
+def moving_thresholds(before: Dict[str, float], after: Dict[str, float]
+                      ) -> Optional[str]:
     """A line where thresholds moved late in a training.
 
     Args:
-        before (dict[str, float]): By quantizer, some time before the end.
+        before (dict[str, float]): By quantizer, after ``LATE`` of it.
         after (dict[str, float]): At the end.
-        most (float): Relative change that is none. Defaults to 0.1.
     """
     moved = [name.rpartition('.')[0] for name, value in after.items()
-             if before.get(name) and abs(value / before[name] - 1) > most]
-    if not moved:
-        return None
-    return (f'thresholds still move at the end: {", ".join(moved[:5])}'
-            + (f' and {len(moved) - 5} more' if len(moved) > 5 else '')
-            + '. Train longer, or let the learning rate fall to zero.')
+             if has_moved(before.get(name), value)]
+    return ('thresholds still move at the end: '
+            f'{and_more(moved)}. {TO_REST}') if moved else None

@@ -8,7 +8,7 @@ from typing import Dict, List, Union
 from ..writing import write_whole
 from .layer_figures import LIMIT, LayerFigures
 from .sensitivity import Figures, Setting, worst_first
-from .tables import SIDES, bits_text, number_text
+from .tables import SIDE_WORDS, bits_text, number_text
 
 TEMPLATE = Path(__file__).with_name('page.html')
 
@@ -102,7 +102,7 @@ def sensitivity_section(figures: Dict[Setting, Figures]) -> dict:
                        hovertemplate='%{y}: noise %{x:.3g}%, metric '
                        '%{text}<extra></extra>')],
             layout=_layout(
-                f'{SIDES[side]} at {bits_text(bits)}, one at a time',
+                f'{SIDE_WORDS[side]} at {bits_text(bits)}, one at a time',
                 'noise of outputs, % of signal', '',
                 height=120 + 18 * len(order))))
     return dict(title='Sensitivity', plots=plots)

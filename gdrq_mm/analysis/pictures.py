@@ -6,8 +6,9 @@ from ..plan import percent
 from .coverage import Coverage
 from .diff import Difference
 from .drawing import Target, new_figure, save_figure
+from .rules import LAYER_SIDES
 from .sensitivity import Figures, Setting, worst_first
-from .tables import SIDES, bits_text
+from .tables import SIDE_WORDS, bits_text
 
 
 def plot_sensitivity(figures: Dict[Setting, Figures], path: Target,
@@ -39,7 +40,7 @@ def plot_sensitivity(figures: Dict[Setting, Figures], path: Target,
         axis.tick_params(axis='y', labelsize='small')
         axis.set_xlim(left=0)
         axis.set_xlabel('noise of outputs, % of signal')
-        axis.set_title(f'{SIDES[side]} at {bits_text(bits)}',
+        axis.set_title(f'{SIDE_WORDS[side]} at {bits_text(bits)}',
                        fontsize='medium')
     save_figure(image, path)
 
@@ -54,13 +55,13 @@ def plot_policy(proposal, path: Target) -> None:
     names = list(proposal.policies[0].choice)
     image = new_figure(max(6, .28 * len(names)), 4.2)
     axes = image.subplots(2, 1, sharex=True)
-    for axis, side in zip(axes, ('weight', 'activation')):
+    for axis, side in zip(axes, LAYER_SIDES):
         for policy, color, width in zip(proposal.policies, (
                 'tab:blue', 'tab:gray'), (.8, .3)):
             axis.bar(names, [getattr(policy.choice[name], side)
                              for name in names], width, color=color,
                      label=policy.name)
-        axis.set_ylabel(f'bits of {SIDES[side]}')
+        axis.set_ylabel(f'bits of {SIDE_WORDS[side]}')
     axes[0].legend(fontsize='small')
     axes[1].tick_params(axis='x', rotation=90, labelsize='small')
     save_figure(image, path)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config import QuantConfig, Rule
 from ..plan import LayerPlan
-from .rules import SIDES, acting_rules, quantized_sides
+from .rules import LAYER_SIDES, acting_rules, quantized_sides
 
 FLOAT = 32
 
@@ -208,7 +208,7 @@ def make_rules(layers: Sequence[Layer], choice: Dict[str, Bits],
     for layer in layers:
         bits = choice.get(layer.names[0])
         for name in layer.names:
-            acting.setdefault(name, SIDES if bits else ())
+            acting.setdefault(name, LAYER_SIDES if bits else ())
             own = Bits(*(scheme.bits for scheme in parsed.schemes(name)))
             if bits in (None, own):
                 continue
@@ -224,7 +224,7 @@ def _rule_of_bits(name: str, bits: Bits, old: Optional[Rule],
     """The rule of one layer, with what the old one says besides bits; of
     products where the layer computes some."""
     sides = {}
-    for side in SIDES:
+    for side in LAYER_SIDES:
         fields = dict(getattr(old, side, None) or {},
                       bits=getattr(bits, side))
         if fields != dict(bits=getattr(config, side).bits):

@@ -4,10 +4,10 @@ from typing import Dict, Iterable, List, Mapping, Sequence
 from torch import nn
 
 from ..config import QuantConfig
+from ..config.quantization import SIDES
 from ..plan import LayerPlan, make_plan
 
-SIDES = ('weight', 'activation')
-ALL_SIDES = (*SIDES, 'products')
+LAYER_SIDES = ('weight', 'activation')
 
 
 def acting_rules(config: dict, acting: Mapping[str, Sequence[str]]
@@ -27,10 +27,10 @@ def acting_rules(config: dict, acting: Mapping[str, Sequence[str]]
         decided = [name for name in acting if parsed.rule_of(name) is rule]
         acts = {side for name in decided for side in acting[name]}
         left = {key: value for key, value in given.items()
-                if key not in ALL_SIDES or key in acts
+                if key not in SIDES or key in acts
                 # What turns a side off acts by leaving it float.
                 or (value and value.get('bits', 0) is None)}
-        if decided and any(left.get(key) for key in ('skip', *ALL_SIDES)):
+        if decided and any(left.get(key) for key in ('skip', *SIDES)):
             kept.append(left)
     return kept
 
@@ -42,7 +42,7 @@ def quantized_sides(plans: Iterable[LayerPlan]) -> Dict[str, List[str]]:
         if not plan.output:
             sides.setdefault(plan.module_name, []).extend(
                 ['products'] * plan.quantized if plan.products else
-                [side for side in SIDES if getattr(plan, side)])
+                [side for side in LAYER_SIDES if getattr(plan, side)])
     return sides
 
 

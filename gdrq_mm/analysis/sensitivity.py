@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..plan import LayerPlan
 from ..training import get_state
 
-SIDES = dict(weight=('weight_quantizer', ), activation=('input_quantizer', ),
+# What is quantized -> the parts of a layer that do it.
+PARTS = dict(weight=('weight_quantizer', ), activation=('input_quantizer', ),
              both=('weight_quantizer', 'input_quantizer'))
 WAYS = ('alone', 'rest')
 
@@ -44,7 +45,7 @@ class Setting(NamedTuple):
     def from_key(cls, key: str) -> Optional['Setting']:
         """The setting of a key; None of other keys."""
         words = key.split(' ', 3)
-        if len(words) < 4 or words[0] not in WAYS or words[1] not in SIDES:
+        if len(words) < 4 or words[0] not in WAYS or words[1] not in PARTS:
             return None
         group, _, by = words[3].partition(' by ')
         return cls(group, words[1], int(words[2]), words[0], by or 'layer')
@@ -105,7 +106,7 @@ def float_parts(model: nn.Module, layers: Dict[str, Iterable[str]]):
     Args:
         model (nn.Module): A quantized model.
         layers (dict[str, iterable of str]): Name of a layer -> its quantizers
-            that are not to act, of ``SIDES['both']``; 'input_quantizer' is
+            that are not to act, of ``PARTS['both']``; 'input_quantizer' is
             those of all inputs. Quantized ReLUs, outputs and products are
             float as a whole.
     """
@@ -145,10 +146,10 @@ def float_in(setting: Setting, members: Iterable[str],
     """
     members = set(members)
     if setting.way == 'rest':
-        return {name: SIDES[setting.side] for name in members}
-    left = tuple(each for each in SIDES['both']
-                 if each not in SIDES[setting.side])
-    return {name: left if name in members else SIDES['both']
+        return {name: PARTS[setting.side] for name in members}
+    left = tuple(each for each in PARTS['both']
+                 if each not in PARTS[setting.side])
+    return {name: left if name in members else PARTS['both']
             for name in layers}
 
 

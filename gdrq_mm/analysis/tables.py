@@ -36,10 +36,10 @@ def bits_text(bits: int) -> str:
     return f'{bits} bits' if bits else 'the trained bits'
 
 
-WAYS = dict(alone='{} at {}, the rest float: the worst first',
-            rest='all at {1}, {0} float: what wins most first')
-SIDES = dict(both='weights and inputs', weight='weights',
-             activation='inputs')
+WAY_TITLES = dict(alone='{} at {}, the rest float: the worst first',
+                  rest='all at {1}, {0} float: what wins most first')
+SIDE_WORDS = dict(both='weights and inputs', weight='weights',
+                  activation='inputs')
 
 
 def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
@@ -59,7 +59,7 @@ def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
             parts.setdefault(setting[1:], {})[setting] = found
     texts: List[str] = []
     for (side, bits, way, _), part in parts.items():
-        title = WAYS[way].format(f'one at a time, {SIDES[side]}',
+        title = WAY_TITLES[way].format(f'one at a time, {SIDE_WORDS[side]}',
                                  bits_text(bits))
         whole = figures.get(Setting('', 'both', bits, 'rest'))
         if way == 'rest' and whole:

@@ -11,6 +11,7 @@ from typing import Iterable, List, MutableMapping, Optional
 
 from torch import nn
 
+from ..errors import and_more
 from .base import QuantLayer
 
 METHODS = ('switch_to_deploy', 'merge_kernel')
@@ -104,9 +105,8 @@ def check_layers_are_there(state: nn.Module,
     """
     lost = lost_layers(state, model)
     if lost:
-        more = f' and {len(lost) - 5} more' if len(lost) > 5 else ''
         raise ValueError(
             f'{len(lost)} quantized layers are no longer in the model: '
-            f'{", ".join(lost[:5])}{more}. Other code has put float layers '
+            f'{and_more(lost)}. Other code has put float layers '
             'in their place. Build the model anew, do that to the float '
             'model, and quantize it then')

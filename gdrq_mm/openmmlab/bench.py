@@ -7,7 +7,7 @@ import pickle
 from typing import Any, Callable, Dict, List, Optional
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
@@ -24,6 +24,7 @@ from .calibrate import training_forwards
 from .evaluating import in_this_process, one_process, quiet, scalars
 from .metrics import has_evaluator, metric_name
 from .publish import inference_config, quantization_of
+from .quantized_model import float_model_config
 from .reading import path_of, read_checkpoint, weights_of
 from .scopes import build_model, read_config, scope_of
 from .trust import sha256_of
@@ -226,8 +227,10 @@ def build_loaded(cfg: Config, config: str, checkpoint: str, weights: dict,
     Raises:
         ValueError: They do not fit.
     """
-    model = build_model(inference_config(cfg) if trained
-                        else float_config(cfg))
+    built = inference_config(cfg) if trained else copy.deepcopy(cfg)
+    if not trained:
+        built.model = float_model_config(built.model)
+    model = build_model(built)
     try:
         found = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
@@ -247,16 +250,6 @@ def build_loaded(cfg: Config, config: str, checkpoint: str, weights: dict,
             'was trained with')
     model.eval()  # returns nothing in some models
     return model
-
-
-def float_config(cfg: Config) -> Config:
-    """The same config without quantization."""
-    cfg = copy.deepcopy(cfg)
-    if cfg.model.get('quantization') is not None:
-        model = cfg.model.to_dict()
-        del model['quantization']
-        cfg.model = ConfigDict(model, type=model.pop('architecture'))
-    return cfg
 
 
 def base_quantization(cfg: Config, bits: int,

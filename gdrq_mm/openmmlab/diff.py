@@ -3,7 +3,7 @@ import pickle
 from typing import List, Optional
 
 from ..analysis.diff import Difference, compare_models
-from ..analysis.sensitivity import SIDES, float_parts
+from ..analysis.sensitivity import PARTS, float_parts
 from ..training import get_state
 from .bench import Bench
 
@@ -38,7 +38,7 @@ def diff_checkpoints(first: str, second: str, config: str, batches: int = 2,
                              'quantized checkpoint, or two checkpoints')
         bench.need_latent_weights()
         reference = bench.model
-        in_float = dict.fromkeys(get_state(reference).layers, SIDES['both'])
+        in_float = dict.fromkeys(get_state(reference).layers, PARTS['both'])
     else:
         reference = Bench(config, first, 1, cfg_options=cfg_options).model
     with float_parts(reference, in_float):

@@ -14,7 +14,7 @@ from ..checkpoint import NAME, CheckpointError, digest
 from ..training import Distillation, DistillConfig
 from .head_outputs import find_head_outputs
 from .publish import load_all
-from .quantized_model import float_architecture
+from .quantized_model import float_model_config
 from .reading import read_checkpoint, weights_of
 
 META = 'gdrq_mm_teacher'  # in the meta of training checkpoints
@@ -149,7 +149,7 @@ def build_teacher(cfg, path: str) -> nn.Module:
             'distill; give the float model by '
             "distill=dict(teacher='FILE.pth')")
     with torch.random.fork_rng([]):  # the training draws as without a teacher
-        model = copy.deepcopy(float_architecture(cfg.model))
+        model = copy.deepcopy(float_model_config(cfg.model))
         if cfg.get('data_preprocessor') is not None:
             model.setdefault('data_preprocessor',
                              copy.deepcopy(cfg.data_preprocessor))

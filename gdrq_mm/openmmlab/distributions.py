@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 
 from ..analysis.drawing import new_figure
 from ..analysis.layer_figures import (
+    LATE,
     LIMIT,
     InputFigures,
     LayerFigures,
@@ -20,8 +21,6 @@ from ..analysis.layer_figures import (
     weight_figures,
 )
 from ..training import QuantizationState
-
-LATE = .8  # of a training: from here on thresholds should rest
 
 
 class DistributionHook(Hook):

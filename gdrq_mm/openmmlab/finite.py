@@ -67,7 +67,7 @@ class FiniteWatch:
             f'the loss is not finite since iteration {first}'
         where = '' if not names else (
             f'NaN or infinite values at iteration {step} in '
-            f'{and_more(names, "entries")}')
+            f'{and_more(names, "entries", 1)}')
         print_log(
             f'{self.name}: {"; ".join(filter(None, (loss, where)))}. A '
             'checkpoint with such values cannot be published: stop, and '

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..analysis.distance import OutputProbe
 from ..analysis.replay import patched_forwards
+from .wrappers import stages_of
 
 
 class _Stage(NamedTuple):
@@ -40,7 +41,7 @@ class Proposals:
         kinds = ['bbox', 'mask'] if getattr(
             roi_head, 'with_mask', False) else ['bbox']
         extractors, heads = (
-            [stage for kind in kinds for stage in _stages(getattr(
+            [stage for kind in kinds for stage in stages_of(getattr(
                 roi_head, f'{kind}_{part}'))]
             for part in ('roi_extractor', 'head'))
         names = {module: name for name, module in model.named_modules()}
@@ -125,8 +126,3 @@ class Proposals:
                     hear()
         finally:
             self.probe.muted -= stage.layers
-
-
-def _stages(part: nn.Module) -> List[nn.Module]:
-    """The stages of a cascade, or the one there is."""
-    return list(part) if isinstance(part, nn.ModuleList) else [part]

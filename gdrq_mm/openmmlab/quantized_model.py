@@ -42,7 +42,7 @@ class QuantizedModel:
         return model
 
 
-def float_architecture(model: ConfigDict) -> ConfigDict:
+def float_model_config(model: ConfigDict) -> ConfigDict:
     """Config of the float model behind a ``QuantizedModel``; others as they
     are.
 

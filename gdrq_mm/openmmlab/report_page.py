@@ -3,7 +3,13 @@ import json
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from ..analysis.layer_figures import find_trouble, measure_layers
+from ..analysis.layer_figures import (
+    LATE,
+    TO_REST,
+    find_trouble,
+    has_moved,
+    measure_layers,
+)
 from ..analysis.measurements import Measurements
 from ..analysis.page import Page, curves_section, sensitivity_section
 from ..analysis.sensitivity import Figures, Setting, group_layers
@@ -11,8 +17,6 @@ from ..plan import QuantReport
 from ..training import get_state
 from ..writing import check_new
 from .bench import Bench
-
-LATE, MOVES = .8, .1  # of a training; relative change of the mean threshold
 
 
 def write_report(config: str, checkpoint: str, out: str, batches: int = 2,
@@ -133,9 +137,6 @@ def moving(scalars: List[dict]) -> List[str]:
     if len(values) < 5:
         return []
     late = values[int(LATE * len(values))]
-    if late and abs(values[-1] / late - 1) > MOVES:
-        return [f'activation thresholds moved by '
-                f'{values[-1] / late - 1:+.0%} in the last '
-                f'{1 - LATE:.0%} of the run. Train longer, or let the '
-                'learning rate fall to zero.']
-    return []
+    return [f'activation thresholds moved by {values[-1] / late - 1:+.0%} in '
+            f'the last {1 - LATE:.0%} of the run. {TO_REST}'] \
+        if has_moved(late, values[-1]) else []

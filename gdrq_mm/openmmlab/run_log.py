@@ -5,6 +5,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from .. import kernels
+from ..errors import and_more
 from ..layers import ProductQuantizers, check_layers_are_there
 from ..plan import QuantReport
 from ..training import QuantizationState, any_threshold
@@ -79,7 +80,7 @@ def log_first_iteration(state: QuantizationState) -> None:
         print_log(
             f'GDRQHook: {len(uncalled)} layers were not called in the first '
             f'iteration, and no forward read their weight: '
-            f'{", ".join(uncalled[:5])}. Some models use layers in '
+            f'{and_more(uncalled)}. Some models use layers in '
             'evaluation only. Code outside of any forward gets the float '
             'weight: if yours has such, add dict(match=..., skip=True) to '
             'the rules.', 'current', logging.WARNING)
@@ -87,7 +88,7 @@ def log_first_iteration(state: QuantizationState) -> None:
     if unseen:
         print_log(
             'GDRQHook: residual.outputs names modules that were not called '
-            f'in the first iteration: {", ".join(unseen[:5])}. If other code '
+            f'in the first iteration: {and_more(unseen)}. If other code '
             'calls their forward directly (mmseg does so with decode '
             'heads), their output is not quantized: name the module '
             'inside whose output it is.', 'current', logging.WARNING)
@@ -110,7 +111,7 @@ def _log_products(state: QuantizationState) -> None:
     if unseen:
         print_log(
             'GDRQHook: the source of these multiplies activations, and the '
-            f'first iteration showed none of it: {", ".join(unseen[:5])}. '
+            f'first iteration showed none of it: {and_more(unseen)}. '
             'What code outside of their forward multiplies stays float.',
             'current', logging.WARNING)
 
@@ -124,7 +125,7 @@ def _warn_of_rules(state: QuantizationState, report: QuantReport) -> None:
             if rule and rule.activation]
     if idle:
         print_log(
-            f'GDRQHook: the activation fields of rules {", ".join(idle[:5])} '
+            f'GDRQHook: the activation fields of rules {and_more(idle)} '
             'do nothing: these inputs come from ReLUs that quantize them '
             "(site='relu'). Give the rule of the ReLU these fields.",
             'current', logging.WARNING)

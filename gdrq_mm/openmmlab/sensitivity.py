@@ -10,7 +10,7 @@ from torch import nn
 from ..analysis.measurements import Measurements
 from ..analysis.replay import Replay
 from ..analysis.sensitivity import (
-    SIDES,
+    PARTS,
     WAYS,
     Figures,
     Setting,
@@ -170,7 +170,7 @@ class Sensitivity:
     @staticmethod
     def _all_float(model: nn.Module) -> Dict[str, tuple]:
         state = get_state(model)
-        return dict.fromkeys(state.layers, SIDES['both']) if state else {}
+        return dict.fromkeys(state.layers, PARTS['both']) if state else {}
 
     def _base_quantization(self, bits: int) -> dict:
         return base_quantization(self.bench.cfg, bits, self.bench.model)
@@ -205,7 +205,7 @@ class Sensitivity:
 
     def _base(self, setting: Setting) -> Dict[str, tuple]:
         """What is float before the group of a setting."""
-        return {name: SIDES['both'] for name in self.layers + self.others} \
+        return {name: PARTS['both'] for name in self.layers + self.others} \
             if setting.way == 'alone' else {}
 
     @torch.no_grad()
@@ -230,7 +230,7 @@ class Sensitivity:
 
 def _check_asked(bench: Bench, plans: List[LayerPlan], sides: Iterable[str],
                  ways: Iterable[str]) -> None:
-    for name, values, allowed in (('side', sides, tuple(SIDES)),
+    for name, values, allowed in (('side', sides, tuple(PARTS)),
                                   ('way', ways, WAYS)):
         for value in values:
             if value not in allowed:

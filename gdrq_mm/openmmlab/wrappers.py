@@ -1,4 +1,5 @@
-"""What mmengine has in several forms: wrapped models, kinds of optimizers."""
+"""What mmengine and mmdet have in several forms: wrapped models, kinds of
+optimizers, cascades."""
 from typing import Dict, List
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -14,6 +15,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     wrapped = is_model_wrapper(model) or isinstance(model, BaseTTAModel)
     return unwrap(model.module) if wrapped else model
+
+
+def stages_of(part: nn.Module) -> List[nn.Module]:
+    """The stages of a cascade, or the one there is.
+
+    Args:
+        part (nn.Module): A part of a ``roi_head``.
+    """
+    return list(part) if isinstance(part, nn.ModuleList) else [part]
 
 
 def optim_wrappers(runner) -> Dict[str, OptimWrapper]:

@@ -2,6 +2,7 @@
 from typing import List
 
 from ..config import QuantConfig
+from ..config.quantization import SIDES
 from .layer_plan import LayerPlan, kind_of
 
 
@@ -25,7 +26,7 @@ def check_rules_act(plans: List[LayerPlan], config: QuantConfig) -> None:
                 f'decides none ({decided[0].module_name} is a '
                 f'{type(decided[0].module).__name__}): match the ReLU, or '
                 'leave site out')
-        for side in ('weight', 'activation', 'products'):
+        for side in SIDES:
             fields = getattr(rule, side)
             turned_off = fields and fields.get('bits', '') is None
             if not fields or turned_off or any(

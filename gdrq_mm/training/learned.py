@@ -142,7 +142,7 @@ def _warn_of_own_rates(state, groups: List[dict], members: dict,
     if own:
         warnings.warn(
             'the optimizer had another learning rate for '
-            f'{and_more(own, "learned parameters of quantizers")} than for '
+            f'{and_more(own, "learned parameters of quantizers", 1)} than for '
             "their layers' weights (paramwise_cfg?), and has lr_mult times "
             'that now: set lr_mult of GDRQHook, or of '
             'add_learned_parameters, for all of them')
@@ -228,7 +228,7 @@ def _warn_of_decay(state, optimizer: Optimizer) -> None:
     if pulled:
         warnings.warn(
             'weight decay pulls step sizes, or what else is learned, of '
-            f'{and_more(pulled, "quantizers")} towards zero: train with '
+            f'{and_more(pulled, "quantizers", 1)} towards zero: train with '
             'GDRQHook (with a FlexibleRunner, use paramwise_cfg=dict('
             "custom_keys={'_quantizer': dict(decay_mult=0.)})), or call "
             'gdrq_mm.training.add_learned_parameters(get_state(model), '

@@ -99,7 +99,7 @@ def _warn_of_eval_mode(optimizer) -> None:
         if trained:
             warnings.warn(
                 'a quantized model is in eval mode while an optimizer trains '
-                f'{and_more(trained, "of its layers")}: no weight is '
+                f'{and_more(trained, "of its layers", 1)}: no weight is '
                 'projected, and thresholds stay. Call .train() of the whole, '
                 'or, where a part of it is in another model now, of '
                 'layer.state of any of its layers (and .eval() alike)')

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gdrq_mm import calibrate, quantize_
-from gdrq_mm.analysis.sensitivity import SIDES, Setting, float_in, float_parts
+from gdrq_mm.analysis.sensitivity import PARTS, Setting, float_in, float_parts
 from gdrq_mm.training import get_state
 
 OUTPUTS = dict(residual=dict(outputs=['2']))
@@ -25,7 +25,7 @@ def test_all_that_is_quantized_can_be_float_for_a_while(site, more):
     names = list(get_state(model).layers)
     with torch.no_grad():
         expected, before = plain(x), model(x)
-        with float_parts(model, dict.fromkeys(names, SIDES['both'])):
+        with float_parts(model, dict.fromkeys(names, PARTS['both'])):
             torch.testing.assert_close(model(x), expected)
         weight = Setting('4', 'weight', 4, 'alone')
         plain[4].weight.copy_(model[4].weight_quantizer(model[4].weight))
@@ -46,6 +46,6 @@ def test_attention_can_be_float_in_all_of_its_inputs():
         calibrate(model, [lambda: attention(*inputs)])
         assert not torch.allclose(attention(*inputs)[0], expected, atol=.05)
         with float_parts(model, dict.fromkeys(
-                get_state(model).layers, SIDES['both'])):
+                get_state(model).layers, PARTS['both'])):
             torch.testing.assert_close(attention(*inputs)[0], expected)
         assert attention.key_quantizer is not None

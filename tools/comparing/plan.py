@@ -24,7 +24,7 @@ from gdrq_mm.openmmlab.publish import (
     quantization_of,
     type_name,
 )
-from gdrq_mm.openmmlab.quantized_model import float_architecture
+from gdrq_mm.openmmlab.quantized_model import float_model_config
 from gdrq_mm.openmmlab.reading import read_checkpoint, weights_of
 from gdrq_mm.openmmlab.scopes import (
     build_model,
@@ -281,7 +281,7 @@ def _split(cfg: Config) -> Tuple[dict, Optional[dict]]:
         shared = {key: quantization[key] for key in OF_MODEL
                   if quantization.get(key)}
     cfg.custom_hooks = [hook for hook in hooks if hook not in ours]
-    cfg.model = float_architecture(cfg.model)
+    cfg.model = float_model_config(cfg.model)
     hook = dict(ours[0].to_dict() if ours else {}, type='GDRQHook')
     hook.pop('quantization', None)
     imports = (cfg.get('custom_imports') or {}).get('imports') or []

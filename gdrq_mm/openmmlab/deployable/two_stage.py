@@ -1,11 +1,12 @@
 """Tensors in, tensors out: detectors that look twice."""
-from typing import List, Sequence, Tuple
+from typing import Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from ..wrappers import stages_of
 from .boxes import (
     Candidates,
     check_methods,
@@ -113,10 +114,10 @@ class DeployableTwoStage(Deployable):
     def refine(self, features: Sequence[Tensor], rois: Tensor,
                size: Sequence[int]) -> Tuple[Tensor, Tensor, Tensor]:
         """Regions of the last stage, its deltas, scores of all stages."""
-        heads = _stages(self.roi_head.bbox_head)
+        heads = stages_of(self.roi_head.bbox_head)
         total = 0.
         for head, extractor in zip(
-                heads, _stages(self.roi_head.bbox_roi_extractor)):
+                heads, stages_of(self.roi_head.bbox_roi_extractor)):
             scores, deltas = (each.unflatten(0, rois.shape[:2]) for each in
                               head(self.extract(extractor, features, rois)))
             total = total + scores
@@ -132,7 +133,7 @@ class DeployableTwoStage(Deployable):
                there: Tensor, size: Sequence[int]
                ) -> Tuple[Tensor, Tensor, Tensor]:
         """Detections among regions."""
-        head = _stages(self.roi_head.bbox_head)[-1]
+        head = stages_of(self.roi_head.bbox_head)[-1]
         scores = scores.softmax(-1)[..., :-1]
         scores = torch.where(
             (scores > self.cfg.score_thr) & there[..., None], scores, -1.)
@@ -152,10 +153,10 @@ class DeployableTwoStage(Deployable):
     def masks(self, features: Sequence[Tensor], boxes: Tensor,
               labels: Tensor) -> Tensor:
         """Probabilities inside boxes, the mean of all stages."""
-        heads = _stages(self.roi_head.mask_head)
+        heads = stages_of(self.roi_head.mask_head)
         found = []
         for head, extractor in zip(
-                heads, _stages(self.roi_head.mask_roi_extractor)):
+                heads, stages_of(self.roi_head.mask_roi_extractor)):
             each = head(self.extract(extractor, features, boxes)).sigmoid()
             label = labels.flatten()[:, None].clamp(min=0)
             found.append(each[:, :1] if head.class_agnostic else gather(
@@ -187,11 +188,6 @@ def paste(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
                         y[:, :, None].expand(-1, -1, x.shape[1])], -1)
     return F.grid_sample(masks[:, None].float(), grid,
                          align_corners=False)[:, 0]
-
-
-def _stages(part: nn.Module) -> List[nn.Module]:
-    """The parts of a cascade; of others the only one."""
-    return list(part) if isinstance(part, nn.ModuleList) else [part]
 
 
 def decode(head: nn.Module, boxes: Tensor, deltas: Tensor,
@@ -237,7 +233,7 @@ def _check_parts(model: nn.Module) -> None:
          '_mask_forward'))
     if method_of(roi, 'predict_bbox') == 'CascadeRoIHead':
         check_methods('roi_head', roi, {'CascadeRoIHead'}, ('_refine_roi', ))
-    for head in _stages(roi.bbox_head):
+    for head in stages_of(roi.bbox_head):
         check_methods('roi_head.bbox_head', head, {'BBoxHead'},
                       ('predict_by_feat', '_predict_by_feat_single',
                        'regress_by_class'))
@@ -247,7 +243,7 @@ def _check_parts(model: nn.Module) -> None:
                 'that computes scores of its own, or without boxes; export '
                 'the first stage with --raw')
     if roi.with_mask:
-        for head in _stages(roi.mask_head):
+        for head in stages_of(roi.mask_head):
             check_methods('roi_head.mask_head', head, {'FCNMaskHead'},
                           ('predict_by_feat', '_predict_by_feat_single'))
     check_extractors(roi)
@@ -267,7 +263,7 @@ def check_extractors(roi: nn.Module) -> None:
     """
     parts = ['bbox_roi_extractor'] + ['mask_roi_extractor'] * roi.with_mask
     for part in parts:
-        for extractor in _stages(getattr(roi, part)):
+        for extractor in stages_of(getattr(roi, part)):
             check_methods(f'roi_head.{part}', extractor,
                           {'SingleRoIExtractor'},
                           ('forward', 'map_roi_levels'))
