@@ -56,6 +56,7 @@ def quantize_(model: nn.Module, config: Union[dict, QuantConfig]
             a weight with NaN or infinite values, a wrapper in place of a
             model, a part that has a name which quantization needs, or a
             model that is already quantized with another config.
+        TypeError: ``config`` is none of the two.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())

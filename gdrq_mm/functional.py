@@ -177,9 +177,12 @@ def quantize_codes(x: Tensor,
             ``s / 2``; 1 to 3 bits, signed. Defaults to False.
 
     Returns:
-        tuple[Tensor, Tensor]: Codes (float32 holding integers) and scale, with
-        ``x ~ codes * scale``. Where ``clip`` is 0 the codes are 0 (1 bit and
-        even: -1 or 1) and so is the scale.
+        tuple[Tensor, Tensor]: Codes (float32 holding integers; float64 where
+        ``x`` is) and scale, with ``x ~ codes * scale``. Where ``clip`` is 0
+        the codes are 0 (1 bit and even: -1 or 1) and so is the scale.
+
+    Raises:
+        ValueError: These bits are not allowed, or not with ``even``.
     """
     codes, scale, _ = _codes_of(x, clip, bits, signed, even)
     return codes, scale
@@ -247,10 +250,10 @@ def linear_quantize(x: Tensor,
                     even: bool = False) -> Tensor:
     """Linear quantization ``Q(x; clip)`` (Eq. 1, 2) as float values.
 
-    Computed in float32 whatever the dtype of ``x``, and returned in that
-    dtype. The gradient is straight-through: 1 where ``x`` lies inside the
-    range, bounds included, 0 outside; at 1 bit it is 1 everywhere. ``clip``
-    gets no gradient.
+    Computed in float32 at least, and returned in the dtype of ``x``. The
+    gradient is straight-through: 1 where ``x`` lies inside the range, bounds
+    included, 0 outside; at 1 bit it is 1 everywhere. ``clip`` gets no
+    gradient.
 
     Args:
         x (Tensor): Any shape.

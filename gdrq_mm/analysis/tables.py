@@ -59,8 +59,8 @@ def sensitivity_tables(figures: Dict[Setting, Figures], metric: str,
             parts.setdefault(setting[1:], {})[setting] = found
     texts: List[str] = []
     for (side, bits, way, _), part in parts.items():
-        title = WAY_TITLES[way].format(f'one at a time, {SIDE_WORDS[side]}',
-                                 bits_text(bits))
+        title = WAY_TITLES[way].format(
+            f'one at a time, {SIDE_WORDS[side]}', bits_text(bits))
         whole = figures.get(Setting('', 'both', bits, 'rest'))
         if way == 'rest' and whole:
             title += (f'\n(nothing float: {metric} '

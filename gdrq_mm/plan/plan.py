@@ -28,7 +28,8 @@ def make_plan(model: nn.Module, config: QuantConfig) -> List[LayerPlan]:
         config (QuantConfig): What to quantize.
 
     Returns:
-        list[LayerPlan]: In the order of ``model.named_modules()``.
+        list[LayerPlan]: Layers in the order of ``model.named_modules()``,
+        then outputs of 8 bits and products.
 
     Raises:
         ValueError: A rule matches no layer or acts on none, two layers share

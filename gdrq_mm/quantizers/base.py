@@ -179,9 +179,9 @@ class WeightQuantizer(Quantizer):
         """Integer codes of ``weight`` and the scale of every filter.
 
         Returns:
-            tuple[Tensor, Tensor]: Codes (float32 holding integers), shaped
-            like ``weight``, and scales of shape ``(num_filters, 1, ...)``;
-            their product is what :meth:`forward` gives.
+            tuple[Tensor, Tensor]: Codes (integers in float32, or float64 as
+            ``weight``), shaped like it, and scales of shape ``(num_filters,
+            1, ...)``; their product is what :meth:`forward` gives.
 
         Raises:
             ValueError: No integer kernel knows them, as its levels are not

@@ -154,7 +154,7 @@ class QuantizationState(nn.Module):
 
     def activation(self, quantizer: nn.Module, x: Tensor) -> Tensor:
         """Observe and quantize one activation."""
-        self._warn_if_unset(quantizer, x)
+        self._warn_if_unset(quantizer)
         if self.observing:
             quantizer.observe(x)
             self._collect_clipped(quantizer, x)
@@ -174,7 +174,7 @@ class QuantizationState(nn.Module):
         """
         if not quantizer.fused:
             return self.activation(quantizer, x), None
-        self._warn_if_unset(quantizer, x)
+        self._warn_if_unset(quantizer)
         seen = None
         if self.observing:
             seen = quantizer.observe_later(x)
@@ -185,7 +185,7 @@ class QuantizationState(nn.Module):
         if self.collect_clipped and quantizer.initialized:
             self.clipped.append(quantizer.clipped_fraction(x))
 
-    def _warn_if_unset(self, quantizer: nn.Module, x: Tensor) -> None:
+    def _warn_if_unset(self, quantizer: nn.Module) -> None:
         if not (self.training or self.calibrating or self._warned
                 or quantizer.initialized):
             self._warned = True
