@@ -187,6 +187,10 @@ def diff(args) -> None:
     found = diff_checkpoints(args.first, args.second, args.config,
                              args.batches, args.cfg_options)
     print(diff_table(found, args.below))
+    if args.second.endswith('.onnx') and len(found) > 1 and all(
+            each.own.decibels < args.below for each in found):
+        print(f'every layer differs by itself: {args.second} may be of '
+              f'another checkpoint than {args.first}')
     if args.picture:
         plot_diff(found, args.picture)
 
@@ -368,6 +372,9 @@ def main() -> None:
     command.add_argument('--train', metavar='FOLDER', help='train both there '
                          "with the config's schedule, and test them")
     args = parser.parse_args()
+    if Path(getattr(args, 'json', None) or 'none').is_dir():
+        parser.error(f'--json is {args.json}, a folder; give the name of a '
+                     'file')
     if getattr(args, 'picture', None):
         check_image(args.picture)
         check_new(args.picture)

@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 import torch
 from mmengine.config import Config
 
+from gdrq_mm.analysis.diff_onnx import runs_optimised
 from gdrq_mm.cli import run_tool
 from gdrq_mm.deployable import first_images, load_model, make_deployable
 from gdrq_mm.layers import QuantLayer
@@ -68,11 +69,11 @@ def compare(args: argparse.Namespace) -> dict:
                                 args.cfg_options)
         form = make_deployable(model).eval()
         function, size = open_file(Path(args.file), form.output_names)
-        image, = first_images(cfg, 1, 'test', size)
+        image, = test_images(cfg, 1, size)
         need_same_shapes(args.file, function(image), form(image))
     else:
         cfg, model = load_float(args)
-        size = tuple(args.shape or default_size(cfg, first_images(cfg, 32)))
+        size = tuple(args.shape or default_size(cfg, test_images(cfg, 32)))
         function = float_export(cfg, model, size)
     print('images: ' + ('any size' if size is None else
                         f'{size[0]} x {size[1]}'))
@@ -83,6 +84,17 @@ def compare(args: argparse.Namespace) -> dict:
         with write_whole(args.json) as part:
             part.write_text(json.dumps(figures, indent=1) + '\n')
     return figures
+
+
+def test_images(cfg: Config, number: int,
+                size: Optional[Tuple[int, int]] = None) -> list:
+    """The first images of the test set."""
+    try:
+        return first_images(cfg, number, 'test', size)
+    except OSError as error:
+        raise OSError(
+            f'the test set cannot be read ({error}): say where it is with '
+            '--cfg-options test_dataloader.dataset.data_root=DIR') from error
 
 
 def load_float(args: argparse.Namespace) -> tuple:
@@ -102,7 +114,7 @@ def float_export(cfg: Config, model: torch.nn.Module, size: Tuple[int, int]
     """A float model as an ONNX file, in ONNX Runtime."""
     from gdrq_mm.export.onnx_check import run, session
     from gdrq_mm.export.speed import export_float
-    image, = first_images(cfg, 1, 'test')
+    image, = test_images(cfg, 1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'float.onnx'
         export_float(make_deployable(model).eval(),
@@ -131,7 +143,7 @@ def open_file(path: Path, names: Sequence[str]
         raise FileNotFoundError(f'--file is {path}, which is not there; give '
                                 'a file that "gdrq export" wrote')
     try:
-        runner = session(path)
+        runner = session(path, optimise=runs_optimised(path))
     except Exception as error:  # of classes that have no other base
         said = str(error).strip().partition('\n')[0]
         raise ValueError(

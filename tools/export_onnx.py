@@ -203,7 +203,6 @@ def _metadata(cfg, args, size, images: list) -> dict:
         pipeline=json.dumps(sizing_transforms(cfg), default=str),
         padding=json.dumps([round(each, 4) for each in padding_pixel(
             cfg, images[0].shape[1]).tolist()]),
-        format=args.format,
         classes=json.dumps(_classes(cfg, args.checkpoint), default=list))
 
 

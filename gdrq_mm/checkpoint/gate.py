@@ -5,6 +5,7 @@ a backbone), of a quantized model inside another (a teacher); packed, latent
 or of a training; into a float model: refused. Checks come before all loading.
 """
 import functools
+from collections.abc import Mapping
 from typing import Dict, Optional
 
 import torch
@@ -89,6 +90,8 @@ def check_whole(module: nn.Module, state_dict: dict) -> None:
         CheckpointError: It is of a quantized model and this one is float, or
             a quantized model inside refuses it.
     """
+    if not isinstance(state_dict, Mapping):
+        return  # torch says so
     modules = dict(module.named_modules(remove_duplicate=False))
     for key in state_dict:
         prefix, found, _ = str(key).partition(f'{NAME}.schemes')

@@ -230,7 +230,7 @@ def export_onnx(model: nn.Module, example: Example, path: Union[str, Path],
                                     **names)
         check = onnx_check.check_qdq if format == 'qdq' else \
             onnx_check.check_tensorrt
-    add_metadata(proto, model, metadata or {})
+    add_metadata(proto, model, dict(metadata or {}, format=format))
     with write_whole(path) as part:
         onnx_file.write(proto, part)
         check(part, model, example, report)

@@ -12,6 +12,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from ..analysis.rules import rules_of_layers
 from ..checkpoint import NAME
@@ -102,9 +103,18 @@ class Bench:
             config=hashlib.sha256(text.encode()).hexdigest()[:16],
             checkpoint=sha256_of(
                 path_of(self.checkpoint) or self.checkpoint)[:16],
-            batches=len(self.batches),
+            batches=len(self.batches), images=self._digest(),
             calibration=self.calibration, gdrq_mm=__version__,
             measured=MEASURED)
+
+    def _digest(self) -> str:
+        """Of the images that figures are measured with."""
+        total = hashlib.sha256()
+        for each in tree_leaves(self.batches):
+            if isinstance(each, torch.Tensor):
+                total.update(f'{each.dtype} {tuple(each.shape)}'.encode())
+                total.update(each.contiguous().numpy().tobytes())
+        return total.hexdigest()[:16]
 
     # -- models --------------------------------------------------------------
 

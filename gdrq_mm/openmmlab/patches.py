@@ -8,7 +8,6 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import Callable, Dict, List
@@ -210,8 +209,7 @@ def _check_models() -> Callable:
 
     @functools.wraps(load_any)
     def load_state_dict(self, state_dict, strict=True, assign=False):
-        if isinstance(state_dict, Mapping):  # else torch says so
-            check_whole(self, state_dict)
+        check_whole(self, state_dict)
         return load_any(self, state_dict, strict, assign)
 
     nn.Module.load_state_dict = load_state_dict

@@ -245,15 +245,14 @@ class Policies:
         cfg.load_from = self.bench.checkpoint
         known = folder / 'inputs.txt'
         if (folder / 'last_checkpoint').exists():
-            if not known.exists() or inputs != known.read_text(
-                    encoding='utf-8'):
+            if not known.exists() or known.read_bytes() != inputs.encode():
                 raise ValueError(
                     f'{folder} has a training of another config, policy or '
                     'checkpoint; give another folder to train in, or remove '
                     'it')
             cfg.load_from, cfg.resume = None, True
         folder.mkdir(parents=True, exist_ok=True)
-        known.write_text(inputs, encoding='utf-8')
+        known.write_bytes(inputs.encode())
         cfg.experiment_name = f'policy_{folder.name}'
         runner = Runner.from_cfg(cfg)
         runner.train()

@@ -207,7 +207,16 @@ def load_all(model: nn.Module, state_dict: dict) -> None:
         CheckpointError: It is refused, or entries are missing or left over.
     """
     own = model.load_state_dict(model.state_dict(), strict=False)
-    found = model.load_state_dict(state_dict, strict=False)
+    try:
+        found = model.load_state_dict(state_dict, strict=False)
+    except CheckpointError:
+        raise
+    except RuntimeError as error:  # torch's, with a line for every entry
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise CheckpointError(
+            'the checkpoint is not of this model: '
+            f'{lines[min(1, len(lines) - 1)].rstrip(".")}. Give the config '
+            'that it was trained with') from None
     missing = set(found.missing_keys) - set(own.missing_keys) \
         - added_later(model, state_dict).keys()
     unexpected = set(found.unexpected_keys) - set(own.unexpected_keys)

@@ -2,6 +2,7 @@
 import argparse
 import copy
 import importlib
+import re
 from pathlib import Path
 from typing import Optional, Tuple, Union
 
@@ -9,6 +10,9 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from torch import nn
+
+# Where a value, or a part of a list, begins as a dict does.
+_DICT = re.compile(r'(^|[\[(,])[\s"\']*(\{|dict\()')
 
 SAMPLES = dict(mmdet='DetDataSample', mmseg='SegDataSample',
                mmpretrain='DataSample')
@@ -117,7 +121,15 @@ class ConfigOptions(DictAction):
                 raise argparse.ArgumentError(
                     self, f'{each!r} is no NAME=VALUE, as in '
                     'model.backbone.depth=18')
-        super().__call__(parser, namespace, values, option_string)
+            # Of mmengine, they would become parts of themselves as text.
+            if _DICT.search(each.partition('=')[2]):
+                raise argparse.ArgumentError(
+                    self, f'{each!r} has a dict: name its fields one by one, '
+                    'as in custom_hooks.0.quantization.weight.bits=4')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:  # brackets
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
 def build_model(cfg: Config) -> nn.Module:

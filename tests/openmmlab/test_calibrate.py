@@ -215,3 +215,17 @@ def test_the_tool_says_what_it_did_and_what_is_wrong(
         runpy.run_path(tool, run_name='__main__')
     assert stopped.value.code == 1
     assert 'choose another name' in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_is_one_sentence(float_model, tmp_path):
+    config, _ = float_model('resnet')
+    cfg = Config.fromfile(config)
+    cfg.model.head.num_classes = 3
+    cfg.dump(str(tmp_path / 'other.py'))
+    with pytest.raises(RuntimeError, match='not of this model: size mismatch '
+                       'for head.fc.weight.* that it was trained') as error:
+        calibrate_checkpoint(str(tmp_path / 'other.py'),
+                             float_model('resnet')[1],
+                             str(tmp_path / 'out.pth'), 1)
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'out.pth').exists()

@@ -86,12 +86,19 @@ def test_a_change_of_what_is_not_there_is_one_sentence(name, tmp_path):
 def test_an_option_that_is_no_change_is_wrong_usage(capsys):
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions)
-    found = parser.parse_args(['--cfg-options', 'a.b=2', 'c=[1,2]'])
-    assert found.cfg_options == {'a.b': 2, 'c': [1, 2]}
-    with pytest.raises(SystemExit) as exit:
-        parser.parse_args(['--cfg-options', 'a.b=2', 'foo'])
-    assert exit.value.code == 2
-    assert "--cfg-options: 'foo' is no NAME=VALUE" in capsys.readouterr().err
+    found = parser.parse_args([
+        '--cfg-options', 'a.b=2', 'c=[1,2]', 'd=epoch_{}.pth'])
+    assert found.cfg_options == {
+        'a.b': 2, 'c': [1, 2], 'd': 'epoch_{}.pth'}
+    for option, said in (
+            ('foo', "--cfg-options: 'foo' is no NAME=VALUE"),
+            ('a=[1,2', '--cfg-options: Imbalanced brackets'),
+            ('a=dict(b=1,c=2)', "'a=dict(b=1,c=2)' has a dict: name its "),
+            ("a=[{'b':1,'c':2}]", 'has a dict: name its fields')):
+        with pytest.raises(SystemExit) as exit:
+            parser.parse_args(['--cfg-options', 'a.b=2', option])
+        assert exit.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 def test_names_of_a_package_that_is_not_installed_have_a_remedy(monkeypatch):

@@ -365,3 +365,16 @@ def test_a_checkpoint_behind_a_url_is_known_by_its_content(
     shutil.copy(checkpoint, cache / 'model.pth')
     bench = Bench(config, 'https://example.invalid/model.pth', batches=1)
     assert bench.inputs() == Bench(config, checkpoint, batches=1).inputs()
+
+
+def test_figures_of_other_images_are_refused(files, tmp_path):
+    """The names of files are the same."""
+    first = Bench(*files('resnet'), batches=2)
+    path = tmp_path / 'figures.json'
+    Measurements(path, first.inputs()).put('alone weight 4 conv', 1.)
+    Measurements(path, Bench(*files('resnet'), batches=2).inputs())
+    other = Bench(*files('resnet'), batches=2)
+    for batch in other.batches:
+        batch['inputs'] = [255 - each for each in batch['inputs']]
+    with pytest.raises(ValueError, match='other settings .images.'):
+        Measurements(path, other.inputs())

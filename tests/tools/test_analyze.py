@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from gdrq_mm.analysis.diff import Difference, Energy
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = next((ROOT / 'docs' / 'images').glob('*.png'))
 CONFIGS = dict(
@@ -120,10 +122,28 @@ def test_bad_input_of_the_measuring_commands(arguments, message, monkeypatch,
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('apart, told', [
+    ([5., 9.], True), ([5., 99.], False), ([5.], False)])
+def test_a_file_of_another_checkpoint_is_told_by_all_its_layers(
+        apart, told, monkeypatch, capsys):
+    found = []
+    for name, decibels in zip('ab', apart):
+        found.append(Difference(name))
+        found[-1].own = Energy(1., 10**(-decibels / 10), 1)
+    monkeypatch.setattr('gdrq_mm.openmmlab.diff.diff_checkpoints',
+                        lambda *args, **kwargs: found)
+    run_tool(monkeypatch, 'diff', 'mine.pth', 'other.onnx',
+             ROOT / 'configs' / CONFIGS['cls'])
+    said = 'other.onnx may be of another checkpoint than mine.pth'
+    assert (said in capsys.readouterr().out) is told
+
+
 @pytest.mark.parametrize('arguments, message', [
     (['plan', '--shape', '-1', '32'], '--shape: -1; give 1 or more'),
     (['plan', '--shape', 'x', '32'], "--shape: invalid int value: 'x'"),
     (['sensitivity', '--most', '-1'], '--most: -1; give 1 or more'),
+    (['sensitivity', 'a.py', 'a.pth', '--json', str(ROOT)],
+     'a folder; give the name of a file'),
     (['plan', '--cfg-options', 'foo'], "--cfg-options: 'foo' is no NAME")])
 def test_wrong_options_of_the_measuring_commands(arguments, message,
                                                  monkeypatch, capsys):

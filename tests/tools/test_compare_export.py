@@ -10,6 +10,7 @@ import torch
 import gdrq_mm
 from gdrq_mm.deploy import export_onnx
 from gdrq_mm.deployable import first_images, make_deployable
+from gdrq_mm.export import onnx_check
 from gdrq_mm.export.onnx_ops import COMMON_TRANSLATIONS
 from gdrq_mm.export.to_proto import to_proto
 from gdrq_mm.openmmlab.publish import inference_config
@@ -98,6 +99,31 @@ def test_the_file_of_a_quantized_model_is_compared(
     assert ('images: any size' in capsys.readouterr().out) is bool(dynamic)
     with pytest.raises(ValueError, match='--file has a size of its own'):
         compare(config, checkpoint, '--file', file, '--shape', 32, 32)
+
+
+@pytest.mark.parametrize('form', ['qdq', 'tensorrt'])
+def test_a_file_is_opened_as_it_was_checked(form, quantized, compare,
+                                            tmp_path, monkeypatch):
+    """ONNX Runtime's integer kernels are not made for the tensorrt form."""
+    opened, session = [], onnx_check.session
+
+    def note(path, *args, **options):
+        opened.append(options)
+        return session(path, *args, **options)
+
+    config, checkpoint, export = quantized
+    file = export(tmp_path / 'model.onnx', format=form)
+    monkeypatch.setattr(onnx_check, 'session', note)
+    compare(config, checkpoint, '--file', file)
+    assert opened == [dict(optimise=form == 'qdq')]
+
+
+def test_a_test_set_that_is_not_there_has_a_remedy(saved, compare):
+    _, _, config, checkpoint = saved
+    with pytest.raises(OSError, match='test set cannot be read .*--cfg-option'
+                       's test_dataloader.dataset.data_root=DIR'):
+        compare(config, checkpoint, '--cfg-options',
+                'test_dataloader.dataset.data_root=nowhere')
 
 
 def test_a_file_that_cannot_be_compared_is_refused(

@@ -82,13 +82,22 @@ def sizing_transforms(cfg: Config) -> List[dict]:
 def padding_pixel(cfg: Config, channels: int) -> Tensor:
     """What images are padded with, in the channel order of images: by the
     pipeline, or, where it does not, by the data preprocessor, the value that
-    normalization maps to its padding."""
+    normalization maps to its padding.
+
+    Raises:
+        ValueError: The data preprocessor has other channels.
+    """
+    normal = _mean_pixel(cfg, channels)
+    if len(normal) != channels:
+        raise ValueError(
+            f'an image has {channels} channels, mean and std of the data '
+            f'preprocessor {len(normal)}; give it as many')
     for transform in sizing_transforms(cfg):
         if transform['type'] == 'Pad':
             value = transform.get('pad_val', 0)
             value = value.get('img', 0) if isinstance(value, dict) else value
             return torch.tensor(value).float().expand(channels)
-    return _mean_pixel(cfg, channels)
+    return normal
 
 
 def _mean_pixel(cfg: Config, channels: int) -> Tensor:
@@ -158,17 +167,13 @@ def _pipeline_size(cfg: Config) -> Tuple[int, int]:
 
 
 def pad_image(cfg: Config, image: Tensor, size: Tuple[int, int]) -> Tensor:
-    """Enlarge an image as the package pads it.
+    """Enlarge an image, as the file's metadata say (``padding``).
 
     Raises:
         ValueError: The image is larger than ``size``, or has other channels
             than the data preprocessor.
     """
-    fill = _mean_pixel(cfg, image.shape[1])
-    if len(fill) != image.shape[1]:
-        raise ValueError(
-            f'an image has {image.shape[1]} channels, mean and std of the '
-            f'data preprocessor {len(fill)}; give it as many')
+    fill = padding_pixel(cfg, image.shape[1])
     height, width = (wanted - there for wanted, there in zip(
         size, image.shape[2:]))
     if height < 0 or width < 0:

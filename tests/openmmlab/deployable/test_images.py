@@ -104,3 +104,5 @@ def test_a_file_says_how_images_get_their_size_and_what_pads_them():
         cfg = config(resize, pad, packing, **normal)
         assert sizing_transforms(cfg) == [resize, pad]
         assert padding_pixel(cfg, 3).tolist() == expected
+        padded = pad_image(cfg, torch.full((1, 3, 4, 4), 9.), (5, 4))
+        assert padded[0, :, -1, 0].tolist() == expected
