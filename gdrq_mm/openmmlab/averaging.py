@@ -1,12 +1,13 @@
 """Averages of a model: those of ``EMAHook``, and those inside of it (momentum
 encoders, teachers)."""
+import itertools
 import logging
-from typing import Container, Iterator
+from typing import Callable, Container, Iterator
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseAveragedModel, BaseModel
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..training import get_state
@@ -63,6 +64,49 @@ def averaging_hooks(runner) -> Iterator[Hook]:
                           BaseAveragedModel))
 
 
+def swap_statistics_as_well(runner, model: nn.Module) -> None:
+    """Let ``EMAHook``, which swaps parameters alone where it evaluates one of
+    its two models or the other, swap normalization statistics with them: those
+    of a checkpoint may fit one of the two (``bn_batches``).
+
+    Args:
+        runner (Runner): With the hooks.
+        model (nn.Module): The quantized model.
+    """
+    swap_no_more(runner)  # a run before may have failed
+    for hook in averaging_hooks(runner):
+        if isinstance(hook, EMAHook) and not hook.ema_model.update_buffers:
+            hook._swap_ema_parameters = _swap_with_statistics(hook, model)
+
+
+def swap_no_more(runner) -> None:
+    """Take that back."""
+    for hook in averaging_hooks(runner):
+        vars(hook).pop('_swap_ema_parameters', None)
+
+
+def _swap_with_statistics(hook: EMAHook, model: nn.Module
+                          ) -> Callable[[], None]:
+    swap = hook._swap_ema_parameters
+
+    def swap_both() -> None:
+        swap()
+        for ours, averaged in zip(norm_statistics(model), norm_statistics(
+                hook.ema_model.module)):
+            kept = averaged.clone()
+            averaged.copy_(ours)
+            ours.copy_(kept)
+
+    return swap_both
+
+
+def norm_statistics(model: nn.Module) -> Iterator[Tensor]:
+    """Running means and variances of batch normalization."""
+    return itertools.chain.from_iterable(
+        (norm.running_mean, norm.running_var) for norm in model.modules()
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None)
+
+
 def sync_averages(runner, model: nn.Module) -> None:
     """Give averaged models the phase and the signs of the model.
 
@@ -113,8 +157,7 @@ def warn_of_averaged(model: nn.Module, checkpoint: dict) -> None:
 
 
 def _warn(model: nn.Module, what: str) -> None:
-    if any(isinstance(module, _BatchNorm) and module.running_mean is not None
-           for module in model.modules()):
+    if any(True for _ in norm_statistics(model)):
         print_log(
             f'{what} weights averaged by EMAHook with the normalization '
             'statistics of other weights, those that were trained; at few '

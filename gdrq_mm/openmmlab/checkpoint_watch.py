@@ -8,6 +8,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from ..training import DistillConfig, get_state
+from .averaging import swap_no_more, swap_statistics_as_well
 from .checks import check_entries
 from .finite import FiniteWatch
 from .reading import strip_wrapper_prefix
@@ -35,6 +36,7 @@ class CheckpointWatchHook(Hook):
     lr_mult = 1.
     distill: Optional[DistillConfig] = None
     finite: Optional[FiniteWatch] = None
+    trains = False
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Look at what a resumed run goes on with."""
@@ -53,12 +55,37 @@ class CheckpointWatchHook(Hook):
 
     def before_train(self, runner) -> None:
         """Look at the weights that a run begins with."""
+        self.trains = True
+        self._before_evaluations(runner)
         model = unwrap(runner.model)
         if get_state(model) is not None and self._is_due(runner):
             check_entries(model)
             warn_of_nothing_to_resume(runner)
             self.finite = FiniteWatch(model, type(self).__name__)
             self.finite.start()
+
+    def _before_evaluations(self, runner) -> None:
+        model = unwrap(runner.model)
+        if get_state(model) is not None:
+            swap_statistics_as_well(runner, model)
+
+    def after_train(self, runner) -> None:
+        self.trains = False
+        swap_no_more(runner)
+
+    def before_val(self, runner) -> None:
+        if not self.trains:
+            self._before_evaluations(runner)
+
+    def after_val(self, runner) -> None:
+        if not self.trains:
+            swap_no_more(runner)
+
+    def before_test(self, runner) -> None:
+        self._before_evaluations(runner)
+
+    def after_test(self, runner) -> None:
+        swap_no_more(runner)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Look at the weights; the settings go with them."""

@@ -4,17 +4,14 @@ Running statistics are those of the steps before, and of a model averaged by
 ``EMAHook`` those of other weights. Every validation and every checkpoint,
 the best and the last one as well, gets statistics of its own weights.
 """
-import itertools
 import logging
-from typing import Callable, Iterator
 
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
 from ..training import get_state, update_bn_stats
-from .averaging import averaging_hooks
+from .averaging import averaging_hooks, norm_statistics
 from .calibrate import training_forwards
 
 
@@ -47,31 +44,15 @@ class NormStatisticsHook(Hook):
                 'train_dataloader of a config to build a second one; build '
                 'the runner with Runner.from_cfg, or call '
                 'gdrq_mm.update_bn_stats yourself')
-        if not any(True for _ in _statistics(self.model)):
+        if not any(True for _ in norm_statistics(self.model)):
             self.batches = 0
             print_log('GDRQHook: bn_batches acts on nothing: the model has no '
                       'batch normalization with running statistics',
                       'current', logging.WARNING)
-        self._swap_statistics_as_well(runner)
         self.trains = True
 
     def after_train(self, runner) -> None:
         self.trains = False
-        self._swap_no_more(runner)
-
-    def before_val(self, runner) -> None:
-        if not self.trains:
-            self._swap_statistics_as_well(runner)
-
-    def after_val(self, runner) -> None:
-        if not self.trains:
-            self._swap_no_more(runner)
-
-    def before_test(self, runner) -> None:
-        self._swap_statistics_as_well(runner)
-
-    def after_test(self, runner) -> None:
-        self._swap_no_more(runner)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None,
                          outputs=None) -> None:
@@ -130,32 +111,6 @@ class NormStatisticsHook(Hook):
                 return True
         return False
 
-    def _swap_statistics_as_well(self, runner) -> None:
-        self._swap_no_more(runner)  # a run before may have failed
-        for hook in averaging_hooks(runner):
-            if isinstance(hook, EMAHook) \
-                    and not hook.ema_model.update_buffers:
-                hook._swap_ema_parameters = self._swap_with_statistics(hook)
-
-    def _swap_no_more(self, runner) -> None:
-        for hook in averaging_hooks(runner):
-            vars(hook).pop('_swap_ema_parameters', None)
-
-    def _swap_with_statistics(self, hook: EMAHook) -> Callable[[], None]:
-        """What an ``EMAHook`` calls, which swaps the parameters alone,
-        whenever it validates one of its two models or the other."""
-        swap = hook._swap_ema_parameters
-
-        def swap_both() -> None:
-            swap()
-            for ours, averaged in zip(_statistics(self.model),
-                                      _statistics(hook.ema_model.module)):
-                kept = averaged.clone()
-                averaged.copy_(ours)
-                ours.copy_(kept)
-
-        return swap_both
-
 
 class _Uncopied:
     """A data set that ``build_dataloader`` would copy with its config."""
@@ -165,9 +120,3 @@ class _Uncopied:
 
     def __deepcopy__(self, memo):
         return self.dataset
-
-
-def _statistics(model: nn.Module) -> Iterator[Tensor]:
-    return itertools.chain.from_iterable(
-        (norm.running_mean, norm.running_var) for norm in model.modules()
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None)

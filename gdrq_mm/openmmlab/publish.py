@@ -200,8 +200,7 @@ def load_all(model: nn.Module, state_dict: dict) -> None:
 
     Some models do not even load what they save (Swin V2 drops entries that it
     computes): what is missing of their own may be missing of the file. Others
-    give old entries new names; so it is loaded first, and the model is of no
-    use where this raises.
+    give old entries new names, so the model is of no use where this raises.
 
     Raises:
         CheckpointError: It is refused, or entries are missing or left over.
@@ -209,14 +208,12 @@ def load_all(model: nn.Module, state_dict: dict) -> None:
     own = model.load_state_dict(model.state_dict(), strict=False)
     try:
         found = model.load_state_dict(state_dict, strict=False)
-    except CheckpointError:
-        raise
-    except RuntimeError as error:  # torch's, with a line for every entry
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise CheckpointError(
-            'the checkpoint is not of this model: '
-            f'{lines[min(1, len(lines) - 1)].rstrip(".")}. Give the config '
-            'that it was trained with') from None
+    except RuntimeError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        told = str(error).splitlines()[:2][-1].strip()  # torch tells of all
+        raise CheckpointError(f'the checkpoint is not of this model: {told} '
+                              'Give the config it was trained with') from None
     missing = set(found.missing_keys) - set(own.missing_keys) \
         - added_later(model, state_dict).keys()
     unexpected = set(found.unexpected_keys) - set(own.unexpected_keys)

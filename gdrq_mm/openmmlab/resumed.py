@@ -4,6 +4,7 @@ import reprlib
 from typing import Iterator, List, Optional, Tuple
 
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapperDict
 
 from ..checkpoint import NAME, CheckpointError, read_phase, read_schemes
 from ..training import PHASES
@@ -130,31 +131,42 @@ def _flat(settings, name: str = '') -> Iterator[Tuple[str, object]]:
 
 
 def check_optimizer(checkpoint: dict, optim_wrapper) -> None:
-    """The optimizer of a resumed run must hold what that of its checkpoint
+    """The optimizers of a resumed run must hold what those of its checkpoint
     held.
 
     Raises:
-        CheckpointError: That of the checkpoint is none.
-        ValueError: It does not.
+        CheckpointError: One of the checkpoint is none.
+        ValueError: They do not.
     """
-    groups = getattr(getattr(optim_wrapper, 'optimizer', None),
-                     'param_groups', None)
-    if groups is None or 'optimizer' not in checkpoint:
+    if 'optimizer' not in checkpoint:
         return
-    here, there = _sizes(groups), _saved_sizes(checkpoint['optimizer'])
+    several = isinstance(optim_wrapper, OptimWrapperDict)
+    for name, wrapper in (optim_wrapper.items() if several
+                          else [('', optim_wrapper)]):
+        saved = checkpoint['optimizer']
+        if several:  # by name; other names are told by the runner
+            saved = saved.get(name) if isinstance(saved, dict) else None
+        groups = getattr(getattr(wrapper, 'optimizer', None),
+                         'param_groups', None)
+        if groups is not None and (saved is not None or not several):
+            _check_groups(f'optimizer {name}'.rstrip(), saved, groups, _REMEDY
+                          if phase_of(checkpoint) else _FLOAT_REMEDY)
+
+
+def _check_groups(what: str, saved, groups: List[dict], remedy: str) -> None:
+    here, there = _sizes(groups), _saved_sizes(saved)
     if there not in (None, here):
         raise ValueError(
-            f'the optimizer of the checkpoint holds {_in_words(there)}, that '
-            f'of this run {_in_words(here)}: '
-            + (_REMEDY if phase_of(checkpoint) else _FLOAT_REMEDY))
+            f'the {what} of the checkpoint holds {_in_words(there)}, that '
+            f'of this run {_in_words(here)}: {remedy}')
     if there:
-        kinds = [[name for name in TELLING if name in each[0]] for each in (
-            checkpoint['optimizer']['param_groups'], groups)]
+        kinds = [[name for name in TELLING if name in each[0]]
+                 for each in (saved['param_groups'], groups)]
         if kinds[0] != kinds[1]:
-            saved, ours = (', '.join(kind) or 'none' for kind in kinds)
+            before, now = (', '.join(kind) or 'none' for kind in kinds)
             raise ValueError(
-                'the optimizer of the checkpoint is of another type than that '
-                f'of this run (options {saved}; {ours}). Change back the '
+                f'the {what} of the checkpoint is of another type than that '
+                f'of this run (options {before}; {now}). Change back the '
                 'config, or give the checkpoint as load_from and train with a '
                 'fresh optimizer.')
 

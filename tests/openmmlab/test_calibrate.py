@@ -223,7 +223,7 @@ def test_a_checkpoint_of_another_model_is_one_sentence(float_model, tmp_path):
     cfg.model.head.num_classes = 3
     cfg.dump(str(tmp_path / 'other.py'))
     with pytest.raises(RuntimeError, match='not of this model: size mismatch '
-                       'for head.fc.weight.* that it was trained') as error:
+                       'for head.fc.weight.* it was trained with') as error:
         calibrate_checkpoint(str(tmp_path / 'other.py'),
                              float_model('resnet')[1],
                              str(tmp_path / 'out.pth'), 1)

@@ -206,13 +206,13 @@ class BackboneAndHead:
     """An optimizer for each, as people build them for GANs."""
 
     def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
-        pass
+        self.head = optim_wrapper_cfg.get('head', 'Adam')
 
     def __call__(self, model):
         return OptimWrapperDict(
             backbone=OptimWrapper(torch.optim.SGD(
                 model.backbone.parameters(), lr=.01)),
-            head=OptimWrapper(torch.optim.Adam(
+            head=OptimWrapper(getattr(torch.optim, self.head)(
                 model.head.parameters(), lr=.001)))
 
 
@@ -242,6 +242,31 @@ def test_each_optimizer_gets_those_of_its_layers(make_runner, run_log):
     assert found['head']['lr'] == .001 and found['backbone']['lr'] == .01
     assert "the optimizer 'head' trains 2 learned" in run_log(runner)
     assert all(float(each) != 1 for each in found['head']['params'])
+
+
+@pytest.mark.parametrize('hooks, head, told', [
+    ([HOOK], 'SGD', 'the optimizer head of the checkpoint is of another type'),
+    ([HOOK], 'Adam', None),
+    ([], 'Adam', 'the optimizer backbone of the checkpoint holds .* groups')])
+def test_each_optimizer_of_a_resumed_run_is_looked_at(
+        hooks, head, told, make_runner, tmp_path):
+    model = dict(type='TwoOptimizers')
+    if not hooks:
+        model.update(type='QuantizedModel', architecture='TwoOptimizers',
+                     quantization=LSQ)
+    options = dict(param_scheduler=None, work_dir=tmp_path / 'run')
+    make_runner('resnet', HOOK, model=dict(type='TwoOptimizers'),
+                train_cfg=dict(max_epochs=1), optim_wrapper=dict(
+                    constructor='BackboneAndHead'), **options).train()
+    runner = make_runner(
+        'resnet', *hooks, model=model, train_cfg=dict(max_epochs=2),
+        resume=True, optim_wrapper=dict(
+            constructor='BackboneAndHead', head=head), **options)
+    if told is None:
+        runner.train()
+        return
+    with pytest.raises(ValueError, match=told):
+        runner.train()
 
 
 def test_another_rate_of_theirs_is_not_dropped_without_a_word(make_runner):

@@ -107,9 +107,19 @@ def test_each_of_two_models_is_evaluated_with_its_own_statistics(
             torch.testing.assert_close(seen[key], value)
 
 
+def as_quantized_model(cfg):
+    cfg.model = dict(cfg.model, type='QuantizedModel',
+                     architecture=cfg.model.type, quantization=QUANTIZATION)
+    return []
+
+
 @pytest.mark.parametrize('kind', ['EMAHook', 'mmpretrain.EMAHook'])
+@pytest.mark.parametrize('hooks_of', [
+    lambda cfg: [hook()],
+    lambda cfg: [dict(type='GDRQHook', quantization=QUANTIZATION)],
+    as_quantized_model], ids=['as trained', 'without bn_batches', 'no hook'])
 def test_a_checkpoint_is_tested_with_the_statistics_it_was_validated_with(
-        kind, make_runner, load_config):
+        hooks_of, kind, make_runner, load_config):
     ema = dict(type=kind, momentum=.3)
     trained = make_runner(with_validation(load_config('resnet')), hook(), ema)
     validated = KeepEvaluated()
@@ -120,7 +130,8 @@ def test_a_checkpoint_is_tested_with_the_statistics_it_was_validated_with(
         cfg = with_validation(load_config('resnet'))
         del cfg.default_hooks.checkpoint.save_best  # mmengine has none here
         runner = make_runner(
-            cfg, hook(), ema, load_from=f'{trained.work_dir}/epoch_3.pth')
+            cfg, *hooks_of(cfg), ema,
+            load_from=f'{trained.work_dir}/epoch_3.pth')
         tested = KeepEvaluated()
         tested.after_test_iter = tested.after_val_iter
         runner.register_hook(tested)
