@@ -133,7 +133,8 @@ def sync_averages(runner, model: nn.Module) -> None:
 
 
 def warn_of_averaging(runner, model: nn.Module, bn_batches: int) -> None:
-    """Averaged weights have no normalization statistics of their own.
+    """Averaged weights have no normalization statistics of their own, and are
+    what is saved, whichever of the two models is evaluated.
 
     Args:
         runner (Runner): The runner of a training.
@@ -142,6 +143,13 @@ def warn_of_averaging(runner, model: nn.Module, bn_batches: int) -> None:
     """
     if any(averaging_hooks(runner)) and not bn_batches:
         _warn(model, 'validations and checkpoints of this run have')
+    # Of mmpretrain's EMAHook.
+    if not all(getattr(hook, 'evaluate_on_ema', True)
+               for hook in averaging_hooks(runner)):
+        print_log(
+            'validations of this run, save_best among them, are of the '
+            'weights that are trained; published is their average. Set '
+            'evaluate_on_ema=True of EMAHook', 'current', logging.WARNING)
 
 
 def warn_of_averaged(model: nn.Module, checkpoint: dict) -> None:

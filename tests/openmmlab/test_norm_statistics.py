@@ -93,7 +93,7 @@ def test_statistics_of_every_checkpoint_fit_its_weights(
     dict(evaluate_on_ema=True, evaluate_on_origin=True)],
     ids=['origin', 'both'])
 def test_each_of_two_models_is_evaluated_with_its_own_statistics(
-        evaluate, make_runner, load_config):
+        evaluate, make_runner, load_config, run_log):
     """mmpretrain's EMAHook evaluates the model that is trained as well."""
     cfg = with_validation(load_config('resnet'))
     runner = make_runner(cfg, hook(), dict(
@@ -102,6 +102,8 @@ def test_each_of_two_models_is_evaluated_with_its_own_statistics(
     runner.register_hook(evaluated)
     runner.train()
     assert len(evaluated.seen) == 3 * sum(evaluate.values())
+    assert ('published is their average' in run_log(runner)) is not \
+        evaluate['evaluate_on_ema']
     for seen in evaluated.seen:
         for key, value in fitted(runner, seen).items():
             torch.testing.assert_close(seen[key], value)
