@@ -12,7 +12,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from ..kernels import Grid
 from .fused import refuse_second_derivative
 
-NAME = 'output_quantizer'  # the child of a module whose output is quantized
+# The child of a module whose output is quantized.
+OUTPUT_QUANTIZER = 'output_quantizer'
 # Sums and what goes into them have few large values, which a branch of the
 # network carries on; 8 bits have the room for them (docs/deploy.md).
 HEADROOM = 3.
@@ -94,7 +95,7 @@ def quantize_activation(state: nn.Module, quantizer: nn.Module, x: Tensor
 
 def attach_output(module: nn.Module, quantizer: OutputQuantizer) -> None:
     """Let ``quantizer`` change what ``module`` returns from now on."""
-    module.add_module(NAME, quantizer)  # _hook_owner does the rest
+    module.add_module(OUTPUT_QUANTIZER, quantizer)  # _hook_owner does the rest
 
 
 def _hook_owner(module: nn.Module, name: str, child: Any) -> None:
@@ -103,7 +104,7 @@ def _hook_owner(module: nn.Module, name: str, child: Any) -> None:
     Code that puts another normalization in the place of one (mmengine does,
     for SyncBN) hands children on, but no hooks.
     """
-    if name == NAME and isinstance(child, OutputQuantizer) and \
+    if name == OUTPUT_QUANTIZER and isinstance(child, OutputQuantizer) and \
             _quantize_output not in module._forward_hooks.values():
         module.register_forward_hook(_quantize_output)
 

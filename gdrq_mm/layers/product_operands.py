@@ -8,7 +8,8 @@ from torch.utils._pytree import tree_map
 from .output import quantize_activation
 from .read import is_read_weight
 
-NAME = 'product_quantizers'  # the child of a module with such products
+# The child of a module with such products.
+PRODUCT_QUANTIZERS = 'product_quantizers'
 
 
 class Sites(Dict[int, tuple]):

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from ..modes import is_traced_by_dynamo
-from .product_operands import NAME, ProductOperands
+from .product_operands import PRODUCT_QUANTIZERS, ProductOperands
 from .scaled_attention import attention
 
 _CALL = nn.Module._call_impl.__code__
@@ -130,7 +130,7 @@ def attach_products(module: nn.Module, operands: ProductOperands) -> None:
         operands (ProductOperands): Becomes a child of it, and may be replaced
             as such.
     """
-    module.add_module(NAME, operands)
+    module.add_module(PRODUCT_QUANTIZERS, operands)
     # A partial of a function, as copies and pickles of the module need it; of
     # the forward, since code may call that past hooks.
     module.forward = functools.partial(
@@ -160,7 +160,7 @@ def _forward(module: nn.Module, forward: Optional[Callable], *args, **kwargs
 
 def _run(module: nn.Module, forward: Optional[Callable], *args, **kwargs
          ) -> Any:
-    operands = getattr(module, NAME)
+    operands = getattr(module, PRODUCT_QUANTIZERS)
     rounding = _Rounding(operands)  # _site knows it
     with rounding:
         result = type(module).forward(module, *args, **kwargs) \

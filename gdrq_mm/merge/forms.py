@@ -13,8 +13,7 @@ from ..layers import (
     QuantLinear,
     register_quant_layer,
 )
-from ..layers.product_operands import NAME as PRODUCT_QUANTIZERS
-from ..layers.product_operands import Sites
+from ..layers.product_operands import PRODUCT_QUANTIZERS, Sites
 from ..layers.products import attach_products, detach_products
 from .flow import LayerFlow
 from .grids import TINY, QuantParams

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import InputFirst, ProductOperands, QuantReLU
-from ..layers.output import NAME as OUTPUT_QUANTIZER
+from ..layers.output import OUTPUT_QUANTIZER
 from ..layers.product_operands import Sites
 from .grids import KeepsGrids, QuantParams
 from .ops import OPS

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from ..config import ActivationScheme, WeightScheme
 from ..layers import QUANT_LAYERS
-from ..layers.output import NAME as OUTPUT_QUANTIZER
-from ..layers.product_operands import NAME as PRODUCT_QUANTIZERS
+from ..layers.output import OUTPUT_QUANTIZER
+from ..layers.product_operands import PRODUCT_QUANTIZERS
 
 _TABLES = nn.Embedding, nn.EmbeddingBag
 

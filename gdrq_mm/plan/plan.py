@@ -6,7 +6,7 @@ from torch.nn.parameter import is_lazy
 
 from ..config import QuantConfig, ResidualScheme
 from ..layers import QUANT_LAYERS
-from ..layers.output import NAME as OUTPUT_QUANTIZER
+from ..layers.output import OUTPUT_QUANTIZER
 from ..layers.relu import count_call_sites
 from ..quantizers import QUANTIZERS
 from .layer_plan import LayerPlan, kind_of

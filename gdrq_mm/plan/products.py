@@ -6,7 +6,7 @@ from torch import nn
 from ..config import QuantConfig
 from ..layers import QUANT_LAYERS, products_of
 from ..layers.count_products import Products
-from ..layers.product_operands import NAME
+from ..layers.product_operands import PRODUCT_QUANTIZERS
 from .layer_plan import LayerPlan
 
 
@@ -40,7 +40,8 @@ def plan_products(modules: Dict[str, nn.Module], config: QuantConfig
 
 def _plan(name: str, module: nn.Module, known: Products, config: QuantConfig
           ) -> LayerPlan:
-    plan = LayerPlan(f'{name}.{NAME}'.lstrip('.'), module, products=True)
+    plan = LayerPlan(f'{name}.{PRODUCT_QUANTIZERS}'.lstrip('.'), module,
+                     products=True)
     rule, scheme = config.rule_of(name), config.products_of(name)
     plan.reason = f'rule {rule.match!r}' if rule else 'products'
     # Of nn.MultiheadAttention, whose quantized form alone computes them.
