@@ -108,7 +108,7 @@ class Bench:
             measured=MEASURED)
 
     def _digest(self) -> str:
-        """Of the images that figures are measured with."""
+        """SHA-256 of the images that figures are measured with."""
         total = hashlib.sha256()
         for each in tree_leaves(self.batches):
             if isinstance(each, torch.Tensor):

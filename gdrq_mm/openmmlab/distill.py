@@ -158,9 +158,8 @@ def build_teacher(cfg, path: str) -> nn.Module:
     try:
         load_all(teacher, {key: value for key, value in weights.items()
                            if key in names})
-    except (CheckpointError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+    except CheckpointError as error:
         raise ValueError(
             f'GDRQHook: {path} is no teacher for distill, it does not hold '
-            f'all of the float model: {reason}') from None
+            f'all of the float model: {error}') from None
     return teacher

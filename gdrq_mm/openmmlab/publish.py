@@ -212,7 +212,7 @@ def load_all(model: nn.Module, state_dict: dict) -> None:
         if isinstance(error, CheckpointError):
             raise
         told = str(error).splitlines()[:2][-1].strip()  # torch tells of all
-        raise CheckpointError(f'the checkpoint is not of this model: {told} '
+        raise CheckpointError(f'the checkpoint is of another model: {told} '
                               'Give the config it was trained with') from None
     missing = set(found.missing_keys) - set(own.missing_keys) \
         - added_later(model, state_dict).keys()

@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_model_is_one_sentence(float_model, tmp_path):
     cfg = Config.fromfile(config)
     cfg.model.head.num_classes = 3
     cfg.dump(str(tmp_path / 'other.py'))
-    with pytest.raises(RuntimeError, match='not of this model: size mismatch '
+    with pytest.raises(RuntimeError, match='of another model: size mismatch '
                        'for head.fc.weight.* it was trained with') as error:
         calibrate_checkpoint(str(tmp_path / 'other.py'),
                              float_model('resnet')[1],

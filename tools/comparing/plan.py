@@ -142,10 +142,9 @@ class Comparison:
                              'checkpoint of the float model')
         try:
             load_all(model, weights)
-        except (CheckpointError, RuntimeError) as error:
-            raise ValueError(
-                f'{path} does not fit {self.settings.config}: '
-                f'{str(error).strip().splitlines()[-1].strip()}') from None
+        except CheckpointError as error:
+            raise ValueError(f'{path} does not fit {self.settings.config}: '
+                             f'{error}') from None
 
     def _cell(self, model, scheme, bits, shared) -> Cell:
         quantization = at_bits(find_scheme(scheme), bits, shared)
