@@ -72,22 +72,21 @@ class Method:
     hook: dict = field(default_factory=dict)
 
 
-DEFAULT = dict(weight=dict(type='ScaleClip', group_size=4, levels='even'),
-               activation=dict(type='ScaleClip', threshold='mse'))
 # The defaults but for the threshold, which was a mean of non-zeros.
-NONZERO = dict(DEFAULT, activation=dict(type='ScaleClip',
-                                        threshold='nonzero'))
+NONZERO = dict(weight=dict(type='ScaleClip', group_size=4, levels='even'),
+               activation=dict(type='ScaleClip', threshold='nonzero'))
 # Label, with the levels of weights.
 METHODS = {
     'GDRQ as published (levels: 15 at 4 bits, 7 at 3, 3 at 2)': Method(
         'gdrq', dict(type='ScaleClip', group_size=4, k=2.),
         dict(type='ScaleClip')),
     # k = 2 clips weights of 4 and 8 bits, first and last layers among them.
-    'GDRQ by its defaults (levels: 15, 8 and 4)': Method('mse', **DEFAULT),
-    'the same, distilled (levels: 15, 8 and 4)': Method(
-        'mse-distilled', **DEFAULT, hook=dict(distill=dict())),
-    'the defaults, thresholds of non-zeros (levels: 15, 8 and 4)': Method(
+    'GDRQ by its defaults (levels: 15, 8 and 4)': Method(
+        'mse', NONZERO['weight'], dict(type='ScaleClip', threshold='mse')),
+    'the same, thresholds of non-zeros (levels: 15, 8 and 4)': Method(
         'bestk', **NONZERO),
+    'and distilled (levels: 15, 8 and 4)': Method(
+        'distilled', **NONZERO, hook=dict(distill=dict())),
     'LSQ, a step a channel (levels: 16, 8 and 4)': Method(
         'lsq', dict(type='LSQ', group_size=1), dict(type='LSQ'))}
 # Other papers', of one seed; a scale a layer, as they have.
