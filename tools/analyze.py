@@ -372,7 +372,7 @@ def main() -> None:
     command.add_argument('--train', metavar='FOLDER', help='train both there '
                          "with the config's schedule, and test them")
     args = parser.parse_args()
-    if Path(getattr(args, 'json', None) or 'none').is_dir():
+    if getattr(args, 'json', None) and Path(args.json).is_dir():
         parser.error(f'--json is {args.json}, a folder; give the name of a '
                      'file')
     if getattr(args, 'picture', None):
